@@ -1,0 +1,68 @@
+"""Sagas for Celery: steps with compensations, checkpointed in SQL, that finish or are undone."""
+
+from sagas.app import Sagas
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.definition import Parallel, Pivot, Retry, Saga, Step, StepContext
+from sagas.errors import (
+    ConfigurationError,
+    DefinitionError,
+    DefinitionMissing,
+    DuplicateName,
+    InvalidInput,
+    KeyReused,
+    NotAllowed,
+    PayloadTooLarge,
+    Retryable,
+    SagaError,
+    SagaNotCompleted,
+    SagaNotFound,
+    StartError,
+    StepFailed,
+    StoreUnavailable,
+    Terminal,
+    UnboundParameter,
+    UnserialisableResult,
+    WaitTimeout,
+)
+from sagas.handle import SagaHandle
+from sagas.stores import SqlStore
+
+__all__ = [
+    # writing a saga
+    "Saga",
+    "Step",
+    "Parallel",
+    "Pivot",
+    "Retry",
+    "StepContext",
+    "Terminal",
+    "Retryable",
+    # running it
+    "Sagas",
+    "SqlStore",
+    "SagaHandle",
+    # reading it
+    "SagaStatus",
+    "StepStatus",
+    "Direction",
+    "SagaRecord",
+    "StepRecord",
+    # what can go wrong
+    "SagaError",
+    "DefinitionError",
+    "UnboundParameter",
+    "DuplicateName",
+    "ConfigurationError",
+    "StartError",
+    "InvalidInput",
+    "PayloadTooLarge",
+    "KeyReused",
+    "SagaNotFound",
+    "DefinitionMissing",
+    "NotAllowed",
+    "SagaNotCompleted",
+    "WaitTimeout",
+    "StoreUnavailable",
+    "UnserialisableResult",
+    "StepFailed",
+]

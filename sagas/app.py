@@ -1,0 +1,165 @@
+"""Where everything is put together: a Celery app, a store, and the sagas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+
+from sagas.canvas import Canvas, check_app
+from sagas.checkpoints import SagaRecord
+from sagas.definition import Saga
+from sagas.errors import ConfigurationError, SagaNotFound
+from sagas.handle import SagaHandle
+from sagas.orchestrator import Next, Orchestrator
+from sagas.recovery import Recovery
+from sagas.transitions import Repair, Timing, Verdict
+from sagas.worker import RecoveryStep
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from sagas.stores import CheckpointStore
+
+__all__ = ["Sagas"]
+
+logger = logging.getLogger(__name__)
+
+
+class Sagas:
+    """Adds sagas to a Celery app.
+
+    `app`: the Celery app; any broker, no result backend needed. `store`: where sagas are kept. `sagas`: the
+    definitions, every version that may still be in flight.
+
+    `lease`: seconds after which a worker that stopped answering loses its step to another.
+    `stall_after`: seconds after which a saga whose next step nobody takes is launched again; doubled each time.
+    `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
+    result may have.
+
+    Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
+    lost message `stall_after` instead of `lease`.
+
+    >>> from celery import Celery
+    >>> from sagas import Saga, Sagas, SqlStore, Step
+    >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=None))
+    >>> app = Celery("shop", broker="memory://")
+    >>> Sagas(app, SqlStore("sqlite://"), [greet])
+    <Sagas of 'shop': greet 1>
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        store: CheckpointStore,
+        sagas: Iterable[Saga] = (),
+        *,
+        lease: float = 30.0,
+        stall_after: float = 30.0,
+        sweep_interval: float = 1.0,
+        max_payload: int = 1_048_576,
+    ) -> None:
+        if hasattr(app, "sagas"):
+            raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
+        for name, value in (("lease", lease), ("stall_after", stall_after), ("sweep_interval", sweep_interval)):
+            if not value > 0:
+                raise ConfigurationError(f"{name}={value!r} must be more than zero seconds")
+        check_app(app)
+        self.app = app
+        self.store = store
+        self.orchestrator = Orchestrator(
+            store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload
+        )
+        self.canvas = Canvas(app, self.orchestrator)
+        self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
+        for saga in sagas:
+            self.register(saga)
+        app.steps["worker"].add(RecoveryStep)
+        app.sagas = self
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{name} {version}" for name, version in self.orchestrator.sagas)
+        return f"<Sagas of {self.app.main!r}: {names}>"
+
+    def register(self, saga: Saga) -> None:
+        """Add a definition. Raises `DuplicateName` for a name and version that is taken."""
+        self.orchestrator.register(saga)
+        self.canvas.register(saga)
+        saga.bind(self)
+
+    # -- what callers do ----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        saga: Saga,
+        input: Any = None,  # noqa: A002
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: Session | Connection | None = None,
+    ) -> SagaHandle:
+        """See `Saga.start`."""
+        next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
+        if next_.verdict is Verdict.LAUNCH:
+            if session is None:
+                self._launch(next_)
+            else:
+                self.store.after_commit(session, lambda: self._launch(next_))
+        return SagaHandle(next_.record.id, self)
+
+    def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002
+        """Start the newest version of the saga of this name. Raises `SagaNotFound` when there is none."""
+        versions = [saga for (known, _), saga in self.orchestrator.sagas.items() if known == name]
+        if not versions:
+            known = ", ".join(sorted({known for known, _ in self.orchestrator.sagas})) or "none"
+            raise SagaNotFound(f"no saga {name!r} is registered; there is: {known}")
+        return self.start(max(versions, key=lambda saga: saga.version), input, **options)
+
+    def handle(self, saga_id: str) -> SagaHandle:
+        """Return the handle of a saga by its id. Raises `SagaNotFound`."""
+        return SagaHandle(self.store.load(saga_id).id, self)
+
+    def find(self, name: str, key: str) -> SagaHandle:
+        """Return the handle of a saga by its name and business key. Raises `SagaNotFound`."""
+        return SagaHandle(self.store.find(name, key).id, self)
+
+    # -- what handles and operators do --------------------------------------------------------------------------
+
+    def load(self, saga_id: str) -> SagaRecord:
+        return self.store.load(saga_id)
+
+    def result(self, record: SagaRecord) -> Mapping[str, Any]:
+        return self.orchestrator.result(record)
+
+    def cancel(self, saga_id: str, reason: str = "cancelled", *, by: str | None = None) -> SagaRecord:
+        """Turn a saga back. Raises `NotAllowed` when it can no longer be undone."""
+        return self._launch(self.orchestrator.cancel(saga_id, reason, by))
+
+    def retry(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+        """Try a stuck step again, with all its attempts. Raises `NotAllowed` when it is not stuck."""
+        return self._launch(self.orchestrator.repair(saga_id, step, Repair.RETRY, reason=reason, by=by))
+
+    def skip(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+        """Leave a stuck step as it is and go on with the rest. Raises `NotAllowed` when it is not stuck."""
+        return self._launch(self.orchestrator.repair(saga_id, step, Repair.SKIP, reason=reason, by=by))
+
+    def mark_done(
+        self, saga_id: str, step: str, *, reason: str, by: str | None = None, result: Any = None
+    ) -> SagaRecord:
+        """Take a stuck step as done (or, going backward, as undone) by hand, with the result that later steps need.
+
+        Raises `NotAllowed` when it is not stuck, `InvalidInput` when the result is not what its action declares.
+        """
+        return self._launch(self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, by=by, result=result))
+
+    def _launch(self, next_: Next) -> SagaRecord:
+        try:
+            self.canvas.launch(next_.plan)
+        except (OperationalError, KombuError, OSError) as error:
+            # What counts is stored: recovery launches it when the broker is back.
+            logger.warning("saga %s (%s) is stored, but not launched: %s", next_.record.name, next_.record.id, error)
+        return next_.record

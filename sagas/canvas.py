@@ -1,0 +1,220 @@
+"""How Celery carries a plan: a chain of the steps' tasks, a chord for a parallel stage, link_error on each of them.
+
+::
+
+    chain(place_order.reserve_stock,
+          chord([place_order.authorize_card, place_order.quote_shipping], sagas.join),
+          place_order.capture_payment, ...)
+
+A message is only a wake-up: it says which saga, step and epoch, and whoever receives it asks the database whether
+there is anything to do. Lost or doubled messages therefore cost time, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery, Task, chain, chord
+from celery.backends.base import DisabledBackend
+from celery.canvas import Signature, group, maybe_signature
+from celery.exceptions import Ignore, Retry
+
+from sagas.checkpoints import Direction
+from sagas.definition import BoundStep, Saga
+from sagas.errors import ConfigurationError, DefinitionMissing, DuplicateName, StepFailed, StoreUnavailable
+from sagas.orchestrator import Next, Orchestrator
+from sagas.plan import Plan
+from sagas.transitions import Verdict
+
+__all__ = ["FAIL", "JOIN", "Canvas", "task_name"]
+
+logger = logging.getLogger(__name__)
+
+JOIN = "sagas.join"
+FAIL = "sagas.fail"
+
+#: Seconds until a message that found no database tries again. Well below any broker's visibility timeout.
+_STORE_PAUSE = 5
+
+#: What a header task returns to say that its stage is closed, so that the join is sent.
+_CLOSED = Verdict.CLOSED.value
+
+
+def task_name(saga: Saga, step: str, direction: Direction) -> str:
+    """Return the name of the Celery task that runs a step, or undoes it."""
+    return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.undo"
+
+
+class Canvas:
+    """Renders plans into Celery's primitives, and owns the tasks that they are made of."""
+
+    def __init__(self, app: Celery, orchestrator: Orchestrator) -> None:
+        self.app = app
+        self.orchestrator = orchestrator
+        self._joins = _Joins(app)
+        self._owners: dict[str, str] = {}  # task name -> saga name
+        self._task(JOIN, self._join)
+        self._task(FAIL, self._fail)
+
+    def register(self, saga: Saga) -> None:
+        """Give each step of a saga its Celery task. Versions of one saga share the tasks of steps of one name."""
+        for step in saga.steps.values():
+            for direction in Direction:
+                if direction is Direction.BACKWARD and step.compensation is None:
+                    continue
+                name = task_name(saga, step.name, direction)
+                owner = self._owners.setdefault(name, saga.name)
+                if owner != saga.name or (name in self.app.tasks and not hasattr(self.app.tasks[name], "sagas_task")):
+                    raise DuplicateName(f"saga {saga.name!r}, step {step.name!r}: there is another task named {name!r}")
+                if name not in self.app.tasks:
+                    self._task(name, self._perform)
+
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def launch(self, plan: Plan | None) -> None:
+        """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer."""
+        if plan:
+            self.render(plan).apply_async()
+
+    def render(self, plan: Plan) -> Signature:
+        """Return what Celery is to run: one task, one chord, or a chain of both."""
+        stages = [self._stage(plan, names) for names in plan.stages]
+        return stages[0] if len(stages) == 1 else chain(*stages, app=self.app)
+
+    def _stage(self, plan: Plan, names: tuple[str, ...]) -> Signature:
+        steps = [plan.saga.steps[name] for name in names]
+        if len(plan.saga.stages[steps[0].stage]) == 1:
+            return self._step(plan, steps[0])
+        # The rest of a parallel stage is a chord even when one step of it is left: others may still be at work.
+        join = self._signature(JOIN, plan, steps[0], link_error=[self._errback(plan, steps[0])])
+        return _Chord([self._step(plan, step) for step in steps], join, app=self.app)
+
+    def _step(self, plan: Plan, step: BoundStep) -> Signature:
+        name = task_name(plan.saga, step.name, plan.direction)
+        return self._signature(name, plan, step, link_error=[self._errback(plan, step)])
+
+    def _errback(self, plan: Plan, step: BoundStep) -> Signature:
+        return self._signature(FAIL, plan, step)
+
+    def _signature(self, task: str, plan: Plan, step: BoundStep, **options: Any) -> Signature:
+        if step.queue is not None:  # the helpers follow their step: its queue is the one that surely has a worker
+            options["queue"] = step.queue
+        kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
+        # The same message has the same id however often it is sent, and another one in another epoch.
+        task_id = f"{plan.saga_id}:{task.removeprefix(f'{plan.saga.name}.')}:{step.name}:{plan.epoch}"
+        if task not in (JOIN, FAIL):
+            suffix = ":undo" if plan.direction is Direction.BACKWARD else ""
+            task_id = f"{plan.saga_id}:{step.name}{suffix}:{plan.epoch}"
+        return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=task_id, **options)
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    def _task(self, name: str, body: Any) -> None:
+        # bind=True also makes Celery send an errback as a message of its own instead of calling it inline.
+        task = self.app.task(
+            body,
+            name=name,
+            bind=True,
+            acks_late=True,
+            reject_on_worker_lost=True,
+            acks_on_failure_or_timeout=True,
+            ignore_result=True,
+            store_errors_even_if_ignored=False,
+            serializer="json",
+            max_retries=None,
+            throws=(StepFailed, DefinitionMissing),
+            shared=False,
+        )
+        task.sagas_task = True
+        task.backend = self._joins
+
+    def _perform(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+        next_ = self._ask(task, lambda: self.orchestrator.perform(saga_id, step, epoch))
+        again = next_.verdict in (Verdict.CONTINUE, Verdict.GO_AWAY) and task.request.delivery_info.get("redelivered")
+        if task.request.chord and again:
+            # The worker that closed this stage may have died before it sent the join.
+            joined = self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch))
+            if joined.verdict is not Verdict.GO_AWAY:
+                return _CLOSED
+        return self._answer(next_, saga_id, step)
+
+    def _join(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+        return self._answer(self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch)), saga_id, step)
+
+    def _fail(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+        next_ = self._ask(task, lambda: self.orchestrator.report(saga_id, step, epoch))
+        if next_.verdict is Verdict.LAUNCH:
+            self._launch_or_leave(next_.plan)
+        return str(next_.verdict.value)
+
+    def _ask(self, task: Task, question: Any) -> Next:
+        try:
+            answer: Next = question()
+        except StoreUnavailable as error:
+            raise task.retry(exc=error, countdown=_STORE_PAUSE) from error
+        except DefinitionMissing as error:
+            # Not a failure of the saga: a worker with the right code can bring it on.
+            logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
+            raise Ignore from error
+        return answer
+
+    def _answer(self, next_: Next, saga_id: str, step: str) -> str:
+        """Turn a verdict into what Celery understands: a return lets the chain go on, `Ignore` ends it in silence."""
+        match next_.verdict:
+            case Verdict.CONTINUE | Verdict.CLOSED | Verdict.PARTED:
+                return str(next_.verdict.value)
+            case Verdict.FAILED:
+                state = next_.record.step(step)
+                raise StepFailed(f"saga {next_.record.name!r} ({saga_id}), step {step!r} {state.status}: {next_.note}")
+            case Verdict.RETRY:
+                due_at = next_.record.step(step).due_at
+                # Only shown, never sent: the wait is kept in SQL, where no broker can lose or double it.
+                raise Retry(f"saga {saga_id}, step {step!r}: {next_.note}", when=due_at)
+            case Verdict.LAUNCH:
+                self._launch_or_leave(next_.plan)
+            case _:
+                logger.debug("saga %s, step %s: nothing to do: %s", saga_id, step, next_.note)
+        raise Ignore(next_.note)
+
+    def _launch_or_leave(self, plan: Plan | None) -> None:
+        try:
+            self.launch(plan)
+        except self.app.connection_for_write().connection_errors as error:
+            logger.warning("saga %s could not be launched, recovery will: %s", plan and plan.saga_id, error)
+
+
+class _Joins(DisabledBackend):  # type: ignore[misc]
+    """The "result backend" of saga tasks. It stores nothing; it sends the join of a chord when SQL says it is closed.
+
+    Having a backend of their own also keeps saga tasks independent of the app's: one that is down loses errbacks.
+    """
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
+        if result == _CLOSED:
+            maybe_signature(request.chord, app=self.app).apply_async()
+
+
+@Signature.register_type("sagas.chord")
+class _Chord(chord):  # type: ignore[misc]
+    """A chord that counts nothing: the checkpoint that closes a stage decides who sends the body."""
+
+    def __init__(self, header: Any, body: Any = None, **options: Any) -> None:
+        super().__init__(header, body, **options)
+        self.subtask_type = "sagas.chord"
+        self["immutable"] = True
+
+    def run(self, header: group, body: Signature, *_: Any, **options: Any) -> Any:
+        # The rest of the chain goes with the body; each header task carries the body along as its chord.
+        if rest := options.get("chain"):
+            body = body.clone(chain=rest)
+        sent = [task.apply_async(chord=body) for task in header.tasks]
+        return sent[0]
+
+
+def check_app(app: Celery) -> None:
+    """Refuse an app that would accept pickle: a message must not be able to run code."""
+    accepted: Mapping[str, Any] | list[str] = app.conf.accept_content or []
+    if unsafe := [kind for kind in accepted if kind in ("pickle", "application/x-python-serialize")]:
+        raise ConfigurationError(f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']")

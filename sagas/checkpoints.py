@@ -1,0 +1,236 @@
+"""What is remembered of a saga: its record, the states it can be in, and the only moves between them.
+
+A record is immutable. `transitions` makes the next one from it, a store keeps it, and everybody else reads it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+__all__ = [
+    "SAGA_MOVES",
+    "STEP_MOVES",
+    "TERMINAL",
+    "DeadLetter",
+    "Direction",
+    "HistoryEntry",
+    "SagaRecord",
+    "SagaStatus",
+    "StepRecord",
+    "StepStatus",
+]
+
+
+class SagaStatus(enum.StrEnum):
+    """Where a saga as a whole stands."""
+
+    PENDING = "PENDING"  #: stored; no step has begun
+    RUNNING = "RUNNING"  #: going forward
+    COMPLETED = "COMPLETED"  #: every step is done
+    COMPENSATING = "COMPENSATING"  #: turned back; steps are being undone
+    COMPENSATED = "COMPENSATED"  #: everything that had begun is undone
+    STUCK = "STUCK"  #: a person is needed
+
+
+class StepStatus(enum.StrEnum):
+    """Where one step of a saga stands."""
+
+    PENDING = "PENDING"  #: not begun, or waiting for its next attempt
+    RUNNING = "RUNNING"  #: claimed: its action is at work
+    DONE = "DONE"  #: its action succeeded and the result is kept
+    FAILED = "FAILED"  #: its action said that it had no effect
+    IN_DOUBT = "IN_DOUBT"  #: nobody knows whether its action had an effect
+    UNDOING = "UNDOING"  #: its compensation is at work, or waits for its next attempt
+    UNDONE = "UNDONE"  #: its compensation succeeded, or there was nothing to undo
+    SKIPPED = "SKIPPED"  #: an operator decided that it need not be done, or undone
+    STUCK = "STUCK"  #: out of attempts where only success would do
+
+
+class Direction(enum.StrEnum):
+    """Which way a saga goes."""
+
+    FORWARD = "FORWARD"
+    BACKWARD = "BACKWARD"
+
+
+#: A saga in one of these has nothing left to do.
+TERMINAL = frozenset({SagaStatus.COMPLETED, SagaStatus.COMPENSATED})
+
+#: Every move that a saga may make. `docs/states.md` is drawn from this table.
+SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
+    SagaStatus.PENDING: {
+        SagaStatus.RUNNING: "a worker claims the first step",
+        SagaStatus.COMPENSATING: "cancelled, or timed out before it began",
+    },
+    SagaStatus.RUNNING: {
+        SagaStatus.COMPLETED: "the last step is done",
+        SagaStatus.COMPENSATING: "turned back: a step failed or is in doubt, a timeout, a cancel",
+        SagaStatus.STUCK: "a step at or after the pivot is out of attempts",
+    },
+    SagaStatus.COMPENSATING: {
+        SagaStatus.COMPENSATED: "nothing is left to undo",
+        SagaStatus.STUCK: "a compensation is out of attempts",
+    },
+    SagaStatus.COMPENSATED: {
+        SagaStatus.COMPENSATING: "an action believed dead reported its success after all",
+    },
+    SagaStatus.STUCK: {
+        SagaStatus.RUNNING: "an operator retried, skipped or marked a step, going forward",
+        SagaStatus.COMPENSATING: "an operator retried, skipped or marked a step, going backward",
+    },
+    SagaStatus.COMPLETED: {},
+}
+
+#: Every move that a step may make.
+STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
+    StepStatus.PENDING: {
+        StepStatus.RUNNING: "claimed",
+        StepStatus.FAILED: "could not be started",
+        StepStatus.IN_DOUBT: "the saga turned back between two attempts",
+        StepStatus.STUCK: "could not be started, at or after the pivot",
+        StepStatus.UNDONE: "the saga turned back between two attempts, with nothing to undo",
+    },
+    StepStatus.RUNNING: {
+        StepStatus.DONE: "the action succeeded",
+        StepStatus.PENDING: "the attempt failed or was lost, and another is due",
+        StepStatus.FAILED: "the action raised Terminal",
+        StepStatus.IN_DOUBT: "out of attempts, or it succeeded after the saga had turned back",
+        StepStatus.STUCK: "out of attempts, at or after the pivot",
+        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+    },
+    StepStatus.DONE: {
+        StepStatus.UNDOING: "its compensation is claimed",
+        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+        StepStatus.STUCK: "its compensation could not be started",
+    },
+    StepStatus.FAILED: {
+        StepStatus.UNDOING: "its compensation is claimed",
+        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.STUCK: "its compensation could not be started",
+    },
+    StepStatus.IN_DOUBT: {
+        StepStatus.UNDOING: "its compensation is claimed",
+        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+        StepStatus.STUCK: "its compensation could not be started",
+    },
+    StepStatus.UNDOING: {
+        StepStatus.UNDONE: "the compensation succeeded",
+        StepStatus.STUCK: "the compensation is out of attempts",
+        StepStatus.IN_DOUBT: "the action reported its success after all",
+    },
+    StepStatus.UNDONE: {
+        StepStatus.IN_DOUBT: "the action reported its success after all",
+    },
+    StepStatus.STUCK: {
+        StepStatus.PENDING: "an operator retries it, going forward",
+        StepStatus.UNDOING: "an operator retries it, going backward",
+        StepStatus.SKIPPED: "an operator skips it",
+        StepStatus.DONE: "an operator marks it as done",
+        StepStatus.UNDONE: "an operator marks it as undone",
+        StepStatus.IN_DOUBT: "the action reported its success after all",
+    },
+    StepStatus.SKIPPED: {
+        StepStatus.IN_DOUBT: "the action reported its success after all",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One step of one saga. Times are UTC."""
+
+    name: str
+    status: StepStatus = StepStatus.PENDING
+    position: int = 0  #: its place in the order of start, from 1; 0 while it has not begun
+    failures: int = 0  #: attempts that reported a failure or ran out of time, in this direction
+    lost: int = 0  #: deliveries that ended in silence, in this direction
+    owner: str | None = None  #: the claim that holds it
+    lease_until: datetime | None = None  #: when the claim dies unless it is renewed
+    deadline: datetime | None = None  #: when the attempt has run too long
+    due_at: datetime | None = None  #: not to be tried before
+    result: str | None = None  #: JSON; None while the outcome is unknown
+    error: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that is at work or comes next, from 1."""
+        return self.failures + self.lost + 1
+
+    @property
+    def held(self) -> bool:
+        return self.owner is not None
+
+    def move(self, status: StepStatus, **changes: Any) -> StepRecord:
+        if status is not self.status and status not in STEP_MOVES[self.status]:
+            raise AssertionError(f"step {self.name!r} cannot go from {self.status} to {status}")
+        return replace(self, status=status, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaRecord:
+    """One saga and all its steps, as last stored. Times are UTC."""
+
+    id: str
+    name: str
+    version: int
+    key: str  #: unique among the sagas of this name
+    shape: str  #: the steps of the definition that it was started with
+    correlation_id: str
+    input: str  #: JSON
+    status: SagaStatus = SagaStatus.PENDING
+    direction: Direction = Direction.FORWARD
+    epoch: int = 1  #: messages of another epoch are stale
+    revision: int = 1  #: +1 at every save; a save of another revision changes nothing
+    stalls: int = 0  #: relaunches in a row without progress
+    error: str | None = None  #: why it turned back, or is stuck
+    created_at: datetime
+    updated_at: datetime
+    ready_at: datetime  #: since when the next stage waits for a worker
+    deadline: datetime | None = None  #: when it turns back unless it is past its pivot
+    wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
+    steps: Mapping[str, StepRecord] = field(default_factory=dict)
+
+    def step(self, name: str) -> StepRecord:
+        """Return the step's record; a step that never began has an empty one."""
+        return self.steps.get(name) or StepRecord(name=name)
+
+    def move(self, status: SagaStatus, **changes: Any) -> SagaRecord:
+        if status is not self.status and status not in SAGA_MOVES[self.status]:
+            raise AssertionError(f"saga {self.name!r} ({self.id}) cannot go from {self.status} to {status}")
+        return replace(self, status=status, **changes)
+
+    def with_step(self, step: StepRecord) -> SagaRecord:
+        return replace(self, steps={**self.steps, step.name: step})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """Something that happened to a saga beside its plain way forward."""
+
+    at: datetime
+    what: str
+    epoch: int
+    step: str | None = None
+    detail: str = ""
+    by: str | None = None  #: the operator, where it was one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A step that is out of attempts where only success would do: work for a person."""
+
+    saga_id: str
+    step: str
+    direction: Direction
+    error: str
+    created_at: datetime
+    resolved_at: datetime | None = None
+    resolution: str | None = None
+    reason: str | None = None
+    by: str | None = None

@@ -1,0 +1,409 @@
+"""A saga as its author writes it: steps, their compensations, and what is checked before any of them runs."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
+from sagas.handle import SagaHandle
+from sagas.values import NO_TYPE, check_type, field_names
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+__all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
+
+_SAGA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
+_STEP_NAME_LENGTH = 100
+
+#: Stands for "the author said nothing", which before the pivot is an error.
+_UNSAID: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often, and how soon after a failure, a step is tried again.
+
+    `delay` seconds before the second attempt, `factor` times longer before each one after that, never more than
+    `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return together.
+
+    >>> Retry(max_attempts=4, delay=2, jitter=0).delay_after(2)
+    4
+    """
+
+    max_attempts: int = 3
+    delay: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 60.0
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise DefinitionError(f"Retry(max_attempts={self.max_attempts}): the first attempt counts, so at least 1")
+        if self.delay < 0 or self.max_delay < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+            raise DefinitionError(f"{self}: delays are seconds >= 0, factor >= 1 and jitter from 0 to 1")
+
+    def delay_after(self, failures: int, seed: str = "") -> float:
+        """Return the seconds to wait after that many failures. The same seed gives the same spread."""
+        # The exponent is bounded so that a long history cannot overflow a float.
+        delay = min(self.delay * self.factor ** min(failures - 1, 64), self.max_delay)
+        return delay * (1 + self.jitter * random.Random(seed).random()) if self.jitter else delay  # noqa: S311
+
+
+#: Where only success will do (a compensation, a step after the pivot), a step is tried for longer.
+UNTIL_DONE = Retry(max_attempts=10, max_delay=300.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class StepContext:
+    """What a step may ask about itself. A parameter annotated `StepContext` receives it."""
+
+    saga: str  #: the saga's name
+    saga_id: str
+    key: str  #: the business key that the saga was started with
+    step: str
+    attempt: int  #: from 1; a takeover from a dead worker counts
+    correlation_id: str
+    _open_session: Callable[[], Session] = field(repr=False)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The name of this step's effect: the same in every attempt of the action *and* of its compensation."""
+        return f"{self.saga_id}:{self.step}"
+
+    @property
+    def session(self) -> Session:
+        """A SQLAlchemy session in the transaction that also checkpoints this step.
+
+        What is written through it and the step's success commit together or not at all, so on the database that
+        holds the sagas an effect happens exactly once. Do not commit it: that is done when the step returns.
+        """
+        return self._open_session()
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A function together with where each of its parameters comes from."""
+
+    function: Callable[..., Any]
+    sources: Mapping[str, _Source]
+    returns: Any
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.function(**arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    kind: typing.Literal["context", "input", "field", "step", "own"]
+    name: str = ""
+    type: Any = NO_TYPE  #: the type that the consumer declares
+
+
+class Step:
+    """One action of a saga and what undoes it.
+
+    `action`, `compensation`: plain functions or Celery tasks. Parameters are filled **by name**: a field of the
+        saga's input, the result of a step in an earlier stage (by that step's name), the whole input (annotated
+        with its type), the context (annotated `StepContext`). A compensation may also ask for `result`: what its own
+        action returned, or None when the outcome is unknown. `compensation=None` says that nothing needs undoing.
+    `timeout`: seconds that one attempt may take, from the moment a worker claims it.
+    `start_timeout`: seconds that the step may wait for a worker; None waits as long as the saga may take.
+    `retry`, `compensation_retry`: see `Retry`. Left out: 3 attempts for an action that can still be undone,
+        10 for a compensation and for an action after the pivot.
+    `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
+    `max_deliveries`: how many workers may die or be lost at this step before it is given up as in doubt.
+    """
+
+    is_pivot = False
+
+    def __init__(
+        self,
+        name: str,
+        action: Callable[..., Any],
+        *,
+        compensation: Callable[..., Any] | None = _UNSAID,
+        timeout: float | timedelta = 300.0,
+        start_timeout: float | timedelta | None = None,
+        retry: Retry | None = None,
+        compensation_retry: Retry | None = None,
+        queue: str | None = None,
+        max_deliveries: int = 5,
+    ) -> None:
+        if not name.isidentifier() or len(name) > _STEP_NAME_LENGTH:
+            raise DefinitionError(
+                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} characters: "
+                "later steps ask for its result by a parameter of that name"
+            )
+        if max_deliveries < 1:
+            raise DefinitionError(f"step {name!r}: max_deliveries={max_deliveries} would never run it; at least 1")
+        self.name = name
+        self.action = action
+        self.compensation = compensation
+        self.timeout = _seconds(timeout, f"step {name!r}: timeout")
+        self.start_timeout = (
+            None if start_timeout is None else _seconds(start_timeout, f"step {name!r}: start_timeout")
+        )
+        self.retry = retry
+        self.compensation_retry = compensation_retry
+        self.queue = queue
+        self.max_deliveries = max_deliveries
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class Pivot(Step):
+    """The step of no return: before it everything can be undone, after it everything is retried until it is done."""
+
+    is_pivot = True
+
+
+class Parallel:
+    """Steps that run at the same time. The next stage begins when all of them are done."""
+
+    def __init__(self, *steps: Step) -> None:
+        if len(steps) < 2 or not all(isinstance(step, Step) for step in steps):
+            raise DefinitionError("Parallel takes two steps or more, and nothing but steps")
+        if pivots := [step.name for step in steps if step.is_pivot]:
+            raise DefinitionError(f"the pivot {pivots[0]!r} cannot be one of several: it is where the saga commits itself")
+        self.steps = steps
+
+    def __repr__(self) -> str:
+        return f"Parallel({', '.join(map(repr, self.steps))})"
+
+
+class BoundStep:
+    """A step in its place in a saga: everything about it decided."""
+
+    __slots__ = ("action", "compensation", "compensation_retry", "name", "past_pivot", "queue", "retry", "stage", "step")
+
+    def __init__(self, step: Step, stage: int, action: _Bound, compensation: _Bound | None, *, past_pivot: bool) -> None:
+        self.name = step.name
+        self.step = step
+        self.stage = stage
+        self.queue = step.queue
+        self.action = action
+        self.compensation = compensation
+        self.past_pivot = past_pivot
+        self.retry = step.retry or (UNTIL_DONE if past_pivot else Retry())
+        self.compensation_retry = step.compensation_retry or UNTIL_DONE
+
+
+class _Launcher(Protocol):
+    """The app that a saga is registered with."""
+
+    def start(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: Session | Connection | None,
+    ) -> SagaHandle: ...
+
+
+class Saga:
+    """A business process of several steps that either finishes or is undone.
+
+    `stages`: `Step`, `Pivot` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
+    pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
+    version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
+    after which it turns back unless it is past its pivot.
+
+    Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
+
+    >>> Saga("greet", Step("hello", lambda: "hi", compensation=None))
+    Saga('greet', version=1)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *stages: Step | Parallel,
+        input: Any = None,  # noqa: A002
+        version: int = 1,
+        timeout: float | timedelta | None = None,
+    ) -> None:
+        if not _SAGA_NAME.fullmatch(name):
+            raise DefinitionError(f"saga name {name!r} must match {_SAGA_NAME.pattern}")
+        if not stages:
+            raise DefinitionError(f"saga {name!r} has no steps")
+        self.name = name
+        self.version = version
+        self.input = input
+        self.timeout = None if timeout is None else _seconds(timeout, f"saga {name!r}: timeout")
+        self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
+        self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
+        self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
+        #: The steps in one line; what must stay the same as long as sagas of this version are in flight.
+        self.shape = " > ".join(" & ".join(_mark(step) for step in stage) for stage in self.stages)
+        self._launcher: _Launcher | None = None
+
+    def __repr__(self) -> str:
+        return f"Saga({self.name!r}, version={self.version})"
+
+    def bind(self, launcher: _Launcher) -> None:
+        """Tell the saga which app starts it. `Sagas` calls this."""
+        if self._launcher not in (None, launcher):
+            raise ConfigurationError(f"saga {self.name!r} is already registered with another Sagas app")
+        self._launcher = launcher
+
+    def start(
+        self,
+        input: Any = None,  # noqa: A002
+        /,
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: Session | Connection | None = None,
+    ) -> SagaHandle:
+        """Store a new saga, launch it, and return its handle.
+
+        `input`: an instance of the saga's input type, or a mapping of its fields.
+        `key`: the business key. A second start with the same key and input returns the handle of the first.
+        `session`: a SQLAlchemy session or connection of the caller's, on the database that holds the sagas. The saga
+            commits and rolls back with it, and is launched after the commit.
+
+        Raises `InvalidInput`, `PayloadTooLarge` or `KeyReused`, with nothing stored; `StoreUnavailable` when the
+        database does not answer. A broker that does not answer is no error: the saga is stored and recovery launches it.
+        """
+        if self._launcher is None:
+            raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
+        return self._launcher.start(self, input, key=key, correlation_id=correlation_id, session=session)
+
+    def _bind_stages(self, stages: tuple[Step | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
+        fields = self._input_fields()
+        results: dict[str, Any] = {}  # of earlier stages: step name -> type
+        names: set[str] = set()
+        pivot: str | None = None
+        for number, stage in enumerate(stages):
+            if not isinstance(stage, Step | Parallel):
+                raise DefinitionError(f"saga {self.name!r}: {stage!r} is neither a Step, a Pivot nor a Parallel")
+            steps = stage.steps if isinstance(stage, Parallel) else (stage,)
+            bound = []
+            for step in steps:
+                where = f"saga {self.name!r}, step {step.name!r}"
+                if step.name in names:
+                    raise DuplicateName(f"{where}: another step has this name")
+                if step.name in fields:
+                    raise DuplicateName(f"{where}: a field of the input has this name, so a parameter could mean either")
+                if step.name in ("result", "step"):
+                    raise DefinitionError(f"{where}: the name is taken; compensations receive their own result by it")
+                names.add(step.name)
+                if step.is_pivot and pivot:
+                    raise DefinitionError(f"{where}: a saga has one pivot, and {pivot!r} is it")
+                self._check_compensation(step, pivot, where)
+                bound.append(self._bind_step(step, number, fields, results, where, past_pivot=pivot is not None))
+            if isinstance(stage, Pivot):
+                pivot = stage.name
+            results.update({step.name: step.action.returns for step in bound})
+            yield tuple(bound)
+
+    @staticmethod
+    def _check_compensation(step: Step, pivot: str | None, where: str) -> None:
+        undoable = step.compensation not in (_UNSAID, None)
+        if step.is_pivot and undoable:
+            raise DefinitionError(f"{where}: a pivot is never undone, so it takes no compensation")
+        if pivot and undoable:
+            raise DefinitionError(f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation")
+        if step.compensation is _UNSAID and not (step.is_pivot or pivot):
+            raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
+
+    def _bind_step(
+        self, step: Step, number: int, fields: Mapping[str, Any], results: Mapping[str, Any], where: str, *, past_pivot: bool
+    ) -> BoundStep:
+        action = self._bind_function(step.action, f"{where}, action", fields, results, own=False)
+        compensation = None
+        if step.compensation not in (_UNSAID, None):
+            assert step.compensation is not None
+            compensation = self._bind_function(
+                step.compensation, f"{where}, compensation", fields, results, own=True
+            )
+        return BoundStep(step, number, action, compensation, past_pivot=past_pivot)
+
+    def _bind_function(
+        self, given: Callable[..., Any], where: str, fields: Mapping[str, Any], results: Mapping[str, Any], *, own: bool
+    ) -> _Bound:
+        if not callable(given):
+            raise DefinitionError(f"{where}: {given!r} is not a function or a Celery task")
+        # A Celery task's own signature is (*args, **kwargs); that of its run() is the author's.
+        function = given.run if hasattr(given, "run") and hasattr(given, "apply_async") else given
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise DefinitionError(f"{where}: {_describe(given)} is async or a generator; steps are plain functions")
+        hints = _hints(function, where)
+        sources: dict[str, _Source] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            hint = hints.get(parameter.name, NO_TYPE)
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise DefinitionError(
+                    f"{where}: {_describe(given)} has the parameter {parameter}; parameters are filled by name, one by one"
+                )
+            if hint is StepContext:
+                sources[parameter.name] = _Source("context")
+            elif own and parameter.name == "result":
+                sources[parameter.name] = _Source("own", type=hint)
+            elif self.input is not None and hint is self.input:
+                sources[parameter.name] = _Source("input")
+            elif parameter.name in fields:
+                sources[parameter.name] = _Source("field", parameter.name)
+            elif parameter.name in results:
+                sources[parameter.name] = _Source("step", parameter.name, hint)
+            elif parameter.default is parameter.empty:
+                offers = [*fields, *results, *(["result"] if own else [])]
+                raise UnboundParameter(
+                    f"{where}: nothing can fill the parameter {parameter.name!r} of {_describe(given)}. "
+                    f"It may name one of: {', '.join(offers) or '(nothing yet)'}; or be annotated StepContext"
+                )
+        returns = hints.get("return", NO_TYPE)
+        if not own:
+            try:
+                check_type(returns)
+            except (TypeError, NotImplementedError) as error:
+                raise DefinitionError(f"{where}: what {_describe(given)} returns cannot be kept: {error}") from error
+        return _Bound(given, sources, returns)
+
+    def _input_fields(self) -> Mapping[str, bool]:
+        if self.input is None:
+            return {}
+        try:
+            check_type(self.input)
+            return field_names(self.input)
+        except (TypeError, NotImplementedError) as error:
+            raise DefinitionError(f"saga {self.name!r}: the input type cannot be used: {error}") from error
+
+
+def _mark(step: BoundStep) -> str:
+    if step.step.is_pivot:
+        return f"{step.name}!"
+    return step.name if step.compensation or step.past_pivot else f"{step.name}-"
+
+
+def _seconds(value: float | timedelta, what: str) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not seconds > 0:
+        raise DefinitionError(f"{what} is {value}; it must be more than zero seconds")
+    return seconds
+
+
+def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise DefinitionError(f"{where}: an annotation of {_describe(function)} cannot be read: {error}") from error
+    except TypeError:  # a callable object or a partial: no annotations to read
+        return {}
+
+
+def _describe(function: Any) -> str:
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", None)
+    return f"{module}.{name}" if name else getattr(function, "name", None) or repr(function)

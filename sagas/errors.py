@@ -1,0 +1,140 @@
+"""Everything that can go wrong, and whose move it is.
+
+::
+
+    SagaError
+    ├── DefinitionError          the saga as written cannot work; raised at import
+    │   ├── UnboundParameter       a parameter that nothing can fill
+    │   └── DuplicateName          two sagas, or two steps, of one name
+    ├── ConfigurationError       the app around the sagas is not set up for them
+    ├── StartError               start() refused; nothing was written
+    │   ├── InvalidInput           unknown, missing or wrongly typed fields
+    │   ├── PayloadTooLarge        more than the store is asked to hold
+    │   └── KeyReused              the same key with another input
+    ├── SagaNotFound             no saga has this id or key
+    ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
+    ├── NotAllowed               the saga's state forbids what was asked
+    ├── SagaNotCompleted         a result was asked of a saga that has none
+    ├── WaitTimeout              wait() gave up; the saga goes on
+    ├── StoreUnavailable         the database did not answer; try again
+    ├── UnserialisableResult     what a step returned cannot be kept
+    └── StepFailed               a step failed for good; the saga turns back
+
+    StepSignal                   raised *by* an action or compensation
+    ├── Terminal                   it had no effect and trying again is useless
+    └── Retryable                  try again, as the step's policy says
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "DefinitionError",
+    "DefinitionMissing",
+    "DuplicateName",
+    "InvalidInput",
+    "KeyReused",
+    "NotAllowed",
+    "PayloadTooLarge",
+    "Retryable",
+    "SagaError",
+    "SagaNotCompleted",
+    "SagaNotFound",
+    "StartError",
+    "StepFailed",
+    "StepSignal",
+    "StoreUnavailable",
+    "Terminal",
+    "UnboundParameter",
+    "UnserialisableResult",
+    "WaitTimeout",
+]
+
+
+class SagaError(Exception):
+    """Base of every error that the library raises."""
+
+
+class DefinitionError(SagaError):
+    """A saga as written cannot work. Raised when it is defined, which is at import."""
+
+
+class UnboundParameter(DefinitionError):
+    """An action or compensation asks for something that nothing can fill."""
+
+
+class DuplicateName(DefinitionError):
+    """Two sagas of one name and version, or two steps of one name."""
+
+
+class ConfigurationError(SagaError):
+    """The Celery app or the database around the sagas is not set up for them."""
+
+
+class StartError(SagaError):
+    """`start()` refused what it was given. Nothing was written."""
+
+
+class InvalidInput(StartError):
+    """The input has unknown, missing or wrongly typed fields, or cannot be kept as JSON."""
+
+
+class PayloadTooLarge(StartError):
+    """The input is larger than `Sagas(max_payload=...)` bytes."""
+
+
+class KeyReused(StartError):
+    """The key belongs to a saga that was started with another input."""
+
+
+class SagaNotFound(SagaError, LookupError):
+    """No saga has this id, or this name and key."""
+
+
+class DefinitionMissing(SagaError):
+    """The running code has no definition that fits a saga in flight. Nothing was run."""
+
+
+class NotAllowed(SagaError):
+    """What was asked does not fit the state that the saga is in."""
+
+
+class SagaNotCompleted(SagaError):
+    """A result was asked of a saga that is not COMPLETED."""
+
+
+class WaitTimeout(SagaError, TimeoutError):
+    """`wait()` gave up. The saga itself goes on."""
+
+
+class StoreUnavailable(SagaError):
+    """The database did not answer or asked to be tried again."""
+
+
+class UnserialisableResult(SagaError):
+    """What a step returned cannot be kept as JSON and read back as what it was."""
+
+
+class StepFailed(SagaError):
+    """A step failed for good. Raised in its Celery task, so that link_error fires and Flower shows it."""
+
+
+class StepSignal(SagaError):
+    """What an action or a compensation may raise to say more than that it failed."""
+
+
+class Terminal(StepSignal):
+    """It had no effect, and trying again would not help: compensate now.
+
+    >>> raise Terminal("card declined")
+    Traceback (most recent call last):
+    sagas.errors.Terminal: card declined
+    """
+
+
+class Retryable(StepSignal):
+    """Try again as the step's `Retry` says; `after` (seconds) overrides the delay."""
+
+    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after

@@ -1,0 +1,97 @@
+"""The caller's end of a saga: what `start()` returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
+from sagas.errors import SagaNotCompleted, WaitTimeout
+
+__all__ = ["SagaHandle"]
+
+#: Seconds between two looks at the database while waiting: quick at first, then gentle.
+_FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
+
+
+class _Desk(Protocol):
+    """What a handle needs of the app behind it."""
+
+    def load(self, saga_id: str) -> SagaRecord: ...
+    def result(self, record: SagaRecord) -> Mapping[str, Any]: ...
+    def cancel(self, saga_id: str, reason: str) -> SagaRecord: ...
+
+
+class SagaHandle:
+    """Refers to one saga by its id. Cheap to make, and as good in another process as in the one that started it.
+
+    >>> handle = place_order.start(PlaceOrder(...), key="order-123")  # doctest: +SKIP
+    >>> handle.wait(timeout=10)  # doctest: +SKIP
+    <SagaStatus.COMPLETED: 'COMPLETED'>
+    """
+
+    __slots__ = ("_desk", "id")
+
+    def __init__(self, saga_id: str, desk: _Desk) -> None:
+        self.id = saga_id
+        self._desk = desk
+
+    def __repr__(self) -> str:
+        return f"<SagaHandle {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SagaHandle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def record(self) -> SagaRecord:
+        """Everything that is stored of the saga, read now. Raises `SagaNotFound` when it is not (or no longer) there."""
+        return self._desk.load(self.id)
+
+    @property
+    def status(self) -> SagaStatus:
+        return self.record.status
+
+    @property
+    def error(self) -> str | None:
+        """Why the saga turned back or is stuck, if it did or is."""
+        return self.record.error
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """What each step returned, by step name, as the type its action declares.
+
+        Raises `SagaNotCompleted` unless the saga is COMPLETED.
+        """
+        record = self.record
+        if record.status is not SagaStatus.COMPLETED:
+            why = f": {record.error}" if record.error else ""
+            raise SagaNotCompleted(f"saga {record.name!r} ({self.id}) is {record.status} and has no result{why}")
+        return self._desk.result(record)
+
+    def wait(self, timeout: float | None = None) -> SagaStatus:
+        """Wait until the saga is COMPLETED, COMPENSATED or STUCK and return which.
+
+        Raises `WaitTimeout` after `timeout` seconds; the saga itself goes on.
+        """
+        give_up = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            status = self.status
+            if status in TERMINAL or status is SagaStatus.STUCK:
+                return status
+            if give_up is not None and time.monotonic() >= give_up:
+                raise WaitTimeout(f"saga {self.id} is still {status} after {timeout:g} s; it goes on without you")
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LAST_LOOK)
+
+    def cancel(self, reason: str = "cancelled") -> SagaStatus:
+        """Turn the saga back: what has begun is undone. Returns the status at once; `wait()` for the end.
+
+        A saga that is already going back, or has been undone, stays as it is.
+        Raises `NotAllowed` when it is completed, or at or past its pivot.
+        """
+        return self._desk.cancel(self.id, reason).status

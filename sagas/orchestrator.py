@@ -1,0 +1,432 @@
+"""Check, act, record: what a step's task does when its message arrives, and everything else that changes a saga.
+
+The orchestrator loads a record, lets `transitions` decide, and stores the outcome with a compare-and-set; whoever
+loses that race loads and decides again. It returns what is to be launched and never dispatches anything itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import uuid_utils
+
+from sagas import transitions
+from sagas.checkpoints import Direction, SagaRecord, StepStatus
+from sagas.definition import BoundStep, Saga, StepContext
+from sagas.errors import (
+    DefinitionMissing,
+    DuplicateName,
+    InvalidInput,
+    KeyReused,
+    NotAllowed,
+    PayloadTooLarge,
+    Retryable,
+    StoreUnavailable,
+    Terminal,
+    UnserialisableResult,
+)
+from sagas.leases import Leases
+from sagas.plan import Plan, plan
+from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.values import NO_TYPE, convert, dump, load
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from sagas.stores import CheckpointStore
+
+__all__ = ["Next", "Orchestrator"]
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_KEY = 200
+_LONGEST_ERROR = 10_000
+
+#: Seconds that other workers' recovery leaves a saga alone after one of them has taken it up.
+_SWEEP_LEASE = 10.0
+
+#: Seconds for which a message insists on a database that does not answer, before it is put off.
+_CLAIM_PATIENCE = 3.0
+
+_Decide = Callable[[Saga, SagaRecord, datetime], Change]
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What the messenger does now."""
+
+    verdict: Verdict
+    note: str
+    record: SagaRecord
+    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH
+
+
+class Orchestrator:
+    """Changes sagas. One per app; safe to use from any thread."""
+
+    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int) -> None:
+        self.store = store
+        self.timing = timing
+        self.max_payload = max_payload
+        self.sagas: dict[tuple[str, int], Saga] = {}
+        self._leases = Leases(timing.lease, self._renew)
+
+    # -- definitions --------------------------------------------------------------------------------------------
+
+    def register(self, saga: Saga) -> None:
+        key = saga.name, saga.version
+        if self.sagas.get(key, saga) is not saga:
+            raise DuplicateName(f"there is already a saga {saga.name!r} of version {saga.version}")
+        self.sagas[key] = saga
+
+    def definition(self, record: SagaRecord, step: str | None = None) -> Saga:
+        """Return the definition that a saga was started with.
+
+        Raises `DefinitionMissing` where the running code has none, or one of other steps.
+        """
+        where = f"saga {record.name!r} version {record.version} ({record.id})" + (f", step {step!r}" if step else "")
+        saga = self.sagas.get((record.name, record.version))
+        if saga is None:
+            known = ", ".join(str(version) for name, version in sorted(self.sagas) if name == record.name)
+            raise DefinitionMissing(
+                f"{where}: the running code has "
+                + (f"only version {known} of it" if known else "no saga of this name")
+                + ". Deploy code that still has this version; until then nothing of it is run"
+            )
+        if saga.shape != record.shape:
+            raise DefinitionMissing(
+                f"{where}: its steps were [{record.shape}] and are [{saga.shape}] in the running code. "
+                "Steps of sagas in flight must not change: give the new ones a new version and keep the old"
+            )
+        return saga
+
+    # -- start --------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        saga: Saga,
+        given: Any,
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: Session | Connection | None,
+    ) -> Next:
+        """Store a new saga. The plan is there to be launched once the caller's transaction, if any, has committed."""
+        text = self._encode_input(saga, given)
+        saga_id = str(uuid_utils.uuid7())
+        key = saga_id if key is None else key
+        for what, value in (("key", key), ("correlation_id", correlation_id or saga_id)):
+            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip():
+                raise InvalidInput(
+                    f"saga {saga.name!r}: {what} {value!r} must be a string of 1 to {_LONGEST_KEY} characters "
+                    "without white space around it"
+                )
+        now = self.store.now()
+        record = SagaRecord(
+            id=saga_id,
+            name=saga.name,
+            version=saga.version,
+            key=key,
+            shape=saga.shape,
+            correlation_id=correlation_id or saga_id,
+            input=text,
+            created_at=now,
+            updated_at=now,
+            ready_at=now,
+            deadline=None if saga.timeout is None else now + timedelta(seconds=saga.timeout),
+            wake_at=now + timedelta(seconds=self.timing.stall),
+        )
+        stored = self.store.insert(record, session)
+        if stored.id == saga_id:
+            return Next(Verdict.LAUNCH, "", record, plan(saga, record))
+        if stored.input != text:
+            raise KeyReused(
+                f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
+            )
+        return Next(Verdict.GO_AWAY, "it was started before", stored)
+
+    def _encode_input(self, saga: Saga, given: Any) -> str:
+        where = f"saga {saga.name!r}, input"
+        if saga.input is None:
+            if given is not None:
+                raise InvalidInput(f"{where}: it takes none, but was given {given!r}")
+            return "null"
+        try:
+            value = convert(given, saga.input) if isinstance(given, Mapping) else given
+            text = dump(value, saga.input)
+        except TypeError as error:
+            raise InvalidInput(f"{where}: {error}") from error
+        if (size := len(text.encode())) > self.max_payload:
+            raise PayloadTooLarge(
+                f"{where}: {size:,} bytes are more than max_payload={self.max_payload:,}; "
+                "keep large things elsewhere and pass a reference"
+            )
+        return text
+
+    # -- a step's message: check, act, record -------------------------------------------------------------------
+
+    def perform(self, saga_id: str, name: str, epoch: int) -> Next:
+        """Do what the message of a step asks for, if it is still to be done."""
+        owner = str(uuid_utils.uuid7())
+
+        def check(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+            return transitions.claim(saga, record, name, epoch, owner, now, self.timing)
+
+        claimed = self._insist(lambda: self._change(saga_id, check, step=name), _CLAIM_PATIENCE)
+        if claimed.verdict is not Verdict.ACT:
+            return claimed
+        with self._leases.held(saga_id, name, owner), ExitStack() as resources:
+            attempt = _Attempt(self, claimed.record, name, resources)
+            try:
+                result = attempt.act()
+                if attempt.session is not None:
+                    return self._record_within(attempt, owner, result)
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+                resources.__exit__(type(error), error, error.__traceback__)
+                failure = _failure(error)
+                if failure.outcome is not Outcome.TERMINAL:
+                    logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
+                return self._record(attempt, owner, failure)
+            return self._record(attempt, owner, result)
+
+    def _record(self, attempt: _Attempt, owner: str, outcome: str | Failure | None) -> Next:
+        def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+            if isinstance(outcome, Failure):
+                return transitions.fail(saga, record, attempt.name, owner, outcome, now, self.timing)
+            return transitions.succeed(
+                saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing
+            )
+
+        # The effect is there: it is worth insisting for as long as the claim may live.
+        return self._insist(
+            lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease
+        )
+
+    def _record_within(self, attempt: _Attempt, owner: str, result: str | None) -> Next:
+        """Record a success in the transaction of its effect, or undo both."""
+
+        def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+            if record.step(attempt.name).owner != owner or record.direction is not attempt.direction:
+                raise _Fenced(f"rolled back: the saga is {record.status} and no longer wants it")
+            return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, result, now, self.timing)
+
+        next_ = self._change(attempt.record.id, record, loaded=attempt.record, session=attempt.session)
+        attempt.resources.close()  # commits
+        return next_
+
+    # -- the other messages -------------------------------------------------------------------------------------
+
+    def join(self, saga_id: str, name: str, epoch: int) -> Next:
+        return self._insist(
+            lambda: self._change(
+                saga_id, lambda saga, record, _now: transitions.join(saga, record, name, epoch), step=name
+            ),
+            _CLAIM_PATIENCE,
+        )
+
+    def report(self, saga_id: str, name: str, epoch: int) -> Next:
+        """link_error fired: turn the saga back, unless somebody has."""
+        return self._insist(
+            lambda: self._change(
+                saga_id,
+                lambda saga, record, now: transitions.report(saga, record, name, epoch, now, self.timing),
+                step=name,
+            ),
+            _CLAIM_PATIENCE,
+        )
+
+    # -- recovery -----------------------------------------------------------------------------------------------
+
+    def sweep(self, limit: int = 100) -> Iterator[Next]:
+        """Look at the sagas that are due, and yield what became of each."""
+        for saga_id in self.store.due(limit, _SWEEP_LEASE):
+            try:
+                yield self._change(
+                    saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing)
+                )
+            except DefinitionMissing as error:
+                logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
+
+    # -- people -------------------------------------------------------------------------------------------------
+
+    def cancel(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        return self._change(
+            saga_id, lambda saga, record, now: transitions.cancel(saga, record, reason, now, self.timing, by)
+        )
+
+    def repair(
+        self, saga_id: str, step: str, how: Repair, *, reason: str, by: str | None = None, result: Any = None
+    ) -> Next:
+        if not reason.strip():
+            raise NotAllowed(f"saga {saga_id}, step {step!r}: say why; it is kept with the saga")
+
+        def decide(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+            text = None
+            if how is Repair.DONE and step in saga.steps and record.direction is Direction.FORWARD:
+                try:
+                    text = dump(result, saga.steps[step].action.returns)
+                except TypeError as error:
+                    raise InvalidInput(f"saga {record.name!r}, result of step {step!r}: {error}") from error
+            return transitions.repair(saga, record, step, how, reason, now, self.timing, by=by, result=text)
+
+        return self._change(saga_id, decide, step=step)
+
+    def result(self, record: SagaRecord) -> Mapping[str, Any]:
+        """Return what the steps of a saga returned, as the types that their actions declare."""
+        saga = self.definition(record)
+        return {
+            name: None if state.status is StepStatus.SKIPPED else load(state.result or "null", step.action.returns)
+            for name, step in saga.steps.items()
+            if (state := record.step(name)).status in (StepStatus.DONE, StepStatus.SKIPPED)
+        }
+
+    # -- the one way to change a saga ---------------------------------------------------------------------------
+
+    def _change(
+        self,
+        saga_id: str,
+        decide: _Decide,
+        *,
+        step: str | None = None,
+        loaded: SagaRecord | None = None,
+        session: Session | None = None,
+    ) -> Next:
+        """Load, decide, compare and set; again until nobody was quicker."""
+        while True:
+            before = loaded or self.store.load(saga_id)
+            loaded = None
+            try:
+                saga = self.definition(before, step)
+            except DefinitionMissing as error:
+                self._note(before, str(error))
+                raise
+            change = decide(saga, before, self.store.now())
+            after = change.record
+            if after is not before:
+                saved = self.store.save(before, after, change.history, change.dead_letters, session)
+                if saved is None:
+                    time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
+                    continue
+                after = saved
+            launch = plan(saga, after) if change.verdict in (Verdict.LAUNCH, Verdict.ACT) else None
+            return Next(change.verdict, change.note, after, launch)
+
+    def _note(self, record: SagaRecord, error: str) -> None:
+        """Show on the saga itself why it stands still; a worker with other code may bring it on."""
+        wake_at = self.store.now() + timedelta(seconds=self.timing.stall)
+        self.store.save(record, replace(record, error=error, wake_at=wake_at if record.wake_at else None))
+
+    def _renew(self, saga_id: str, name: str, owner: str) -> bool:
+        next_ = self._change(
+            saga_id, lambda saga, record, now: transitions.renew(saga, record, name, owner, now, self.timing), step=name
+        )
+        return next_.verdict is Verdict.ACT
+
+    @staticmethod
+    def _insist(write: Callable[[], Next], patience: float) -> Next:
+        """Try again while the database does not answer, for a while."""
+        give_up, pause = time.monotonic() + patience, 0.05
+        while True:
+            try:
+                return write()
+            except StoreUnavailable:
+                if time.monotonic() + pause > give_up:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+
+class _Fenced(Terminal):
+    """The transaction of a step found that the saga has moved on without it."""
+
+
+class _Attempt:
+    """One attempt at an action or a compensation."""
+
+    def __init__(self, orchestrator: Orchestrator, record: SagaRecord, name: str, resources: ExitStack) -> None:
+        self.saga = orchestrator.definition(record, name)
+        self.step: BoundStep = self.saga.steps[name]
+        self.record = record
+        self.name = name
+        self.direction = record.direction
+        self.resources = resources
+        self.session: Session | None = None
+        self._orchestrator = orchestrator
+
+    def act(self) -> str | None:
+        """Call the function with what it asks for; return its result as JSON."""
+        bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
+        assert bound is not None
+        try:
+            arguments = {name: self._value(source) for name, source in bound.sources.items()}
+        except Exception as error:
+            raise Terminal(f"its arguments cannot be read from what is stored: {error}") from error
+        returned = bound(**arguments)
+        if self.direction is Direction.BACKWARD:
+            return None
+        try:
+            text = dump(returned, bound.returns)
+        except TypeError as error:
+            raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
+        if (size := len(text.encode())) > self._orchestrator.max_payload:
+            raise UnserialisableResult(
+                f"what step {self.name!r} returned is {size:,} bytes, more than "
+                f"max_payload={self._orchestrator.max_payload:,}; keep large things elsewhere and return a reference"
+            )
+        return text
+
+    def _value(self, source: Any) -> Any:
+        match source.kind:
+            case "context":
+                return self._context()
+            case "input":
+                return load(self.record.input, self.saga.input)
+            case "field":
+                value = load(self.record.input, self.saga.input)
+                return value[source.name] if isinstance(value, dict) else getattr(value, source.name)
+            case "step":
+                stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
+            case _:
+                stored, declared = self.record.step(self.name).result, self.step.action.returns
+        if stored is None:
+            return None
+        # What the producer declares is what was kept; without that, what the consumer asks for is the best guess.
+        return load(stored, source.type if declared is NO_TYPE else declared)
+
+    def _context(self) -> StepContext:
+        return StepContext(
+            saga=self.record.name,
+            saga_id=self.record.id,
+            key=self.record.key,
+            step=self.name,
+            attempt=self.record.step(self.name).attempt,
+            correlation_id=self.record.correlation_id,
+            _open_session=self._open_session,
+        )
+
+    def _open_session(self) -> Session:
+        if self.session is None:
+            self.session = self.resources.enter_context(self._orchestrator.store.transaction())
+        return self.session
+
+
+def _failure(error: Exception) -> Failure:
+    """Say how an attempt failed from what it raised."""
+    text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+    match error:
+        case Terminal():
+            return Failure(Outcome.TERMINAL, str(error)[:_LONGEST_ERROR] or text)
+        case Retryable():
+            return Failure(Outcome.FAILED, str(error)[:_LONGEST_ERROR] or text, error.after)
+        case UnserialisableResult():
+            return Failure(Outcome.IN_DOUBT, str(error)[:_LONGEST_ERROR])
+        case _:
+            return Failure(Outcome.FAILED, text)

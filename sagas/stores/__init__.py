@@ -1,0 +1,75 @@
+"""Where sagas are kept. `SqlStore` is the one that ships; `CheckpointStore` is what the engine asks of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
+from sagas.stores.sql import SqlStore
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+__all__ = ["CheckpointStore", "SqlStore"]
+
+
+class CheckpointStore(Protocol):
+    """Keeps records. Every method raises `StoreUnavailable` when the database does not answer.
+
+    The one rule that all safety rests on: `save` stores the new record only if the stored one still has the revision
+    of the old. Whoever loses that race loads again and decides again.
+    """
+
+    def now(self) -> datetime:
+        """Return the database's time, in UTC. It is the only clock that the engine reads."""
+
+    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+        """Store a new saga, in the caller's transaction if one is given.
+
+        Returns the saga that has this name and key: the given one, or the one that was there before it.
+        """
+
+    def after_commit(self, session: Session | Connection, then: Callable[[], None]) -> None:
+        """Call `then` once the caller's transaction has committed, and not at all when it rolls back."""
+
+    def load(self, saga_id: str) -> SagaRecord:
+        """Return a saga with all its steps. Raises `SagaNotFound`."""
+
+    def find(self, name: str, key: str) -> SagaRecord:
+        """Return the saga of this name and key. Raises `SagaNotFound`."""
+
+    def save(
+        self,
+        before: SagaRecord,
+        after: SagaRecord,
+        history: Sequence[HistoryEntry] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        session: Session | None = None,
+    ) -> SagaRecord | None:
+        """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first."""
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """Open a session for a step that wants its effect and its checkpoint in one transaction."""
+
+    def due(self, limit: int, lease: float) -> Sequence[str]:
+        """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        """Return what happened to a saga beside its plain way forward, oldest first."""
+
+    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
+
+    def select(
+        self,
+        *,
+        name: str | None = None,
+        status: SagaStatus | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> Sequence[SagaRecord]:
+        """Return sagas without their steps, newest first; `before` an id, for the next page."""

@@ -1,0 +1,159 @@
+"""The tables. Migrations in `migrations/` bring a database to this; a test holds the two together."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
+
+__all__ = ["LongText", "Serial", "UtcDateTime", "exact", "dead_letters", "history", "metadata", "sagas", "steps"]
+
+#: MySQL's TEXT ends at 64 kB, silently in some modes.
+LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+#: SQLite counts up by itself only on an INTEGER key.
+Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def exact(length: int) -> String:
+    """Return a string type that tells "A" from "a"; MySQL's own do not, and would take two keys for one."""
+    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, kept in UTC to the microsecond. What goes in must have a time zone; what comes out has UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+#: MySQL's default character set may be one that cannot hold every text.
+MYSQL_OPTIONS: Any = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+sagas = Table(
+    "sagas_saga",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", exact(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("key", exact(200), nullable=False),
+    Column("shape", Text, nullable=False),
+    Column("correlation_id", exact(200), nullable=False),
+    Column("input", LongText, nullable=False),
+    Column("status", String(12), nullable=False),
+    Column("direction", String(8), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("stalls", Integer, nullable=False),
+    Column("error", LongText),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("ready_at", UtcDateTime, nullable=False),
+    Column("deadline", UtcDateTime),
+    Column("wake_at", UtcDateTime),
+    UniqueConstraint("name", "key"),
+    # Recovery asks for what is due: the finished, by far the most, are not in its index where the database can leave
+    # them out, and come last in it where it cannot.
+    Index(None, "wake_at", postgresql_where=Column("wake_at").is_not(None), sqlite_where=Column("wake_at").is_not(None)),
+    # The lists: by status and by saga, newest first, which is the order of the ids.
+    Index(None, "status", "id"),
+    Index(None, "name", "id"),
+    Index(None, "correlation_id"),
+    **MYSQL_OPTIONS,
+)
+
+steps = Table(
+    "sagas_step",
+    metadata,
+    Column("saga_id", String(36), ForeignKey(sagas.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("name", exact(100), primary_key=True),
+    Column("status", String(8), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
+    Column("owner", String(100)),
+    Column("lease_until", UtcDateTime),
+    Column("deadline", UtcDateTime),
+    Column("due_at", UtcDateTime),
+    Column("result", LongText),
+    Column("error", LongText),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    **MYSQL_OPTIONS,
+)
+
+history = Table(
+    "sagas_history",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("saga_id", String(36), ForeignKey(sagas.c.id, ondelete="CASCADE"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("what", String(50), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("step", exact(100)),
+    Column("detail", LongText, nullable=False),
+    Column("by", String(200)),
+    Index(None, "saga_id", "id"),
+    **MYSQL_OPTIONS,
+)
+
+dead_letters = Table(
+    "sagas_dead_letter",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("saga_id", String(36), ForeignKey(sagas.c.id, ondelete="CASCADE"), nullable=False),
+    Column("step", exact(100), nullable=False),
+    Column("direction", String(8), nullable=False),
+    Column("error", LongText, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("resolved_at", UtcDateTime),
+    Column("resolution", String(50)),
+    Column("reason", LongText),
+    Column("by", String(200)),
+    Index(None, "saga_id", "step"),
+    Index(None, "resolved_at"),
+    **MYSQL_OPTIONS,
+)

@@ -1,0 +1,449 @@
+"""Sagas in a SQL database: PostgreSQL, MySQL or MariaDB, SQLite.
+
+All safety rests on one statement, the compare-and-set in `save`: `UPDATE ... WHERE id = ? AND revision = ?`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RowMapping,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
+from sagas.stores import schema
+
+__all__ = ["SqlStore"]
+
+#: Seconds for which the difference between the database's clock and ours is believed.
+_CLOCK_TRUST = 30.0
+
+#: Marks a connection that only reads, so that SQLite does not take its write lock.
+_READ_ONLY = "sagas_read_only"
+
+
+class SqlStore:
+    """Keeps sagas in the database behind a SQLAlchemy URL, or behind an `Engine` of the caller's.
+
+    The tables must be there: `celery -A yourapp sagas db upgrade`, or `SqlStore(url).upgrade()`.
+
+    >>> store = SqlStore("sqlite:///:memory:")
+    >>> store.upgrade()
+    >>> store.select()
+    []
+    """
+
+    def __init__(self, bind: str | Engine) -> None:
+        self.engine = _create_engine(bind) if isinstance(bind, str) else bind
+        self.dialect = self.engine.dialect.name
+        if self.dialect not in _DIALECTS:
+            raise ConfigurationError(f"sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {self.dialect}")
+        self._clock = _Clock()
+        # A connection cannot be shared with a forked child: each side would read the other's answers.
+        os.register_at_fork(after_in_child=lambda: self.engine.dispose(close=False))
+
+    def __repr__(self) -> str:
+        return f"SqlStore({self.engine.url.render_as_string(hide_password=True)!r})"
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        return self._clock.read(self._ask_time)
+
+    def _ask_time(self) -> datetime:
+        with self._reading() as connection:
+            value: datetime = connection.execute(select(_DIALECTS[self.dialect].now)).scalar_one()
+        return value
+
+    # -- one saga -----------------------------------------------------------------------------------------------
+
+    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+        if session is None:
+            with self._writing() as connection:
+                return self._insert(connection, record)
+        connection = session.connection() if isinstance(session, Session) else session
+        if connection.dialect.name != self.dialect:
+            raise ConfigurationError(f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}")
+        with _translated():
+            return self._insert(connection, record)
+
+    def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
+        dialect = _DIALECTS[self.dialect]
+        inserted = connection.execute(dialect.insert_or_keep(schema.sagas).values(_row(record, _SAGA_FIELDS))).rowcount
+        if inserted == 1 and dialect.counts_inserts:
+            return record
+        # A locking read: the row that was in the way may be younger than this transaction's snapshot.
+        query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
+        return _saga(connection.execute(query.with_for_update(read=True)).one()._mapping, [])
+
+    def after_commit(self, session: Session | Connection, then: Callable[[], Any]) -> None:
+        if isinstance(session, Session):
+            _AfterCommit(session, then)
+        else:
+            _after_connection_commits(session, then)
+
+    def load(self, saga_id: str) -> SagaRecord:
+        return self._load(schema.sagas.c.id == saga_id, f"there is no saga with the id {saga_id!r}")
+
+    def find(self, name: str, key: str) -> SagaRecord:
+        where = (schema.sagas.c.name == name) & (schema.sagas.c.key == key)
+        return self._load(where, f"there is no saga {name!r} with the key {key!r}")
+
+    def _load(self, where: Any, missing: str) -> SagaRecord:
+        # The saga before its steps: if somebody saves in between, the revision is the older one and the next
+        # compare-and-set is lost, never won by mistake.
+        with self._reading() as connection:
+            row = connection.execute(select(schema.sagas).where(where)).one_or_none()
+            if row is None:
+                raise SagaNotFound(missing)
+            rows = connection.execute(select(schema.steps).where(schema.steps.c.saga_id == row.id))
+            return _saga(row._mapping, [step._mapping for step in rows])
+
+    def save(
+        self,
+        before: SagaRecord,
+        after: SagaRecord,
+        history: Sequence[HistoryEntry] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        session: Session | None = None,
+    ) -> SagaRecord | None:
+        if session is not None:
+            with _translated():
+                return self._save(session.connection(), before, after, history, dead_letters)
+        with self._writing() as connection:
+            return self._save(connection, before, after, history, dead_letters)
+
+    def _save(
+        self,
+        connection: Connection,
+        before: SagaRecord,
+        after: SagaRecord,
+        history: Sequence[HistoryEntry],
+        dead_letters: Sequence[DeadLetter],
+    ) -> SagaRecord | None:
+        after = replace(after, revision=before.revision + 1)
+        changed = {
+            name: value
+            for name, value in _row(after, _SAGA_FIELDS).items()
+            if value != getattr(before, name)
+        }
+        compare_and_set = (
+            update(schema.sagas)
+            .where(schema.sagas.c.id == before.id, schema.sagas.c.revision == before.revision)
+            .values(changed)
+        )
+        if connection.execute(compare_and_set).rowcount != 1:
+            return None
+        rows = [
+            {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
+            for step in after.steps.values()
+            if step != before.steps.get(step.name)
+        ]
+        if rows:
+            connection.execute(_DIALECTS[self.dialect].upsert(schema.steps), rows)
+        if history:
+            connection.execute(
+                insert(schema.history), [{"saga_id": after.id, **_row(entry, _HISTORY_FIELDS)} for entry in history]
+            )
+        for letter in dead_letters:
+            connection.execute(_file(letter))
+        return after
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        with _translated(), Session(self.engine) as session, session.begin():
+            yield session
+
+    # -- recovery -----------------------------------------------------------------------------------------------
+
+    def due(self, limit: int, lease: float) -> Sequence[str]:
+        now = self.now()
+        ids = (
+            select(schema.sagas.c.id)
+            .where(schema.sagas.c.wake_at <= now)
+            .order_by(schema.sagas.c.wake_at)
+            .limit(limit)
+        )
+        # Most looks find nothing: those cost one read, and on SQLite no lock.
+        with self._reading() as connection:
+            if connection.execute(ids.limit(1)).first() is None:
+                return []
+        with self._writing() as connection:
+            found = list(connection.execute(ids.with_for_update(skip_locked=True)).scalars())
+            if found:
+                later = now + timedelta(seconds=lease)
+                connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
+            return found
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
+        with self._reading() as connection:
+            return [HistoryEntry(**_pick(row._mapping, _HISTORY_FIELDS)) for row in connection.execute(query)]
+
+    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
+        if unresolved:
+            query = query.where(schema.dead_letters.c.resolved_at.is_(None))
+        with self._reading() as connection:
+            return [_letter(row._mapping) for row in connection.execute(query)]
+
+    def select(
+        self,
+        *,
+        name: str | None = None,
+        status: SagaStatus | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> Sequence[SagaRecord]:
+        query = select(schema.sagas).order_by(schema.sagas.c.id.desc()).limit(limit)
+        if name is not None:
+            query = query.where(schema.sagas.c.name == name)
+        if status is not None:
+            query = query.where(schema.sagas.c.status == status)
+        if before is not None:
+            query = query.where(schema.sagas.c.id < before)
+        with self._reading() as connection:
+            return [_saga(row._mapping, []) for row in connection.execute(query)]
+
+    # -- the tables ---------------------------------------------------------------------------------------------
+
+    def upgrade(self) -> None:
+        """Bring the tables to what this version needs. Does nothing when they are."""
+        from sagas.stores.migrate import upgrade  # noqa: PLC0415 - Alembic is slow to import and rarely needed
+
+        with _translated():
+            upgrade(self.engine)
+
+    # -- connections --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        # Single statements need no transaction: without one they cost one round trip, not three.
+        options: dict[str, Any] = {_READ_ONLY: True}
+        if self.dialect != "sqlite":
+            options["isolation_level"] = "AUTOCOMMIT"
+        with _translated(), self.engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with _translated(), self.engine.begin() as connection:
+            yield connection
+
+
+class _AfterCommit:
+    """Calls something once, after the outermost transaction of a session has committed."""
+
+    def __init__(self, session: Session, then: Callable[[], Any]) -> None:
+        self._session = session
+        self._then = then
+        self._nested = session.get_nested_transaction()
+        event.listen(session, "after_commit", self._committed)
+        event.listen(session, "after_soft_rollback", self._rolled_back)
+
+    def _committed(self, session: Session) -> None:
+        if session.in_nested_transaction():  # the event also fires when a savepoint is released
+            return
+        self._forget()
+        self._then()
+
+    def _rolled_back(self, session: Session, previous: SessionTransaction) -> None:
+        # A savepoint rolled back takes with it only what was started inside it.
+        if not previous.nested or previous is self._nested:
+            self._forget()
+
+    def _forget(self) -> None:
+        for name, listener in (("after_commit", self._committed), ("after_soft_rollback", self._rolled_back)):
+            if event.contains(self._session, name, listener):
+                event.remove(self._session, name, listener)
+
+
+def _after_connection_commits(connection: Connection, then: Callable[[], Any]) -> None:
+    def committed(_: Connection) -> None:
+        forget()
+        then()
+
+    def rolled_back(_: Connection) -> None:
+        forget()
+
+    def forget() -> None:
+        event.remove(connection, "commit", committed)
+        event.remove(connection, "rollback", rolled_back)
+
+    event.listen(connection, "commit", committed)
+    event.listen(connection, "rollback", rolled_back)
+
+
+class _Clock:
+    """The database's time, kept between looks by our monotonic clock: nobody's wall clock can step a lease."""
+
+    def __init__(self) -> None:
+        self._known: tuple[datetime, float] | None = None
+
+    def read(self, ask: Any) -> datetime:
+        known = self._known
+        if known is None or time.monotonic() - known[1] > _CLOCK_TRUST:
+            before = time.monotonic()
+            answer = ask()
+            # The answer is as old as half the way there and back.
+            known = self._known = (answer, (before + time.monotonic()) / 2)
+        return known[0] + timedelta(seconds=time.monotonic() - known[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dialect:
+    """What the databases do not say alike."""
+
+    now: Any
+    insert_or_keep: Any
+    upsert: Any
+    counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
+
+
+def _conflict_upsert(dialect_insert: Any) -> Any:
+    def upsert(table: Table) -> Any:
+        statement = dialect_insert(table)
+        keys = [column.name for column in table.primary_key]
+        new = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
+        return statement.on_conflict_do_update(index_elements=keys, set_=new)
+
+    return upsert
+
+
+def _mysql_upsert(table: Table) -> Any:
+    statement = mysql.insert(table)
+    keys = [column.name for column in table.primary_key]
+    return statement.on_duplicate_key_update({c.name: statement.inserted[c.name] for c in table.columns if c.name not in keys})
+
+
+def _utc(expression: str) -> Any:
+    return literal_column(expression, type_=schema.UtcDateTime())
+
+
+_MYSQL = _Dialect(
+    now=_utc("UTC_TIMESTAMP(6)"),
+    # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
+    insert_or_keep=lambda table: mysql.insert(table).on_duplicate_key_update(id=table.c.id),
+    counts_inserts=False,
+    upsert=_mysql_upsert,
+)
+_DIALECTS: Mapping[str, _Dialect] = {
+    "postgresql": _Dialect(
+        now=func.clock_timestamp(type_=schema.UtcDateTime()),
+        insert_or_keep=lambda table: postgresql.insert(table).on_conflict_do_nothing(index_elements=["name", "key"]),
+        upsert=_conflict_upsert(postgresql.insert),
+    ),
+    "sqlite": _Dialect(
+        now=_utc("strftime('%Y-%m-%d %H:%M:%f000', 'now')"),
+        insert_or_keep=lambda table: sqlite.insert(table).on_conflict_do_nothing(index_elements=["name", "key"]),
+        upsert=_conflict_upsert(sqlite.insert),
+    ),
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+
+
+def _create_engine(url: str) -> Engine:
+    dialect = url.partition(":")[0].partition("+")[0]
+    if dialect == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": 30})
+        _teach_sqlite(engine)
+        return engine
+    # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
+    return create_engine(url, isolation_level="READ COMMITTED", pool_recycle=1800)
+
+
+def _teach_sqlite(engine: Engine) -> None:
+    """Let several processes share the file: a log that readers do not block, and transactions that say if they write.
+
+    The driver's own transactions begin late and then fail when two writers meet ("database is locked", at once).
+    """
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        reads = connection.get_execution_options().get(_READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise StoreUnavailable(f"the database of the sagas did not answer: {error.orig}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+
+
+def _fields(record: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(record))
+
+
+_SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
+_STEP_FIELDS = _fields(StepRecord)
+_HISTORY_FIELDS = _fields(HistoryEntry)
+_LETTER_FIELDS = _fields(DeadLetter)
+
+
+def _row(record: Any, fields: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in fields}
+
+
+def _pick(row: RowMapping, fields: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in fields}
+
+
+def _saga(row: RowMapping, step_rows: Sequence[RowMapping]) -> SagaRecord:
+    values = _pick(row, _SAGA_FIELDS)
+    values["status"], values["direction"] = SagaStatus(row["status"]), Direction(row["direction"])
+    steps = [StepRecord(**{**_pick(step, _STEP_FIELDS), "status": StepStatus(step["status"])}) for step in step_rows]
+    return SagaRecord(**values, steps={step.name: step for step in steps})
+
+
+def _letter(row: RowMapping) -> DeadLetter:
+    return DeadLetter(**{**_pick(row, _LETTER_FIELDS), "direction": Direction(row["direction"])})
+
+
+def _file(letter: DeadLetter) -> Any:
+    """Open a dead letter, or close the open ones of its step."""
+    if letter.resolved_at is None:
+        return insert(schema.dead_letters).values(_row(letter, _LETTER_FIELDS))
+    table = schema.dead_letters.c
+    return (
+        update(schema.dead_letters)
+        .where(table.saga_id == letter.saga_id, table.step == letter.step, table.resolved_at.is_(None))
+        .values(_row(letter, ("resolved_at", "resolution", "reason", "by")))
+    )

@@ -1,0 +1,607 @@
+"""The rules: what each thing that can happen does to a saga's record.
+
+Every function here is pure. It takes the definition, the record as stored and the time, and returns a `Change`: the
+record that should be stored instead, and what the messenger is to do. Nothing here knows of Celery or SQL, so all of
+it can be driven through any order of events in a test.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sagas.checkpoints import TERMINAL, DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.definition import BoundStep, Saga
+from sagas.errors import NotAllowed
+from sagas.plan import settled
+
+__all__ = [
+    "Change",
+    "Failure",
+    "Outcome",
+    "Timing",
+    "Verdict",
+    "cancel",
+    "claim",
+    "examine",
+    "fail",
+    "join",
+    "report",
+    "renew",
+    "repair",
+    "succeed",
+]
+
+#: A relaunch that changes nothing doubles the wait for the next one, up to 2 ** this.
+_MOST_DOUBLINGS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How patient the engine is, in seconds."""
+
+    lease: float = 30.0  #: a claim that is not renewed for this long is dead
+    stall: float = 30.0  #: a saga whose next step nobody claims for this long is launched again
+
+
+class Verdict(enum.Enum):
+    """What the messenger does after a change."""
+
+    GO_AWAY = "go away"  #: nothing to do with this message; the chain it belongs to ends here
+    ACT = "act"  #: the claim is yours
+    CONTINUE = "continue"  #: the chain goes on
+    PARTED = "parted"  #: recorded; siblings of the stage are still at work
+    CLOSED = "closed"  #: recorded, and it was the last of its stage: the join is yours to send
+    RETRY = "retry"  #: the attempt failed; the step is tried again
+    FAILED = "failed"  #: the step is out of attempts: raise, so that link_error fires
+    LAUNCH = "launch"  #: launch what the plan says is left
+
+
+class Outcome(enum.Enum):
+    """How an attempt failed."""
+
+    TERMINAL = "terminal"  #: it had no effect; do not try again
+    FAILED = "failed"  #: nobody knows what effect it had; try again as the policy says
+    IN_DOUBT = "in doubt"  #: nobody knows, and trying again would not tell
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    outcome: Outcome
+    error: str
+    after: float | None = None  #: seconds until the next attempt, where the step itself said so
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The record to store (the very same object when nothing changed), and what to do then."""
+
+    record: SagaRecord
+    verdict: Verdict
+    note: str = ""  #: why, for the log
+    history: tuple[HistoryEntry, ...] = ()
+    dead_letters: tuple[DeadLetter, ...] = ()
+
+
+# -- what messages bring --------------------------------------------------------------------------------------------
+
+
+def claim(saga: Saga, record: SagaRecord, name: str, epoch: int, owner: str, now: datetime, timing: Timing) -> Change:
+    """A message asks to act on a step. Grant it to one owner at a time, in turn, and only in the current epoch."""
+    if (refusal := _stale(record, epoch)) is not None:
+        return refusal
+    step, state = saga.steps[name], record.step(name)
+    if settled(step, state, record.direction):
+        return Change(record, Verdict.CONTINUE, f"already {state.status}")
+    if not _is_turn_of(saga, record, step):
+        return Change(record, Verdict.GO_AWAY, "an earlier stage is not settled")
+    if record.direction is Direction.BACKWARD and state.status is StepStatus.RUNNING:
+        return Change(record, Verdict.GO_AWAY, "its action is still at work; it is undone when that has ended")
+    history: tuple[HistoryEntry, ...] = ()
+    if state.owner == owner:  # the claim was stored, and only the answer was lost
+        return Change(record, Verdict.ACT)
+    if state.held:
+        if not _is_dead(state, now):
+            return Change(record, Verdict.GO_AWAY, f"held by {state.owner} until {state.lease_until}")
+        expired = _expire(saga, record, step, now, timing)
+        record, state, history = expired.record, expired.record.step(name), expired.history
+        if not _waits(state, record.direction) or _is_later(state.due_at, now):
+            return expired
+    if not _waits(state, record.direction) or _is_later(state.due_at, now):
+        return Change(record, Verdict.GO_AWAY, f"{state.status}, due at {state.due_at}")
+    if record.direction is Direction.FORWARD and _has_failed(record, saga.stages[step.stage]):
+        return Change(record, Verdict.GO_AWAY, "a sibling failed; it is not begun only to be undone", history)
+    forward = record.direction is Direction.FORWARD
+    deadline = now + timedelta(seconds=step.step.timeout)
+    state = state.move(
+        StepStatus.RUNNING if forward else StepStatus.UNDOING,
+        owner=owner,
+        lease_until=min(now + timedelta(seconds=timing.lease), deadline),
+        deadline=deadline,
+        due_at=None,
+        position=state.position or 1 + max((s.position for s in record.steps.values()), default=0),
+        started_at=state.started_at or now,
+    )
+    record = record.with_step(state)
+    if record.status is SagaStatus.PENDING:
+        record = record.move(SagaStatus.RUNNING)
+    record = replace(record, stalls=0, error=None if forward else record.error)
+    return _done(saga, record, Verdict.ACT, now, timing, history=history)
+
+
+def succeed(
+    saga: Saga, record: SagaRecord, name: str, owner: str, direction: Direction, result: str | None, now: datetime, timing: Timing
+) -> Change:
+    """The holder of a claim reports success. Only the living claim of the present direction counts as done."""
+    step, state = saga.steps[name], record.step(name)
+    if direction is Direction.FORWARD and record.direction is Direction.BACKWARD:
+        return _landed_late(saga, record, step, owner, result, now, timing)
+    if state.owner != owner:
+        # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever
+        # closed the stage has gone on.
+        stored = settled(step, state, direction) and len(saga.stages[step.stage]) == 1
+        verdict = Verdict.CONTINUE if stored else Verdict.GO_AWAY
+        return Change(record, verdict, f"its claim was taken over; the step is {state.status}")
+    forward = direction is Direction.FORWARD
+    state = _released(state, StepStatus.DONE if forward else StepStatus.UNDONE, now, error=None)
+    record = record.with_step(replace(state, result=result) if forward else state)
+    return _after_step(saga, record, step, Verdict.CONTINUE, now, timing)
+
+
+def fail(
+    saga: Saga, record: SagaRecord, name: str, owner: str, failure: Failure, now: datetime, timing: Timing
+) -> Change:
+    """The holder of a claim, or whoever watches over it, reports that the attempt failed."""
+    step, state = saga.steps[name], record.step(name)
+    if state.owner != owner:
+        return Change(record, Verdict.GO_AWAY, f"its claim was taken over; the step is {state.status}")
+    undoing = state.status is StepStatus.UNDOING
+    history = (_entry(record, now, "undo failed" if undoing else "step failed", step, failure.error),)
+    retry = step.compensation_retry if undoing else step.retry
+    failures = state.failures + 1
+    again = failure.outcome is Outcome.FAILED and failures < retry.max_attempts
+    turned_back = record.direction is Direction.BACKWARD and not undoing
+    if again and not turned_back:
+        delay = retry.delay_after(failures, f"{record.id}:{name}:{failures}") if failure.after is None else failure.after
+        state = _released(
+            state,
+            StepStatus.UNDOING if undoing else StepStatus.PENDING,
+            None,
+            failures=failures,
+            error=failure.error,
+            due_at=now + timedelta(seconds=delay),
+        )
+        return _done(saga, record.with_step(state), Verdict.RETRY, now, timing, failure.error, history)
+    status = _given_up(step, failure.outcome, record, undoing=undoing)
+    state = _released(state, status, now, failures=failures, error=failure.error)
+    record = record.with_step(state)
+    return _after_step(saga, record, step, Verdict.FAILED, now, timing, failure.error, history)
+
+
+def renew(saga: Saga, record: SagaRecord, name: str, owner: str, now: datetime, timing: Timing) -> Change:
+    """The holder of a claim is alive and still at work. It may not outlive its deadline."""
+    state = record.step(name)
+    if state.owner != owner:
+        return Change(record, Verdict.GO_AWAY, "its claim was taken over")
+    assert state.deadline is not None
+    state = replace(state, lease_until=min(now + timedelta(seconds=timing.lease), state.deadline))
+    return _done(saga, record.with_step(state), Verdict.ACT, now, timing)
+
+
+def join(saga: Saga, record: SagaRecord, name: str, epoch: int) -> Change:
+    """The body of a chord asks whether the stage that `name` belongs to is done. It writes nothing."""
+    if (refusal := _stale(record, epoch)) is not None:
+        return refusal
+    stage = saga.stages[saga.steps[name].stage]
+    if all(settled(step, record.step(step.name), record.direction) for step in stage):
+        return Change(record, Verdict.CONTINUE)
+    if _is_over(saga, record, stage):
+        return Change(record, Verdict.FAILED, _reason(record, stage))
+    return Change(record, Verdict.GO_AWAY, "steps of the stage are still at work")
+
+
+def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime, timing: Timing) -> Change:
+    """link_error fired for a step's task: look at the saga now instead of when recovery would.
+
+    Where the step recorded its own failure, the saga turns back. Where it did not, Celery lost it: a hard time limit,
+    wrong arguments, a worker that died without redelivery.
+    """
+    if (refusal := _stale(record, epoch)) is not None:
+        return refusal
+    step, state = saga.steps[name], record.step(name)
+    if state.owner is not None:
+        lost = Failure(Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)")
+        change = fail(saga, record, name, state.owner, lost, now, timing)
+    elif _waits(state, record.direction) and not _is_later(state.due_at, now) and _is_turn_of(saga, record, step):
+        change = _lose(saga, record, step, now, timing)
+    else:
+        change = Change(record, Verdict.GO_AWAY)
+    return _then_examine(saga, change, now, timing)
+
+
+# -- what time brings -----------------------------------------------------------------------------------------------
+
+
+def examine(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
+    """Bring a saga that is due to where it should be: settle dead claims, honour deadlines, relaunch what stands still."""
+    if record.status in TERMINAL or record.status is SagaStatus.STUCK:
+        return Change(replace(record, wake_at=None), Verdict.GO_AWAY)
+    change = Change(record, Verdict.GO_AWAY)
+    for step in saga.steps.values():
+        state = change.record.step(step.name)
+        if state.held and _is_dead(state, now):
+            change = _merge(change, _expire(saga, change.record, step, now, timing))
+    return _then_examine(saga, change, now, timing)
+
+
+def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> Change:
+    """Follow up on a change that nobody carries on: turn back, finish, relaunch or wait."""
+    record = change.record
+    if record.status in TERMINAL or record.status is SagaStatus.STUCK:
+        return replace(change, verdict=Verdict.GO_AWAY)
+    stage = _current(saga, record)
+    if stage is None:  # nothing is left: the write that says so is the only thing missing
+        return _merge(change, _settle(saga, record, now, timing))
+    if record.direction is Direction.FORWARD:
+        change = _expire_unstarted(saga, change, stage, now, timing)
+        record = change.record
+        if _has_failed(record, stage) and _is_over(saga, record, stage):
+            if _is_stuck(record, stage):
+                return _merge(change, _get_stuck(saga, record, stage, now, timing))
+            return _merge(change, _turn_back(saga, record, _reason(record, stage), now, timing))
+        if record.deadline is not None and record.deadline <= now and not _committed(saga, record):
+            why = "the saga ran out of time" + (f" ({saga.timeout:g} s)" if saga.timeout else "")
+            return _merge(change, _turn_back(saga, record, why, now, timing))
+    doomed = record.direction is Direction.FORWARD and _has_failed(record, stage)
+    states = [record.step(step.name) for step in stage]
+    if doomed or not any(_waits(state, record.direction) and not _is_later(state.due_at, now) for state in states):
+        return _merge(change, _done(saga, record, Verdict.GO_AWAY, now, timing))
+    # While siblings are at work the epoch stays: a new one would make the messages of their chord stale.
+    epoch = record.epoch if any(state.held for state in states) else record.epoch + 1
+    record = replace(record, epoch=epoch, stalls=record.stalls + 1)
+    return _merge(change, _done(saga, record, Verdict.LAUNCH, now, timing))
+
+
+# -- what people bring ----------------------------------------------------------------------------------------------
+
+
+def cancel(saga: Saga, record: SagaRecord, reason: str, now: datetime, timing: Timing, by: str | None = None) -> Change:
+    """Turn a saga back on request."""
+    if record.direction is Direction.BACKWARD:
+        return Change(record, Verdict.GO_AWAY, f"already {record.status}")
+    if record.status is SagaStatus.COMPLETED or _committed(saga, record):
+        at = f"it is {record.status}" if saga.pivot is None or record.status is SagaStatus.COMPLETED else (
+            f"its pivot {saga.pivot.name!r} is {record.step(saga.pivot.name).status}"
+        )
+        raise NotAllowed(f"saga {record.name!r} ({record.id}) can no longer be undone: {at}")
+    return _turn_back(saga, record, reason, now, timing, by=by)
+
+
+class Repair(enum.Enum):
+    """What an operator can do about a step that is stuck."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    DONE = "done"
+
+
+def repair(
+    saga: Saga, record: SagaRecord, name: str, how: Repair, reason: str, now: datetime, timing: Timing, *,
+    by: str | None = None, result: str | None = None,
+) -> Change:
+    """Bring a stuck saga on: try the step again, leave it out, or take it as done by hand."""
+    step = saga.steps.get(name)
+    state = record.step(name)
+    if step is None or record.status is not SagaStatus.STUCK or state.status is not StepStatus.STUCK:
+        stuck = [s.name for s in record.steps.values() if s.status is StepStatus.STUCK]
+        raise NotAllowed(
+            f"saga {record.name!r} ({record.id}) is {record.status}; "
+            + (f"its stuck step is {stuck[0]!r}, not {name!r}" if stuck else "none of its steps is stuck")
+        )
+    forward = record.direction is Direction.FORWARD
+    match how:
+        case Repair.RETRY:
+            state = state.move(StepStatus.PENDING if forward else StepStatus.UNDOING, failures=0, lost=0, due_at=None)
+        case Repair.SKIP:
+            state = state.move(StepStatus.SKIPPED, finished_at=now, result="null" if forward else state.result)
+        case Repair.DONE:
+            state = state.move(
+                StepStatus.DONE if forward else StepStatus.UNDONE, finished_at=now, error=None, result=(result or "null") if forward else state.result
+            )
+    history = (_entry(record, now, f"operator: {how.value}", step, reason, by),)
+    letters = (_letter(record, state, now, resolution=how.value, reason=reason, by=by),)
+    record = record.with_step(state)
+    if any(s.status is StepStatus.STUCK for s in record.steps.values()):
+        return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "another step is still stuck", history, letters)
+    back = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
+    record = record.move(back, epoch=record.epoch + 1, stalls=0, ready_at=now, error=None if forward else record.error)
+    change = _settle(saga, record, now, timing)
+    return replace(change, history=history + change.history, dead_letters=letters)
+
+
+# -- the parts ------------------------------------------------------------------------------------------------------
+
+
+def _turn_back(saga: Saga, record: SagaRecord, why: str, now: datetime, timing: Timing, by: str | None = None) -> Change:
+    """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
+    history = (_entry(record, now, "turned back", None, why, by),)
+    for step in saga.steps.values():
+        state = record.step(step.name)
+        if state.status is StepStatus.PENDING and state.position:
+            state = state.move(StepStatus.IN_DOUBT)
+        if step.compensation is None and state.status in (StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT):
+            state = _released(state, StepStatus.UNDONE, now)
+        if state.position:
+            record = record.with_step(replace(state, failures=0, lost=0, due_at=None))
+    record = record.move(
+        SagaStatus.COMPENSATING,
+        direction=Direction.BACKWARD, epoch=record.epoch + 1, stalls=0, ready_at=now, error=why,
+    )
+    change = _settle(saga, record, now, timing)
+    return replace(change, note=why, history=history + change.history)
+
+
+def _landed_late(
+    saga: Saga, record: SagaRecord, step: BoundStep, owner: str, result: str | None, now: datetime, timing: Timing
+) -> Change:
+    """An action succeeded after the saga had turned back. It does not count as done: it is undone, with its result."""
+    state = record.step(step.name)
+    if step.compensation is None:
+        return Change(record, Verdict.GO_AWAY, "it came late, and there is nothing to undo")
+    if state.status is StepStatus.DONE or (state.status is StepStatus.RUNNING and state.owner != owner):
+        return Change(record, Verdict.GO_AWAY, "another delivery of it stands for it, and will be undone")
+    history = (_entry(record, now, "landed late", step, f"it was {state.status}"),)
+    letters: tuple[DeadLetter, ...] = ()
+    if state.status is StepStatus.STUCK:
+        letters = (_letter(record, state, now, resolution="landed late", reason="its outcome is known: undone once more"),)
+    # Whoever is undoing it now may have looked before it landed: that claim is void, and it is undone once more.
+    state = _released(state, StepStatus.IN_DOUBT, now, result=result, failures=0, lost=0, due_at=None)
+    record = record.with_step(state)
+    stuck = any(s.status is StepStatus.STUCK for s in record.steps.values())
+    if record.status is SagaStatus.COMPENSATED or (record.status is SagaStatus.STUCK and not stuck):
+        record = record.move(SagaStatus.COMPENSATING, epoch=record.epoch + 1, ready_at=now)
+    return _done(saga, record, Verdict.LAUNCH, now, timing, "landed after the saga had turned back", history, letters)
+
+
+def _expire(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timing: Timing) -> Change:
+    """A claim has died: its time was up, or its worker stopped renewing it."""
+    state = record.step(step.name)
+    assert state.owner is not None
+    assert state.deadline is not None
+    if state.deadline <= now:
+        late = Failure(Outcome.FAILED, f"no answer within {step.step.timeout:g} s")
+        return fail(saga, record, step.name, state.owner, late, now, timing)
+    return _lose(saga, record, step, now, timing)
+
+
+def _lose(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timing: Timing) -> Change:
+    """A delivery of a step ended in silence. After too many of them it is given up: it may be what kills its workers."""
+    state = record.step(step.name)
+    ran = state.held
+    undoing = record.direction is Direction.BACKWARD and state.status is not StepStatus.RUNNING
+    awaited = record.direction is Direction.BACKWARD and not undoing  # an action that the saga no longer wants
+    lost = state.lost + 1
+    error = f"lost {lost} of {step.step.max_deliveries} times: " + ("its worker died" if ran else "Celery could not run it")
+    history = (_entry(record, now, "lost", step, error),)
+    if lost < step.step.max_deliveries and not awaited:
+        waiting = StepStatus.PENDING if state.status is StepStatus.RUNNING else state.status
+        state = _released(state, waiting, state.finished_at, lost=lost, error=error)
+        return _done(saga, record.with_step(state), Verdict.GO_AWAY, now, timing, error, history)
+    never_ran = not ran and not state.position
+    status = _given_up(step, Outcome.TERMINAL if never_ran else Outcome.IN_DOUBT, record, undoing=undoing)
+    state = _released(state, status, now, lost=lost, error=error)
+    return _after_step(saga, record.with_step(state), step, Verdict.FAILED, now, timing, error, history)
+
+
+def _expire_unstarted(
+    saga: Saga, change: Change, stage: tuple[BoundStep, ...], now: datetime, timing: Timing
+) -> Change:
+    """Give up the steps of the current stage that no worker took in time."""
+    for step in stage:
+        record = change.record
+        state = record.step(step.name)
+        limit = _start_deadline(step, state, record)
+        if limit is None or limit > now or state.status is not StepStatus.PENDING:
+            continue
+        error = f"no worker began it within {step.step.start_timeout:g} s"
+        status = _given_up(step, Outcome.IN_DOUBT if state.position else Outcome.TERMINAL, record, undoing=False)
+        after = record.with_step(_released(state, status, now, error=error))
+        history = (_entry(record, now, "not started", step, error),)
+        change = _merge(change, _after_step(saga, after, step, Verdict.FAILED, now, timing, error, history))
+    return change
+
+
+def _after_step(
+    saga: Saga, record: SagaRecord, step: BoundStep, verdict: Verdict, now: datetime, timing: Timing,
+    note: str = "", history: tuple[HistoryEntry, ...] = (),
+) -> Change:
+    """A step has come to an end, good or bad: close its stage or its saga when it was the last."""
+    stage, state = saga.stages[step.stage], record.step(step.name)
+    letters = (_letter(record, state, now),) if state.status is StepStatus.STUCK else ()
+    over = _is_over(saga, record, stage)
+    if over and _is_stuck(record, stage):
+        change = _get_stuck(saga, record, stage, now, timing)
+    elif record.direction is Direction.BACKWARD and state.status in (StepStatus.FAILED, StepStatus.IN_DOUBT):
+        change = _settle(saga, record, now, timing)  # the action was waited for; now it can be undone
+        return replace(change, note=note, history=history + change.history, dead_letters=letters)
+    else:
+        if over and _current(saga, record) is None:
+            forward = record.direction is Direction.FORWARD
+            record = record.move(SagaStatus.COMPLETED if forward else SagaStatus.COMPENSATED)
+        change = _done(saga, replace(record, ready_at=now) if over else record, verdict, now, timing)
+    if len(stage) > 1:  # in a chord a failure is data: the join raises it
+        verdict = Verdict.CLOSED if over else Verdict.PARTED
+    return replace(change, verdict=verdict, note=note, history=history + change.history, dead_letters=letters)
+
+
+def _get_stuck(saga: Saga, record: SagaRecord, stage: tuple[BoundStep, ...], now: datetime, timing: Timing) -> Change:
+    record = record.move(SagaStatus.STUCK, error=_reason(record, stage))
+    history = (_entry(record, now, "stuck", None, record.error or ""),)
+    return _done(saga, record, Verdict.GO_AWAY, now, timing, history=history)
+
+
+def _settle(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
+    """Finish the saga when nothing is left of it, else have the rest launched."""
+    if _current(saga, record) is None:
+        forward = record.direction is Direction.FORWARD
+        record = record.move(SagaStatus.COMPLETED if forward else SagaStatus.COMPENSATED)
+        return _done(saga, record, Verdict.GO_AWAY, now, timing)
+    return _done(saga, record, Verdict.LAUNCH, now, timing)
+
+
+def _given_up(step: BoundStep, outcome: Outcome, record: SagaRecord, *, undoing: bool) -> StepStatus:
+    """What becomes of a step that is not tried again."""
+    if undoing or step.past_pivot:
+        return StepStatus.STUCK
+    if outcome is Outcome.TERMINAL:
+        return StepStatus.FAILED
+    # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.
+    if step.step.is_pivot and record.direction is Direction.FORWARD:
+        return StepStatus.STUCK
+    return StepStatus.IN_DOUBT
+
+
+def _stale(record: SagaRecord, epoch: int) -> Change | None:
+    if record.epoch != epoch:
+        return Change(record, Verdict.GO_AWAY, f"the message is of epoch {epoch}, the saga of {record.epoch}")
+    if record.status is SagaStatus.STUCK:
+        return Change(record, Verdict.GO_AWAY, f"the saga is {record.status}")
+    return None
+
+
+def _current(saga: Saga, record: SagaRecord) -> tuple[BoundStep, ...] | None:
+    """Return the stage that the saga is at, or None when nothing is left in its direction."""
+    stages = saga.stages if record.direction is Direction.FORWARD else saga.stages[::-1]
+    for stage in stages:
+        if not all(settled(step, record.step(step.name), record.direction) for step in stage):
+            return stage
+    return None
+
+
+def _is_turn_of(saga: Saga, record: SagaRecord, step: BoundStep) -> bool:
+    current = _current(saga, record)
+    return current is not None and current[0].stage == step.stage
+
+
+def _has_failed(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+    bad = (StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.STUCK)
+    return any(record.step(step.name).status in bad for step in stage)
+
+
+def _is_stuck(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+    return any(record.step(step.name).status is StepStatus.STUCK for step in stage)
+
+
+def _is_over(saga: Saga, record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+    """Tell whether a stage has come to its end: nobody is at work, and all are settled or, going forward, one failed."""
+    states = [record.step(step.name) for step in stage]
+    if any(state.held for state in states):
+        return False
+    if record.direction is Direction.FORWARD and _has_failed(record, stage):
+        return True
+    return all(
+        settled(step, state, record.direction) or state.status is StepStatus.STUCK
+        for step, state in zip(stage, states, strict=True)
+    )
+
+
+def _committed(saga: Saga, record: SagaRecord) -> bool:
+    """Tell whether the pivot has been reached: done, or begun with an effect that is not known."""
+    if saga.pivot is None:
+        return False
+    state = record.step(saga.pivot.name)
+    return state.status in (StepStatus.DONE, StepStatus.SKIPPED, StepStatus.RUNNING, StepStatus.STUCK) or (
+        state.status is StepStatus.PENDING and state.position > 0
+    )
+
+
+def _waits(state: StepRecord, direction: Direction) -> bool:
+    """Tell whether a step waits to be claimed, now or when it is due."""
+    if state.held:
+        return False
+    if direction is Direction.FORWARD:
+        return state.status is StepStatus.PENDING
+    return state.status in (StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.UNDOING)
+
+
+def _is_dead(state: StepRecord, now: datetime) -> bool:
+    return state.lease_until is not None and state.lease_until <= now
+
+
+def _is_later(due_at: datetime | None, now: datetime) -> bool:
+    return due_at is not None and due_at > now
+
+
+def _reason(record: SagaRecord, stage: tuple[BoundStep, ...]) -> str:
+    """Say which steps failed, and how, for people."""
+    failed = [
+        f"step {state.name!r} {'is stuck' if state.status is StepStatus.STUCK else state.status.replace('_', ' ').lower()}"
+        f": {state.error}"
+        for step in stage
+        if (state := record.step(step.name)).status in (StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.STUCK)
+    ]
+    return "; ".join(failed)
+
+
+def _released(state: StepRecord, status: StepStatus, finished_at: datetime | None, **changes: object) -> StepRecord:
+    return state.move(status, owner=None, lease_until=None, deadline=None, finished_at=finished_at, **changes)
+
+
+def _start_deadline(step: BoundStep, state: StepRecord, record: SagaRecord) -> datetime | None:
+    if step.step.start_timeout is None or record.direction is Direction.BACKWARD:
+        return None
+    since = max(filter(None, (record.ready_at, state.due_at)))
+    return since + timedelta(seconds=step.step.start_timeout)
+
+
+def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> datetime | None:
+    """When recovery should look at the saga again, if nothing else happens until then."""
+    stage = _current(saga, record)
+    if record.status in TERMINAL or record.status is SagaStatus.STUCK or stage is None:
+        return None
+    stall = now + timedelta(seconds=timing.stall * 2 ** min(record.stalls, _MOST_DOUBLINGS))
+    times: list[datetime | None] = []
+    for step in stage:
+        state = record.step(step.name)
+        if state.held:
+            times.append(state.lease_until)
+        elif not settled(step, state, record.direction):
+            times.append(state.due_at if state.due_at is not None and state.due_at >= now else stall)
+            limit = _start_deadline(step, state, record)
+            times.append(limit if limit is not None and limit > now else None)
+    if record.direction is Direction.FORWARD and not _committed(saga, record) and record.deadline:
+        times.append(max(record.deadline, now))
+    return min(filter(None, times), default=stall)
+
+
+def _entry(
+    record: SagaRecord, now: datetime, what: str, step: BoundStep | None, detail: str, by: str | None = None
+) -> HistoryEntry:
+    return HistoryEntry(at=now, what=what, epoch=record.epoch, step=step.name if step is not None else None, detail=detail, by=by)
+
+
+def _letter(record: SagaRecord, state: StepRecord, now: datetime, **resolved: str | None) -> DeadLetter:
+    """Open the dead letter of a step, or close it with how it was resolved."""
+    return DeadLetter(
+        saga_id=record.id, step=state.name, direction=record.direction, error=state.error or "",
+        created_at=now, resolved_at=now if resolved else None, **resolved,
+    )
+
+
+def _done(
+    saga: Saga, record: SagaRecord, verdict: Verdict, now: datetime, timing: Timing, note: str = "",
+    history: tuple[HistoryEntry, ...] = (), dead_letters: tuple[DeadLetter, ...] = (),
+) -> Change:
+    record = replace(record, updated_at=now, wake_at=_wake_at(saga, record, now, timing))
+    return Change(record, verdict, note, history, dead_letters)
+
+
+def _merge(first: Change, second: Change) -> Change:
+    """Return `second`, which followed on `first`, with what both of them have to tell."""
+    return replace(
+        second,
+        note=second.note or first.note,
+        history=first.history + second.history,
+        dead_letters=first.dead_letters + second.dead_letters,
+    )
