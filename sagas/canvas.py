@@ -13,12 +13,12 @@ there is anything to do. Lost or doubled messages therefore cost time, and nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from celery import Celery, Task, chain, chord
+from celery import Celery, Task, chain
 from celery.backends.base import DisabledBackend
-from celery.canvas import Signature, group, maybe_signature
+from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, Retry
 
 from sagas.checkpoints import Direction
@@ -89,7 +89,7 @@ class Canvas:
             return self._step(plan, steps[0])
         # The rest of a parallel stage is a chord even when one step of it is left: others may still be at work.
         join = self._signature(JOIN, plan, steps[0], link_error=[self._errback(plan, steps[0])])
-        return _Chord([self._step(plan, step) for step in steps], join, app=self.app)
+        return _Chord.of([self._step(plan, step) for step in steps], join, self.app)
 
     def _step(self, plan: Plan, step: BoundStep) -> Signature:
         name = task_name(plan.saga, step.name, plan.direction)
@@ -111,10 +111,13 @@ class Canvas:
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    def _task(self, name: str, body: Any) -> None:
+    def _task(self, name: str, body: Callable[[Task, str, str, int], str]) -> None:
+        def run(task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+            return body(task, saga_id, step, epoch)
+
         # bind=True also makes Celery send an errback as a message of its own instead of calling it inline.
         task = self.app.task(
-            body,
+            run,
             name=name,
             bind=True,
             acks_late=True,
@@ -130,7 +133,7 @@ class Canvas:
         task.sagas_task = True
         task.backend = self._joins
 
-    def _perform(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+    def _perform(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         next_ = self._ask(task, lambda: self.orchestrator.perform(saga_id, step, epoch))
         again = next_.verdict in (Verdict.CONTINUE, Verdict.GO_AWAY) and task.request.delivery_info.get("redelivered")
         if task.request.chord and again:
@@ -140,10 +143,10 @@ class Canvas:
                 return _CLOSED
         return self._answer(next_, saga_id, step)
 
-    def _join(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+    def _join(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         return self._answer(self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch)), saga_id, step)
 
-    def _fail(self, task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+    def _fail(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         next_ = self._ask(task, lambda: self.orchestrator.report(saga_id, step, epoch))
         if next_.verdict is Verdict.LAUNCH:
             self._launch_or_leave(next_.plan)
@@ -197,20 +200,27 @@ class _Joins(DisabledBackend):  # type: ignore[misc]
 
 
 @Signature.register_type("sagas.chord")
-class _Chord(chord):  # type: ignore[misc]
-    """A chord that counts nothing: the checkpoint that closes a stage decides who sends the body."""
+class _Chord(Signature):  # type: ignore[misc]
+    """A chord that counts nothing: the checkpoint that closes a stage decides who sends the body.
 
-    def __init__(self, header: Any, body: Any = None, **options: Any) -> None:
-        super().__init__(header, body, **options)
-        self.subtask_type = "sagas.chord"
-        self["immutable"] = True
+    Not a subclass of Celery's: that one insists on a result backend, which it would count the header in.
+    """
 
-    def run(self, header: group, body: Signature, *_: Any, **options: Any) -> Any:
-        # The rest of the chain goes with the body; each header task carries the body along as its chord.
-        if rest := options.get("chain"):
-            body = body.clone(chain=rest)
-        sent = [task.apply_async(chord=body) for task in header.tasks]
-        return sent[0]
+    @classmethod
+    def of(cls, header: Sequence[Signature], body: Signature, app: Celery) -> _Chord:
+        parts = {"header": list(header), "body": body}
+        return cls("sagas.chord", kwargs=parts, immutable=True, subtask_type="sagas.chord", app=app)
+
+    @classmethod
+    def from_dict(cls, d: Any, app: Celery | None = None) -> _Chord:
+        return cls(d, app=app)
+
+    def apply_async(self, _args: Any = None, _kwargs: Any = None, *, chain: Any = None, **_: Any) -> Any:
+        # The rest of the chain goes with the body, and every header task carries the body along.
+        body = maybe_signature(self.kwargs["body"], app=self.app)
+        if chain:
+            body = body.clone(chain=chain)
+        return [maybe_signature(task, app=self.app).apply_async(chord=body) for task in self.kwargs["header"]][0]
 
 
 def check_app(app: Celery) -> None:

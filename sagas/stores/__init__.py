@@ -33,7 +33,7 @@ class CheckpointStore(Protocol):
         Returns the saga that has this name and key: the given one, or the one that was there before it.
         """
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], None]) -> None:
+    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
         """Call `then` once the caller's transaction has committed, and not at all when it rolls back."""
 
     def load(self, saga_id: str) -> SagaRecord:

@@ -98,7 +98,7 @@ class SqlStore:
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
         return _saga(connection.execute(query.with_for_update(read=True)).one()._mapping, [])
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], Any]) -> None:
+    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
         if isinstance(session, Session):
             _AfterCommit(session, then)
         else:
@@ -258,7 +258,7 @@ class SqlStore:
 class _AfterCommit:
     """Calls something once, after the outermost transaction of a session has committed."""
 
-    def __init__(self, session: Session, then: Callable[[], Any]) -> None:
+    def __init__(self, session: Session, then: Callable[[], object]) -> None:
         self._session = session
         self._then = then
         self._nested = session.get_nested_transaction()
@@ -282,7 +282,7 @@ class _AfterCommit:
                 event.remove(self._session, name, listener)
 
 
-def _after_connection_commits(connection: Connection, then: Callable[[], Any]) -> None:
+def _after_connection_commits(connection: Connection, then: Callable[[], object]) -> None:
     def committed(_: Connection) -> None:
         forget()
         then()

@@ -1,0 +1,146 @@
+"""Servers for the whole run, and a rig for each test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
+from tests.rig import Faults, Ledger, Worker, app_of
+from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    with Redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    with RabbitMQ() as server:
+        yield server
+
+
+class Rig:
+    """A broker, a database and workers for one test, and the app to start sagas from."""
+
+    def __init__(self, broker: str, database: str, folder: Path) -> None:
+        self.settings: dict[str, Any] = {
+            "broker": broker,
+            "database": database,
+            "folder": str(folder),
+            "options": {"task_default_queue": f"q-{os.path.basename(folder)}"},
+        }
+        self.folder = folder
+        self.ledger = Ledger(folder)
+        self.workers: list[Worker] = []
+        store = SqlStore(database)
+        store.upgrade()
+        store.engine.dispose()
+
+    def configure(self, **options: Any) -> None:
+        """Change the options of the app, before it is first used."""
+        self.settings["options"].update(options)
+
+    @property
+    def sagas(self) -> Sagas:
+        if not hasattr(self, "_sagas"):
+            self._sagas: Sagas = app_of(self.settings).sagas
+        return self._sagas
+
+    def saga(self, name: str) -> Saga:
+        return self.sagas.orchestrator.sagas[name, 1]
+
+    def start(self, name: str, /, key: str | None = None, **faults: str) -> SagaHandle:
+        return self.saga(name).start(Faults({k.replace("__", "."): v for k, v in faults.items()}), key=key)
+
+    def worker(self, *options: str, **kwargs: Any) -> Worker:
+        worker = Worker(self.settings, *options, **kwargs).start()
+        self.workers.append(worker)
+        return worker
+
+    def go(self, handle: SagaHandle) -> None:
+        """Let the slow steps of a saga go on."""
+        (self.folder / f"go-{handle.id}").touch()
+
+    def begun(self, handle: SagaHandle, step: str, event: str = "begin") -> None:
+        """Wait until a step has really begun."""
+        wait_for(lambda: any(e.step == step for e in self.ledger.of(handle.id, event)), 20, f"{step} has begun")
+
+    def assert_undone(self, handle: SagaHandle, timeout: float = 30) -> None:
+        """It ends COMPENSATED, and what really happened agrees."""
+        assert handle.wait(timeout) is SagaStatus.COMPENSATED, self.logs()
+        left = [s.name for s in handle.record.steps.values() if s.status in ("RUNNING", "DONE", "IN_DOUBT", "UNDOING")]
+        assert not left, f"{left} are left in a COMPENSATED saga"
+        self.ledger.assert_nets_to_zero(handle.id)
+
+    def assert_done(self, handle: SagaHandle, timeout: float = 30) -> None:
+        assert handle.wait(timeout) is SagaStatus.COMPLETED, (handle.error, self.logs())
+
+    def logs(self) -> str:
+        return "\n".join(worker.output()[-4000:] for worker in self.workers)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        if hasattr(self, "_sagas"):
+            self._sagas.app.close()
+            assert isinstance(self._sagas.store, SqlStore)
+            self._sagas.store.engine.dispose()
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRig]:
+    """Make a rig of a broker (redis, rabbitmq, filesystem) and a database (postgres, mariadb, sqlite)."""
+    made: list[Rig] = []
+    monkeypatch.setenv("RIG_FOLDER", str(tmp_path))
+
+    def make(broker: str = "redis", database: str = "postgres") -> Rig:
+        brokers: dict[str, Callable[[], str]] = {
+            "redis": lambda: request.getfixturevalue("redis_server").url,
+            "rabbitmq": lambda: request.getfixturevalue("rabbitmq").url,
+            "filesystem": lambda: "filesystem://",
+        }
+        databases: dict[str, Callable[[], str]] = {
+            "postgres": lambda: request.getfixturevalue("postgres").database(),
+            "mariadb": lambda: request.getfixturevalue("mariadb").database(),
+            "sqlite": lambda: f"sqlite:///{tmp_path / 'sagas.db'}",
+        }
+        rig = Rig(brokers[broker](), databases[database](), tmp_path)
+        made.append(rig)
+        return rig
+
+    yield make
+    for rig in made:
+        rig.close()
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> Rig:
+    """The most common set-up: Redis and PostgreSQL."""
+    return make_rig()
+
+
+def pytest_report_header() -> str:
+    return f"python {sys.version.split()[0]}"

@@ -1,0 +1,261 @@
+"""The app that test workers run, and the workers themselves.
+
+Its sagas do nothing but write what they did into a file outside of the database, so that a test can hold what really
+happened against what the database says. What a step does wrong is asked for in the saga's input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+from celery import Celery
+
+from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
+from tests.servers import die_with_parent, wait_for
+
+ROOT = Path(__file__).parent.parent
+QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
+
+
+@dataclass
+class Faults:
+    """What goes wrong: step (or step.undo) -> kind, or kind:times (attempts that it happens in)."""
+
+    faults: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Receipt:
+    step: str
+    attempt: int
+
+
+def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt | None = None) -> None:
+    """Do as the faults say; write a line when the effect lands."""
+    kind, _, times = faults.get(what, "").partition(":")
+    if kind and times and step.attempt > float(times):
+        kind = ""
+    _write("begin", what, step)
+    match kind:
+        case "terminal":
+            raise Terminal("refused")
+        case "error":
+            raise RuntimeError("broken")
+        case "kill_before":
+            _die()
+        case "kill_worker":
+            os.kill(os.getppid(), signal.SIGKILL)
+            _die()
+        case "hang":
+            time.sleep(60)
+        case "slow":
+            wait_for((Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists, 30, pause=0.02)
+        case "second":
+            time.sleep(1)
+    _write("undo" if what.endswith(".undo") else "do", what, step, known)
+    match kind:
+        case "kill_after":
+            _die()
+        case "error_after":
+            raise RuntimeError("broken after its effect")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def _write(event: str, what: str, step: StepContext, known: Receipt | None = None) -> None:
+    line = {
+        "saga": step.saga_id, "event": event, "step": step.step, "attempt": step.attempt, "key": step.idempotency_key,
+        "pid": os.getpid(), "at": time.time(), "known": None if known is None else known.step,
+    }  # fmt: skip
+    with (Path(os.environ["RIG_FOLDER"]) / "ledger").open("a") as ledger:
+        ledger.write(json.dumps(line) + "\n")
+
+
+def _step(name: str, *, undo: bool = True, kind: type[Step] = Step, **options: Any) -> Step:
+    def action(faults: dict[str, str], step: StepContext) -> Receipt:
+        act(name, faults, step)
+        if faults.get(name) == "unencodable":
+            return object()  # type: ignore[return-value]
+        return Receipt(name, step.attempt)
+
+    def compensation(faults: dict[str, str], step: StepContext, result: Receipt | None) -> None:
+        act(f"{name}.undo", faults, step, result)
+
+    options = {"retry": QUICK, "timeout": 3, **options}
+    if kind is Step:
+        options |= {"compensation": compensation if undo else None, "compensation_retry": QUICK}
+    return kind(name, action, **options)
+
+
+def _after(name: str) -> Step:
+    def action(faults: dict[str, str], step: StepContext) -> Receipt:
+        act(name, faults, step)
+        return Receipt(name, step.attempt)
+
+    return Step(name, action, retry=QUICK, timeout=3)
+
+
+def sagas() -> list[Saga]:
+    line = Saga("line", _step("one"), _step("two"), _step("three"), input=Faults)
+    full = Saga(
+        "full",
+        _step("one"),
+        Parallel(_step("left"), _step("right"), _step("free", undo=False)),
+        _step("four"),
+        _step("pivot", kind=Pivot),
+        _after("last"),
+        input=Faults,
+    )
+    waits = Saga("waits", _step("one"), _step("two", start_timeout=1.0), input=Faults, timeout=20)
+    long = Saga("long", _step("one"), _step("two", timeout=20), input=Faults)
+    short = Saga("short", _step("one"), _step("two", timeout=20), input=Faults, timeout=1.5)
+    once = Saga("once", _step("one", max_deliveries=1), _step("two", max_deliveries=1), input=Faults)
+    return [line, full, waits, long, short, once]
+
+
+def make_app(
+    broker: str, database: str, folder: Path, *, lease: float = 2.0, stall_after: float = 2.0, **conf: Any
+) -> Celery:
+    app = Celery("rig", broker=broker, set_as_current=False)
+    app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True, **conf)
+    if broker.startswith("filesystem"):
+        queue = folder / "queue"
+        queue.mkdir(exist_ok=True)
+        app.conf.broker_transport_options = {
+            "data_folder_in": str(queue), "data_folder_out": str(queue),
+            "control_folder": str(folder / "control"), "polling_interval": 0.02,
+        }  # fmt: skip
+    Sagas(app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2)
+    return app
+
+
+def app_of(settings: Mapping[str, Any]) -> Celery:
+    return make_app(settings["broker"], settings["database"], Path(settings["folder"]), **settings.get("options", {}))
+
+
+class Worker:
+    """A real Celery worker process on the rig's app."""
+
+    count = 0
+
+    def __init__(self, settings: Mapping[str, Any], *options: str, pool: str = "prefork", concurrency: int = 2) -> None:
+        Worker.count += 1
+        self.name = f"w{Worker.count}@rig"
+        self.folder = Path(settings["folder"])
+        self.log = self.folder / f"worker-{Worker.count}.log"
+        self.command = [
+            sys.executable, "-m", "celery", "-A", "tests.worker", "worker", "-n", self.name, "-P", pool,
+            "-c", str(concurrency), "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options,
+        ]  # fmt: skip
+        self.environment = {
+            **os.environ,
+            "RIG": json.dumps(dict(settings), default=str),
+            "RIG_FOLDER": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+        wait_for(lambda: self._alive() and " ready." in self.output(), 30, f"{self.name} is ready")
+        return self
+
+    def _alive(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}\n{self.output()[-3000:]}")
+        return True
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def signal(self, number: int) -> None:
+        if self.running:
+            assert self.process is not None
+            os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End the worker and all its children at once."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(30)
+
+    def stop(self) -> None:
+        if self.running:
+            assert self.process is not None
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+@dataclass
+class Effect:
+    """One line of the ledger."""
+
+    saga: str
+    event: str
+    step: str
+    attempt: int
+    key: str
+    pid: int
+    at: float
+    known: str | None
+
+
+class Ledger:
+    """What really happened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "ledger"
+
+    def of(self, saga_id: str, *events: str) -> list[Effect]:
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        effects = [Effect(**json.loads(line)) for line in lines]
+        return [e for e in effects if e.saga == saga_id and e.event in (events or ("do", "undo"))]
+
+    def story(self, saga_id: str) -> list[str]:
+        """What was done and undone, in order: `["one", "two", "-two", "-one"]`."""
+        return [("-" if e.event == "undo" else "") + e.step for e in self.of(saga_id)]
+
+    def assert_nets_to_zero(self, saga_id: str) -> None:
+        """Every effect that landed was undone after it landed, and nothing landed after its last undo."""
+        last: dict[str, Effect] = {}
+        for effect in self.of(saga_id):
+            last[effect.step] = effect
+        left = {step for step, effect in last.items() if effect.event == "do"} - {"free"}
+        assert not left, f"{left} landed and was not undone: {self.story(saga_id)}"

@@ -1,0 +1,316 @@
+"""Real servers that the tests own, so that they can kill them: Redis, PostgreSQL, MariaDB, RabbitMQ.
+
+Each runs from the installed binary, on free ports of 127.0.0.1, with its data in a temporary folder that goes with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import glob
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import amqp
+import psycopg
+import pymysql
+import redis
+
+_WHERE = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/sbin",
+    "/usr/lib/rabbitmq/bin",
+    "/opt/homebrew/opt/*/bin",
+    "/opt/homebrew/sbin",
+    "/usr/local/opt/*/bin",
+)
+_AS_ROOT = os.geteuid() == 0
+
+
+class MissingServer(RuntimeError):
+    """A server that the tests need is not installed."""
+
+
+def binary(name: str) -> str:
+    folders = [folder for pattern in _WHERE for folder in sorted(glob.glob(pattern), reverse=True)]
+    found = shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    if found is None:
+        raise MissingServer(f"{name} is not installed; run `make servers`")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """In a child: end when the test process ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = "", pause: float = 0.05) -> Any:
+    """Wait until `condition` returns something true, and return that."""
+    give_up = time.monotonic() + timeout
+    while True:
+        if result := condition():
+            return result
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"not within {timeout:g} s: {what or condition}")
+        time.sleep(pause)
+
+
+class Server:
+    """A server process in a folder of its own."""
+
+    grace: ClassVar[int] = signal.SIGTERM
+    user: ClassVar[str | None] = None  #: who runs it when the tests are run by root
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="srv-"))
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        if _AS_ROOT and self.user:
+            shutil.chown(self.folder, self.user)
+        atexit.register(self.stop)
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def prepare(self) -> None:
+        """Make the data folder, before the first start."""
+
+    def ping(self) -> None:
+        """Raise unless the server answers."""
+        raise NotImplementedError
+
+    def start(self) -> Self:
+        if not (self.folder / "prepared").exists():
+            self.prepare()
+            (self.folder / "prepared").touch()
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                env={**os.environ, **self.environment()},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+                **self._as_user(),
+            )
+        try:
+            wait_for(self._answers, what=f"{type(self).__name__} answers")
+        except TimeoutError as error:
+            raise RuntimeError(f"{error}\n{(self.folder / 'log').read_text()[-2000:]}") from None
+        return self
+
+    def _answers(self) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            raise RuntimeError(f"{type(self).__name__} ended\n{(self.folder / 'log').read_text()[-2000:]}")
+        try:
+            self.ping()
+        except Exception:  # whatever a client raises while the server starts
+            return False
+        return True
+
+    def _as_user(self) -> dict[str, Any]:
+        return {"user": self.user, "group": self.user, "extra_groups": []} if _AS_ROOT and self.user else {}
+
+    def run(self, *command: str) -> None:
+        subprocess.run(
+            command, check=True, capture_output=True, env={**os.environ, **self.environment()}, **self._as_user()
+        )
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+    def pause(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(30)
+
+    def restart(self) -> None:
+        """Start it again, on the same port and data. It is killed first if it still runs."""
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.resume()
+            self.process.send_signal(self.grace)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Redis(Server):
+    def command(self) -> Sequence[str]:
+        return [
+            binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+            "--dir", str(self.folder), "--appendonly", "no",
+        ]  # fmt: skip
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5)
+
+    def ping(self) -> None:
+        with self.client() as client:
+            client.ping()
+
+    def flush(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+
+class Postgres(Server):
+    user = "postgres"  # PostgreSQL refuses to be run by root
+    grace = signal.SIGINT  # fast shutdown: does not wait for clients
+
+    def __init__(self, *, fsync: bool = False) -> None:
+        super().__init__()
+        self.fsync = fsync
+        self._databases = 0
+
+    def prepare(self) -> None:
+        self.run(binary("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def command(self) -> Sequence[str]:
+        return [
+            binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder),
+            "-c", "listen_addresses=127.0.0.1", "-c", f"fsync={'on' if self.fsync else 'off'}", "-c", "max_connections=300",
+        ]  # fmt: skip
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True)
+
+    def ping(self) -> None:
+        with self.connect() as connection:
+            connection.execute("select 1")
+
+    def database(self) -> str:
+        """Create an empty database and return its URL."""
+        self._databases += 1
+        with self.connect() as connection:
+            connection.execute(f"create database t{self._databases}")  # type: ignore[arg-type, unused-ignore]
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/t{self._databases}"
+
+
+class MariaDB(Server):
+    def __init__(self) -> None:
+        super().__init__()
+        self._databases = 0
+
+    def _user_option(self) -> list[str]:
+        return ["--user=root"] if _AS_ROOT else []
+
+    def prepare(self) -> None:
+        self.run(
+            binary("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder / 'data'}",
+            "--auth-root-authentication-method=normal", "--skip-test-db", *self._user_option(),
+        )  # fmt: skip
+
+    def command(self) -> Sequence[str]:
+        return [
+            binary("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
+            "--bind-address=127.0.0.1", f"--socket={self.folder / 's'}", f"--pid-file={self.folder / 'pid'}",
+            "--innodb-flush-log-at-trx-commit=0", *self._user_option(),
+        ]  # fmt: skip
+
+    def connect(self) -> Any:
+        return pymysql.connect(host="127.0.0.1", port=self.port, user="root")
+
+    def ping(self) -> None:
+        self.connect().close()
+
+    def database(self) -> str:
+        self._databases += 1
+        with contextlib.closing(self.connect()) as connection:
+            connection.cursor().execute(f"create database t{self._databases}")
+        return f"mysql+pymysql://root@127.0.0.1:{self.port}/t{self._databases}?charset=utf8mb4"
+
+
+class RabbitMQ(Server):
+    def __init__(self) -> None:
+        super().__init__()
+        self.distribution_port, self.epmd_port = free_port(), free_port()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.folder),
+            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2",
+            # A port mapper of its own, that goes with the node's process group.
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+
+    def prepare(self) -> None:
+        (self.folder / "plugins").write_text("[].\n")
+        self._mapper = subprocess.Popen(
+            [binary("epmd"), "-port", str(self.epmd_port), "-address", "127.0.0.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+        )
+
+    def command(self) -> Sequence[str]:
+        # The wrapper in /usr/sbin insists on the rabbitmq user; the script behind it does not.
+        script = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+        return [str(script) if script.exists() else binary("rabbitmq-server")]
+
+    def ping(self) -> None:
+        with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5) as connection:
+            connection.connect()
+
+    def stop(self) -> None:
+        super().stop()
+        if mapper := getattr(self, "_mapper", None):
+            mapper.kill()
+            mapper.wait()
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
