@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
-from sagas.errors import SagaNotCompleted, WaitTimeout
+from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
 
 __all__ = ["SagaHandle"]
 
@@ -80,11 +80,18 @@ class SagaHandle:
         give_up = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
         while True:
-            status = self.status
-            if status in TERMINAL or status is SagaStatus.STUCK:
-                return status
+            try:
+                status = self.status
+            except StoreUnavailable as error:  # it may be back before the time is up
+                if give_up is None:
+                    raise
+                why = str(error)
+            else:
+                if status in TERMINAL or status is SagaStatus.STUCK:
+                    return status
+                why = f"it is {status}"
             if give_up is not None and time.monotonic() >= give_up:
-                raise WaitTimeout(f"saga {self.id} is still {status} after {timeout:g} s; it goes on without you")
+                raise WaitTimeout(f"saga {self.id} is not at its end after {timeout:g} s: {why}. It goes on without you")
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_LOOK)
 

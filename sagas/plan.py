@@ -60,7 +60,8 @@ def settled(step: BoundStep, record: StepRecord, direction: Direction) -> bool:
         return record.status in _FORWARD_SETTLED
     if record.status is StepStatus.RUNNING:
         return False  # its action is still at work: what it leaves behind is not known yet
-    return step.compensation is None or record.status not in _TO_UNDO
+    never_began = record.status is StepStatus.FAILED and not record.position
+    return step.compensation is None or never_began or record.status not in _TO_UNDO
 
 
 def _unsettled(stage: tuple[BoundStep, ...], record: SagaRecord) -> list[BoundStep]:

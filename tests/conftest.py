@@ -100,7 +100,7 @@ class Rig:
 
     def close(self) -> None:
         for worker in self.workers:
-            worker.stop()
+            worker.kill()  # nothing is left to be finished
         if hasattr(self, "_sagas"):
             self._sagas.app.close()
             assert isinstance(self._sagas.store, SqlStore)

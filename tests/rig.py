@@ -123,12 +123,14 @@ def sagas() -> list[Saga]:
     waits = Saga("waits", _step("one"), _step("two", start_timeout=1.0), input=Faults, timeout=20)
     long = Saga("long", _step("one"), _step("two", timeout=20), input=Faults)
     short = Saga("short", _step("one"), _step("two", timeout=20), input=Faults, timeout=1.5)
+    nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
     once = Saga("once", _step("one", max_deliveries=1), _step("two", max_deliveries=1), input=Faults)
-    return [line, full, waits, long, short, once]
+    return [line, full, waits, long, short, nobody, once]
 
 
 def make_app(
-    broker: str, database: str, folder: Path, *, lease: float = 2.0, stall_after: float = 2.0, **conf: Any
+    broker: str, database: str, folder: Path, *, lease: float = 2.0, stall_after: float = 2.0,
+    broken: tuple[str, str] | None = None, **conf: Any
 ) -> Celery:
     app = Celery("rig", broker=broker, set_as_current=False)
     app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True, **conf)
@@ -140,7 +142,32 @@ def make_app(
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
     Sagas(app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2)
+    if broken:
+        _break(app, *broken)
     return app
+
+
+def _break(app: Celery, task: str, how: str) -> None:
+    """Make every message of one task useless, whoever sends it."""
+    canvas = app.sagas.canvas
+    signature = canvas._signature
+
+    def useless(name: str, *args: Any, **options: Any) -> Any:
+        made = signature(name, *args, **options)
+        if name == task:
+            match how:
+                case "arguments":
+                    made["kwargs"] = {"nonsense": 1}
+                    made.type.typing = False  # so that it is sent, and refused where it arrives
+                case "unregistered":
+                    made["task"] = "no.such.task"
+                case "expired":
+                    made["options"]["expires"] = -1
+                case "revoked":
+                    app.control.revoke(made["options"]["task_id"])
+        return made
+
+    canvas._signature = useless
 
 
 def app_of(settings: Mapping[str, Any]) -> Celery:

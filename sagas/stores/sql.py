@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
     Engine,
     RowMapping,
+    Select,
     Table,
     create_engine,
     event,
@@ -36,6 +37,8 @@ from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 
 __all__ = ["SqlStore"]
+
+T = TypeVar("T")
 
 #: Seconds for which the difference between the database's clock and ours is believed.
 _CLOCK_TRUST = 30.0
@@ -73,20 +76,24 @@ class SqlStore:
         return self._clock.read(self._ask_time)
 
     def _ask_time(self) -> datetime:
-        with self._reading() as connection:
-            value: datetime = connection.execute(select(_DIALECTS[self.dialect].now)).scalar_one()
-        return value
+        query = select(_DIALECTS[self.dialect].now)
+        now: datetime = self._read(lambda connection: connection.execute(query).scalar_one())
+        return now
 
     # -- one saga -----------------------------------------------------------------------------------------------
 
     def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
         if session is None:
-            with self._writing() as connection:
-                return self._insert(connection, record)
+            # Inserting it once more finds it there, so this may be repeated.
+            return self._again_if_stale(lambda: self._insert_alone(record))
         connection = session.connection() if isinstance(session, Session) else session
         if connection.dialect.name != self.dialect:
             raise ConfigurationError(f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}")
-        with _translated():
+        with self._translated():
+            return self._insert(connection, record)
+
+    def _insert_alone(self, record: SagaRecord) -> SagaRecord:
+        with self._writing() as connection:
             return self._insert(connection, record)
 
     def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
@@ -114,12 +121,14 @@ class SqlStore:
     def _load(self, where: Any, missing: str) -> SagaRecord:
         # The saga before its steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
-        with self._reading() as connection:
+        def read(connection: Connection) -> SagaRecord:
             row = connection.execute(select(schema.sagas).where(where)).one_or_none()
             if row is None:
                 raise SagaNotFound(missing)
             rows = connection.execute(select(schema.steps).where(schema.steps.c.saga_id == row.id))
             return _saga(row._mapping, [step._mapping for step in rows])
+
+        return self._read(read)
 
     def save(
         self,
@@ -130,7 +139,7 @@ class SqlStore:
         session: Session | None = None,
     ) -> SagaRecord | None:
         if session is not None:
-            with _translated():
+            with self._translated():
                 return self._save(session.connection(), before, after, history, dead_letters)
         with self._writing() as connection:
             return self._save(connection, before, after, history, dead_letters)
@@ -173,7 +182,7 @@ class SqlStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        with _translated(), Session(self.engine) as session, session.begin():
+        with self._translated(), Session(self.engine) as session, session.begin():
             yield session
 
     # -- recovery -----------------------------------------------------------------------------------------------
@@ -187,9 +196,8 @@ class SqlStore:
             .limit(limit)
         )
         # Most looks find nothing: those cost one read, and on SQLite no lock.
-        with self._reading() as connection:
-            if connection.execute(ids.limit(1)).first() is None:
-                return []
+        if self._read(lambda connection: connection.execute(ids.limit(1)).first()) is None:
+            return []
         with self._writing() as connection:
             found = list(connection.execute(ids.with_for_update(skip_locked=True)).scalars())
             if found:
@@ -201,15 +209,13 @@ class SqlStore:
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
-        with self._reading() as connection:
-            return [HistoryEntry(**_pick(row._mapping, _HISTORY_FIELDS)) for row in connection.execute(query)]
+        return [HistoryEntry(**_pick(row, _HISTORY_FIELDS)) for row in self._rows(query)]
 
     def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
         if unresolved:
             query = query.where(schema.dead_letters.c.resolved_at.is_(None))
-        with self._reading() as connection:
-            return [_letter(row._mapping) for row in connection.execute(query)]
+        return [_letter(row) for row in self._rows(query)]
 
     def select(
         self,
@@ -226,8 +232,7 @@ class SqlStore:
             query = query.where(schema.sagas.c.status == status)
         if before is not None:
             query = query.where(schema.sagas.c.id < before)
-        with self._reading() as connection:
-            return [_saga(row._mapping, []) for row in connection.execute(query)]
+        return [_saga(row, []) for row in self._rows(query)]
 
     # -- the tables ---------------------------------------------------------------------------------------------
 
@@ -235,24 +240,50 @@ class SqlStore:
         """Bring the tables to what this version needs. Does nothing when they are."""
         from sagas.stores.migrate import upgrade  # noqa: PLC0415 - Alembic is slow to import and rarely needed
 
-        with _translated():
+        with self._translated():
             upgrade(self.engine)
 
     # -- connections --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        # Single statements need no transaction: without one they cost one round trip, not three.
+    def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
+        return self._read(lambda connection: connection.execute(query).mappings().all())
+
+    def _read(self, ask: Callable[[Connection], T]) -> T:
         options: dict[str, Any] = {_READ_ONLY: True}
-        if self.dialect != "sqlite":
+        if self.dialect == "postgresql":  # single statements need no transaction: one round trip instead of three
             options["isolation_level"] = "AUTOCOMMIT"
-        with _translated(), self.engine.connect().execution_options(**options) as connection:
-            yield connection
+
+        def attempt() -> T:
+            with self._translated(), self.engine.connect() as connection:
+                return ask(connection.execution_options(**options))
+
+        return self._again_if_stale(attempt)
+
+    @staticmethod
+    def _again_if_stale(attempt: Callable[[], T]) -> T:
+        """Try once more when the database does not answer: the pool may hold connections from before its restart."""
+        try:
+            return attempt()
+        except StoreUnavailable:
+            return attempt()
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with _translated(), self.engine.begin() as connection:
+        with self._translated(), self.engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
+        dbapi = self.engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
+        try:
+            yield
+        except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
+            raise StoreUnavailable(f"the database of the sagas did not answer: {_cause(error)}") from error
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
 
 
 class _AfterCommit:
@@ -395,17 +426,8 @@ def _teach_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
-    try:
-        yield
-    except (OperationalError, InterfaceError) as error:
-        raise StoreUnavailable(f"the database of the sagas did not answer: {error.orig}") from error
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+def _cause(error: BaseException) -> object:
+    return getattr(error, "orig", None) or error
 
 
 def _fields(record: type) -> tuple[str, ...]:

@@ -1,0 +1,41 @@
+"""The shop's Celery app, and the sagas in it: `celery -A config worker`."""
+
+from celery import Celery
+
+from config.settings import Settings
+from sagas import Sagas, SqlStore
+from tasks import tables
+from tasks.bookings import book_stay
+from tasks.orders import place_order
+from tasks.transfers import transfer_money
+
+__all__ = ["app", "sagas", "store"]
+
+settings = Settings.from_env()
+
+app = Celery("shop", broker=settings.broker_url)
+app.conf.update(
+    broker_transport_options=settings.broker_transport_options,
+    broker_connection_retry_on_startup=True,
+    # For whatever no step's `queue` says otherwise about.
+    task_default_queue="shop",
+    # A message fetched ahead is out of the other workers' reach, and with a killed worker it is lost until recovery
+    # notices. Steps take far longer than fetching one, so nothing is gained by it.
+    worker_prefetch_multiplier=1,
+    # What Flower shows.
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+)
+
+store = SqlStore(settings.database_url)
+# The shop keeps its own tables beside those of the sagas: so a step's effect and its checkpoint are one transaction.
+tables.ShopSession.configure(bind=store.engine)
+
+sagas = Sagas(
+    app,
+    store,
+    [place_order, transfer_money, book_stay],
+    lease=settings.lease,
+    stall_after=settings.stall_after,
+    sweep_interval=settings.sweep_interval,
+)

@@ -1,0 +1,83 @@
+"""What the environment says. Nothing else in the shop reads it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+__all__ = ["Settings", "SettingsError"]
+
+
+class SettingsError(ValueError):
+    """A variable of the environment has a value that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the shop runs. Every field is one variable of the environment; `from_env` says which."""
+
+    broker_url: str
+    broker_folder: Path | None
+    database_url: str
+    lease: float
+    stall_after: float
+    sweep_interval: float
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings. Raises `SettingsError`, naming the variable, for a value that cannot be used."""
+        broker_url = _url(environ, "BROKER_URL", "redis://127.0.0.1:6379/0")
+        folder = environ.get("BROKER_FOLDER")
+        if broker_url.startswith("filesystem:") and not folder:
+            raise SettingsError("BROKER_FOLDER is not set, and BROKER_URL=filesystem:// keeps its messages in a folder")
+        return cls(
+            broker_url=broker_url,
+            broker_folder=Path(folder) if folder else None,
+            database_url=_url(environ, "SAGAS_DATABASE_URL", "postgresql+psycopg://sagas:sagas@127.0.0.1:5432/sagas"),
+            lease=_seconds(environ, "SAGAS_LEASE", 30),
+            stall_after=_seconds(environ, "SAGAS_STALL_AFTER", 30),
+            sweep_interval=_seconds(environ, "SAGAS_SWEEP_INTERVAL", 1),
+        )
+
+    @property
+    def broker_transport_options(self) -> dict[str, Any]:
+        """What the broker's driver has to be told."""
+        match urlsplit(self.broker_url).scheme:
+            case "filesystem":
+                assert self.broker_folder is not None
+                messages = self.broker_folder / "messages"
+                # The worker takes its messages from where the others put them; the folder has to be there first.
+                messages.mkdir(parents=True, exist_ok=True)
+                return {
+                    "data_folder_in": str(messages),
+                    "data_folder_out": str(messages),
+                    "control_folder": str(self.broker_folder / "control"),
+                    "polling_interval": 0.02,
+                }
+            case "redis" | "rediss":
+                # Redis redelivers what is not acknowledged by then. It has to be longer than the longest step, and
+                # may be much longer: recovery does not wait for it.
+                return {"visibility_timeout": 600}
+            case _:
+                return {}
+
+
+def _url(environ: Mapping[str, str], variable: str, default: str) -> str:
+    value = environ.get(variable, default)
+    if "://" not in value:
+        # Without the value: it may hold a password.
+        raise SettingsError(f"{variable} is not a URL; it looks like {default}")
+    return value
+
+
+def _seconds(environ: Mapping[str, str], variable: str, default: float) -> float:
+    value = environ.get(variable, str(default))
+    try:
+        seconds = float(value)
+    except ValueError:
+        raise SettingsError(f"{variable}={value!r} is not a number of seconds") from None
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"{variable}={value!r} must be more than zero seconds")
+    return seconds

@@ -1,0 +1,58 @@
+"""The bank: accounts that may not be overdrawn by their owners."""
+
+from decimal import Decimal
+
+from sqlalchemy import update
+
+from sagas import StepContext, Terminal
+from tasks import faults, ledger
+from tasks.tables import Account
+
+__all__ = ["credit", "debit", "undo_credit", "undo_debit"]
+
+
+def debit(transfer_id: str, source: str, amount: Decimal, step: StepContext) -> str:
+    """Take the money out of the source. Returns the number of the entry."""
+    faults.check(step, transfer_id, "accounts.debit")
+    operation = ledger.begin(step, transfer_id)
+    if operation.answer is None:
+        if not _move(step, source, -amount, at_least=ledger.cents(amount)):
+            raise Terminal(f"there is no account {source}, or less than {amount} in it")
+        ledger.post(step, transfer_id, "debited", f"accounts/{source}", amount=-amount)
+        operation.answer = ledger.number(step, "debit")
+    return operation.answer
+
+
+def undo_debit(transfer_id: str, source: str, amount: Decimal, step: StepContext) -> None:
+    faults.check(step, transfer_id, "accounts.undo_debit")
+    if ledger.undo(step, transfer_id):
+        _move(step, source, amount)
+        ledger.reverse(step, "debit undone")
+
+
+def credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) -> str:
+    """Put the money into the target. Returns the number of the entry."""
+    faults.check(step, transfer_id, "accounts.credit")
+    operation = ledger.begin(step, transfer_id)
+    if operation.answer is None:
+        if not _move(step, target, amount):
+            raise Terminal(f"there is no account {target}")
+        ledger.post(step, transfer_id, "credited", f"accounts/{target}", amount=amount)
+        operation.answer = ledger.number(step, "credit")
+    return operation.answer
+
+
+def undo_credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) -> None:
+    faults.check(step, transfer_id, "accounts.undo_credit")
+    if ledger.undo(step, transfer_id):
+        # The owner may have spent it already. An undo has to succeed, so the account goes below zero.
+        _move(step, target, -amount)
+        ledger.reverse(step, "credit undone")
+
+
+def _move(step: StepContext, name: str, amount: Decimal, *, at_least: int | None = None) -> bool:
+    """Change a balance. Returns whether there is such an account, with at least that many cents in it."""
+    account = update(Account).where(Account.name == name)
+    if at_least is not None:
+        account = account.where(Account.balance >= at_least)
+    return ledger.changed(step, account.values(balance=Account.balance + ledger.cents(amount)))

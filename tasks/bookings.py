@@ -1,0 +1,34 @@
+"""A stay with a host: nights, the guest's money, and after the stay the host's."""
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+
+from sagas import Pivot, Saga, Step
+from tasks import listings, payments
+
+__all__ = ["BookStay", "book_stay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookStay:
+    booking_id: str
+    guest: str
+    host: str
+    listing: str
+    check_in: date
+    nights: int
+    amount: Decimal
+
+
+book_stay = Saga(
+    "book_stay",
+    Step("reserve_listing", listings.reserve, compensation=listings.release, queue="listings", timeout=10),
+    Step("charge_guest", payments.process, compensation=payments.refund, queue="payments", timeout=20),
+    # Guest and host have been told. Whoever changes their mind now does so by the rules of cancellation.
+    Pivot("confirm_booking", listings.confirm, queue="listings", timeout=10),
+    Step("pay_host", listings.payout, queue="listings", timeout=20),
+    input=BookStay,
+    version=1,
+    timeout=timedelta(minutes=10),
+)

@@ -1,0 +1,81 @@
+"""Faults that somebody asked for, so that a rehearsal can show what happens then.
+
+Whoever places an order plans its fault before. Every participant calls `check` before anything else.
+"""
+
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from billiard import current_process
+from sqlalchemy.orm import Session
+
+from sagas import StepContext, Terminal
+from tasks.tables import PlannedFault, ShopSession
+
+__all__ = ["KINDS", "Fault", "Kind", "check", "plan"]
+
+Kind = Literal["decline", "fail", "slow", "hang", "kill"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+#: Longer than any step may take.
+_NEVER = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is to go wrong, and where: `at` is a participant's function, such as "shipping.create".
+
+    ==========  ==================================================================================
+    decline     it says no, for good
+    fail        it breaks, in the first `times` attempts
+    slow        it takes `seconds` longer, in the first `times` attempts
+    hang        it does not answer for `seconds` (0: ever), in the first `times` attempts
+    kill        the worker is killed with SIGKILL, parent and child, in the first `times` attempts
+    ==========  ==================================================================================
+    """
+
+    at: str
+    kind: Kind
+    times: int = 1
+    seconds: float = 0.0
+
+
+def plan(session: Session, reference: str, fault: Fault) -> None:
+    """Ask for a fault, in the caller's transaction."""
+    session.merge(PlannedFault(reference=reference, **asdict(fault)))
+
+
+def check(step: StepContext, reference: str, at: str) -> None:
+    """Let the fault that was asked for happen, if any was.
+
+    Call it before `step.session` is touched: while a transaction is open nobody should sleep.
+    """
+    # A short session of its own, for the same reason.
+    with ShopSession() as session:
+        fault = session.get(PlannedFault, (reference, at))
+    if fault is None:
+        return
+    if fault.kind == "decline":
+        raise Terminal(f"{at} declined {reference}")
+    if step.attempt > fault.times:
+        return
+    match fault.kind:
+        case "fail":
+            raise RuntimeError(f"{at} broke for {reference}, attempt {step.attempt}")
+        case "slow":
+            time.sleep(fault.seconds)
+        case "hang":
+            time.sleep(fault.seconds or _NEVER)
+        case "kill":
+            _kill_worker()
+
+
+def _kill_worker() -> None:
+    """Kill this worker the hard way, as a machine that loses power would. For rehearsals only."""
+    # In the main process (the pools threads and solo) the parent is somebody's shell.
+    if current_process().name != "MainProcess":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,38 @@
+"""The warehouse."""
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from sagas import StepContext, Terminal
+from tasks import faults, ledger
+from tasks.tables import Stock
+
+__all__ = ["release", "reserve", "stock_up"]
+
+
+def stock_up(session: Session, sku: str, pieces: int) -> None:
+    """Put a new article on the shelf. One that is there keeps the pieces that it has."""
+    if session.get(Stock, sku) is None:
+        session.add(Stock(sku=sku, available=pieces))
+
+
+def reserve(order_id: str, sku: str, quantity: int, step: StepContext) -> str:
+    """Take the pieces off the shelf. Returns the number of the reservation."""
+    faults.check(step, order_id, "inventory.reserve")
+    operation = ledger.begin(step, order_id)
+    if operation.answer is None:
+        # One statement both looks and takes, so two orders cannot take the same piece.
+        on_the_shelf = update(Stock).where(Stock.sku == sku, Stock.available >= quantity)
+        if not ledger.changed(step, on_the_shelf.values(available=Stock.available - quantity)):
+            raise Terminal(f"there are no {quantity} of {sku} on the shelf")
+        ledger.post(step, order_id, "reserved", f"inventory/{sku}", quantity=-quantity)
+        operation.answer = ledger.number(step, "reservation")
+    return operation.answer
+
+
+def release(order_id: str, sku: str, quantity: int, step: StepContext) -> None:
+    """Put the pieces back."""
+    faults.check(step, order_id, "inventory.release")
+    if ledger.undo(step, order_id):
+        step.session.execute(update(Stock).where(Stock.sku == sku).values(available=Stock.available + quantity))
+        ledger.reverse(step, "released")

@@ -1,0 +1,16 @@
+"""What customers hear from the shop."""
+
+from sagas import StepContext
+from tasks import faults, ledger
+
+__all__ = ["confirm"]
+
+
+def confirm(order_id: str, customer: str, create_shipment: str, step: StepContext) -> str:
+    """Tell the customer that the order is on its way. Returns what was said."""
+    faults.check(step, order_id, "notifications.confirm")
+    operation = ledger.begin(step, order_id)
+    if operation.answer is None:
+        ledger.post(step, order_id, "confirmed", "notifications/messages", quantity=1)
+        operation.answer = f"Dear {customer}, {order_id} is on its way: {create_shipment}"
+    return operation.answer

@@ -1,0 +1,99 @@
+"""The tables of the shop. They are in the database of the sagas, so that one transaction can write to both."""
+
+from datetime import UTC, date, datetime
+
+from sqlalchemy import DateTime, Engine, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+__all__ = [
+    "Account",
+    "Base",
+    "Entry",
+    "Night",
+    "Operation",
+    "PlannedFault",
+    "ShopSession",
+    "Stock",
+    "create_all",
+]
+
+#: Sessions outside of any step. `config` says on which engine.
+ShopSession = sessionmaker()
+
+
+class Base(DeclarativeBase):
+    """What every table has in common: strings that have a length, as MySQL wants it."""
+
+    type_annotation_map = {str: String(255), datetime: DateTime(timezone=True)}  # noqa: RUF012 - SQLAlchemy's convention
+
+
+class Entry(Base):
+    """A line of the ledger. Lines are added and never changed: an undo adds the opposite."""
+
+    __tablename__ = "shop_ledger"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
+    participant: Mapped[str]
+    entry: Mapped[str]  #: what happened, in a word
+    reference: Mapped[str] = mapped_column(index=True)  #: the order, transfer or booking
+    key: Mapped[str] = mapped_column(index=True)  #: the idempotency key of the effect
+    account: Mapped[str]  #: what it happened to: a card, a shelf, a parcel
+    amount: Mapped[int] = mapped_column(default=0)  #: cents
+    quantity: Mapped[int] = mapped_column(default=0)  #: pieces, parcels, nights
+
+
+class Operation(Base):
+    """What a participant knows of one idempotency key."""
+
+    __tablename__ = "shop_operations"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str]
+    answer: Mapped[str | None]  #: what was answered the first time; None when it never happened
+    undone: Mapped[bool] = mapped_column(default=False)
+
+
+class Stock(Base):
+    """Inventory: the pieces on the shelf."""
+
+    __tablename__ = "shop_stock"
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    available: Mapped[int]
+
+
+class Account(Base):
+    """Accounts: the money in them, in cents."""
+
+    __tablename__ = "shop_accounts"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    balance: Mapped[int]
+
+
+class Night(Base):
+    """Listings: a night that is taken. The primary key is what prevents double bookings."""
+
+    __tablename__ = "shop_nights"
+
+    listing: Mapped[str] = mapped_column(primary_key=True)
+    night: Mapped[date] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(index=True)
+
+
+class PlannedFault(Base):
+    """A fault that somebody asked for: see `tasks.faults`."""
+
+    __tablename__ = "shop_faults"
+
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    at: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    times: Mapped[int]
+    seconds: Mapped[float]
+
+
+def create_all(engine: Engine) -> None:
+    """Create the tables that are missing."""
+    Base.metadata.create_all(engine)
