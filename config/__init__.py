@@ -1,5 +1,1 @@
 """How the shop runs."""
-
-from config.celery import app, sagas, store
-
-__all__ = ["app", "sagas", "store"]

@@ -1,6 +1,7 @@
 """The shop's Celery app, and the sagas in it: `celery -A config worker`."""
 
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 
 from config.settings import Settings
 from sagas import Sagas, SqlStore
@@ -10,6 +11,8 @@ from tasks.orders import place_order
 from tasks.transfers import transfer_money
 
 __all__ = ["app", "sagas", "store"]
+
+TRANSPORT_ALIASES["filesystem"] = "config.folder_broker:Transport"
 
 settings = Settings.from_env()
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
 
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord
@@ -71,9 +70,7 @@ class Sagas:
         check_app(app)
         self.app = app
         self.store = store
-        self.orchestrator = Orchestrator(
-            store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload
-        )
+        self.orchestrator = Orchestrator(store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload)
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
         for saga in sagas:
@@ -156,10 +153,15 @@ class Sagas:
         """
         return self._launch(self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, by=by, result=result))
 
+    def mark_failed(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+        """Take a stuck pivot as not done, by hand, and turn the saga back. Raises `NotAllowed` for any other step."""
+        return self._launch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
+
     def _launch(self, next_: Next) -> SagaRecord:
         try:
             self.canvas.launch(next_.plan)
-        except (OperationalError, KombuError, OSError) as error:
-            # What counts is stored: recovery launches it when the broker is back.
-            logger.warning("saga %s (%s) is stored, but not launched: %s", next_.record.name, next_.record.id, error)
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises: what counts is stored
+            logger.warning(
+                "saga %s (%s) is stored, and recovery will launch it: %r", next_.record.name, next_.record.id, error
+            )
         return next_.record

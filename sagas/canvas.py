@@ -23,7 +23,14 @@ from celery.exceptions import Ignore, Retry
 
 from sagas.checkpoints import Direction
 from sagas.definition import BoundStep, Saga
-from sagas.errors import ConfigurationError, DefinitionMissing, DuplicateName, StepFailed, StoreUnavailable
+from sagas.errors import (
+    ConfigurationError,
+    DefinitionMissing,
+    DuplicateName,
+    SagaNotFound,
+    StepFailed,
+    StoreUnavailable,
+)
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.transitions import Verdict
@@ -161,6 +168,9 @@ class Canvas:
             # Not a failure of the saga: a worker with the right code can bring it on.
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
             raise Ignore from error
+        except SagaNotFound as error:
+            logger.warning("a message for a saga that is gone: %s", error)
+            raise Ignore from error
         return answer
 
     def _answer(self, next_: Next, saga_id: str, step: str) -> str:
@@ -184,8 +194,8 @@ class Canvas:
     def _launch_or_leave(self, plan: Plan | None) -> None:
         try:
             self.launch(plan)
-        except self.app.connection_for_write().connection_errors as error:
-            logger.warning("saga %s could not be launched, recovery will: %s", plan and plan.saga_id, error)
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises: what counts is stored
+            logger.warning("saga %s: recovery will launch it: %r", plan and plan.saga_id, error)
 
 
 class _Joins(DisabledBackend):  # type: ignore[misc]
@@ -194,7 +204,7 @@ class _Joins(DisabledBackend):  # type: ignore[misc]
     Having a backend of their own also keeps saga tasks independent of the app's: one that is down loses errbacks.
     """
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
+    def on_chord_part_return(self, request: Any, _state: str, result: Any, **_: Any) -> None:
         if result == _CLOSED:
             maybe_signature(request.chord, app=self.app).apply_async()
 
@@ -220,11 +230,14 @@ class _Chord(Signature):  # type: ignore[misc]
         body = maybe_signature(self.kwargs["body"], app=self.app)
         if chain:
             body = body.clone(chain=chain)
-        return [maybe_signature(task, app=self.app).apply_async(chord=body) for task in self.kwargs["header"]][0]
+        sent = [maybe_signature(task, app=self.app).apply_async(chord=body) for task in self.kwargs["header"]]
+        return sent[0]
 
 
 def check_app(app: Celery) -> None:
     """Refuse an app that would accept pickle: a message must not be able to run code."""
     accepted: Mapping[str, Any] | list[str] = app.conf.accept_content or []
     if unsafe := [kind for kind in accepted if kind in ("pickle", "application/x-python-serialize")]:
-        raise ConfigurationError(f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']")
+        raise ConfigurationError(
+            f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']"
+        )

@@ -131,6 +131,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.SKIPPED: "an operator skips it",
         StepStatus.DONE: "an operator marks it as done",
         StepStatus.UNDONE: "an operator marks it as undone",
+        StepStatus.FAILED: "an operator marks a pivot as failed",
         StepStatus.IN_DOUBT: "the action reported its success after all",
     },
     StepStatus.SKIPPED: {

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas ...`"""
+"""The command line: `celery -A yourapp sagas ...`."""
 
 from __future__ import annotations
 

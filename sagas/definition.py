@@ -36,7 +36,7 @@ class Retry:
     `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return together.
 
     >>> Retry(max_attempts=4, delay=2, jitter=0).delay_after(2)
-    4
+    4.0
     """
 
     max_attempts: int = 3
@@ -149,9 +149,7 @@ class Step:
         self.action = action
         self.compensation = compensation
         self.timeout = _seconds(timeout, f"step {name!r}: timeout")
-        self.start_timeout = (
-            None if start_timeout is None else _seconds(start_timeout, f"step {name!r}: start_timeout")
-        )
+        self.start_timeout = None if start_timeout is None else _seconds(start_timeout, f"step {name!r}: start_timeout")
         self.retry = retry
         self.compensation_retry = compensation_retry
         self.queue = queue
@@ -174,7 +172,9 @@ class Parallel:
         if len(steps) < 2 or not all(isinstance(step, Step) for step in steps):
             raise DefinitionError("Parallel takes two steps or more, and nothing but steps")
         if pivots := [step.name for step in steps if step.is_pivot]:
-            raise DefinitionError(f"the pivot {pivots[0]!r} cannot be one of several: it is where the saga commits itself")
+            raise DefinitionError(
+                f"the pivot {pivots[0]!r} cannot be one of several: it is where the saga commits itself"
+            )
         self.steps = steps
 
     def __repr__(self) -> str:
@@ -184,9 +184,21 @@ class Parallel:
 class BoundStep:
     """A step in its place in a saga: everything about it decided."""
 
-    __slots__ = ("action", "compensation", "compensation_retry", "name", "past_pivot", "queue", "retry", "stage", "step")
+    __slots__ = (
+        "action",
+        "compensation",
+        "compensation_retry",
+        "name",
+        "past_pivot",
+        "queue",
+        "retry",
+        "stage",
+        "step",
+    )
 
-    def __init__(self, step: Step, stage: int, action: _Bound, compensation: _Bound | None, *, past_pivot: bool) -> None:
+    def __init__(
+        self, step: Step, stage: int, action: _Bound, compensation: _Bound | None, *, past_pivot: bool
+    ) -> None:
         self.name = step.name
         self.step = step
         self.stage = stage
@@ -275,7 +287,8 @@ class Saga:
             commits and rolls back with it, and is launched after the commit.
 
         Raises `InvalidInput`, `PayloadTooLarge` or `KeyReused`, with nothing stored; `StoreUnavailable` when the
-        database does not answer. A broker that does not answer is no error: the saga is stored and recovery launches it.
+        database does not answer. A broker that does not answer is no error: the saga is stored, and recovery
+        launches it.
         """
         if self._launcher is None:
             raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
@@ -296,7 +309,9 @@ class Saga:
                 if step.name in names:
                     raise DuplicateName(f"{where}: another step has this name")
                 if step.name in fields:
-                    raise DuplicateName(f"{where}: a field of the input has this name, so a parameter could mean either")
+                    raise DuplicateName(
+                        f"{where}: a field of the input has this name, so a parameter could mean either"
+                    )
                 if step.name in ("result", "step"):
                     raise DefinitionError(f"{where}: the name is taken; compensations receive their own result by it")
                 names.add(step.name)
@@ -315,20 +330,27 @@ class Saga:
         if step.is_pivot and undoable:
             raise DefinitionError(f"{where}: a pivot is never undone, so it takes no compensation")
         if pivot and undoable:
-            raise DefinitionError(f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation")
+            raise DefinitionError(
+                f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation"
+            )
         if step.compensation is _UNSAID and not (step.is_pivot or pivot):
             raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
 
     def _bind_step(
-        self, step: Step, number: int, fields: Mapping[str, Any], results: Mapping[str, Any], where: str, *, past_pivot: bool
+        self,
+        step: Step,
+        number: int,
+        fields: Mapping[str, Any],
+        results: Mapping[str, Any],
+        where: str,
+        *,
+        past_pivot: bool,
     ) -> BoundStep:
         action = self._bind_function(step.action, f"{where}, action", fields, results, own=False)
         compensation = None
         if step.compensation not in (_UNSAID, None):
             assert step.compensation is not None
-            compensation = self._bind_function(
-                step.compensation, f"{where}, compensation", fields, results, own=True
-            )
+            compensation = self._bind_function(step.compensation, f"{where}, compensation", fields, results, own=True)
         return BoundStep(step, number, action, compensation, past_pivot=past_pivot)
 
     def _bind_function(
@@ -346,7 +368,8 @@ class Saga:
             hint = hints.get(parameter.name, NO_TYPE)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise DefinitionError(
-                    f"{where}: {_describe(given)} has the parameter {parameter}; parameters are filled by name, one by one"
+                    f"{where}: {_describe(given)} has the parameter {parameter}; "
+                    "parameters are filled by name, one by one"
                 )
             if hint is StepContext:
                 sources[parameter.name] = _Source("context")

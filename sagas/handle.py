@@ -48,7 +48,7 @@ class SagaHandle:
 
     @property
     def record(self) -> SagaRecord:
-        """Everything that is stored of the saga, read now. Raises `SagaNotFound` when it is not (or no longer) there."""
+        """Everything that is stored of the saga, read now. Raises `SagaNotFound` when it is not there."""
         return self._desk.load(self.id)
 
     @property
@@ -91,7 +91,9 @@ class SagaHandle:
                     return status
                 why = f"it is {status}"
             if give_up is not None and time.monotonic() >= give_up:
-                raise WaitTimeout(f"saga {self.id} is not at its end after {timeout:g} s: {why}. It goes on without you")
+                raise WaitTimeout(
+                    f"saga {self.id} is not at its end after {timeout:g} s: {why}. It goes on without you"
+                )
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_LOOK)
 

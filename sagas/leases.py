@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sagas.errors import SagaError
-
 __all__ = ["Leases"]
 
 logger = logging.getLogger(__name__)
@@ -64,8 +62,8 @@ class Leases:
     def _renew_one(self, saga_id: str, step: str, owner: str) -> None:
         try:
             alive = self._renew(saga_id, step, owner)
-        except SagaError as error:  # the database is away: the lease may yet outlive that
-            logger.warning("saga %s, step %s: the claim could not be renewed: %s", saga_id, step, error)
+        except Exception as error:  # noqa: BLE001 - the database is away: the lease may yet outlive that
+            logger.warning("saga %s, step %s: the claim could not be renewed: %r", saga_id, step, error)
             alive = True
         with self._changed:
             if owner not in self._claims:

@@ -147,7 +147,8 @@ class Orchestrator:
         stored = self.store.insert(record, session)
         if stored.id == saga_id:
             return Next(Verdict.LAUNCH, "", record, plan(saga, record))
-        if stored.input != text:
+        # Compared as values: a default that was left out and one that was given are the same.
+        if stored.input != text and load(stored.input, saga.input) != load(text, saga.input):
             raise KeyReused(
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
@@ -189,7 +190,7 @@ class Orchestrator:
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result)
-            except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome
+            except Exception as error:
                 resources.__exit__(type(error), error, error.__traceback__)
                 failure = _failure(error)
                 if failure.outcome is not Outcome.TERMINAL:
@@ -201,14 +202,10 @@ class Orchestrator:
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             if isinstance(outcome, Failure):
                 return transitions.fail(saga, record, attempt.name, owner, outcome, now, self.timing)
-            return transitions.succeed(
-                saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing
-            )
+            return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
 
         # The effect is there: it is worth insisting for as long as the claim may live.
-        return self._insist(
-            lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease
-        )
+        return self._insist(lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease)
 
     def _record_within(self, attempt: _Attempt, owner: str, result: str | None) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
@@ -254,6 +251,15 @@ class Orchestrator:
                 )
             except DefinitionMissing as error:
                 logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
+            except StoreUnavailable:
+                raise
+            except Exception:
+                logger.exception("saga %s could not be examined", saga_id)  # and must not hold up the others
+
+    def not_launched(self, record: SagaRecord) -> None:
+        """The broker did not take what `sweep` yielded: that was no stall, and is tried again before long."""
+        wake_at = self.store.now() + timedelta(seconds=self.timing.stall)
+        self.store.save(record, replace(record, stalls=max(record.stalls - 1, 0), wake_at=wake_at))
 
     # -- people -------------------------------------------------------------------------------------------------
 
@@ -321,8 +327,9 @@ class Orchestrator:
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""
-        wake_at = self.store.now() + timedelta(seconds=self.timing.stall)
-        self.store.save(record, replace(record, error=error, wake_at=wake_at if record.wake_at else None))
+        # Going backward the error says why it turned back, and that is worth more.
+        if record.wake_at is not None and record.direction is Direction.FORWARD and record.error != error:
+            self.store.save(record, replace(record, error=error))
 
     def _renew(self, saga_id: str, name: str, owner: str) -> bool:
         next_ = self._change(

@@ -41,7 +41,11 @@ class Recovery:
         for next_ in self._orchestrator.sweep(_BATCH):
             if next_.plan:
                 logger.info("saga %s (%s): recovery launches %s", next_.record.name, next_.record.id, next_.plan.stages)
-                self._canvas.launch(next_.plan)
+                try:
+                    self._canvas.launch(next_.plan)
+                except Exception:
+                    self._orchestrator.not_launched(next_.record)
+                    raise
                 launched += 1
         return launched
 

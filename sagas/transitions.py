@@ -11,7 +11,16 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sagas.checkpoints import TERMINAL, DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import (
+    TERMINAL,
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    SagaRecord,
+    SagaStatus,
+    StepRecord,
+    StepStatus,
+)
 from sagas.definition import BoundStep, Saga
 from sagas.errors import NotAllowed
 from sagas.plan import settled
@@ -33,8 +42,9 @@ __all__ = [
     "succeed",
 ]
 
-#: A relaunch that changes nothing doubles the wait for the next one, up to 2 ** this.
-_MOST_DOUBLINGS = 5
+#: A relaunch that changes nothing doubles the wait for the next one, up to 2 ** this. It makes the messages before it
+#: stale, so where a queue is long the wait has to grow until it is longer than the queue.
+_MOST_DOUBLINGS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +141,14 @@ def claim(saga: Saga, record: SagaRecord, name: str, epoch: int, owner: str, now
 
 
 def succeed(
-    saga: Saga, record: SagaRecord, name: str, owner: str, direction: Direction, result: str | None, now: datetime, timing: Timing
+    saga: Saga,
+    record: SagaRecord,
+    name: str,
+    owner: str,
+    direction: Direction,
+    result: str | None,
+    now: datetime,
+    timing: Timing,
 ) -> Change:
     """The holder of a claim reports success. Only the living claim of the present direction counts as done."""
     step, state = saga.steps[name], record.step(name)
@@ -163,7 +180,9 @@ def fail(
     again = failure.outcome is Outcome.FAILED and failures < retry.max_attempts
     turned_back = record.direction is Direction.BACKWARD and not undoing
     if again and not turned_back:
-        delay = retry.delay_after(failures, f"{record.id}:{name}:{failures}") if failure.after is None else failure.after
+        delay = (
+            retry.delay_after(failures, f"{record.id}:{name}:{failures}") if failure.after is None else failure.after
+        )
         state = _released(
             state,
             StepStatus.UNDOING if undoing else StepStatus.PENDING,
@@ -196,7 +215,7 @@ def join(saga: Saga, record: SagaRecord, name: str, epoch: int) -> Change:
     stage = saga.stages[saga.steps[name].stage]
     if all(settled(step, record.step(step.name), record.direction) for step in stage):
         return Change(record, Verdict.CONTINUE)
-    if _is_over(saga, record, stage):
+    if _is_over(record, stage):
         return Change(record, Verdict.FAILED, _reason(record, stage))
     return Change(record, Verdict.GO_AWAY, "steps of the stage are still at work")
 
@@ -211,7 +230,9 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
         return refusal
     step, state = saga.steps[name], record.step(name)
     if state.owner is not None:
-        lost = Failure(Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)")
+        lost = Failure(
+            Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)"
+        )
         change = fail(saga, record, name, state.owner, lost, now, timing)
     elif _waits(state, record.direction) and not _is_later(state.due_at, now) and _is_turn_of(saga, record, step):
         change = _lose(saga, record, step, now, timing)
@@ -224,7 +245,7 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
 
 
 def examine(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
-    """Bring a saga that is due to where it should be: settle dead claims, honour deadlines, relaunch what stands still."""
+    """Bring a due saga to where it should be: settle dead claims, honour deadlines, relaunch what stands still."""
     if record.status in TERMINAL or record.status is SagaStatus.STUCK:
         return Change(replace(record, wake_at=None), Verdict.GO_AWAY)
     change = Change(record, Verdict.GO_AWAY)
@@ -246,7 +267,9 @@ def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> 
     if record.direction is Direction.FORWARD:
         change = _expire_unstarted(saga, change, stage, now, timing)
         record = change.record
-        if _has_failed(record, stage) and _is_over(saga, record, stage):
+        if record.status is SagaStatus.STUCK:
+            return replace(change, verdict=Verdict.GO_AWAY)
+        if _has_failed(record, stage) and _is_over(record, stage):
             if _is_stuck(record, stage):
                 return _merge(change, _get_stuck(saga, record, stage, now, timing))
             return _merge(change, _turn_back(saga, record, _reason(record, stage), now, timing))
@@ -271,8 +294,10 @@ def cancel(saga: Saga, record: SagaRecord, reason: str, now: datetime, timing: T
     if record.direction is Direction.BACKWARD:
         return Change(record, Verdict.GO_AWAY, f"already {record.status}")
     if record.status is SagaStatus.COMPLETED or _committed(saga, record):
-        at = f"it is {record.status}" if saga.pivot is None or record.status is SagaStatus.COMPLETED else (
-            f"its pivot {saga.pivot.name!r} is {record.step(saga.pivot.name).status}"
+        at = (
+            f"it is {record.status}"
+            if saga.pivot is None or record.status is SagaStatus.COMPLETED
+            else (f"its pivot {saga.pivot.name!r} is {record.step(saga.pivot.name).status}")
         )
         raise NotAllowed(f"saga {record.name!r} ({record.id}) can no longer be undone: {at}")
     return _turn_back(saga, record, reason, now, timing, by=by)
@@ -284,13 +309,22 @@ class Repair(enum.Enum):
     RETRY = "retry"
     SKIP = "skip"
     DONE = "done"
+    FAILED = "failed"  # of a pivot alone: it had no effect, so there is a way back
 
 
 def repair(
-    saga: Saga, record: SagaRecord, name: str, how: Repair, reason: str, now: datetime, timing: Timing, *,
-    by: str | None = None, result: str | None = None,
+    saga: Saga,
+    record: SagaRecord,
+    name: str,
+    how: Repair,
+    reason: str,
+    now: datetime,
+    timing: Timing,
+    *,
+    by: str | None = None,
+    result: str | None = None,
 ) -> Change:
-    """Bring a stuck saga on: try the step again, leave it out, or take it as done by hand."""
+    """Bring a stuck saga on: try the step again, leave it out, or take it as done, or as failed, by hand."""
     step = saga.steps.get(name)
     state = record.step(name)
     if step is None or record.status is not SagaStatus.STUCK or state.status is not StepStatus.STUCK:
@@ -307,13 +341,25 @@ def repair(
             state = state.move(StepStatus.SKIPPED, finished_at=now, result="null" if forward else state.result)
         case Repair.DONE:
             state = state.move(
-                StepStatus.DONE if forward else StepStatus.UNDONE, finished_at=now, error=None, result=(result or "null") if forward else state.result
+                StepStatus.DONE if forward else StepStatus.UNDONE,
+                finished_at=now,
+                error=None,
+                result=(result or "null") if forward else state.result,
+            )
+        case Repair.FAILED if forward and step.step.is_pivot:
+            state = state.move(StepStatus.FAILED, finished_at=now)
+        case Repair.FAILED:
+            raise NotAllowed(
+                f"saga {record.name!r} ({record.id}): only a pivot can be said to have failed, not {name!r}"
             )
     history = (_entry(record, now, f"operator: {how.value}", step, reason, by),)
     letters = (_letter(record, state, now, resolution=how.value, reason=reason, by=by),)
     record = record.with_step(state)
     if any(s.status is StepStatus.STUCK for s in record.steps.values()):
         return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "another step is still stuck", history, letters)
+    if how is Repair.FAILED:
+        change = _turn_back(saga, record, f"pivot {name!r} had no effect: {reason}", now, timing, by=by)
+        return replace(change, history=history + change.history, dead_letters=letters)
     back = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
     record = record.move(back, epoch=record.epoch + 1, stalls=0, ready_at=now, error=None if forward else record.error)
     change = _settle(saga, record, now, timing)
@@ -323,7 +369,9 @@ def repair(
 # -- the parts ------------------------------------------------------------------------------------------------------
 
 
-def _turn_back(saga: Saga, record: SagaRecord, why: str, now: datetime, timing: Timing, by: str | None = None) -> Change:
+def _turn_back(
+    saga: Saga, record: SagaRecord, why: str, now: datetime, timing: Timing, by: str | None = None
+) -> Change:
     """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
     history = (_entry(record, now, "turned back", None, why, by),)
     for step in saga.steps.values():
@@ -336,7 +384,11 @@ def _turn_back(saga: Saga, record: SagaRecord, why: str, now: datetime, timing: 
             record = record.with_step(replace(state, failures=0, lost=0, due_at=None))
     record = record.move(
         SagaStatus.COMPENSATING,
-        direction=Direction.BACKWARD, epoch=record.epoch + 1, stalls=0, ready_at=now, error=why,
+        direction=Direction.BACKWARD,
+        epoch=record.epoch + 1,
+        stalls=0,
+        ready_at=now,
+        error=why,
     )
     change = _settle(saga, record, now, timing)
     return replace(change, note=why, history=history + change.history)
@@ -348,13 +400,15 @@ def _landed_late(
     """An action succeeded after the saga had turned back. It does not count as done: it is undone, with its result."""
     state = record.step(step.name)
     if step.compensation is None:
-        return Change(record, Verdict.GO_AWAY, "it came late, and there is nothing to undo")
+        return _landed_for_good(record, step, now)
     if state.status is StepStatus.DONE or (state.status is StepStatus.RUNNING and state.owner != owner):
         return Change(record, Verdict.GO_AWAY, "another delivery of it stands for it, and will be undone")
     history = (_entry(record, now, "landed late", step, f"it was {state.status}"),)
     letters: tuple[DeadLetter, ...] = ()
     if state.status is StepStatus.STUCK:
-        letters = (_letter(record, state, now, resolution="landed late", reason="its outcome is known: undone once more"),)
+        letters = (
+            _letter(record, state, now, resolution="landed late", reason="its outcome is known: undone once more"),
+        )
     # Whoever is undoing it now may have looked before it landed: that claim is void, and it is undone once more.
     state = _released(state, StepStatus.IN_DOUBT, now, result=result, failures=0, lost=0, due_at=None)
     record = record.with_step(state)
@@ -362,6 +416,16 @@ def _landed_late(
     if record.status is SagaStatus.COMPENSATED or (record.status is SagaStatus.STUCK and not stuck):
         record = record.move(SagaStatus.COMPENSATING, epoch=record.epoch + 1, ready_at=now)
     return _done(saga, record, Verdict.LAUNCH, now, timing, "landed after the saga had turned back", history, letters)
+
+
+def _landed_for_good(record: SagaRecord, step: BoundStep, now: datetime) -> Change:
+    """An action without a compensation succeeded after the saga had turned back. For a pivot that takes a person."""
+    note = "it came late, and there is nothing that undoes it"
+    if not step.step.is_pivot:
+        return Change(record, Verdict.GO_AWAY, note)
+    letter = replace(_letter(record, record.step(step.name), now), direction=Direction.FORWARD, error=note)
+    history = (_entry(record, now, "landed late", step, note),)
+    return Change(replace(record, updated_at=now), Verdict.GO_AWAY, note, history, (letter,))
 
 
 def _expire(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timing: Timing) -> Change:
@@ -376,13 +440,15 @@ def _expire(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timi
 
 
 def _lose(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timing: Timing) -> Change:
-    """A delivery of a step ended in silence. After too many of them it is given up: it may be what kills its workers."""
+    """A delivery of a step ended in silence. After too many it is given up: it may be what kills its workers."""
     state = record.step(step.name)
     ran = state.held
     undoing = record.direction is Direction.BACKWARD and state.status is not StepStatus.RUNNING
     awaited = record.direction is Direction.BACKWARD and not undoing  # an action that the saga no longer wants
     lost = state.lost + 1
-    error = f"lost {lost} of {step.step.max_deliveries} times: " + ("its worker died" if ran else "Celery could not run it")
+    error = f"lost {lost} of {step.step.max_deliveries} times: " + (
+        "its worker died" if ran else "Celery could not run it"
+    )
     history = (_entry(record, now, "lost", step, error),)
     if lost < step.step.max_deliveries and not awaited:
         waiting = StepStatus.PENDING if state.status is StepStatus.RUNNING else state.status
@@ -413,13 +479,19 @@ def _expire_unstarted(
 
 
 def _after_step(
-    saga: Saga, record: SagaRecord, step: BoundStep, verdict: Verdict, now: datetime, timing: Timing,
-    note: str = "", history: tuple[HistoryEntry, ...] = (),
+    saga: Saga,
+    record: SagaRecord,
+    step: BoundStep,
+    verdict: Verdict,
+    now: datetime,
+    timing: Timing,
+    note: str = "",
+    history: tuple[HistoryEntry, ...] = (),
 ) -> Change:
     """A step has come to an end, good or bad: close its stage or its saga when it was the last."""
     stage, state = saga.stages[step.stage], record.step(step.name)
     letters = (_letter(record, state, now),) if state.status is StepStatus.STUCK else ()
-    over = _is_over(saga, record, stage)
+    over = _is_over(record, stage)
     if over and _is_stuck(record, stage):
         change = _get_stuck(saga, record, stage, now, timing)
     elif record.direction is Direction.BACKWARD and state.status in (StepStatus.FAILED, StepStatus.IN_DOUBT):
@@ -493,8 +565,8 @@ def _is_stuck(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
     return any(record.step(step.name).status is StepStatus.STUCK for step in stage)
 
 
-def _is_over(saga: Saga, record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
-    """Tell whether a stage has come to its end: nobody is at work, and all are settled or, going forward, one failed."""
+def _is_over(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+    """Tell whether a stage is at its end: nobody is at work, and all are settled or, going forward, one failed."""
     states = [record.step(step.name) for step in stage]
     if any(state.held for state in states):
         return False
@@ -535,13 +607,9 @@ def _is_later(due_at: datetime | None, now: datetime) -> bool:
 
 def _reason(record: SagaRecord, stage: tuple[BoundStep, ...]) -> str:
     """Say which steps failed, and how, for people."""
-    failed = [
-        f"step {state.name!r} {'is stuck' if state.status is StepStatus.STUCK else state.status.replace('_', ' ').lower()}"
-        f": {state.error}"
-        for step in stage
-        if (state := record.step(step.name)).status in (StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.STUCK)
-    ]
-    return "; ".join(failed)
+    said = {StepStatus.FAILED: "failed", StepStatus.IN_DOUBT: "is in doubt", StepStatus.STUCK: "is stuck"}
+    states = [record.step(step.name) for step in stage]
+    return "; ".join(f"step {s.name!r} {said[s.status]}: {s.error}" for s in states if s.status in said)
 
 
 def _released(state: StepRecord, status: StepStatus, finished_at: datetime | None, **changes: object) -> StepRecord:
@@ -551,6 +619,8 @@ def _released(state: StepRecord, status: StepStatus, finished_at: datetime | Non
 def _start_deadline(step: BoundStep, state: StepRecord, record: SagaRecord) -> datetime | None:
     if step.step.start_timeout is None or record.direction is Direction.BACKWARD:
         return None
+    if state.position and state.due_at is None:
+        return None  # it had begun, and lost its worker
     since = max(filter(None, (record.ready_at, state.due_at)))
     return since + timedelta(seconds=step.step.start_timeout)
 
@@ -578,20 +648,33 @@ def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> d
 def _entry(
     record: SagaRecord, now: datetime, what: str, step: BoundStep | None, detail: str, by: str | None = None
 ) -> HistoryEntry:
-    return HistoryEntry(at=now, what=what, epoch=record.epoch, step=step.name if step is not None else None, detail=detail, by=by)
+    return HistoryEntry(
+        at=now, what=what, epoch=record.epoch, step=step.name if step is not None else None, detail=detail, by=by
+    )
 
 
 def _letter(record: SagaRecord, state: StepRecord, now: datetime, **resolved: str | None) -> DeadLetter:
     """Open the dead letter of a step, or close it with how it was resolved."""
     return DeadLetter(
-        saga_id=record.id, step=state.name, direction=record.direction, error=state.error or "",
-        created_at=now, resolved_at=now if resolved else None, **resolved,
+        saga_id=record.id,
+        step=state.name,
+        direction=record.direction,
+        error=state.error or "",
+        created_at=now,
+        resolved_at=now if resolved else None,
+        **resolved,
     )
 
 
 def _done(
-    saga: Saga, record: SagaRecord, verdict: Verdict, now: datetime, timing: Timing, note: str = "",
-    history: tuple[HistoryEntry, ...] = (), dead_letters: tuple[DeadLetter, ...] = (),
+    saga: Saga,
+    record: SagaRecord,
+    verdict: Verdict,
+    now: datetime,
+    timing: Timing,
+    note: str = "",
+    history: tuple[HistoryEntry, ...] = (),
+    dead_letters: tuple[DeadLetter, ...] = (),
 ) -> Change:
     record = replace(record, updated_at=now, wake_at=_wake_at(saga, record, now, timing))
     return Change(record, verdict, note, history, dead_letters)

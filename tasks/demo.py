@@ -24,7 +24,7 @@ from celery.app.utils import find_app
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy.orm import Session
 
 from sagas import KeyReused, SagaHandle, SagaRecord, Sagas, SagaStatus, SqlStore, StepStatus
@@ -117,8 +117,9 @@ def _folder(given: Path | None) -> Iterator[Path]:
 def _run(console: Console, folder: Path, orders: Sequence[Order], timeout: float) -> int:
     store = _open_shop(folder, orders)
     console.print(f"{len(orders)} orders, {sum(order.fault is not None for order in orders)} of them with a fault")
+    # The broker's folder is set up by whoever comes first, and it is no place for two to do so at once.
+    placed = _place(orders)
     with _Workers(folder / "worker.log") as workers:
-        placed = _place(orders)
         screen = _Table(console, placed) if console.is_terminal else _Lines(console, store, placed)
         with screen:
             screen.say(f"worker 1 started (pid {workers.pid})")
@@ -246,19 +247,18 @@ class _Table:
         self._live.console.print(line)
 
     def update(self) -> None:
-        """Do nothing: it renders itself."""
+        """Do nothing: the table looks by itself."""
 
     def _render(self) -> Table:
         # Without lines and in small letters, so that it fits into 80 columns.
-        columns = ["order", "fault", "status", *(name.replace("_", " ") for name in place_order.steps)]
-        table = Table(*columns, box=None, pad_edge=False)
+        columns = [name.replace("_", " ") for name in place_order.steps]
+        table = Table(Column("order", no_wrap=True), Column("status", min_width=12), *columns, box=None, pad_edge=False)
         for it in self._placed:
             states: list[SagaStatus | StepStatus] = [
                 it.record.status,
                 *(it.record.step(name).status for name in place_order.steps),
             ]
-            fault = it.order.fault.kind if it.order.fault else ""
-            table.add_row(it.record.key, fault, *(_colour(state) for state in states))
+            table.add_row(it.record.key, *(_colour(state) for state in states))
         return table
 
     def __enter__(self) -> Self:

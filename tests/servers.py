@@ -79,7 +79,7 @@ class Server:
     user: ClassVar[str | None] = None  #: who runs it when the tests are run by root
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="srv-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="sagas-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         if _AS_ROOT and self.user:
@@ -207,7 +207,18 @@ class Postgres(Server):
         self._databases = 0
 
     def prepare(self) -> None:
-        self.run(binary("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.run(
+            binary("initdb"),
+            "-D",
+            str(self.folder / "data"),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        )
 
     def command(self) -> Sequence[str]:
         return [
@@ -285,6 +296,7 @@ class RabbitMQ(Server):
             # A port mapper of its own, that goes with the node's process group.
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(self.folder / "crash"),
         }
 
     def prepare(self) -> None:

@@ -33,7 +33,9 @@ Serial = BigInteger().with_variant(Integer(), "sqlite")
 
 def exact(length: int) -> String:
     """Return a string type that tells "A" from "a"; MySQL's own do not, and would take two keys for one."""
-    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -97,7 +99,9 @@ sagas = Table(
     UniqueConstraint("name", "key"),
     # Recovery asks for what is due: the finished, by far the most, are not in its index where the database can leave
     # them out, and come last in it where it cannot.
-    Index(None, "wake_at", postgresql_where=Column("wake_at").is_not(None), sqlite_where=Column("wake_at").is_not(None)),
+    Index(
+        None, "wake_at", postgresql_where=Column("wake_at").is_not(None), sqlite_where=Column("wake_at").is_not(None)
+    ),
     # The lists: by status and by saga, newest first, which is the order of the ids.
     Index(None, "status", "id"),
     Index(None, "name", "id"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -88,7 +88,9 @@ class SqlStore:
             return self._again_if_stale(lambda: self._insert_alone(record))
         connection = session.connection() if isinstance(session, Session) else session
         if connection.dialect.name != self.dialect:
-            raise ConfigurationError(f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}")
+            raise ConfigurationError(
+                f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
+            )
         with self._translated():
             return self._insert(connection, record)
 
@@ -103,13 +105,11 @@ class SqlStore:
             return record
         # A locking read: the row that was in the way may be younger than this transaction's snapshot.
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
-        return _saga(connection.execute(query.with_for_update(read=True)).one()._mapping, [])
+        return _saga(connection.execute(query.with_for_update(read=True)).mappings().one(), [])
 
     def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
-        if isinstance(session, Session):
-            _AfterCommit(session, then)
-        else:
-            _after_connection_commits(session, then)
+        savepoint = session.get_nested_transaction()
+        _AfterCommit.of(session).add(savepoint, then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(schema.sagas.c.id == saga_id, f"there is no saga with the id {saga_id!r}")
@@ -122,11 +122,11 @@ class SqlStore:
         # The saga before its steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
         def read(connection: Connection) -> SagaRecord:
-            row = connection.execute(select(schema.sagas).where(where)).one_or_none()
+            row = connection.execute(select(schema.sagas).where(where)).mappings().one_or_none()
             if row is None:
                 raise SagaNotFound(missing)
-            rows = connection.execute(select(schema.steps).where(schema.steps.c.saga_id == row.id))
-            return _saga(row._mapping, [step._mapping for step in rows])
+            steps = select(schema.steps).where(schema.steps.c.saga_id == row["id"])
+            return _saga(row, connection.execute(steps).mappings().all())
 
         return self._read(read)
 
@@ -153,11 +153,7 @@ class SqlStore:
         dead_letters: Sequence[DeadLetter],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
-        changed = {
-            name: value
-            for name, value in _row(after, _SAGA_FIELDS).items()
-            if value != getattr(before, name)
-        }
+        changed = {name: value for name, value in _row(after, _SAGA_FIELDS).items() if value != getattr(before, name)}
         compare_and_set = (
             update(schema.sagas)
             .where(schema.sagas.c.id == before.id, schema.sagas.c.revision == before.revision)
@@ -182,18 +178,17 @@ class SqlStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        with self._translated(), Session(self.engine) as session, session.begin():
-            yield session
+        with Session(self.engine) as session:
+            yield session  # what a step does wrong in here is the step's own failure, and stays what it is
+            with self._translated():
+                session.commit()
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         now = self.now()
         ids = (
-            select(schema.sagas.c.id)
-            .where(schema.sagas.c.wake_at <= now)
-            .order_by(schema.sagas.c.wake_at)
-            .limit(limit)
+            select(schema.sagas.c.id).where(schema.sagas.c.wake_at <= now).order_by(schema.sagas.c.wake_at).limit(limit)
         )
         # Most looks find nothing: those cost one read, and on SQLite no lock.
         if self._read(lambda connection: connection.execute(ids.limit(1)).first()) is None:
@@ -287,46 +282,45 @@ class SqlStore:
 
 
 class _AfterCommit:
-    """Calls something once, after the outermost transaction of a session has committed."""
+    """What is to be called after the outermost transaction of a session, or of a connection, has committed."""
 
-    def __init__(self, session: Session, then: Callable[[], object]) -> None:
-        self._session = session
-        self._then = then
-        self._nested = session.get_nested_transaction()
-        event.listen(session, "after_commit", self._committed)
-        event.listen(session, "after_soft_rollback", self._rolled_back)
+    def __init__(self, target: Session | Connection) -> None:
+        self._waiting: list[tuple[object, Callable[[], object]]] = []  # each with the savepoint it was asked in
+        if isinstance(target, Session):
+            event.listen(target, "after_commit", self._session_committed)
+            event.listen(target, "after_soft_rollback", self._session_rolled_back)
+        else:
+            event.listen(target, "commit", self._committed)
+            event.listen(target, "rollback", self._rolled_back)
+            event.listen(target, "rollback_savepoint", lambda _connection, _name, _context: self._rolled_back())
 
-    def _committed(self, session: Session) -> None:
-        if session.in_nested_transaction():  # the event also fires when a savepoint is released
-            return
-        self._forget()
-        self._then()
+    @classmethod
+    def of(cls, target: Session | Connection) -> _AfterCommit:
+        # Listeners cannot be taken away while they are called, so each target gets its own, once.
+        made: _AfterCommit | None = getattr(target, "_sagas_after_commit", None)
+        if made is None:
+            made = cls(target)
+            setattr(target, "_sagas_after_commit", made)  # noqa: B010 - it is not theirs to declare
+        return made
 
-    def _rolled_back(self, session: Session, previous: SessionTransaction) -> None:
-        # A savepoint rolled back takes with it only what was started inside it.
-        if not previous.nested or previous is self._nested:
-            self._forget()
+    def add(self, savepoint: object, then: Callable[[], object]) -> None:
+        self._waiting.append((savepoint, then))
 
-    def _forget(self) -> None:
-        for name, listener in (("after_commit", self._committed), ("after_soft_rollback", self._rolled_back)):
-            if event.contains(self._session, name, listener):
-                event.remove(self._session, name, listener)
+    def _committed(self, _: Connection | None = None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _savepoint, then in waiting:
+            then()
 
+    def _rolled_back(self, _: Connection | None = None) -> None:
+        self._waiting = []
 
-def _after_connection_commits(connection: Connection, then: Callable[[], object]) -> None:
-    def committed(_: Connection) -> None:
-        forget()
-        then()
+    def _session_committed(self, session: Session) -> None:
+        if not session.in_nested_transaction():  # the event also fires when a savepoint is released
+            self._committed()
 
-    def rolled_back(_: Connection) -> None:
-        forget()
-
-    def forget() -> None:
-        event.remove(connection, "commit", committed)
-        event.remove(connection, "rollback", rolled_back)
-
-    event.listen(connection, "commit", committed)
-    event.listen(connection, "rollback", rolled_back)
+    def _session_rolled_back(self, _: Session, previous: SessionTransaction) -> None:
+        # A savepoint rolled back takes with it only what was asked inside it.
+        self._waiting = [asked for asked in self._waiting if previous.nested and asked[0] is not previous]
 
 
 class _Clock:
@@ -368,7 +362,9 @@ def _conflict_upsert(dialect_insert: Any) -> Any:
 def _mysql_upsert(table: Table) -> Any:
     statement = mysql.insert(table)
     keys = [column.name for column in table.primary_key]
-    return statement.on_duplicate_key_update({c.name: statement.inserted[c.name] for c in table.columns if c.name not in keys})
+    return statement.on_duplicate_key_update(
+        {c.name: statement.inserted[c.name] for c in table.columns if c.name not in keys}
+    )
 
 
 def _utc(expression: str) -> Any:

@@ -159,7 +159,7 @@ def test_only_json_is_on_the_wire(rig: Rig, redis_server: Redis) -> None:
     handle = rig.start("full")
     queue = rig.settings["options"]["task_default_queue"]
     with redis_server.client() as client:
-        [message] = client.lrange(queue, 0, -1)  # type: ignore[misc]
+        [message] = client.lrange(queue, 0, -1)
     assert json.loads(message)["content-type"] == "application/json"
     rig.worker()
     rig.assert_done(handle)

@@ -53,7 +53,9 @@ def test_mariadb_restarts(tmp_path_factory: pytest.TempPathFactory, redis_server
         _with(redis_server.url, server.database(), tmp_path_factory, server)
 
 
-def _with(broker: str, database: str, folders: pytest.TempPathFactory, server: Redis | RabbitMQ | Postgres | MariaDB) -> None:
+def _with(
+    broker: str, database: str, folders: pytest.TempPathFactory, server: Redis | RabbitMQ | Postgres | MariaDB
+) -> None:
     rig = Rig(broker, database, folders.mktemp("rig"))
     try:
         _run(rig, server)

@@ -1,0 +1,42 @@
+# Everything a fresh machine needs: python 3.11 or newer. `make demo` and `make test` set up the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: demo test check unit servers format docs clean
+
+demo: $(VENV)/installed ## place the shop's orders through a real worker, with no server (ORDERS=file for yours)
+	$(BIN)/python -m tasks.demo $(ORDERS)
+
+test: check servers ## everything that CI runs
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: $(VENV)/installed ## the tests that need no server
+	$(BIN)/python -m pytest tests/unit tests/architecture
+
+check: $(VENV)/installed ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/installed ## draw the states from the table of legal moves
+	$(BIN)/python docs/generate_states.py
+
+servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, which the tests start by themselves
+	scripts/install-servers
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,28 @@
+"""Celery's filesystem broker, with messages that appear in the folder all at once.
+
+kombu's own writes a message where its readers look for it. One that looks too soon finds an empty file, and its worker
+ends with a JSONDecodeError (https://github.com/celery/kombu/issues/1551).
+"""
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
+
+__all__ = ["Transport"]
+
+
+class Channel(filesystem.Channel):
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
+        # Readers take files in the order of their names, and none that does not end as the message does.
+        file = Path(self.data_folder_out, f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}.msg")
+        draft = file.with_suffix(".draft")
+        draft.write_text(dumps(payload))  # type: ignore[no-untyped-call]
+        draft.rename(file)
+
+
+class Transport(filesystem.Transport):
+    Channel = Channel

@@ -1,0 +1,278 @@
+"""What the engine asks of a store, of every database that it runs on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+from sagas import (
+    ConfigurationError,
+    Direction,
+    SagaNotFound,
+    SagaRecord,
+    SagaStatus,
+    SqlStore,
+    StepRecord,
+    StepStatus,
+    StoreUnavailable,
+)
+from sagas.checkpoints import DeadLetter, HistoryEntry
+from sagas.stores import migrate, schema
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'store.db'}"
+    else:
+        url = request.getfixturevalue(request.param).database()
+    store = SqlStore(url)
+    store.upgrade()
+    yield store
+    store.engine.dispose()
+
+
+def record(number: int = 1, **changes: Any) -> SagaRecord:
+    now = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    values: dict[str, Any] = {
+        "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}", "shape": "a > b",
+        "correlation_id": f"c-{number}", "input": '{"x":"ü\\u0000💶"}', "created_at": now, "updated_at": now,
+        "ready_at": now, "wake_at": now, "deadline": now + timedelta(hours=1),
+    }  # fmt: skip
+    return SagaRecord(**{**values, **changes})
+
+
+STEP = StepRecord(
+    name="a", status=StepStatus.RUNNING, position=1, failures=2, lost=3, owner="me",
+    lease_until=datetime(2026, 1, 1, tzinfo=UTC), result="1" * 100_000, error="ü💶",
+)  # fmt: skip
+
+
+def test_a_record_comes_back_as_it_was(store: SqlStore) -> None:
+    stored = store.insert(record())
+    assert store.load(stored.id) == stored
+    saved = store.save(stored, replace(stored, epoch=2, steps={"a": STEP}))
+    assert saved is not None
+    assert saved.revision == 2
+    assert store.load(stored.id) == saved
+    assert store.load(stored.id).created_at.tzinfo is UTC
+    assert store.find("order", "key-1") == saved
+
+
+def test_a_save_of_an_old_revision_changes_nothing(store: SqlStore) -> None:
+    first = store.insert(record())
+    second = store.save(first, replace(first, epoch=2, steps={"a": STEP}))
+    entry = HistoryEntry(at=first.created_at, what="x", epoch=1)
+    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, name="b")}), [entry]) is None
+    assert store.load(first.id) == second
+    assert store.history(first.id) == []
+
+
+def test_of_many_savers_one_wins(store: SqlStore) -> None:
+    first = store.insert(record())
+    won: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        barrier.wait()
+        if store.save(first, replace(first, epoch=number)) is not None:
+            won.append(number)
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.load(first.id).epoch == won[0]
+
+
+def test_the_same_key_is_the_same_saga(store: SqlStore) -> None:
+    first = store.insert(record(1))
+    assert store.insert(record(2, key="key-1")) == first
+    assert store.insert(record(3, key="KEY-1")).id == "id-0003"  # keys are told apart by case everywhere
+    assert store.insert(record(4, key="key-1", name="other")).id == "id-0004"
+    with pytest.raises(SagaNotFound):
+        store.load("id-0002")
+
+
+def test_of_many_inserts_of_one_key_one_wins(store: SqlStore) -> None:
+    found: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        barrier.wait()
+        found.append(store.insert(record(number, key="one")).id)
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+def test_what_is_not_there(store: SqlStore) -> None:
+    with pytest.raises(SagaNotFound, match="id 'nope'"):
+        store.load("nope")
+    with pytest.raises(SagaNotFound, match="'order' with the key 'nope'"):
+        store.find("order", "nope")
+
+
+def test_due_are_taken_once(store: SqlStore) -> None:
+    now = store.now()
+    for number in range(10):
+        store.insert(record(number, wake_at=now - timedelta(seconds=number)))
+    store.insert(record(10, wake_at=now + timedelta(hours=1)))
+    store.insert(record(11, wake_at=None))
+    assert list(store.due(3, 60)) == ["id-0009", "id-0008", "id-0007"]
+    taken: list[str] = []
+    threads = [threading.Thread(target=lambda: taken.extend(store.due(2, 60))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken.extend(store.due(100, 60))
+    assert sorted(taken) == [f"id-{number:04}" for number in range(7)]
+    assert store.due(100, 60) == []
+
+
+def test_a_lease_of_recovery_ends(store: SqlStore) -> None:
+    store.insert(record(wake_at=store.now() - timedelta(seconds=1)))
+    assert len(store.due(10, -1)) == 1
+    assert len(store.due(10, 60)) == 1
+
+
+def test_the_clock_is_the_databases(store: SqlStore) -> None:
+    now = store.now()
+    assert now.tzinfo is UTC
+    assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)  # the same machine
+    assert store.now() >= now
+
+
+def test_history_and_dead_letters(store: SqlStore) -> None:
+    first = store.insert(record())
+    at = first.created_at
+    entries = [
+        HistoryEntry(at=at, what="a", epoch=1, step="s", detail="d"),
+        HistoryEntry(at=at, what="b", epoch=2, by="ann"),
+    ]
+    letter = DeadLetter(saga_id=first.id, step="s", direction=Direction.BACKWARD, error="e", created_at=at)
+    second = store.save(first, replace(first, epoch=2), entries, [letter])
+    assert second is not None
+    assert store.history(first.id) == entries
+    assert store.dead_letters() == [letter]
+    resolved = replace(letter, resolved_at=at, resolution="skip", reason="why", by="ann")
+    store.save(second, replace(second, epoch=3), [], [resolved])
+    assert store.dead_letters() == []
+    assert store.dead_letters(unresolved=False) == [resolved]
+
+
+def test_lists(store: SqlStore) -> None:
+    for number in range(5):
+        store.insert(record(number, status=SagaStatus.STUCK if number % 2 else SagaStatus.RUNNING, name=f"n{number}"))
+    assert [r.id for r in store.select(limit=2)] == ["id-0004", "id-0003"]
+    assert [r.id for r in store.select(before="id-0002")] == ["id-0001", "id-0000"]
+    assert [r.id for r in store.select(status=SagaStatus.STUCK)] == ["id-0003", "id-0001"]
+    assert [r.id for r in store.select(name="n3")] == ["id-0003"]
+
+
+def test_a_start_commits_and_rolls_back_with_its_caller(store: SqlStore) -> None:
+    with Session(store.engine) as session:
+        store.insert(record(1), session)
+        session.rollback()
+        store.insert(record(2), session)
+        session.commit()
+    with store.engine.begin() as connection:
+        store.insert(record(3), connection)
+    assert [r.id for r in store.select()] == ["id-0003", "id-0002"]
+
+
+def test_what_follows_a_commit(store: SqlStore) -> None:
+    called: list[str] = []
+    with Session(store.engine) as session:
+        session.connection()
+        store.after_commit(session, lambda: called.append("rolled back"))
+        session.rollback()
+        session.connection()
+        store.after_commit(session, lambda: called.append("committed"))
+        with session.begin_nested():
+            store.after_commit(session, lambda: called.append("within a savepoint"))
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            store.after_commit(session, lambda: called.append("savepoint rolled back"))
+            raise ZeroDivisionError
+        assert called == []
+        session.commit()
+        assert called == ["committed", "within a savepoint"]
+        session.connection()
+        session.commit()
+    with store.engine.connect() as connection:
+        connection.execute(text("select 1"))
+        store.after_commit(connection, lambda: called.append("rolled back"))
+        connection.rollback()
+        connection.execute(text("select 1"))
+        store.after_commit(connection, lambda: called.append("by connection"))
+        connection.commit()
+        connection.execute(text("select 1"))
+        connection.commit()
+    assert called == ["committed", "within a savepoint", "by connection"]
+
+
+def test_an_effect_and_its_checkpoint_are_one(store: SqlStore) -> None:
+    first = store.insert(record())
+    with store.engine.begin() as connection:
+        connection.execute(text("create table effect (n integer)"))
+    with store.transaction() as session:
+        session.execute(text("insert into effect values (1)"))
+        assert store.save(first, replace(first, epoch=2), session=session) is not None
+    with pytest.raises(ZeroDivisionError), store.transaction() as session:
+        session.execute(text("insert into effect values (2)"))
+        store.save(store.load(first.id), replace(first, epoch=3), session=session)
+        raise ZeroDivisionError
+    with store.engine.connect() as connection:
+        assert connection.execute(text("select n from effect")).scalars().all() == [1]
+    assert store.load(first.id).epoch == 2
+
+
+def test_the_migrations_make_the_schema(store: SqlStore) -> None:
+    with store.engine.connect() as connection:
+        options = {"version_table": migrate.VERSION_TABLE, "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        differences = compare_metadata(context, schema.metadata)
+    assert not differences, f"add a migration to sagas/stores/migrations/versions: {differences}"
+    assert migrate.current(store.engine) == migrate.head()
+    store.upgrade()  # does nothing
+
+
+def test_a_database_that_does_not_answer() -> None:
+    for url in (
+        "postgresql+psycopg://x@127.0.0.1:1/x",
+        "mysql+pymysql://x@127.0.0.1:1/x",
+        "sqlite:////no/such/folder/x.db",
+    ):
+        store = SqlStore(url)
+        with pytest.raises(StoreUnavailable):
+            store.load("x")
+        with pytest.raises(StoreUnavailable):
+            store.now()
+
+
+def test_a_database_that_cannot_hold_sagas() -> None:
+    class Oracle:
+        name = "oracle"
+
+    engine = create_engine("sqlite://")
+    engine.dialect.name = "oracle"
+    with pytest.raises(ConfigurationError, match="not in oracle"):
+        SqlStore(engine)

@@ -1,0 +1,110 @@
+"""`step.session`: an effect in the database that holds the sagas happens exactly once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from sqlalchemy import text
+
+from sagas import Retry, Saga, SagaHandle, Sagas, SagaStatus, SqlStore, Step, StepContext
+from tests.servers import Postgres, wait_for
+
+turned = threading.Event()
+
+
+def count(step: StepContext) -> None:
+    step.session.execute(text("insert into effect values (:key)"), {"key": step.idempotency_key})
+
+
+def count_then_fail(step: StepContext) -> None:
+    count(step)
+    if step.attempt == 1:
+        raise RuntimeError("after its effect")
+
+
+def count_slowly(step: StepContext) -> None:
+    count(step)
+    turned.wait(10)
+
+
+def wrong(step: StepContext) -> None:
+    step.session.execute(text("insert into no_such_table values (1)"))
+
+
+def uncount(step: StepContext) -> None:
+    step.session.execute(text("delete from effect where n = :key"), {"key": step.idempotency_key})
+
+
+RETRY = Retry(delay=0.01)
+SAGAS = [
+    Saga("once", Step("count", count, compensation=uncount)),
+    Saga("again", Step("count", count_then_fail, compensation=uncount, retry=RETRY)),
+    Saga("slow", Step("count", count_slowly, compensation=uncount), Step("never", count, compensation=uncount)),
+    Saga("wrong", Step("wrong", wrong, compensation=uncount, retry=RETRY)),
+]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def sagas(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sagas]:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        url = server.database()
+    store = SqlStore(url)
+    store.upgrade()
+    with store.engine.begin() as connection:
+        connection.execute(text("create table effect (n varchar(100))"))
+    app = Celery("t", broker="memory://", set_as_current=False)
+    app.conf.broker_transport_options = {"polling_interval": 0.01}
+    for saga in SAGAS:
+        monkeypatch.setattr(saga, "_launcher", None)
+    sagas = Sagas(app, store, SAGAS, sweep_interval=0.1)
+    turned.clear()
+    with start_worker(app, pool="threads", concurrency=3, perform_ping_check=False, shutdown_timeout=20):
+        yield sagas
+    store.engine.dispose()
+
+
+def effects(handle: SagaHandle, sagas: Sagas) -> int:
+    assert isinstance(sagas.store, SqlStore)
+    with sagas.store.engine.connect() as connection:
+        return len(connection.execute(text("select n from effect")).all())
+
+
+def test_effect_and_checkpoint_commit_together(sagas: Sagas) -> None:
+    handle = SAGAS[0].start()
+    assert handle.wait(10) is SagaStatus.COMPLETED
+    assert effects(handle, sagas) == 1
+
+
+def test_a_failed_attempt_leaves_nothing(sagas: Sagas) -> None:
+    handle = SAGAS[1].start()
+    assert handle.wait(10) is SagaStatus.COMPLETED
+    assert handle.record.step("count").attempt == 2
+    assert effects(handle, sagas) == 1
+
+
+def test_a_late_effect_is_rolled_back(sagas: Sagas) -> None:
+    """The saga turned back while the action was at work: its transaction is refused, so there is nothing to undo."""
+    if sagas.store.engine.dialect.name == "sqlite":  # type: ignore[attr-defined]
+        pytest.skip("SQLite has one writer: nobody can turn the saga back while the action holds its lock")
+    handle = SAGAS[2].start()
+    wait_for(lambda: handle.record.step("count").held, 10)
+    handle.cancel()
+    turned.set()
+    assert handle.wait(10) is SagaStatus.COMPENSATED
+    assert effects(handle, sagas) == 0
+    assert "rolled back" in [entry.detail.split(":")[0] for entry in sagas.store.history(handle.id)]
+
+
+def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
+    """Not taken for a database that is away, nor for a dead worker: it is tried again as the policy says."""
+    handle = SAGAS[3].start()
+    assert handle.wait(10) is SagaStatus.COMPENSATED
+    assert "no_such_table" in (handle.error or "")
+    assert [entry.what for entry in sagas.store.history(handle.id)] == ["step failed"] * 3 + ["turned back"]

@@ -1,0 +1,431 @@
+"""The rules, one by one, with a clock that only the test moves."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sagas import Direction, NotAllowed, Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, Step, StepStatus
+from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL
+from sagas.plan import plan
+from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+
+from sagas.transitions import cancel, claim, examine, fail, join, repair, report, succeed  # isort: skip
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TIMING = Timing(lease=30, stall=30)
+
+
+def nothing() -> None: ...
+
+
+def step(name: str, *, undo: bool = True, **options: Any) -> Step:
+    options.setdefault("retry", Retry(max_attempts=2, delay=1, jitter=0))
+    return Step(
+        name,
+        nothing,
+        compensation=nothing if undo else None,
+        compensation_retry=Retry(max_attempts=2, jitter=0),
+        **options,
+    )
+
+
+LINE = Saga("line", step("a"), step("b", timeout=100), step("c"))
+FULL = Saga("full", step("a"), Parallel(step("l"), step("r")), Pivot("p", nothing, retry=Retry(max_attempts=2)), Step("z", nothing, retry=Retry(max_attempts=1)))  # fmt: skip
+
+
+def fresh(saga: Saga) -> SagaRecord:
+    return SagaRecord(
+        id="s1", name=saga.name, version=1, key="k", shape=saga.shape, correlation_id="s1", input="null",
+        created_at=NOW, updated_at=NOW, ready_at=NOW, wake_at=NOW,
+    )  # fmt: skip
+
+
+class Game:
+    """A saga driven by hand."""
+
+    def __init__(self, saga: Saga) -> None:
+        self.saga, self.record, self.now = saga, fresh(saga), NOW
+        self.owners: dict[str, tuple[str, Direction]] = {}
+        self.last: Change | None = None
+
+    def take(self, change: Change) -> Verdict:
+        self.record, self.last = change.record, change
+        return change.verdict
+
+    def claim(self, name: str, epoch: int | None = None) -> Verdict:
+        owner = f"o{random.random()}"
+        verdict = self.take(claim(self.saga, self.record, name, epoch or self.record.epoch, owner, self.now, TIMING))
+        if verdict is Verdict.ACT:
+            self.owners[name] = owner, self.record.direction
+        return verdict
+
+    def succeed(self, name: str, owner: tuple[str, Direction] | None = None) -> Verdict:
+        who, direction = owner or self.owners[name]
+        result = "1" if direction is Direction.FORWARD else None
+        return self.take(succeed(self.saga, self.record, name, who, direction, result, self.now, TIMING))
+
+    def fail(self, name: str, outcome: Outcome = Outcome.FAILED, owner: tuple[str, Direction] | None = None) -> Verdict:
+        who, _ = owner or self.owners[name]
+        return self.take(fail(self.saga, self.record, name, who, Failure(outcome, "broken"), self.now, TIMING))
+
+    def do(self, *names: str) -> Verdict:
+        for name in names:
+            assert self.claim(name) is Verdict.ACT, self.last
+            verdict = self.succeed(name)
+        return verdict
+
+    def sweep(self) -> Verdict:
+        return self.take(examine(self.saga, self.record, self.now, TIMING))
+
+    def report(self, name: str) -> Verdict:
+        return self.take(report(self.saga, self.record, name, self.record.epoch, self.now, TIMING))
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def ended(self) -> SagaStatus:
+        """The saga's status, read afresh."""
+        return self.record.status
+
+    def status(self, name: str) -> StepStatus:
+        return self.record.step(name).status
+
+
+def test_forward_to_the_end() -> None:
+    game = Game(FULL)
+    assert plan(FULL, game.record).stages == (("a",), ("l", "r"), ("p",), ("z",))
+    assert game.do("a") is Verdict.CONTINUE
+    assert game.claim("l") is game.claim("r") is Verdict.ACT
+    assert game.succeed("r") is Verdict.PARTED
+    assert game.succeed("l") is Verdict.CLOSED
+    assert join(FULL, game.record, "l", 1).verdict is Verdict.CONTINUE
+    assert game.do("p", "z") is Verdict.CONTINUE
+    assert game.ended() is SagaStatus.COMPLETED
+    assert game.record.wake_at is None
+    assert not plan(FULL, game.record)
+
+
+def test_a_step_waits_for_its_turn() -> None:
+    game = Game(LINE)
+    assert game.claim("b") is Verdict.GO_AWAY
+    game.do("a")
+    assert game.claim("a") is Verdict.CONTINUE  # a second delivery lets the chain go on
+
+
+def test_two_deliveries_act_once_while_the_lease_lives() -> None:
+    game = Game(LINE)
+    assert game.claim("a") is Verdict.ACT
+    first = game.owners["a"]
+    assert game.claim("a") is Verdict.GO_AWAY
+    game.wait(31)
+    assert game.claim("a") is Verdict.ACT  # the first one's lease has died
+    assert game.record.step("a").lost == 1
+    assert game.succeed("a", first) is Verdict.GO_AWAY
+    assert game.status("a") is StepStatus.RUNNING
+    assert game.succeed("a") is Verdict.CONTINUE
+
+
+def test_an_old_epoch_writes_nothing() -> None:
+    game = Game(LINE)
+    game.do("a")
+    game.sweep()
+    before = game.record
+    assert before.epoch == 2
+    assert game.claim("b", epoch=1) is Verdict.GO_AWAY
+    assert game.record is before
+    assert join(LINE, before, "a", 1).verdict is Verdict.GO_AWAY
+    assert report(LINE, before, "b", 1, game.now, TIMING).record is before
+
+
+def test_terminal_turns_back_and_undoes_in_reverse() -> None:
+    game = Game(LINE)
+    game.do("a", "b")
+    game.claim("c")
+    assert game.fail("c", Outcome.TERMINAL) is Verdict.FAILED
+    assert game.report("c") is Verdict.LAUNCH
+    assert game.ended() is SagaStatus.COMPENSATING
+    assert plan(LINE, game.record).stages == (("c",), ("b",), ("a",))
+    assert game.claim("a") is Verdict.GO_AWAY
+    game.do("c", "b", "a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_retry_is_due_later() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    assert game.fail("a") is Verdict.RETRY
+    assert game.record.wake_at == NOW + timedelta(seconds=1)
+    assert game.claim("a") is Verdict.GO_AWAY
+    game.wait(1)
+    assert game.sweep() is Verdict.LAUNCH
+    assert game.claim("a") is Verdict.ACT
+    assert game.record.step("a").attempt == 2
+    assert game.fail("a") is Verdict.FAILED
+    assert game.status("a") is StepStatus.IN_DOUBT
+
+
+def test_what_was_between_two_attempts_is_in_doubt_when_turning_back() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    game.fail("a")
+    assert game.take(cancel(LINE, game.record, "no", game.now, TIMING)) is Verdict.LAUNCH
+    assert game.status("a") is StepStatus.IN_DOUBT
+
+
+def test_a_late_success_is_undone() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    owner = game.owners["a"]
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    assert not plan(LINE, game.record)  # its action is still at work: nothing to launch yet
+    assert game.claim("a") is Verdict.GO_AWAY
+    assert game.succeed("a", owner) is Verdict.LAUNCH
+    assert game.status("a") is StepStatus.IN_DOUBT
+    assert game.record.step("a").result == "1"
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_success_after_the_compensation_reopens_the_saga() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    owner = game.owners["a"]
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.wait(31)  # its worker is believed dead
+    assert game.sweep() is Verdict.LAUNCH
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+    assert game.succeed("a", owner) is Verdict.LAUNCH
+    assert game.ended() is SagaStatus.COMPENSATING
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_success_while_it_is_being_undone_voids_that_claim() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    action = game.owners["a"]
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.wait(31)
+    game.sweep()
+    game.claim("a")
+    undo = game.owners["a"]
+    game.succeed("a", action)
+    assert game.succeed("a", undo) is Verdict.GO_AWAY  # it may have looked before the action landed
+    assert game.ended() is SagaStatus.COMPENSATING
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_failed_branch_waits_for_its_siblings() -> None:
+    game = Game(FULL)
+    game.do("a")
+    game.claim("l")
+    game.claim("r")
+    assert game.fail("l", Outcome.TERMINAL) is Verdict.PARTED
+    assert game.sweep() is Verdict.GO_AWAY
+    assert game.succeed("r") is Verdict.CLOSED
+    assert join(FULL, game.record, "l", 1).verdict is Verdict.FAILED
+    assert game.report("l") is Verdict.LAUNCH
+    assert plan(FULL, game.record).stages == (("l", "r"), ("a",))
+
+
+def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
+    game = Game(FULL)
+    game.do("a")
+    game.claim("l")
+    assert game.fail("l", Outcome.TERMINAL) is Verdict.CLOSED
+    assert game.claim("r") is Verdict.GO_AWAY
+    game.report("l")
+    assert plan(FULL, game.record).stages == (("l",), ("a",))
+
+
+def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
+    game = Game(FULL)
+    game.do("a")
+    game.claim("l")
+    game.now = game.record.wake_at or game.now
+    game.take(Change(replace(game.record, steps={**game.record.steps, "l": replace(game.record.steps["l"], lease_until=game.now + timedelta(9))}), Verdict.ACT))  # fmt: skip
+    epoch = game.record.epoch
+    assert game.sweep() is Verdict.LAUNCH
+    assert game.record.epoch == epoch
+    assert plan(FULL, game.record).stages[0] == ("r",)
+
+
+def test_a_pivot_in_doubt_is_stuck() -> None:
+    game = Game(FULL)
+    game.do("a", "l", "r")
+    for verdict in (Verdict.RETRY, Verdict.FAILED):
+        game.claim("p")
+        assert game.fail("p") is verdict
+        game.wait(100)
+        if verdict is Verdict.RETRY:
+            with pytest.raises(NotAllowed):
+                cancel(FULL, game.record, "no", game.now, TIMING)
+            game.sweep()
+    assert game.ended() is SagaStatus.STUCK
+    assert game.last is not None
+    assert [letter.step for letter in game.last.dead_letters] == ["p"]
+    game.take(repair(FULL, game.record, "p", Repair.DONE, "seen at the bank", game.now, TIMING, by="ann"))
+    assert game.ended() is SagaStatus.RUNNING
+    game.do("z")
+    assert game.ended() is SagaStatus.COMPLETED
+
+
+def test_a_refused_pivot_turns_back() -> None:
+    game = Game(FULL)
+    game.do("a", "l", "r")
+    game.claim("p")
+    game.fail("p", Outcome.TERMINAL)
+    assert game.report("p") is Verdict.LAUNCH
+    assert plan(FULL, game.record).stages == (("l", "r"), ("a",))
+
+
+def test_a_claim_whose_answer_was_lost_is_still_ours() -> None:
+    record = claim(LINE, fresh(LINE), "a", 1, "me", NOW, TIMING).record
+    again = claim(LINE, record, "a", 1, "me", NOW, TIMING)
+    assert again.verdict is Verdict.ACT
+    assert again.record is record
+
+
+def test_a_success_whose_answer_was_lost_goes_on() -> None:
+    game = Game(LINE)
+    game.do("a")
+    assert game.succeed("a") is Verdict.CONTINUE
+    assert game.status("a") is StepStatus.DONE
+
+
+def test_waiting_doubles_and_is_bounded() -> None:
+    game = Game(LINE)
+    gaps = []
+    for _ in range(8):
+        assert game.sweep() is Verdict.LAUNCH
+        assert game.record.wake_at is not None
+        gaps.append((game.record.wake_at - game.now).total_seconds())
+        game.now = game.record.wake_at
+    assert gaps == [60, 120, 240, 480, 960, 1920, 3840, 7680]
+
+
+@pytest.mark.parametrize("saga", [LINE, FULL])
+@pytest.mark.parametrize("seed", range(300))
+def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
+    """Whatever happens, every move is legal, nothing stands still unseen, and nothing is left behind."""
+    dice, game = random.Random(seed), Game(saga)
+    old: list[tuple[str, tuple[str, Direction]]] = []
+    for _ in range(60):
+        name = dice.choice(list(saga.steps))
+        match dice.randrange(9):
+            case 0 | 1 | 2 if game.claim(name, dice.choice([None, None, 1])) is Verdict.ACT:
+                old.append((name, game.owners[name]))
+            case 3 | 4 if old:
+                late, owner = dice.choice(old)
+                game.succeed(late, owner)
+            case 5 if old:
+                late, owner = dice.choice(old)
+                game.fail(late, dice.choice(list(Outcome)), owner)
+            case 6:
+                game.wait(dice.choice([0.1, 2, 31, 400]))
+                game.sweep()
+            case 7:
+                game.report(name)
+            case 8 if dice.random() < 0.1:
+                try:
+                    game.take(cancel(saga, game.record, "no", game.now, TIMING))
+                except NotAllowed:
+                    pass
+        _check(saga, game.record)
+    for _ in range(200):  # then only the sweep and willing workers are left
+        if game.record.status in TERMINAL:
+            break
+        if game.record.status is SagaStatus.STUCK:
+            [name, *_] = [s.name for s in game.record.steps.values() if s.status is StepStatus.STUCK]
+            game.take(
+                repair(
+                    saga,
+                    game.record,
+                    name,
+                    dice.choice([Repair.RETRY, Repair.SKIP, Repair.DONE]),
+                    "so be it",
+                    game.now,
+                    TIMING,
+                )
+            )
+        for name in {name for stage in plan(saga, game.record).stages for name in stage}:
+            if game.claim(name) is Verdict.ACT:
+                game.succeed(name)
+        if game.record.wake_at is not None:
+            game.now = max(game.now, game.record.wake_at)
+            game.sweep()
+        _check(saga, game.record)
+    assert game.record.status in TERMINAL
+
+
+def _check(saga: Saga, record: SagaRecord) -> None:
+    statuses = {state.status for state in record.steps.values()}
+    if record.status is SagaStatus.COMPENSATED:
+        assert not statuses & {StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT, StepStatus.UNDOING}
+    if record.status is SagaStatus.COMPLETED:
+        assert {record.step(name).status for name in saga.steps} <= {StepStatus.DONE, StepStatus.SKIPPED}
+    assert (record.wake_at is None) == (record.status in TERMINAL or record.status is SagaStatus.STUCK)
+    assert (StepStatus.STUCK in statuses) or record.status is not SagaStatus.STUCK
+    if (pivot := saga.pivot) and record.step(pivot.name).status is StepStatus.DONE:
+        assert record.direction is Direction.FORWARD
+
+
+def test_the_tables_are_of_all_states() -> None:
+    assert set(SAGA_MOVES) == set(SagaStatus)
+    assert set(STEP_MOVES) == set(StepStatus)
+
+
+def test_a_stuck_pivot_that_never_happened_can_turn_back() -> None:
+    game = Game(Saga("p", step("a"), Pivot("p", nothing, retry=Retry(max_attempts=1))))
+    game.do("a")
+    game.claim("p")
+    game.fail("p")
+    game.take(repair(game.saga, game.record, "p", Repair.FAILED, "not at the bank", game.now, TIMING))
+    assert game.ended() is SagaStatus.COMPENSATING
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+    with pytest.raises(NotAllowed):
+        repair(game.saga, game.record, "p", Repair.FAILED, "again", game.now, TIMING)
+
+
+def test_a_pivot_that_lands_in_a_saga_that_is_undone_takes_a_person() -> None:
+    game = Game(Saga("p", step("a"), Pivot("p", nothing)))
+    game.do("a")
+    game.claim("p")
+    lost = game.owners["p"]
+    game.wait(31)
+    game.sweep()
+    game.claim("p")
+    game.fail("p", Outcome.TERMINAL)
+    game.report("p")
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+    game.succeed("p", lost)
+    assert game.last is not None
+    assert [letter.step for letter in game.last.dead_letters] == ["p"]
+
+
+def test_a_step_that_lost_its_worker_is_not_one_that_never_began() -> None:
+    game = Game(Saga("s", step("a", start_timeout=5)))
+    game.claim("a")
+    game.wait(31)
+    assert game.sweep() is Verdict.LAUNCH
+    assert game.status("a") is StepStatus.PENDING
+    assert game.claim("a") is Verdict.ACT
+
+
+def test_a_step_that_nobody_takes_is_given_up_once() -> None:
+    game = Game(Saga("s", Pivot("p", nothing), Step("z", nothing, start_timeout=5)))
+    game.do("p")
+    game.wait(6)
+    game.sweep()
+    assert game.ended() is SagaStatus.STUCK
+    assert game.last is not None
+    assert [entry.what for entry in game.last.history] == ["not started", "stuck"]
