@@ -39,6 +39,7 @@ class Sagas:
     `stall_after`: seconds after which a saga whose next step nobody takes is launched again; doubled each time.
     `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
+    `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
     Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
     lost message `stall_after` instead of `lease`.
@@ -61,6 +62,7 @@ class Sagas:
         stall_after: float = 30.0,
         sweep_interval: float = 1.0,
         max_payload: int = 1_048_576,
+        follow_on: bool = True,
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
@@ -70,6 +72,7 @@ class Sagas:
         check_app(app)
         self.app = app
         self.store = store
+        self.follow_on = follow_on
         self.orchestrator = Orchestrator(store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload)
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)

@@ -13,10 +13,14 @@ there is anything to do. Lost or doubled messages therefore cost time, and nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery, Task, chain
+from celery import Celery, Task
 from celery.backends.base import DisabledBackend
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, Retry
@@ -31,7 +35,7 @@ from sagas.errors import (
     StepFailed,
     StoreUnavailable,
 )
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Claim, Next, Orchestrator
 from sagas.plan import Plan
 from sagas.transitions import Verdict
 
@@ -44,6 +48,9 @@ FAIL = "sagas.fail"
 
 #: Seconds until a message that found no database tries again. Well below any broker's visibility timeout.
 _STORE_PAUSE = 5
+
+#: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
+_LONGEST_FOLLOW_ON = 5.0
 
 #: What a header task returns to say that its stage is closed, so that the join is sent.
 _CLOSED = Verdict.CLOSED.value
@@ -62,6 +69,9 @@ class Canvas:
         self.orchestrator = orchestrator
         self._joins = _Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
+        self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves
+        self._sends_events = False
+        self._routes: dict[str, str] = {}
         self._task(JOIN, self._join)
         self._task(FAIL, self._fail)
 
@@ -83,12 +93,14 @@ class Canvas:
     def launch(self, plan: Plan | None) -> None:
         """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer."""
         if plan:
-            self.render(plan).apply_async()
+            first, *rest = self.render(plan)
+            # As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in
+            # the first message, and each worker sends the next.
+            first.apply_async(chain=rest[::-1])
 
-    def render(self, plan: Plan) -> Signature:
-        """Return what Celery is to run: one task, one chord, or a chain of both."""
-        stages = [self._stage(plan, names) for names in plan.stages]
-        return stages[0] if len(stages) == 1 else chain(*stages, app=self.app)
+    def render(self, plan: Plan) -> list[Signature]:
+        """Return the links of the chain that Celery is to run: a task for each step, a chord for a parallel stage."""
+        return [self._stage(plan, names) for names in plan.stages]
 
     def _stage(self, plan: Plan, names: tuple[str, ...]) -> Signature:
         steps = [plan.saga.steps[name] for name in names]
@@ -141,7 +153,17 @@ class Canvas:
         task.backend = self._joins
 
     def _perform(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
-        next_ = self._ask(task, lambda: self.orchestrator.perform(saga_id, step, epoch))
+        perform = self.orchestrator.perform
+        handed: _Handed | None = getattr(task.request, "sagas_handed", None)
+        if handed is not None:
+            options: dict[str, Any] = {"claim": handed.claim, "following": handed.following}
+            handed.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
+            return self._answer(handed.next, saga_id, step)
+        rest, until = task.request.chain or [], time.monotonic() + _LONGEST_FOLLOW_ON
+        following = self._following(rest, until)
+        next_ = self._ask(task, lambda: perform(saga_id, step, epoch, following=following))
+        if next_.claim is not None:
+            return self._follow_on(task, next_, rest, until)
         again = next_.verdict in (Verdict.CONTINUE, Verdict.GO_AWAY) and task.request.delivery_info.get("redelivered")
         if task.request.chord and again:
             # The worker that closed this stage may have died before it sent the join.
@@ -149,6 +171,82 @@ class Canvas:
             if joined.verdict is not Verdict.GO_AWAY:
                 return _CLOSED
         return self._answer(next_, saga_id, step)
+
+    # -- following on: the next step in the same worker ---------------------------------------------------------
+
+    def prepare(self, *, queues: Iterable[str], sends_events: bool) -> None:
+        """Tell a worker's canvas, before its pool is started, what the worker serves."""
+        self._queues = frozenset(queues)
+        self._sends_events = sends_events
+
+    def _following(self, rest: list[Any], until: float) -> str | None:
+        """Return the next step of the chain, if this worker serves its queue and is not at it for too long."""
+        if not rest or time.monotonic() > until:
+            return None
+        signature = rest[-1]
+        task = self.app.tasks.get(signature["task"])
+        if signature["subtask_type"] or task is None or task.rate_limit:
+            return None
+        queue = signature["options"].get("queue") or self._routed_to(task.name)
+        return str(signature["kwargs"]["step"]) if queue in self._queues else None
+
+    def _routed_to(self, name: str) -> str:
+        if name not in self._routes:
+            queue = self.app.amqp.router.route({}, name)["queue"]
+            self._routes[name] = getattr(queue, "name", queue)
+        return self._routes[name]
+
+    def _follow_on(self, task: Task, next_: Next, rest: list[Any], until: float) -> str:
+        """Run the steps that are claimed already, each as the task that it is, without the broker."""
+        while next_.claim is not None:
+            signature = rest.pop()
+            handed = _Handed(next_.claim, self._following(rest, until))
+            self._run_here(task, signature, handed)
+            if handed.next is None or handed.next.verdict is not Verdict.CONTINUE:
+                task.request.chain = None  # it failed, or waits: its own task has seen to what comes of that
+                return str(Verdict.PARTED.value)
+            next_ = handed.next
+        return str(Verdict.CONTINUE.value)
+
+    def _run_here(self, task: Task, signature: Any, handed: _Handed) -> None:
+        """Run a task through Celery's own tracer: signals, logs, errbacks, and events if somebody watches."""
+        options, outer = signature["options"], task.request
+        request = {
+            "id": options["task_id"],
+            "task": signature["task"],
+            "root_id": outer.root_id,
+            "parent_id": outer.id,
+            "correlation_id": options["task_id"],
+            "errbacks": options["link_error"],
+            "hostname": outer.hostname,
+            "delivery_info": outer.delivery_info,
+            "retries": 0,
+            "sagas_handed": handed,
+        }
+        trace = self.app.tasks[signature["task"]].__trace__
+        with self._shown(request, signature) as outcome:
+            outcome.append(trace(options["task_id"], (), signature["kwargs"], request))
+
+    @contextmanager
+    def _shown(self, request: dict[str, Any], signature: Any) -> Iterator[list[Any]]:
+        """Tell Flower what a worker's main process tells of the tasks that it receives."""
+        outcome: list[Any] = []
+        if not self._sends_events:
+            yield outcome
+            return
+        fields = {"uuid": request["id"], "retry": False}
+        with self.app.events.default_dispatcher(hostname=request["hostname"], groups=["task"]) as events:
+            about = {key: request[key] for key in ("root_id", "parent_id", "retries")}
+            about |= {"name": request["task"], "args": "()", "kwargs": repr(signature["kwargs"])}
+            events.send("task-received", eta=None, expires=None, **about, **fields)
+            events.send("task-started", pid=os.getpid(), **fields)
+            yield outcome
+            [(result, info, runtime, _)] = outcome
+            if info is None:
+                events.send("task-succeeded", result=repr(result), runtime=runtime, **fields)
+            elif info.state in ("FAILURE", "RETRY"):
+                kind = "task-failed" if info.state == "FAILURE" else "task-retried"
+                events.send(kind, exception=repr(info.retval), traceback=None, **fields)
 
     def _join(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         return self._answer(self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch)), saga_id, step)
@@ -196,6 +294,15 @@ class Canvas:
             self.launch(plan)
         except Exception as error:  # noqa: BLE001 - whatever a transport raises: what counts is stored
             logger.warning("saga %s: recovery will launch it: %r", plan and plan.saga_id, error)
+
+
+@dataclass(slots=True)
+class _Handed:
+    """What one step hands to the next that runs in the same worker, and gets back from it."""
+
+    claim: Claim
+    following: str | None
+    next: Next | None = None
 
 
 class _Joins(DisabledBackend):  # type: ignore[misc]

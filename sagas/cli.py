@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.utils.imports import symbol_by_name
 
+from sagas.definition import Saga
 from sagas.errors import SagaError
+from sagas.testing import rehearse as rehearse_saga
 
 __all__ = ["sagas"]
 
@@ -37,3 +42,78 @@ def upgrade(obj: Any) -> None:
     except SagaError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{store!r} is up to date")
+
+
+@sagas.command()
+@click.argument("saga")
+@click.option("--input", "file", type=click.File(encoding="utf-8"), help="A JSON file with the input; - for stdin.")
+@click.option(
+    "--state",
+    metavar="MODULE:FUNCTION",
+    help="Returns what the saga changes in the world, to compare. Left out, only the ends of the runs are judged.",
+)
+@click.pass_obj
+def rehearse(obj: Any, saga: str, file: Any, state: str | None) -> None:
+    """Run SAGA once for every way in which each of its steps can fail.
+
+    The REAL actions and compensations are called, many times, and the sagas are kept in the app's database: use
+    a test environment, where no worker is running.
+
+    Prints a line for each run, then what was not undone and what is not idempotent. The exit code is 1 when
+    something is not ok, and 2 when it could not be rehearsed.
+    """
+    app = obj.app.sagas
+    definition = _newest(app.orchestrator.sagas.values(), saga)
+    given = None if file is None else _json(file)
+    snapshot = None if state is None else _function(state)
+    click.echo(f"Calling the real actions and compensations of {saga!r}; sagas are kept in {app.store!r}.", err=True)
+    try:
+        rehearsal = rehearse_saga(
+            definition,
+            given,
+            state=snapshot,
+            store=app.store,
+            lease=app.orchestrator.timing.lease,
+            max_payload=app.orchestrator.max_payload,
+        )
+    except SagaError as error:
+        raise _Refusal(f"{saga!r} could not be rehearsed: {error}") from error
+    click.echo(rehearsal.table())
+    if snapshot is None:
+        click.echo("Without --state nobody has looked at what the runs left behind.")
+    if not rehearsal.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _newest(definitions: Iterable[Saga], name: str) -> Saga:
+    versions = [saga for saga in definitions if saga.name == name]
+    if not versions:
+        known = ", ".join(sorted({saga.name for saga in definitions})) or "none"
+        raise _Refusal(f"no saga {name!r} is registered; there is: {known}")
+    return max(versions, key=lambda saga: saga.version)
+
+
+def _json(file: Any) -> dict[str, Any]:
+    try:
+        given = json.load(file)
+    except ValueError as error:  # also for bytes that are no text
+        raise _Refusal(f"{file.name} is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise _Refusal(f"{file.name} holds no JSON object: the input is one, with the fields of the saga's input type")
+    return given
+
+
+def _function(path: str) -> Callable[[], object]:
+    try:
+        function: Callable[[], object] = symbol_by_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _Refusal(f"--state {path} cannot be imported: {error}") from error
+    if not callable(function):
+        raise _Refusal(f"--state {path} is not a function")
+    return function
+
+
+class _Refusal(click.ClickException):
+    """It could not even be tried; 1 is for what was tried and is not ok."""
+
+    exit_code = 2

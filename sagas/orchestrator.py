@@ -67,6 +67,16 @@ class Next:
     note: str
     record: SagaRecord
     plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH
+    claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that was granted to an owner."""
+
+    record: SagaRecord
+    name: str
+    owner: str
 
 
 class Orchestrator:
@@ -174,18 +184,30 @@ class Orchestrator:
 
     # -- a step's message: check, act, record -------------------------------------------------------------------
 
-    def perform(self, saga_id: str, name: str, epoch: int) -> Next:
-        """Do what the message of a step asks for, if it is still to be done."""
-        owner = str(uuid_utils.uuid7())
+    def perform(
+        self, saga_id: str, name: str, epoch: int, *, claim: Claim | None = None, following: str | None = None
+    ) -> Next:
+        """Do what the message of a step asks for, if it is still to be done.
 
-        def check(saga: Saga, record: SagaRecord, now: datetime) -> Change:
-            return transitions.claim(saga, record, name, epoch, owner, now, self.timing)
+        `following`: the step that the caller runs next if this one succeeds. It is claimed together with the
+        checkpoint of this one, and the claim is handed to the next call.
+        """
+        if claim is None:
+            owner = str(uuid_utils.uuid7())
 
-        claimed = self._insist(lambda: self._change(saga_id, check, step=name), _CLAIM_PATIENCE)
-        if claimed.verdict is not Verdict.ACT:
-            return claimed
+            def check(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+                return transitions.claim(saga, record, name, epoch, owner, now, self.timing)
+
+            claimed = self._insist(lambda: self._change(saga_id, check, step=name), _CLAIM_PATIENCE)
+            if claimed.verdict is not Verdict.ACT:
+                return claimed
+            claim = Claim(claimed.record, name, owner)
+        return self._act_and_record(claim, epoch, following)
+
+    def _act_and_record(self, claim: Claim, epoch: int, following: str | None) -> Next:
+        saga_id, name, owner = claim.record.id, claim.name, claim.owner
         with self._leases.held(saga_id, name, owner), ExitStack() as resources:
-            attempt = _Attempt(self, claimed.record, name, resources)
+            attempt = _Attempt(self, claim.record, name, resources)
             try:
                 result = attempt.act()
                 if attempt.session is not None:
@@ -196,16 +218,32 @@ class Orchestrator:
                 if failure.outcome is not Outcome.TERMINAL:
                     logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
                 return self._record(attempt, owner, failure)
-            return self._record(attempt, owner, result)
+            return self._record(attempt, owner, result, epoch, following)
 
-    def _record(self, attempt: _Attempt, owner: str, outcome: str | Failure | None) -> Next:
+    def _record(
+        self,
+        attempt: _Attempt,
+        owner: str,
+        outcome: str | Failure | None,
+        epoch: int = 0,
+        following: str | None = None,
+    ) -> Next:
+        next_owner = str(uuid_utils.uuid7())
+
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             if isinstance(outcome, Failure):
                 return transitions.fail(saga, record, attempt.name, owner, outcome, now, self.timing)
-            return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
+            done = transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
+            if following is None or done.verdict is not Verdict.CONTINUE:
+                return done
+            claimed = transitions.claim(saga, done.record, following, epoch, next_owner, now, self.timing)
+            return replace(done, record=claimed.record) if claimed.verdict is Verdict.ACT else done
 
         # The effect is there: it is worth insisting for as long as the claim may live.
-        return self._insist(lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease)
+        next_ = self._insist(lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease)
+        if following is not None and next_.record.step(following).owner == next_owner:
+            return replace(next_, claim=Claim(next_.record, following, next_owner))
+        return next_
 
     def _record_within(self, attempt: _Attempt, owner: str, result: str | None) -> Next:
         """Record a success in the transaction of its effect, or undo both."""

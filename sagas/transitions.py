@@ -676,8 +676,12 @@ def _done(
     history: tuple[HistoryEntry, ...] = (),
     dead_letters: tuple[DeadLetter, ...] = (),
 ) -> Change:
-    record = replace(record, updated_at=now, wake_at=_wake_at(saga, record, now, timing))
-    return Change(record, verdict, note, history, dead_letters)
+    # It may be looked at too early, never too late. Where the time that is stored will do it stays: that spares the
+    # database an index entry at every checkpoint.
+    wake_at = _wake_at(saga, record, now, timing)
+    if record.wake_at is None or wake_at is None or not now < record.wake_at <= wake_at:
+        record = replace(record, wake_at=wake_at)
+    return Change(replace(record, updated_at=now), verdict, note, history, dead_letters)
 
 
 def _merge(first: Change, second: Change) -> Change:

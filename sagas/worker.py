@@ -26,6 +26,10 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(parent, **kwargs)
         self._recovery: Recovery = parent.app.sagas.recovery
         warn_of_ignored_limits(parent)
+        # Celery's time limits are for one task: with them each step is one.
+        if parent.app.sagas.follow_on and not (parent.time_limit or parent.soft_time_limit):
+            queues = parent.app.amqp.queues.consume_from
+            parent.app.sagas.canvas.prepare(queues=queues, sends_events=parent.task_events)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         self._recovery.start()

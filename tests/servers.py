@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import glob
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import amqp
+import psutil
 import psycopg
 import pymysql
 import redis
@@ -35,6 +37,10 @@ _WHERE = (
     "/usr/local/opt/*/bin",
 )
 _AS_ROOT = os.geteuid() == 0
+
+# A shell that waits for the end of its input, which is the end of the test process however that ends. Unlike a death
+# signal it reaches a server that a script started, outlasts the thread that started it, and removes the folder.
+_LEASH = 'read -r _; folder=$1; shift; [ $# -eq 0 ] || kill -s KILL -- "$@"; sleep 1; rm -rf "$folder"'
 
 
 class MissingServer(RuntimeError):
@@ -50,9 +56,16 @@ def binary(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port outside the range that the kernel gives to clients.
+
+    From that range the kernel may give the port of a dead server to anyone who asks for any port, and then the server
+    cannot have it back.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)  # not from random: hypothesis seeds that, alike in all workers
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def die_with_parent() -> None:
@@ -82,9 +95,12 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="sagas-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         if _AS_ROOT and self.user:
             shutil.chown(self.folder, self.user)
-        atexit.register(self.stop)
+        atexit.register(self._at_exit)
+        self._tie()
 
     def command(self) -> Sequence[str]:
         raise NotImplementedError
@@ -110,9 +126,9 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
                 **self._as_user(),
             )
+        self._tie()
         try:
             wait_for(self._answers, what=f"{type(self).__name__} answers")
         except TimeoutError as error:
@@ -136,21 +152,59 @@ class Server:
             command, check=True, capture_output=True, env={**os.environ, **self.environment()}, **self._as_user()
         )
 
-    def signal(self, number: int) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+    def _tree(self) -> list[psutil.Process]:
+        """The server and its descendants: the backends of PostgreSQL leave its process group."""
+        if self.process is None or self.process.poll() is not None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        return []
+
+    def _freeze(self) -> set[psutil.Process]:
+        frozen: set[psutil.Process] = set()
+        while new := [process for process in self._tree() if process not in frozen]:  # some are born meanwhile
+            for process in new:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            frozen.update(new)
+        return frozen
+
+    def _tie(self, *pids: int) -> None:
+        """Have these processes, or else the groups of ours, end with the test process; and the folder."""
+        self._untie()
+        targets = pids or [-process.pid for process in self.processes() if process.poll() is None]
+        command = ["/bin/sh", "-c", _LEASH, "leash", str(self.folder), *map(str, targets)]
+        self._leash = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _untie(self) -> None:
+        if self._leash is not None:
+            with self._leash as leash:
+                leash.kill()
+            self._leash = None
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        return [self.process] if self.process else []
 
     def pause(self) -> None:
-        self.signal(signal.SIGSTOP)
+        self._tie(*(process.pid for process in self._freeze()))  # what is frozen does not notice its parent's death
 
     def resume(self) -> None:
-        self.signal(signal.SIGCONT)
+        for process in self._tree():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._tie()
 
     def kill(self) -> None:
-        """End it at once, as a power cut would."""
-        self.signal(signal.SIGKILL)
+        """End it at once, as a power cut would: all of it, so that no backend finishes what it had begun."""
+        tree = self._freeze()
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         if self.process is not None:
             self.process.wait(30)
+        # PostgreSQL refuses to start beside what is left of it.
+        wait_for(lambda: not any(map(_alive, tree)), 30, "the killed processes are gone", 0.002)
 
     def restart(self) -> None:
         """Start it again, on the same port and data. It is killed first if it still runs."""
@@ -165,13 +219,26 @@ class Server:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self._untie()
         shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._owner:  # not in a fork, whose exit is not the end of the tests
+            self.stop()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Redis(Server):
@@ -227,7 +294,9 @@ class Postgres(Server):
         ]  # fmt: skip
 
     def connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True)
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True, connect_timeout=5
+        )
 
     def ping(self) -> None:
         with self.connect() as connection:
@@ -253,17 +322,20 @@ class MariaDB(Server):
         self.run(
             binary("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder / 'data'}",
             "--auth-root-authentication-method=normal", "--skip-test-db", *self._user_option(),
+            "--rpm",  # leaves the owner of the system's plugins alone
         )  # fmt: skip
 
     def command(self) -> Sequence[str]:
         return [
             binary("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
             "--bind-address=127.0.0.1", f"--socket={self.folder / 's'}", f"--pid-file={self.folder / 'pid'}",
-            "--innodb-flush-log-at-trx-commit=0", *self._user_option(),
+            "--character-set-server=utf8mb4",  # as Debian ships it; the default is latin1
+            # To the system at each commit, so that a commit survives a kill; 0 would lose the last second.
+            "--innodb-flush-log-at-trx-commit=2", *self._user_option(),
         ]  # fmt: skip
 
     def connect(self) -> Any:
-        return pymysql.connect(host="127.0.0.1", port=self.port, user="root")
+        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=5, read_timeout=20)
 
     def ping(self) -> None:
         self.connect().close()
@@ -277,6 +349,7 @@ class MariaDB(Server):
 
 class RabbitMQ(Server):
     def __init__(self) -> None:
+        self._mapper: subprocess.Popen[bytes] | None = None
         super().__init__()
         self.distribution_port, self.epmd_port = free_port(), free_port()
 
@@ -292,8 +365,11 @@ class RabbitMQ(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2",
-            # A port mapper of its own, that goes with the node's process group.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            # The script then becomes the server: `process` is the node, not a shell that waits for it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            # A port mapper of its own, that goes with the node.
             "ERL_EPMD_PORT": str(self.epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(self.folder / "crash"),
@@ -305,8 +381,17 @@ class RabbitMQ(Server):
             [binary("epmd"), "-port", str(self.epmd_port), "-address", "127.0.0.1"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
+            start_new_session=True,
         )
+        self._tie()
+        wait_for(self._mapped, 10, "epmd answers", 0.01)  # else the node starts another, which outlives it
+
+    def _mapped(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.epmd_port)) == 0
+
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        return super().processes() + ([self._mapper] if self._mapper else [])
 
     def command(self) -> Sequence[str]:
         # The wrapper in /usr/sbin insists on the rabbitmq user; the script behind it does not.
@@ -319,9 +404,9 @@ class RabbitMQ(Server):
 
     def stop(self) -> None:
         super().stop()
-        if mapper := getattr(self, "_mapper", None):
-            mapper.kill()
-            mapper.wait()
+        if self._mapper is not None:
+            self._mapper.kill()
+            self._mapper.wait()
 
     @property
     def url(self) -> str:

@@ -72,6 +72,8 @@ def test_a_record_comes_back_as_it_was(store: SqlStore) -> None:
 def test_a_save_of_an_old_revision_changes_nothing(store: SqlStore) -> None:
     first = store.insert(record())
     second = store.save(first, replace(first, epoch=2, steps={"a": STEP}))
+    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, name="b")})) is None
+    assert store.save(first, replace(first, epoch=9)) is None
     entry = HistoryEntry(at=first.created_at, what="x", epoch=1)
     assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, name="b")}), [entry]) is None
     assert store.load(first.id) == second
