@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,10 +25,11 @@ class Leases:
     def __init__(self, lease: float, renew: Callable[[str, str, str], bool]) -> None:
         self._pause = lease / 3
         self._renew = renew
-        self._reset()
-        os.register_at_fork(after_in_child=self._reset)  # a child inherits the claims, but not the thread
+        self.reset()
+        _ALL.add(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget all claims."""
         self._claims: dict[str, tuple[str, str, float]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -72,3 +74,14 @@ class Leases:
                 self._claims[owner] = (saga_id, step, time.monotonic() + self._pause)
             else:
                 del self._claims[owner]
+
+
+_ALL: weakref.WeakSet[Leases] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for leases in _ALL:
+        leases.reset()  # a child inherits the claims, but not the thread that renews them
+
+
+os.register_at_fork(after_in_child=_after_fork)

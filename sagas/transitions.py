@@ -155,6 +155,11 @@ def succeed(
     if direction is Direction.FORWARD and record.direction is Direction.BACKWARD:
         return _landed_late(saga, record, step, owner, result, now, timing)
     if state.owner != owner:
+        if state.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
+            history = (
+                _entry(record, now, "landed late", step, f"an earlier attempt succeeded, with the result {result}"),
+            )
+            return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "it came late", history)
         # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever
         # closed the stage has gone on.
         stored = settled(step, state, direction) and len(saga.stages[step.stage]) == 1

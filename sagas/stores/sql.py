@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,8 +70,7 @@ class SqlStore:
         if self.dialect not in _DIALECTS:
             raise ConfigurationError(f"sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {self.dialect}")
         self._clock = _Clock()
-        # A connection cannot be shared with a forked child: each side would read the other's answers.
-        os.register_at_fork(after_in_child=lambda: self.engine.dispose(close=False))
+        _ALL.add(self)
 
     def __repr__(self) -> str:
         return f"SqlStore({self.engine.url.render_as_string(hide_password=True)!r})"
@@ -287,6 +287,18 @@ class SqlStore:
             if not error.connection_invalidated:
                 raise
             raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+
+
+_ALL: weakref.WeakSet[SqlStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in _ALL:
+        # A connection cannot be shared with a forked child: each side would read the other's answers.
+        store.engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _AfterCommit:

@@ -1,0 +1,58 @@
+"""Assertions about how a saga ended, that tell its story when they fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagas.checkpoints import SagaStatus
+from sagas.handle import SagaHandle
+
+__all__ = ["assert_compensated", "assert_completed"]
+
+
+def assert_completed(handle: SagaHandle) -> None:
+    """Check that a saga is COMPLETED, now; the message of the `AssertionError` has its steps and history.
+
+    >>> from sagas import Saga, Step
+    >>> from sagas.testing import Inline
+    >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=None))
+    >>> assert_completed(Inline().start(greet))
+    """
+    _assert_status(handle, SagaStatus.COMPLETED)
+
+
+def assert_compensated(handle: SagaHandle) -> None:
+    """Check that a saga is COMPENSATED, now; the message of the `AssertionError` has its steps and history.
+
+    >>> from sagas import Saga, Step
+    >>> from sagas.testing import Inline
+    >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=None))
+    >>> inline = Inline()
+    >>> inline.fail_at("hello", times=None)
+    >>> assert_compensated(inline.start(greet))
+    """
+    _assert_status(handle, SagaStatus.COMPENSATED)
+
+
+def _assert_status(handle: SagaHandle, wanted: SagaStatus) -> None:
+    __tracebackhide__ = True  # of pytest: the failing line is the test's
+    if handle.status is not wanted:
+        raise AssertionError(_story(handle, wanted))
+
+
+def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
+    record = handle.record
+    desk: Any = handle._desk  # noqa: SLF001 - whoever made the handle has the history
+    lines = [f"saga {record.name!r} ({record.id}) is {record.status}, not {wanted}"]
+    if record.error:
+        lines.append(f"because: {record.error}")
+    lines.append("steps, in the order of their start:")
+    lines += [
+        f"  {state.name}: {state.status}" + (f" ({state.error})" if state.error else "")
+        for state in sorted(record.steps.values(), key=lambda state: state.position)
+    ]
+    lines.append("history:")
+    for entry in desk.store.history(handle.id):
+        where = f" {entry.step}" if entry.step else ""
+        lines.append(f"  {entry.at:%H:%M:%S} {entry.what}{where}" + (f": {entry.detail}" if entry.detail else ""))
+    return "\n".join(lines)

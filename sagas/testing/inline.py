@@ -1,0 +1,315 @@
+"""Inline mode: a saga from its start to its end in the calling thread, with faults where the test wants them.
+
+Everything is the engine's own, except for the messenger: what Celery and recovery do, `Inline` does in a loop. Where
+nothing can happen until later (a retry, the end of a dead worker's lease, a timeout) it moves the clock there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, cast
+
+from sagas import transitions
+from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus
+from sagas.definition import BoundStep, Saga
+from sagas.errors import NotAllowed, SagaError
+from sagas.handle import SagaHandle
+from sagas.leases import Leases
+from sagas.orchestrator import Next, Orchestrator
+from sagas.plan import Plan
+from sagas.stores import CheckpointStore
+from sagas.testing.memory import MemoryStore
+from sagas.transitions import Timing, Verdict
+
+__all__ = ["Inline"]
+
+#: Beyond the moment that is moved to, so that rounding leaves nothing before it.
+_A_MOMENT = timedelta(milliseconds=2)
+
+
+class Inline:
+    """Runs sagas in the calling thread: no broker, no worker, no other thread, and no waiting.
+
+    `store`: where the sagas are kept; left out, in memory. Steps that use `step.session` need an `SqlStore`.
+    `lease`, `stall_after`, `max_payload`: as in `Sagas`.
+
+    A saga need not be registered with an app, and one that is stays as it is. Faults happen in the order in which they
+    were asked for, each to the next attempts at its step.
+
+    >>> from sagas import Saga, Step, Terminal
+    >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=lambda: print("never mind")))
+    >>> inline = Inline()
+    >>> inline.start(greet).result["hello"]
+    'hi'
+    >>> inline.fail_at("hello", Terminal("nobody is there"))
+    >>> inline.start(greet).status
+    never mind
+    <SagaStatus.COMPENSATED: 'COMPENSATED'>
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore | None = None,
+        *,
+        lease: float = 30.0,
+        stall_after: float = 30.0,
+        max_payload: int = 1_048_576,
+    ) -> None:
+        self.store = MemoryStore() if store is None else store
+        self._clocked = _Clocked(self.store)
+        self.orchestrator: Orchestrator = _Orchestrator(
+            cast("CheckpointStore", self._clocked),
+            timing=Timing(lease=lease, stall=stall_after),
+            max_payload=max_payload,
+        )
+        #: Entered around every delivery of a step; `rehearse` looks at the world from here.
+        self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
+        #: How often the report of an effect was lost on purpose, by step and whether it was undone.
+        self.lost: Counter[tuple[str, bool]] = Counter()
+        self._sagas: dict[Saga, Saga] = {}
+        self._faults: list[_Fault] = []
+        self._at = ""
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        saga: Saga,
+        input: Any = None,  # noqa: A002
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+    ) -> SagaHandle:
+        """Start a saga, run it until it is COMPLETED, COMPENSATED or STUCK, and return its handle.
+
+        Raises what `Saga.start` raises; `NotAllowed` when a fault was asked for where the saga has no such step.
+        """
+        for fault in self._faults:
+            fault.check(saga)
+        next_ = self.orchestrator.start(self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None)
+        self._finish(next_)
+        return SagaHandle(next_.record.id, self)
+
+    def undo_again(self, handle: SagaHandle, step: str) -> None:
+        """Have a step that is undone undone once more, as when its action reports its success only now."""
+        before = handle.record
+        saga = self.orchestrator.definition(before, step)
+        if before.status is not SagaStatus.COMPENSATED or saga.steps[step].compensation is None:
+            raise NotAllowed(f"saga {before.name!r} is {before.status}: nothing undoes step {step!r} once more")
+        change = transitions.succeed(
+            saga,
+            before,
+            step,
+            "a late report",
+            Direction.FORWARD,
+            before.step(step).result,
+            self.now,
+            self.orchestrator.timing,
+        )
+        self.store.save(before, change.record, change.history, change.dead_letters)
+        self._finish(Next(change.verdict, change.note, change.record))
+
+    @property
+    def now(self) -> datetime:
+        """The time in here: that of the database, and what was skipped."""
+        return self._clocked.now()
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def fail_at(
+        self,
+        step: str,
+        error: Exception | None = None,
+        *,
+        times: int | None = 1,
+        undo: bool = False,
+        after_effect: bool = False,
+    ) -> None:
+        """Have the action of a step, or with `undo` its compensation, raise an error in its next attempts.
+
+        `error`: left out, a `RuntimeError`. `times`: None for every attempt there will be. `after_effect`: the real
+        function is called first, and its answer is lost.
+        """
+        error = error or RuntimeError("broken on purpose")
+        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=after_effect, error=error))
+
+    def crash_before(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
+        """Have the worker die when it has claimed a step, before the function is called. The claim has to expire."""
+        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=False, error=_Crashed()))
+
+    def crash_after(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
+        """Have the worker die after the function has returned, before that is recorded. The claim has to expire."""
+        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=True, error=_Crashed()))
+
+    def overtake(self, step: str) -> None:
+        """Have the next attempt at a step take so long that its function is called when the saga is at its end.
+
+        Ask for `fail_at` too, so that the attempts which follow it do not complete the saga.
+        """
+        self._faults.append(_Fault(step, undo=False, times=1, after_effect=False, error=None))
+
+    def heal(self) -> None:
+        """Forget every fault that was asked for and has not happened."""
+        self._faults.clear()
+
+    # -- what handles ask ---------------------------------------------------------------------------------------
+
+    def load(self, saga_id: str) -> SagaRecord:
+        return self.store.load(saga_id)
+
+    def result(self, record: SagaRecord) -> Mapping[str, Any]:
+        return self.orchestrator.result(record)
+
+    def cancel(self, saga_id: str, reason: str = "cancelled") -> SagaRecord:
+        self._finish(self.orchestrator.cancel(saga_id, reason))
+        return self.load(saga_id)
+
+    # -- the messenger ------------------------------------------------------------------------------------------
+
+    def _finish(self, next_: Next) -> None:
+        """Carry a saga to its end, moving the clock wherever nothing can happen until later."""
+        saga_id = next_.record.id
+        self._carry(next_.plan)
+        while (record := self.load(saga_id)).status not in TERMINAL and record.status is not SagaStatus.STUCK:
+            assert record.wake_at is not None
+            self._clocked.move_to(record.wake_at)
+            self._clocked.watched = saga_id
+            swept = list(self.orchestrator.sweep())
+            if not swept:
+                raise SagaError(f"saga {record.name!r} ({saga_id}) could not be examined; the log says why")
+            for found in swept:
+                self._carry(found.plan)
+
+    def _carry(self, plan: Plan | None) -> None:
+        while plan:
+            plan = self._chain(plan)
+
+    def _chain(self, plan: Plan) -> Plan | None:
+        """Do what Celery does with a plan. Return what is to be launched when it does not go on."""
+        for names in plan.stages:
+            parallel = len(plan.saga.stages[plan.saga.steps[names[0]].stage]) > 1
+            goes_on, launch = False, None
+            for name in names:
+                next_ = self._deliver(plan.saga_id, name, plan.epoch)
+                joined = next_ is not None and next_.verdict is Verdict.CLOSED
+                if joined:
+                    next_ = self.orchestrator.join(plan.saga_id, name, plan.epoch)
+                if next_ is not None and next_.verdict is Verdict.FAILED:  # link_error
+                    next_ = self.orchestrator.report(plan.saga_id, name, plan.epoch)
+                if next_ is not None:
+                    launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
+                    goes_on = goes_on or (next_.verdict is Verdict.CONTINUE and (joined or not parallel))
+            if launch or not goes_on:
+                return launch
+        return None
+
+    def _deliver(self, saga_id: str, step: str, epoch: int) -> Next | None:
+        """Bring a message to a step. None when that was the end of its worker."""
+        outer, self._at = self._at, saga_id
+        try:
+            with self.around(step):
+                try:
+                    return self.orchestrator.perform(saga_id, step, epoch)
+                except _Crashed:
+                    return None
+        finally:
+            self._at = outer
+
+    # -- the saga with faults -----------------------------------------------------------------------------------
+
+    def _shadow(self, saga: Saga) -> Saga:
+        """Return a copy of a saga whose functions are called by way of `_play`."""
+        if saga not in self._sagas:
+            shadow = copy.copy(saga)
+            shadow.stages = tuple(tuple(self._arm(step) for step in stage) for stage in saga.stages)
+            shadow.steps = {step.name: step for stage in shadow.stages for step in stage}
+            shadow.pivot = None if saga.pivot is None else shadow.steps[saga.pivot.name]
+            self.orchestrator.register(shadow)
+            self._sagas[saga] = shadow
+        return self._sagas[saga]
+
+    def _arm(self, step: BoundStep) -> BoundStep:
+        armed = copy.copy(step)
+        armed.action = replace(step.action, function=partial(self._play, step.name, False, step.action))
+        if step.compensation is not None:
+            play = partial(self._play, step.name, True, step.compensation)
+            armed.compensation = replace(step.compensation, function=play)
+        return armed
+
+    def _play(self, step: str, undo: bool, function: Callable[..., Any], /, **arguments: Any) -> Any:
+        """Call a function of a step, or do what the next fault asks for instead."""
+        fault = next((fault for fault in self._faults if (fault.step, fault.undo) == (step, undo)), None)
+        if fault is None:
+            return function(**arguments)
+        if fault.times is not None:
+            fault.times -= 1
+            if not fault.times:
+                self._faults.remove(fault)
+        if fault.error is None:
+            self._finish(Next(Verdict.GO_AWAY, "overtaken", self.load(self._at)))
+            return function(**arguments)
+        if fault.after_effect:
+            function(**arguments)
+            self.lost[step, undo] += 1
+        raise fault.error
+
+
+class _Crashed(BaseException):
+    """The end of a worker. No `except Exception` sees it, and open transactions are rolled back, as in real life."""
+
+
+@dataclass(slots=True, eq=False)
+class _Fault:
+    step: str
+    undo: bool
+    times: int | None
+    after_effect: bool
+    error: BaseException | None  #: None: it is overtaken by the rest of the saga
+
+    def check(self, saga: Saga) -> None:
+        """Refuse a fault that could never happen: a test that relies on it would prove nothing."""
+        if self.step not in saga.steps:
+            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at; it has {', '.join(saga.steps)}")
+        if self.undo and saga.steps[self.step].compensation is None:
+            raise NotAllowed(f"saga {saga.name!r}: nothing undoes step {self.step!r}, so its undo cannot fail")
+
+
+class _Clocked:
+    """A store whose clock can be moved forward, and in which only one saga is ever due: the others are not ours."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._skipped = timedelta()
+        self.watched = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def now(self) -> datetime:
+        return self._store.now() + self._skipped
+
+    def move_to(self, moment: datetime) -> None:
+        self._skipped += max(moment - self.now() + _A_MOMENT, timedelta())
+
+    def due(self, _limit: int, _lease: float) -> Sequence[str]:
+        return [self.watched]
+
+
+class _Orchestrator(Orchestrator):
+    """The engine's own, without the thread that renews claims: nobody is there who could take one over."""
+
+    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int) -> None:
+        super().__init__(store, timing=timing, max_payload=max_payload)
+        self._leases = _Leases(timing.lease, self._renew)
+
+
+class _Leases(Leases):
+    @contextmanager
+    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:  # noqa: ARG002
+        yield

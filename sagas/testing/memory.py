@@ -1,0 +1,121 @@
+"""A store in this process's memory, for tests that need no database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
+from sagas.errors import ConfigurationError, SagaNotFound
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """Keeps records in dictionaries, by the same one rule as `SqlStore`. For one thread; has no transactions."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, SagaRecord] = {}
+        self._history: list[tuple[str, HistoryEntry]] = []
+        self._letters: list[DeadLetter] = []
+
+    def __repr__(self) -> str:
+        return "MemoryStore()"
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+        if session is not None:
+            raise _no_transactions()
+        same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
+        return next(same, None) or self._records.setdefault(record.id, record)
+
+    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:  # noqa: ARG002
+        raise _no_transactions()
+
+    def load(self, saga_id: str) -> SagaRecord:
+        if saga_id not in self._records:
+            raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
+        return self._records[saga_id]
+
+    def find(self, name: str, key: str) -> SagaRecord:
+        for record in self._records.values():
+            if (record.name, record.key) == (name, key):
+                return record
+        raise SagaNotFound(f"there is no saga {name!r} with the key {key!r}")
+
+    def save(
+        self,
+        before: SagaRecord,
+        after: SagaRecord,
+        history: Sequence[HistoryEntry] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        session: Session | None = None,
+    ) -> SagaRecord | None:
+        if session is not None:
+            raise _no_transactions()
+        if self.load(before.id).revision != before.revision:
+            return None
+        after = self._records[before.id] = replace(after, revision=before.revision + 1)
+        self._history += [(before.id, entry) for entry in history]
+        for letter in dead_letters:
+            self._file(letter)
+        return after
+
+    def _file(self, letter: DeadLetter) -> None:
+        """Open a dead letter, or close the open ones of its step."""
+        if letter.resolved_at is None:
+            self._letters.append(letter)
+            return
+        how = {name: getattr(letter, name) for name in ("resolved_at", "resolution", "reason", "by")}
+        self._letters = [
+            replace(open_, **how)
+            if open_.resolved_at is None and (open_.saga_id, open_.step) == (letter.saga_id, letter.step)
+            else open_
+            for open_ in self._letters
+        ]
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        raise _no_transactions()
+
+    def due(self, limit: int, lease: float) -> Sequence[str]:
+        now = self.now()
+        due = [record for record in self._records.values() if record.wake_at is not None and record.wake_at <= now]
+        for record in due[:limit]:
+            self._records[record.id] = replace(record, wake_at=now + timedelta(seconds=lease))
+        return [record.id for record in due[:limit]]
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        return [entry for of, entry in self._history if of == saga_id]
+
+    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        return [letter for letter in self._letters if letter.resolved_at is None or not unresolved]
+
+    def select(
+        self,
+        *,
+        name: str | None = None,
+        status: SagaStatus | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> Sequence[SagaRecord]:
+        found = [
+            replace(record, steps={})
+            for record in sorted(self._records.values(), key=lambda record: record.id, reverse=True)
+            if name in (None, record.name)
+            and status in (None, record.status)
+            and (before is None or record.id < before)
+        ]
+        return found[:limit]
+
+
+def _no_transactions() -> ConfigurationError:
+    return ConfigurationError("sagas in memory have no transactions: for step.session use Inline(SqlStore(...))")

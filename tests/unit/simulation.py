@@ -1,0 +1,382 @@
+"""A world in which everything goes wrong, played from a seed: `python -m tests.unit.simulation SEED` tells the story.
+
+The rules are the real ones (`transitions`, `plan`). Around them everything is simulated: a broker that drops, doubles,
+reorders and delays; workers that die between any two effects; a store that answers too late; a clock that jumps.
+What the workers do here is what `orchestrator` and `canvas` do, cut into pieces so that anything can come between.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sagas import (
+    Direction,
+    NotAllowed,
+    Parallel,
+    Pivot,
+    Retry,
+    Saga,
+    SagaRecord,
+    SagaStatus,
+    Step,
+    StepStatus,
+    transitions,
+)
+from sagas.checkpoints import TERMINAL
+from sagas.plan import plan
+from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TIMING = Timing(lease=10, stall=10)
+
+
+class Violation(AssertionError):
+    """Something happened that must never happen."""
+
+
+def nothing() -> None: ...
+
+
+def _step(name: str, *, undo: bool = True) -> Step:
+    retry = Retry(max_attempts=2, delay=1, jitter=0)
+    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3)  # fmt: skip
+
+
+SAGAS = [
+    Saga("line", _step("a"), _step("b"), _step("c")),
+    Saga("wide", _step("a"), Parallel(_step("l"), _step("r"), _step("n", undo=False)), _step("z")),
+    Saga("pivot", _step("a"), Parallel(_step("l"), _step("r")), Pivot("p", nothing, timeout=40), Step("z", nothing, timeout=40)),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Message:
+    kind: str  # step, join, fail
+    name: str
+    epoch: int
+    chord: bool = False
+    rest: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass
+class Actor:
+    """A worker at work on one message."""
+
+    number: int
+    message: Message
+    play: Iterator[None]
+    acting: tuple[str, Direction, datetime] | None = None
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.saga = self.dice.choice(SAGAS)
+        self.now = START
+        self.record = SagaRecord(
+            id="s", name=self.saga.name, version=1, key="k", shape=self.saga.shape, correlation_id="s", input="null",
+            created_at=START, updated_at=START, ready_at=START, wake_at=START + timedelta(seconds=10),
+        )  # fmt: skip
+        self.broker: list[Message] = []
+        self.actors: list[Actor] = []
+        self.effects: dict[str, bool] = {}  # step -> whether its effect stands
+        self.landed: dict[str, int] = {}
+        self.story: list[str] = []
+        self.calm = False  # from when on nothing goes wrong any more
+        self._count = 0
+
+    def tell(self, line: str) -> None:
+        self.story.append(f"{(self.now - START).total_seconds():7.1f} s  {line}")
+
+    def wrong(self, what: str) -> Violation:
+        return Violation(what + "\n" + "\n".join(self.story[-40:]))
+
+    # -- the store ----------------------------------------------------------------------------------------------
+
+    def save(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
+        if self.record.revision != before.revision:
+            return None
+        return self.keep(after)
+
+    def keep(self, after: SagaRecord) -> SagaRecord:
+        was = self.record
+        if was.status is SagaStatus.COMPLETED and after.status is not was.status:
+            raise self.wrong(f"COMPLETED became {after.status}")
+        if was.direction is Direction.BACKWARD and after.direction is Direction.FORWARD:
+            raise self.wrong("it had turned back, and goes forward again")
+        if was.status is not after.status:
+            self.tell(f"the saga is {after.status}: {after.error or ''}")
+        self.record = replace(after, revision=was.revision + 1)
+        return self.record
+
+    def change(self, decide: Any) -> Iterator[Change | None]:
+        """Load, decide, compare and set, with everything that can come between; the answer may get lost."""
+        while True:
+            before = self.record
+            yield None
+            change: Change = decide(before)
+            if change.record is before:
+                yield change
+                return
+            saved = self.save(before, change.record)
+            if saved is None:
+                continue
+            if not self.calm and self.dice.random() < 0.03:
+                self.tell("a save succeeded, and its answer was lost")
+                continue
+            yield replace(change, record=saved)
+            return
+
+    # -- the workers --------------------------------------------------------------------------------------------
+
+    def work(self, actor: Actor) -> Iterator[None]:
+        message, owner = actor.message, f"w{actor.number}"
+        match message.kind:
+            case "join":
+                yield from self._joined(message)
+            case "fail":
+                change = yield from self._ask(
+                    lambda r: transitions.report(self.saga, r, message.name, message.epoch, self.now, TIMING)
+                )
+                if change.verdict is Verdict.LAUNCH:
+                    self.launch()
+            case _:
+                yield from self._perform(actor, message, owner)
+
+    def _ask(self, decide: Any) -> Any:
+        for answer in self.change(decide):
+            if answer is not None:
+                return answer
+            yield
+
+    def _joined(self, message: Message) -> Iterator[None]:
+        change = yield from self._ask(lambda r: transitions.join(self.saga, r, message.name, message.epoch))
+        if change.verdict is Verdict.CONTINUE:
+            self.send(message.rest, message.epoch)
+        elif change.verdict is Verdict.FAILED:
+            self.broker.append(Message("fail", message.name, message.epoch))
+
+    def _perform(self, actor: Actor, message: Message, owner: str) -> Iterator[None]:
+        name = message.name
+
+        def check(record: SagaRecord) -> Change:
+            change = transitions.claim(self.saga, record, name, message.epoch, owner, self.now, TIMING)
+            if change.verdict is Verdict.ACT and record.epoch != message.epoch:
+                raise self.wrong(f"a message of epoch {message.epoch} was granted {name} in epoch {record.epoch}")
+            return change
+
+        change = yield from self._ask(check)
+        if change.verdict is Verdict.ACT:
+            yield
+            direction = change.record.direction
+            self._begin(actor, name, change.record)
+            yield
+            outcome = self._act(name, direction)
+            actor.acting = None
+            yield
+
+            def report(record: SagaRecord) -> Change:
+                if isinstance(outcome, Failure):
+                    return transitions.fail(self.saga, record, name, owner, outcome, self.now, TIMING)
+                done = transitions.succeed(self.saga, record, name, owner, direction, outcome, self.now, TIMING)
+                new = done.record.step(name).status
+                if new is StepStatus.DONE and record.step(name).status is not new and record.step(name).owner != owner:
+                    raise self.wrong(
+                        f"the success of {owner} at {name} counted, though {record.step(name).owner} holds it"
+                    )
+                return done
+
+            change = yield from self._ask(report)
+        yield
+        match change.verdict:
+            case Verdict.CONTINUE if not message.chord:
+                self.send(message.rest, message.epoch)
+            case Verdict.CLOSED if message.chord:
+                self.broker.append(Message("join", name, message.epoch, rest=message.rest))
+            case Verdict.FAILED:
+                self.broker.append(Message("fail", name, message.epoch))
+            case Verdict.LAUNCH:
+                self.launch()
+
+    def _begin(self, actor: Actor, name: str, record: SagaRecord) -> None:
+        lease = record.step(name).lease_until
+        assert lease is not None
+        mine = (name, record.direction)
+        for other in self.actors:
+            # A worker that slept through its own lease may begin late: what it does then is fenced, not prevented.
+            if other is actor or other.acting is None or lease <= self.now:
+                continue
+            if other.acting[:2] == mine and other.acting[2] > self.now:
+                raise self.wrong(f"two act on {name} while the lease of the first lives")
+        actor.acting = name, record.direction, lease
+        stage = self.saga.steps[name].stage
+        for other_name, step in self.saga.steps.items():
+            state = self.record.step(other_name)
+            ahead = step.stage < stage if record.direction is Direction.FORWARD else step.stage > stage
+            if not ahead or self.record.epoch != record.epoch:
+                continue
+            if record.direction is Direction.FORWARD and state.status not in (StepStatus.DONE, StepStatus.SKIPPED):
+                raise self.wrong(f"{name} acts, and {other_name} before it is {state.status}")
+            undone = (
+                state.status in (StepStatus.UNDONE, StepStatus.SKIPPED, StepStatus.PENDING) or step.compensation is None
+            )
+            late = self.landed.get(other_name, 0) > 1 or state.status is StepStatus.IN_DOUBT
+            if record.direction is Direction.BACKWARD and not (undone or late or not state.position):
+                raise self.wrong(f"{name} is undone, and {other_name} after it is {state.status}")
+
+    def _act(self, name: str, direction: Direction) -> str | Failure | None:
+        chance = 1.0 if self.calm else self.dice.random()
+        if direction is Direction.BACKWARD:
+            if chance > 0.1:
+                self.effects[name] = False
+            self.tell(f"undo {name}")
+            return None if chance > 0.15 else Failure(Outcome.FAILED, "broken")
+        if chance < 0.06:
+            return Failure(Outcome.TERMINAL, "refused")
+        if chance > 0.1:
+            self.effects[name] = True
+            self.landed[name] = self.landed.get(name, 0) + 1
+            self.tell(f"do {name}")
+        return "1" if chance > 0.16 else Failure(Outcome.FAILED, "broken")
+
+    # -- the broker ---------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        left = plan(self.saga, self.record)
+        self.send(left.stages, left.epoch)
+
+    def send(self, stages: tuple[tuple[str, ...], ...], epoch: int) -> None:
+        if stages:
+            chord = len(self.saga.stages[self.saga.steps[stages[0][0]].stage]) > 1
+            self.broker += [Message("step", name, epoch, chord, stages[1:]) for name in stages[0]]
+
+    def sweep(self) -> None:
+        if self.record.wake_at is not None and self.record.wake_at <= self.now:
+            before = self.record
+            change = transitions.examine(self.saga, before, self.now, TIMING)
+            if change.record is not before and self.save(before, change.record) is None:
+                return
+            if change.verdict is Verdict.LAUNCH and (self.calm or self.dice.random() > 0.1):
+                self.tell(f"recovery launches epoch {self.record.epoch}")
+                self.launch()
+
+    # -- the schedule -------------------------------------------------------------------------------------------
+
+    def deliver(self, position: int, *, keep: bool = False) -> None:
+        message = self.broker[position] if keep else self.broker.pop(position)
+        self._count += 1
+        actor = Actor(self._count, message, iter(()))
+        actor.play = self.work(actor)
+        self.actors.append(actor)
+
+    def advance(self, actor: Actor) -> None:
+        try:
+            next(actor.play)
+        except StopIteration:
+            self.actors.remove(actor)
+
+    def crash(self, actor: Actor) -> None:
+        self.actors.remove(actor)
+        again = self.dice.random() < 0.7
+        self.tell(
+            f"w{actor.number} dies at {actor.message.kind} {actor.message.name}; {'redelivered' if again else 'lost'}"
+        )
+        if again:
+            self.broker.append(actor.message)
+
+    def anything(self) -> None:
+        """Let one thing happen."""
+        dice = self.dice
+        match dice.choices(
+            ["advance", "deliver", "double", "drop", "crash", "clock", "jump", "sweep", "cancel", "report"],
+            [40, 20, 2, 2, 3, 8, 1.5, 8, 0.3, 0.5],
+        )[0]:
+            case "advance" if self.actors:
+                self.advance(dice.choice(self.actors))
+            case "deliver" if self.broker and len(self.actors) < 4:
+                self.deliver(dice.randrange(len(self.broker)))
+            case "double" if self.broker:
+                self.deliver(dice.randrange(len(self.broker)), keep=True)
+            case "drop" if self.broker:
+                self.broker.pop(dice.randrange(len(self.broker)))
+            case "crash" if self.actors:
+                self.crash(dice.choice(self.actors))
+            case "clock":
+                self.now += timedelta(seconds=dice.choice([0.1, 1, 3]))
+            case "jump":
+                self.now += timedelta(seconds=dice.choice([11, 45]))
+            case "sweep":
+                self.sweep()
+            case "report":
+                name = dice.choice(list(self.saga.steps))
+                # Celery reports a task that it gave up, and that one's worker is no longer at it.
+                if self.record.step(name).owner not in {f"w{actor.number}" for actor in self.actors}:
+                    self.broker.append(Message("fail", name, self.record.epoch))
+            case "cancel":
+                self.cancel()
+
+    def cancel(self) -> None:
+        try:
+            change = transitions.cancel(self.saga, self.record, "changed my mind", self.now, TIMING)
+        except NotAllowed:
+            return
+        if change.record is not self.record and self.save(self.record, change.record):
+            self.launch()
+
+    def heal(self) -> None:
+        """From here on nothing goes wrong; a person mends what is stuck. It has to come to its end."""
+        self.calm = True
+        self.tell("-- calm --")
+        asleep = [actor for actor in self.actors if self.dice.random() < 0.5]  # they wake up when all is over
+        self._settle(asleep)
+        self._settle([])
+        self.judge()
+
+    def _settle(self, asleep: list[Actor]) -> None:
+        for _ in range(3000):
+            while awake := [actor for actor in self.actors if actor not in asleep]:
+                self.advance(awake[0])
+            if self.broker:
+                self.deliver(0)
+            elif self.record.status is SagaStatus.STUCK:
+                stuck = [s.name for s in self.record.steps.values() if s.status is StepStatus.STUCK]
+                change = transitions.repair(self.saga, self.record, stuck[0], Repair.RETRY, "mended", self.now, TIMING)
+                self.keep(change.record)
+                self.launch()
+            elif self.record.wake_at is not None:
+                self.now = max(self.now, self.record.wake_at)
+                self.sweep()
+            else:
+                return
+
+    def judge(self) -> None:
+        if self.record.status not in TERMINAL:
+            raise self.wrong(f"it stands still, {self.record.status}, and nobody will look")
+        standing = {name for name, stands in self.effects.items() if stands}
+        undoable = {name for name, step in self.saga.steps.items() if step.compensation is not None}
+        if self.record.status is SagaStatus.COMPENSATED and standing & undoable:
+            raise self.wrong(f"it is COMPENSATED, and {standing & undoable} still stand")
+        if self.record.status is SagaStatus.COMPLETED and standing != set(self.saga.steps):
+            raise self.wrong(f"it is COMPLETED, and of its effects only {standing} stand")
+
+
+def simulate(seed: int, length: int = 150) -> World:
+    """Play one schedule. Raises `Violation` with its story."""
+    world = World(seed)
+    world.launch()
+    try:
+        for _ in range(length):
+            world.anything()
+        world.heal()
+    except AssertionError as error:
+        raise Violation(f"seed {seed}, saga {world.saga.name!r}: {error}") from error
+    return world
+
+
+if __name__ == "__main__":
+    print("\n".join(simulate(int(sys.argv[1])).story))

@@ -1,0 +1,94 @@
+"""The safety nets, cut one at a time: each cut must be seen by the tests that look for it.
+
+A test that passes whatever the code does proves nothing. Here the code is broken on purpose, and the rules' own
+simulation, or the store's own contract, has to notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sagas import StepStatus, transitions
+from tests.unit.simulation import Violation, World, simulate
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Messages of any epoch are welcome."""
+    patch.setattr(transitions, "_stale", lambda record, epoch: None)
+
+
+def no_lease(patch: pytest.MonkeyPatch) -> None:
+    """A second delivery takes over from a living one."""
+    patch.setattr(transitions, "_is_dead", lambda state, now: True)
+
+
+def no_compare_and_set(patch: pytest.MonkeyPatch) -> None:
+    """Whoever saves, wins."""
+    patch.setattr(World, "save", lambda self, before, after: self.keep(after))
+
+
+def no_barrier(patch: pytest.MonkeyPatch) -> None:
+    """The first branch closes its stage, the join does not look, and the next step does not ask whose turn it is."""
+    go = transitions.Verdict.CONTINUE
+    patch.setattr(transitions, "_is_over", lambda record, stage: True)
+    patch.setattr(transitions, "join", lambda saga, record, name, epoch: transitions.Change(record, go))
+    patch.setattr(transitions, "_is_turn_of", lambda saga, record, step: True)
+
+
+def no_late_undo(patch: pytest.MonkeyPatch) -> None:
+    """An action that lands after its saga turned back is forgotten."""
+    patch.setattr(
+        transitions, "_landed_late", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
+    )
+
+
+def no_owner(patch: pytest.MonkeyPatch) -> None:
+    """Whoever reports a success is believed, whether or not the claim is still its own."""
+    succeed = transitions.succeed
+
+    def believe(saga: Any, record: Any, name: str, owner: str, *rest: Any) -> Any:
+        return succeed(saga, record, name, record.step(name).owner or owner, *rest)
+
+    patch.setattr(transitions, "succeed", believe)
+
+
+def no_sweep(patch: pytest.MonkeyPatch) -> None:
+    """Recovery looks, and does nothing."""
+    patch.setattr(
+        transitions, "examine", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
+    )
+
+
+def no_doubt(patch: pytest.MonkeyPatch) -> None:
+    """What was between two attempts when the saga turned back is taken for never begun."""
+    turn_back = transitions._turn_back
+
+    def forget(saga: Any, record: Any, *rest: Any, **options: Any) -> Any:
+        steps = {n: replace(s, position=0) if s.status is StepStatus.PENDING else s for n, s in record.steps.items()}
+        return turn_back(saga, replace(record, steps=steps), *rest, **options)
+
+    patch.setattr(transitions, "_turn_back", forget)
+
+
+CUTS: list[Patch] = [no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_owner, no_sweep, no_doubt]
+ROUNDS = 3000
+
+
+def test_nothing_is_seen_where_nothing_is_cut() -> None:
+    for seed in range(ROUNDS):
+        simulate(seed)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.__name__)
+def test_a_cut_is_seen(cut: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
+    with pytest.raises((Violation, AssertionError)) as seen:
+        for seed in range(ROUNDS):
+            simulate(seed)
+    print(f"{cut.__name__}: {cut.__doc__}\n{seen.value}")
