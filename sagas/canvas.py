@@ -13,10 +13,8 @@ there is anything to do. Lost or doubled messages therefore cost time, and nothi
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +49,9 @@ _STORE_PAUSE = 5
 
 #: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
 _LONGEST_FOLLOW_ON = 5.0
+
+#: How a task's end is called in Celery's events, by its state.
+_TOLD = {"FAILURE": "failed", "RETRY": "retried"}
 
 #: What a header task returns to say that its stage is closed, so that the join is sent.
 _CLOSED = Verdict.CLOSED.value
@@ -188,7 +189,8 @@ class Canvas:
         if signature["subtask_type"] or task is None or task.rate_limit:
             return None
         queue = signature["options"].get("queue") or self._routed_to(task.name)
-        return str(signature["kwargs"]["step"]) if queue in self._queues else None
+        step: str | None = signature["kwargs"].get("step")
+        return step if queue in self._queues else None
 
     def _routed_to(self, name: str) -> str:
         if name not in self._routes:
@@ -223,30 +225,26 @@ class Canvas:
             "retries": 0,
             "sagas_handed": handed,
         }
+        about = {key: request[key] for key in ("root_id", "parent_id", "retries")}
+        kwargs = repr(signature["kwargs"])
+        self._tell(request, "received", name=request["task"], args="()", kwargs=kwargs, eta=None, expires=None, **about)
+        self._tell(request, "started")
         trace = self.app.tasks[signature["task"]].__trace__
-        with self._shown(request, signature) as outcome:
-            outcome.append(trace(options["task_id"], (), signature["kwargs"], request))
+        result, info, runtime, _ = trace(options["task_id"], (), signature["kwargs"], request)
+        if info is None:
+            self._tell(request, "succeeded", result=repr(result), runtime=runtime)
+        elif info.state in _TOLD:
+            self._tell(request, _TOLD[info.state], exception=repr(info.retval), traceback=None)
 
-    @contextmanager
-    def _shown(self, request: dict[str, Any], signature: Any) -> Iterator[list[Any]]:
+    def _tell(self, request: dict[str, Any], kind: str, **fields: Any) -> None:
         """Tell Flower what a worker's main process tells of the tasks that it receives."""
-        outcome: list[Any] = []
         if not self._sends_events:
-            yield outcome
             return
-        fields = {"uuid": request["id"], "retry": False}
-        with self.app.events.default_dispatcher(hostname=request["hostname"], groups=["task"]) as events:
-            about = {key: request[key] for key in ("root_id", "parent_id", "retries")}
-            about |= {"name": request["task"], "args": "()", "kwargs": repr(signature["kwargs"])}
-            events.send("task-received", eta=None, expires=None, **about, **fields)
-            events.send("task-started", pid=os.getpid(), **fields)
-            yield outcome
-            [(result, info, runtime, _)] = outcome
-            if info is None:
-                events.send("task-succeeded", result=repr(result), runtime=runtime, **fields)
-            elif info.state in ("FAILURE", "RETRY"):
-                kind = "task-failed" if info.state == "FAILURE" else "task-retried"
-                events.send(kind, exception=repr(info.retval), traceback=None, **fields)
+        try:
+            with self.app.events.default_dispatcher(hostname=request["hostname"]) as events:
+                events.send(f"task-{kind}", uuid=request["id"], **fields)
+        except Exception as error:  # noqa: BLE001 - nothing that is only shown may fail a step
+            logger.warning("event task-%s of %s was not sent: %r", kind, request["id"], error)
 
     def _join(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         return self._answer(self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch)), saga_id, step)

@@ -637,11 +637,12 @@ def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> d
         return None
     stall = now + timedelta(seconds=timing.stall * 2 ** min(record.stalls, _MOST_DOUBLINGS))
     times: list[datetime | None] = []
+    doomed = record.direction is Direction.FORWARD and _has_failed(record, stage)
     for step in stage:
         state = record.step(step.name)
         if state.held:
             times.append(state.lease_until)
-        elif not settled(step, state, record.direction):
+        elif not doomed and not settled(step, state, record.direction):
             times.append(state.due_at if state.due_at is not None and state.due_at >= now else stall)
             limit = _start_deadline(step, state, record)
             times.append(limit if limit is not None and limit > now else None)

@@ -47,7 +47,10 @@ class Rig:
             "broker": broker,
             "database": database,
             "folder": str(folder),
-            "options": {"task_default_queue": f"q-{os.path.basename(folder)}"},
+            "options": {
+                "task_default_queue": f"q-{folder.name}",
+                "follow_on": os.environ.get("SAGAS_TEST_FOLLOW_ON", "on") == "on",
+            },
         }
         self.folder = folder
         self.ledger = Ledger(folder)

@@ -137,6 +137,7 @@ def make_app(
     lease: float = 2.0,
     stall_after: float = 2.0,
     broken: tuple[str, str] | None = None,
+    follow_on: bool = True,
     **conf: Any,
 ) -> Celery:
     app = Celery("rig", broker=broker, set_as_current=False)
@@ -150,7 +151,9 @@ def make_app(
             "data_folder_in": str(queue), "data_folder_out": str(queue),
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
-    Sagas(app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2)
+    Sagas(
+        app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on
+    )
     if broken:
         _break(app, *broken)
     return app

@@ -137,7 +137,7 @@ def test_a_step_that_celery_can_never_run(make_rig: MakeRig) -> None:
 def test_a_step_whose_messages_vanish(make_rig: MakeRig, how: str) -> None:
     """No errback fires for these. The step may wait for a second, then the saga turns back."""
     rig = make_rig()
-    rig.configure(broken=["waits.two", how])
+    rig.configure(broken=["waits.two", how], follow_on=False)
     worker = rig.worker()
     handle = rig.start("waits")
     rig.assert_undone(handle)

@@ -86,6 +86,7 @@ class World:
         self.actors: list[Actor] = []
         self.effects: dict[str, bool] = {}  # step -> whether its effect stands
         self.landed: dict[str, int] = {}
+        self.late: set[str] = set()  # landed after the saga had turned back: whoever undid them is void, and goes on
         self.story: list[str] = []
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
@@ -140,9 +141,14 @@ class World:
             case "join":
                 yield from self._joined(message)
             case "fail":
-                change = yield from self._ask(
-                    lambda r: transitions.report(self.saga, r, message.name, message.epoch, self.now, TIMING)
-                )
+
+                def report(record: SagaRecord) -> Change:
+                    # Celery reports a task that it gave up, and then that one's worker is no longer at it.
+                    if record.step(message.name).owner in {f"w{a.number}" for a in self.actors}:
+                        return Change(record, Verdict.GO_AWAY)
+                    return transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+
+                change = yield from self._ask(report)
                 if change.verdict is Verdict.LAUNCH:
                     self.launch()
             case _:
@@ -192,6 +198,8 @@ class World:
                 return done
 
             change = yield from self._ask(report)
+            if any(entry.what == "landed late" for entry in change.history):
+                self.late.add(name)
         yield
         match change.verdict:
             case Verdict.CONTINUE if not message.chord:
@@ -209,7 +217,7 @@ class World:
         mine = (name, record.direction)
         for other in self.actors:
             # A worker that slept through its own lease may begin late: what it does then is fenced, not prevented.
-            if other is actor or other.acting is None or lease <= self.now:
+            if other is actor or other.acting is None or lease <= self.now or name in self.late:
                 continue
             if other.acting[:2] == mine and other.acting[2] > self.now:
                 raise self.wrong(f"two act on {name} while the lease of the first lives")
@@ -313,10 +321,7 @@ class World:
             case "sweep":
                 self.sweep()
             case "report":
-                name = dice.choice(list(self.saga.steps))
-                # Celery reports a task that it gave up, and that one's worker is no longer at it.
-                if self.record.step(name).owner not in {f"w{actor.number}" for actor in self.actors}:
-                    self.broker.append(Message("fail", name, self.record.epoch))
+                self.broker.append(Message("fail", dice.choice(list(self.saga.steps)), self.record.epoch))
             case "cancel":
                 self.cancel()
 
