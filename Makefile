@@ -5,7 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test check unit servers format docs clean
+FAULTS ?= --all
+
+.PHONY: demo test check unit servers faults format docs clean
 
 demo: $(VENV)/installed ## place the shop's orders through a real worker, with no server (ORDERS=file for yours)
 	$(BIN)/python -m tasks.demo $(ORDERS)
@@ -21,6 +23,9 @@ check: $(VENV)/installed ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+faults: $(VENV)/installed servers ## storms of faults, for an hour; FAULTS="--sagas 500 --seconds 60 --seed 1" for one
+	$(BIN)/python -m tests.faults.long $(FAULTS)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -42,7 +42,7 @@ class Sagas:
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
     Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
-    lost message `stall_after` instead of `lease`.
+    lost message `stall_after` instead of `lease`. A worker that dies while it recovers others adds 10 s.
 
     >>> from celery import Celery
     >>> from sagas import Saga, Sagas, SqlStore, Step

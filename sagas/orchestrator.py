@@ -237,7 +237,9 @@ class Orchestrator:
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
             claimed = transitions.claim(saga, done.record, following, epoch, next_owner, now, self.timing)
-            return replace(done, record=claimed.record) if claimed.verdict is Verdict.ACT else done
+            if claimed.verdict is not Verdict.ACT:
+                return done
+            return replace(done, record=claimed.record, history=done.history + claimed.history)
 
         # The effect is there: it is worth insisting for as long as the claim may live.
         next_ = self._insist(lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease)
