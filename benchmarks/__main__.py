@@ -1,0 +1,56 @@
+"""`python -m benchmarks throughput | growth | table`: what the library costs, measured on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import contenders
+from benchmarks.growth import growth
+from benchmarks.measure import run_here
+from benchmarks.table import table
+from benchmarks.throughput import throughput
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help_ in (
+        ("throughput", "beside other systems"),
+        ("growth", "as steps, payload, sagas in flight and workers grow"),
+        ("table", "with a million finished sagas in the table, and with nothing to do"),
+    ):
+        command = commands.add_parser(name, help=help_)
+        command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
+        command.add_argument("--seconds-per-round", type=float, default=4.0)
+        command.add_argument("--json", type=Path, default=HERE / "results" / f"{name}.json")
+        command.add_argument("--write", action="store_true", help="also into docs/performance.md")
+    commands.choices["throughput"].add_argument("--steps", type=int, default=4)
+    commands.choices["throughput"].add_argument(
+        "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
+    )
+    commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
+    one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
+    one.add_argument("order", type=json.loads)
+    given = parser.parse_args()
+    if given.command == "one":
+        print(json.dumps(run_here(**given.order)))
+        return
+    rounds, seconds = given.rounds, given.seconds_per_round
+    if given.command == "throughput":
+        report = throughput(given.only, rounds, seconds, given.steps)
+    elif given.command == "growth":
+        report = growth(rounds, seconds)
+    else:
+        report = table(given.sagas, rounds, seconds)
+    report.show()
+    report.save(given.json)
+    if given.write:
+        report.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The Celery app of the benchmarks: a saga, and a plain chain, of steps that do nothing.
+
+A worker imports this module (`celery -A benchmarks.celery_app worker`) and finds its settings in BENCH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery, Task, chain
+from celery.canvas import Signature
+
+from sagas import Saga, Sagas, SqlStore, Step
+
+#: Where the last task of a plain chain counts what is done: there is no other record of it.
+DONE = "bench:done"
+
+
+@dataclass
+class Input:
+    payload: str = ""
+
+
+def step(payload: str) -> int:
+    return len(payload)
+
+
+def undo() -> None:
+    """There is nothing to undo."""
+
+
+def make_app(broker: str) -> Celery:
+    app = Celery("bench", broker=broker)
+    app.conf.worker_hijack_root_logger = False
+    app.conf.broker_connection_retry_on_startup = True
+    return app
+
+
+def make_sagas(broker: str, database: str, steps: int) -> tuple[Celery, Saga]:
+    """Return an app, and its one saga."""
+    saga = Saga("bench", *(Step(f"step_{i}", step, compensation=undo) for i in range(steps)), input=Input)
+    app = make_app(broker)
+    Sagas(app, SqlStore(database), [saga])
+    return app, saga
+
+
+def make_chain(broker: str, steps: int) -> tuple[Celery, Any]:
+    """Return an app, and a function that makes the chain of a payload. Nothing is kept, nothing is retried."""
+    app = make_app(broker)
+    app.conf.task_ignore_result = True
+    counter = redis.Redis.from_url(broker)
+
+    def last(payload: str) -> None:
+        step(payload)
+        counter.incr(DONE)
+
+    one: Task = app.task(step, name="chain.step", shared=False)
+    end: Task = app.task(last, name="chain.last", shared=False)
+
+    def make(payload: str) -> Signature:
+        tasks = [one] * (steps - 1) + [end]
+        signatures = [task.si(payload=payload) for task in tasks]
+        return signatures[0] if steps == 1 else chain(*signatures, app=app)
+
+    return app, make
+
+
+def _from_environment() -> Celery | None:
+    """Return the app of a worker; a publisher makes its own."""
+    if (settings := os.environ.get("BENCH")) is None:
+        return None
+    given = json.loads(settings)
+    return make_sagas(**given)[0] if "database" in given else make_chain(**given)[0]
+
+
+app = _from_environment()

@@ -1,0 +1,263 @@
+"""What a million finished sagas in the table cost, and what recovery costs that has nothing to do."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from sqlalchemy import event
+
+from benchmarks.contenders import load
+from benchmarks.measure import Sample, round_of
+from benchmarks.processes import cpu_seconds
+from benchmarks.report import Report, ratio, spread
+from sagas import SqlStore
+from sagas.checkpoints import SagaStatus
+from tests.servers import Postgres
+
+OURS, BASE = "sagas_redis", "celery_chain"
+STEPS = ("reserve_stock", "authorize_card", "quote_shipping", "capture_payment")
+SAGA = """copy sagas_saga (id, name, version, key, shape, correlation_id, input, status, direction, epoch, revision,
+stalls, error, created_at, updated_at, ready_at) from stdin"""
+STEP = (
+    """copy sagas_step (saga_id, name, status, position, failures, lost, result, started_at, finished_at) from stdin"""
+)
+
+#: Seconds for which a worker with nothing to do is watched.
+IDLE = 20.0
+
+
+def table(number: int, rounds: int, seconds: float) -> Report:
+    report = Report("table")
+    with Postgres(fsync=True) as server:
+        assert server.process is not None
+        full, empty = server.database(), server.database()
+        for url in (full, empty):
+            SqlStore(url).upgrade()
+        took = fill(full.replace("+psycopg", ""), number)
+        report.notes.append(
+            f"{number:,} finished sagas of {len(STEPS)} steps were copied in and analysed in {took:.0f} s."
+        )
+        _explain(report, full)
+        _compare(report, {"finished": full, "empty": empty}, server.process.pid, rounds, seconds)
+        _idle(report, {"finished": full, "empty": empty}, server)
+    return report
+
+
+# -- the rows ---------------------------------------------------------------------------------------------------------
+
+
+def fill(url: str, number: int) -> float:
+    """Copy finished sagas in: 90 days of orders, 4 of 100 undone, few with a failed step that was tried again."""
+    began = time.perf_counter()
+    chance = random.Random(1)
+    first = datetime.now(UTC) - timedelta(days=90)
+    pause = timedelta(days=90) / number
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        ids = [_uuid7(first + pause * i, chance) for i in range(number)]
+        with cursor.copy(SAGA) as copy:
+            for i, saga_id in enumerate(ids):
+                copy.write_row(_saga(saga_id, i, first + pause * i))
+        with cursor.copy(STEP) as copy:
+            for i, saga_id in enumerate(ids):
+                for row in _steps(saga_id, i, first + pause * i):
+                    copy.write_row(row)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("vacuum analyze")
+    return time.perf_counter() - began
+
+
+def _uuid7(at: datetime, chance: random.Random) -> str:
+    digits = f"{int(at.timestamp() * 1000):012x}7{chance.getrandbits(12):03x}{8 + chance.getrandbits(2):x}"
+    digits += f"{chance.getrandbits(60):015x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _is_undone(i: int) -> bool:
+    return i % 25 == 0
+
+
+def _saga(saga_id: str, i: int, at: datetime) -> Sequence[Any]:
+    end = at + timedelta(milliseconds=180)
+    given = f'{{"sku":"article-{i % 5000}","quantity":{1 + i % 4},"amount":"{i % 300}.50","address":"{i} Long Street"}}'
+    name = ("place_order", "place_order", "place_order", "refund", "restock")[i % 5]
+    status, direction, error = (
+        ("COMPENSATED", "BACKWARD", "card declined") if _is_undone(i) else ("COMPLETED", "FORWARD", None)
+    )
+    shape = " > ".join(STEPS)
+    return saga_id, name, 1, f"order-{i}", shape, saga_id, given, status, direction, 1, 9, 0, error, at, end, end
+
+
+def _steps(saga_id: str, i: int, at: datetime) -> Iterable[Sequence[Any]]:
+    for position, name in enumerate(STEPS[: 2 if _is_undone(i) else None]):
+        began = at + timedelta(milliseconds=40 * position)
+        result = f'{{"id":"{name}-{i}","at":"{began.isoformat()}"}}'
+        status = "UNDONE" if _is_undone(i) else "DONE"
+        yield (
+            saga_id,
+            name,
+            status,
+            position + 1,
+            int(i % 100 == 1),
+            0,
+            result,
+            began,
+            began + timedelta(milliseconds=30),
+        )
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def _explain(report: Report, url: str) -> None:
+    """Explain the statements that the store really sends."""
+    store = SqlStore(url)
+    newest = store.select(limit=1)[0]
+    middle = store.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[0].id
+    asked: dict[str, Callable[[], object]] = {
+        "sweep: what is due": lambda: store.due(100, 10.0),
+        "load by id": lambda: store.load(newest.id),
+        "find by key": lambda: store.find(newest.name, newest.key),
+        "list, newest": lambda: store.select(limit=100),
+        "list, a page in the middle": lambda: store.select(limit=100, before=middle),
+        "list, by status COMPENSATED": lambda: store.select(status=SagaStatus.COMPENSATED, limit=100),
+        "list, by status STUCK (none)": lambda: store.select(status=SagaStatus.STUCK, limit=100),
+        "list, by name": lambda: store.select(name="refund", limit=100),
+        "list, by name and status": lambda: store.select(name="refund", status=SagaStatus.COMPENSATED, limit=100),
+        "list, by name and status (none)": lambda: store.select(name="refund", status=SagaStatus.STUCK, limit=100),
+    }
+    rows = []
+    for what, ask in asked.items():
+        store.now()  # so that it is not among the statements
+        for statement, parameters in _statements(store, ask):
+            plan, milliseconds, buffers = _plan(url, statement, parameters)
+            rows.append([what, plan, f"{milliseconds:.2f}", f"{buffers:,}"])
+            report.samples.setdefault("plans", []).append(
+                {"what": what, "statement": statement, "plan": plan, "ms": milliseconds, "buffers": buffers}
+            )
+    report.table("EXPLAIN (ANALYZE, BUFFERS), warm", ["", "plan, from the top", "ms", "pages"], rows)
+
+
+def _statements(store: SqlStore, ask: Callable[[], object]) -> list[tuple[str, Any]]:
+    seen: list[tuple[str, Any]] = []
+
+    def listen(_c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(store.engine, "before_cursor_execute", listen)
+    try:
+        ask()
+    finally:
+        event.remove(store.engine, "before_cursor_execute", listen)
+    return seen
+
+
+def _plan(url: str, statement: str, parameters: Any) -> tuple[str, float, int]:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        for _ in range(2):  # the first one warms the cache
+            question = f"explain (analyze, buffers, format json) {statement}"
+            row = connection.execute(question, parameters).fetchone()  # type: ignore[arg-type, unused-ignore]
+        assert row is not None
+        top = row[0][0]
+        return (
+            _nodes(top["Plan"]),
+            top["Execution Time"],
+            top["Plan"]["Shared Hit Blocks"] + top["Plan"]["Shared Read Blocks"],
+        )
+
+
+def _nodes(plan: dict[str, Any]) -> str:
+    index = f" {plan['Index Name']}" if "Index Name" in plan else ""
+    filtered = f" (drops {plan['Rows Removed by Filter']:,.0f})" if plan.get("Rows Removed by Filter") else ""
+    below = [_nodes(child) for child in plan.get("Plans", ())]
+    return " < ".join([f"{plan['Node Type']}{index}{filtered}", *below])
+
+
+# -- with and without -------------------------------------------------------------------------------------------------
+
+
+def _compare(report: Report, urls: dict[str, str], pid: int, rounds: int, seconds: float) -> None:
+    samples: dict[str, list[Sample]] = {"empty": [], "finished": [], BASE: []}
+    for number in range(rounds):
+        order = ("empty", "finished") if number % 2 else ("finished", "empty")
+        found: dict[str, Sample | str] = {BASE: round_of(BASE, seconds=seconds)}
+        for which in order:
+            options: dict[str, Any] = {"database": urls[which], "database_pid": pid}
+            found[which] = round_of(OURS, options, seconds=seconds)
+        print(f"round {number + 1} of {rounds}:", found)
+        for which, sample in found.items():
+            if not any(isinstance(other, str) for other in found.values()):
+                assert not isinstance(sample, str)
+                samples[which].append(sample)
+    rates = {which: [sample["rate"] for sample in each] for which, each in samples.items()}
+    cpu = {which: [sample["cpu database"] for sample in each] for which, each in samples.items() if which != BASE}
+    report.samples["throughput"] = samples
+    report.table(
+        f"{OURS} with the table empty at first, and with the finished sagas in it; {rounds} alternating rounds",
+        ["", "sagas/s", f"of {BASE}", "of empty", "database CPU ms", "of empty"],
+        [
+            [
+                which,
+                spread(rates[which]),
+                ratio(rates[which], rates[BASE]),
+                ratio(rates[which], rates["empty"]),
+                spread(cpu[which], 2),
+                ratio(cpu[which], cpu["empty"]),
+            ]
+            for which in ("empty", "finished")
+        ],
+    )
+
+
+# -- nothing to do ----------------------------------------------------------------------------------------------------
+
+
+def _idle(report: Report, urls: dict[str, str], server: Postgres) -> None:
+    """Watch workers that have nothing to do, beside plain Celery's."""
+    assert server.process is not None
+    rows = []
+    watched: list[tuple[str, str, dict[str, Any]]] = [("plain Celery, 1 worker", BASE, {})]
+    for which, url in urls.items():
+        for workers in (1, 2):
+            options: dict[str, Any] = {"database": url, "database_pid": server.process.pid, "workers": workers}
+            watched.append((f"{which}, {workers} worker{'s' * (workers > 1)}", OURS, options))
+    for what, name, given in watched:
+        contender = load(name, given)
+        try:
+            contender.setup()
+            contender.run(10)
+            time.sleep(12)  # sessions tell their counts within 10 s
+            before = _transactions(server, given.get("database")), _cpu(contender)
+            time.sleep(IDLE)
+            after = _transactions(server, given.get("database")), _cpu(contender)
+        finally:
+            contender.teardown()
+        queries = (after[0] - before[0]) / IDLE
+        spent = {role: (after[1][role] - before[1][role]) / IDLE * 100 for role in after[1]}
+        report.samples.setdefault("idle", {})[what] = {"transactions a second": queries, "cpu percent": spent}
+        rows.append(
+            [what, f"{queries:.1f}", *(f"{spent.get(role, 0):.2f}" for role in ("worker", "database", "broker"))]
+        )
+    report.table(
+        f"With nothing to do, for {IDLE:.0f} s: transactions a second, and per cent of one core",
+        ["", "transactions/s", "worker %", "database %", "broker %"],
+        rows,
+    )
+
+
+def _cpu(contender: Any) -> dict[str, float]:
+    return {role: cpu_seconds(roots) for role, roots in contender.roots().items()}
+
+
+def _transactions(server: Postgres, url: str | None) -> int:
+    if url is None:
+        return 0
+    with server.connect() as connection:
+        question = "select xact_commit + xact_rollback from pg_stat_database where datname = %s"
+        row = connection.execute(question, [url.rpartition("/")[2]]).fetchone()
+        assert row is not None
+        return int(row[0])
