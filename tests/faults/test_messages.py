@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from sagas import SagaStatus
-from sagas.plan import plan
+from sagas import Direction
+from sagas.plan import Plan, plan
 from tests.conftest import MakeRig, Rig
 from tests.rig import Faults
-from tests.servers import Redis, wait_for
+from tests.servers import Redis
 
 
 def unlaunched(rig: Rig, name: str, **faults: str) -> Any:
@@ -58,15 +58,13 @@ def test_doubled_headers_are_joined_once(rig: Rig) -> None:
     handle = rig.start("full", one="slow")
     rig.begun(handle, "one")
     rig.go(handle)
-    wait_for(lambda: handle.status is not SagaStatus.PENDING)
-    record = handle.record
-    for _ in range(3):  # the headers' own messages, again and again
-        for name in ("left", "right"):
-            stage = plan(rig.saga("full"), record)
-            step = rig.saga("full").steps[name]
-            rig.sagas.canvas._step(stage, step).apply_async()
+    stages = (("left", "right", "free"), ("four",), ("pivot",), ("last",))
+    chord = Plan(rig.saga("full"), handle.id, 1, Direction.FORWARD, stages)
+    for _ in range(20):  # the messages of the chord's header, before their turn, in it and after
+        rig.sagas.canvas.launch(chord)
     rig.assert_done(handle)
-    assert rig.ledger.story(handle.id).count("left") == 1
+    assert sorted(rig.ledger.story(handle.id)) == sorted(["one", "left", "right", "free", "four", "pivot", "last"])
+    assert handle.record.epoch == 1
     assert worker.output().count("Task sagas.join[") == 2  # received, succeeded
 
 
