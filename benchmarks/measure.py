@@ -23,21 +23,26 @@ _WARM_UP = 40
 
 
 def run_here(name: str, options: Mapping[str, Any], seconds: float, latencies: int, *, started: bool) -> Sample:
-    """Set a contender up, measure it, and end what it started."""
-    contender = load(name, options)
+    """Set a contender up, measure it, and end what it started.
+
+    With the option `backlog` so many sagas are started before any is worked on, and the rate is that of working it off.
+    """
+    others = {option: value for option, value in options.items() if option != "backlog"}
+    backlog = int(options.get("backlog", 0))
+    contender = load(name, others)
     try:
         contender.setup()
         contender.run(_WARM_UP // 2)
         rate = _WARM_UP / contender.run(_WARM_UP)
-        n = min(max(int(rate * seconds), 20), 10_000)
-        return _measure(contender, n, latencies, started=started)
+        n = backlog or min(max(int(rate * seconds), 20), 10_000)
+        return _measure(contender, n, latencies, started=started, backlog=bool(backlog))
     finally:
         contender.teardown()
 
 
-def _measure(contender: Base, n: int, latencies: int, *, started: bool) -> Sample:
+def _measure(contender: Base, n: int, latencies: int, *, started: bool, backlog: bool) -> Sample:
     before, counted = _cpu(contender), contender.extra()
-    took = contender.run(n)
+    took = (contender.run_started(n) if backlog else None) or contender.run(n)
     sample = {"n": n, "rate": n / took}
     for role, spent in _cpu(contender).items():
         sample[f"cpu {role}"] = (spent - before[role]) / n * 1000

@@ -125,7 +125,7 @@ def sagas() -> list[Saga]:
     long = Saga("long", _step("one"), _step("two", timeout=20), input=Faults)
     short = Saga("short", _step("one"), _step("two", timeout=20), input=Faults, timeout=1.5)
     nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
-    once = Saga("once", _step("one", max_deliveries=1), _step("two", max_deliveries=1), input=Faults)
+    once = Saga("once", _step("one", max_deliveries=1), _step("two", timeout=20, max_deliveries=1), input=Faults)
     return [line, full, waits, long, short, nobody, once]
 
 

@@ -16,7 +16,8 @@ from tests.servers import wait_for
 def test_a_child_killed_at_work_is_replaced(make_rig: MakeRig, broker: str, moment: str) -> None:
     rig = make_rig(broker)
     rig.worker()
-    handle = rig.start("line", two=f"{moment}:1")
+    # A step whose timeout is far beyond the lease: however slow the machine, a death is not taken for no answer.
+    handle = rig.start("long", two=f"{moment}:1")
     rig.assert_done(handle)
     assert [e.attempt for e in rig.ledger.of(handle.id, "begin") if e.step == "two"] == [1, 2]
     assert len({e.key for e in rig.ledger.of(handle.id) if e.step == "two"}) == 1
@@ -53,7 +54,7 @@ def test_poison_ends_after_its_deliveries(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.configure(lease=0.6)
     rig.worker()
-    handle = rig.start("line", two="kill_before")
+    handle = rig.start("long", two="kill_before")
     rig.assert_undone(handle)
     tries = [e for e in rig.ledger.of(handle.id, "begin") if e.step == "two"]
     assert len(tries) == 5 + 1  # max_deliveries, and the undo
