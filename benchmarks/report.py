@@ -25,7 +25,7 @@ from tests.servers import MissingServer, binary
 __all__ = ["Report", "median", "ratio", "spread"]
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-PACKAGES = ("celery-sagas", "celery", "kombu", "sqlalchemy", "psycopg", "dbos", "restate-sdk")
+PACKAGES = ("celery-sagas", "celery", "kombu", "sqlalchemy", "psycopg", "dbos", "restate-sdk", "temporalio")
 SERVERS = (
     ("postgres", "--version"),
     ("redis-server", "--version"),

@@ -33,8 +33,16 @@ def throughput(names: Sequence[str], rounds: int, seconds: float, steps: int) ->
             print(f"{found['rate']:.0f}/s")
             samples[name][number] = found
     _scale_floor(samples)
+    tell(report, samples, absent, rounds, steps)
+    return report
+
+
+def tell(
+    report: Report, samples: dict[str, dict[int, Sample]], absent: dict[str, str], rounds: int, steps: int
+) -> None:
+    """Make the tables of what was measured."""
     report.samples = {"contenders": samples, "absent": absent}
-    known = [name for name in names if samples[name]]
+    known = [name for name in samples if samples[name]]
     report.table(
         f"Sagas of {steps} no-op steps; median (lowest..highest) of {rounds} rounds",
         ["", "sagas/s", f"of {BASE}", "sagas/s, started before", "of the same", "p50 ms", "p99 ms"],
@@ -47,7 +55,6 @@ def throughput(names: Sequence[str], rounds: int, seconds: float, steps: int) ->
     )
     report.notes += [f"{name}: {contenders.load(name, {}).note}." for name in known]
     report.notes += [f"{name}: not measured: {why}." for name, why in absent.items()]
-    return report
 
 
 def _scale_floor(samples: dict[str, dict[int, Sample]]) -> None:

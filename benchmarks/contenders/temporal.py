@@ -46,7 +46,9 @@ class TemporalServer(Server):
 
 
 class Contender(Base):
-    note = "dev server on SQLite (synchronous=full), not a production cluster; 1 worker process, 16 callers that wait"
+    note = (
+        "dev server 1.29 on SQLite (synchronous=full), not a production cluster; 1 worker process, 16 callers that wait"
+    )
 
     def __init__(self, steps: int = 4) -> None:
         self.steps = steps
