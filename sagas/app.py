@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from sagas.stores import CheckpointStore
 
 __all__ = ["Sagas"]
-
-logger = logging.getLogger(__name__)
 
 
 class Sagas:
@@ -161,10 +158,5 @@ class Sagas:
         return self._launch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
 
     def _launch(self, next_: Next) -> SagaRecord:
-        try:
-            self.canvas.launch(next_.plan)
-        except Exception as error:  # noqa: BLE001 - whatever a transport raises: what counts is stored
-            logger.warning(
-                "saga %s (%s) is stored, and recovery will launch it: %r", next_.record.name, next_.record.id, error
-            )
+        self.canvas.launch_or_leave(next_.plan)
         return next_.record

@@ -99,6 +99,14 @@ class Canvas:
             # the first message, and each worker sends the next.
             first.apply_async(chain=rest[::-1])
 
+    def launch_or_leave(self, plan: Plan | None) -> None:
+        """Send a plan on its way, or leave that to recovery: what counts is stored."""
+        try:
+            self.launch(plan)
+        except Exception as error:  # noqa: BLE001 - whatever a transport raises
+            assert plan is not None
+            logger.warning("saga %s (%s): recovery will launch it: %r", plan.saga.name, plan.saga_id, error)
+
     def render(self, plan: Plan) -> list[Signature]:
         """Return the links of the chain that Celery is to run: a task for each step, a chord for a parallel stage."""
         return [self._stage(plan, names) for names in plan.stages]
@@ -122,11 +130,12 @@ class Canvas:
         if step.queue is not None:  # the helpers follow their step: its queue is the one that surely has a worker
             options["queue"] = step.queue
         kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
+        if task in (JOIN, FAIL):
+            what = f"{task}:{step.name}"
+        else:
+            what = step.name if plan.direction is Direction.FORWARD else f"{step.name}:undo"
         # The same message has the same id however often it is sent, and another one in another epoch.
-        task_id = f"{plan.saga_id}:{task.removeprefix(f'{plan.saga.name}.')}:{step.name}:{plan.epoch}"
-        if task not in (JOIN, FAIL):
-            suffix = ":undo" if plan.direction is Direction.BACKWARD else ""
-            task_id = f"{plan.saga_id}:{step.name}{suffix}:{plan.epoch}"
+        task_id = f"{plan.saga_id}:{what}:{plan.epoch}"
         return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=task_id, **options)
 
     # -- receiving ----------------------------------------------------------------------------------------------
@@ -252,7 +261,7 @@ class Canvas:
     def _fail(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         next_ = self._ask(task, lambda: self.orchestrator.report(saga_id, step, epoch))
         if next_.verdict is Verdict.LAUNCH:
-            self._launch_or_leave(next_.plan)
+            self.launch_or_leave(next_.plan)
         return str(next_.verdict.value)
 
     def _ask(self, task: Task, question: Any) -> Next:
@@ -282,16 +291,10 @@ class Canvas:
                 # Only shown, never sent: the wait is kept in SQL, where no broker can lose or double it.
                 raise Retry(f"saga {saga_id}, step {step!r}: {next_.note}", when=due_at)
             case Verdict.LAUNCH:
-                self._launch_or_leave(next_.plan)
+                self.launch_or_leave(next_.plan)
             case _:
                 logger.debug("saga %s, step %s: nothing to do: %s", saga_id, step, next_.note)
         raise Ignore(next_.note)
-
-    def _launch_or_leave(self, plan: Plan | None) -> None:
-        try:
-            self.launch(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a transport raises: what counts is stored
-            logger.warning("saga %s: recovery will launch it: %r", plan and plan.saga_id, error)
 
 
 @dataclass(slots=True)

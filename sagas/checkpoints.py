@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 __all__ = [
+    "AT_REST",
     "SAGA_MOVES",
     "STEP_MOVES",
     "TERMINAL",
@@ -59,6 +60,9 @@ class Direction(enum.StrEnum):
 
 #: A saga in one of these has nothing left to do.
 TERMINAL = frozenset({SagaStatus.COMPLETED, SagaStatus.COMPENSATED})
+
+#: A saga in one of these does nothing by itself: it is at its end, or waits for a person.
+AT_REST = TERMINAL | {SagaStatus.STUCK}
 
 #: Every move that a saga may make. `docs/states.md` is drawn from this table.
 SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {

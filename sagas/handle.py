@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
 from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
 
 __all__ = ["SagaHandle"]
@@ -87,7 +87,7 @@ class SagaHandle:
                     raise
                 why = str(error)
             else:
-                if status in TERMINAL or status is SagaStatus.STUCK:
+                if status in AT_REST:
                     return status
                 why = f"it is {status}"
             if give_up is not None and time.monotonic() >= give_up:

@@ -202,9 +202,9 @@ class Orchestrator:
             if claimed.verdict is not Verdict.ACT:
                 return claimed
             claim = Claim(claimed.record, name, owner)
-        return self._act_and_record(claim, epoch, following)
+        return self._act_and_record(claim, following)
 
-    def _act_and_record(self, claim: Claim, epoch: int, following: str | None) -> Next:
+    def _act_and_record(self, claim: Claim, following: str | None) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
         with self._leases.held(saga_id, name, owner), ExitStack() as resources:
             attempt = _Attempt(self, claim.record, name, resources)
@@ -218,17 +218,16 @@ class Orchestrator:
                 if failure.outcome is not Outcome.TERMINAL:
                     logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
                 return self._record(attempt, owner, failure)
-            return self._record(attempt, owner, result, epoch, following)
+            return self._record(attempt, owner, result, following)
 
     def _record(
         self,
         attempt: _Attempt,
         owner: str,
         outcome: str | Failure | None,
-        epoch: int = 0,
         following: str | None = None,
     ) -> Next:
-        next_owner = str(uuid_utils.uuid7())
+        epoch, next_owner = attempt.record.epoch, str(uuid_utils.uuid7())
 
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             if isinstance(outcome, Failure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, Direction, SagaRecord, StepRecord, StepStatus
 from sagas.definition import BoundStep, Saga
 
 __all__ = ["Plan", "plan", "settled"]
@@ -37,7 +37,7 @@ def plan(saga: Saga, record: SagaRecord) -> Plan:
     the rest. When all of the first stage is at work, there is nothing to launch.
     """
     nothing = Plan(saga, record.id, record.epoch, record.direction)
-    if record.status in TERMINAL or record.status is SagaStatus.STUCK:
+    if record.status in AT_REST:
         return nothing
     stages = saga.stages if record.direction is Direction.FORWARD else saga.stages[::-1]
     left = [rest for stage in stages if (rest := _unsettled(stage, record))]

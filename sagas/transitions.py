@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sagas.checkpoints import (
-    TERMINAL,
+    AT_REST,
     DeadLetter,
     Direction,
     HistoryEntry,
@@ -116,11 +116,11 @@ def claim(saga: Saga, record: SagaRecord, name: str, epoch: int, owner: str, now
             return Change(record, Verdict.GO_AWAY, f"held by {state.owner} until {state.lease_until}")
         expired = _expire(saga, record, step, now, timing)
         record, state, history = expired.record, expired.record.step(name), expired.history
-        if not _waits(state, record.direction) or _is_later(state.due_at, now):
+        if not _is_ready(state, record.direction, now):
             return expired
-    if not _waits(state, record.direction) or _is_later(state.due_at, now):
+    if not _is_ready(state, record.direction, now):
         return Change(record, Verdict.GO_AWAY, f"{state.status}, due at {state.due_at}")
-    if record.direction is Direction.FORWARD and _has_failed(record, saga.stages[step.stage]):
+    if _is_doomed(record, saga.stages[step.stage]):
         return Change(record, Verdict.GO_AWAY, "a sibling failed; it is not begun only to be undone", history)
     forward = record.direction is Direction.FORWARD
     deadline = now + timedelta(seconds=step.step.timeout)
@@ -239,7 +239,7 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
             Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)"
         )
         change = fail(saga, record, name, state.owner, lost, now, timing)
-    elif _waits(state, record.direction) and not _is_later(state.due_at, now) and _is_turn_of(saga, record, step):
+    elif _is_ready(state, record.direction, now) and _is_turn_of(saga, record, step):
         change = _lose(saga, record, step, now, timing)
     else:
         change = Change(record, Verdict.GO_AWAY)
@@ -251,7 +251,7 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
 
 def examine(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
     """Bring a due saga to where it should be: settle dead claims, honour deadlines, relaunch what stands still."""
-    if record.status in TERMINAL or record.status is SagaStatus.STUCK:
+    if record.status in AT_REST:
         return Change(replace(record, wake_at=None), Verdict.GO_AWAY)
     change = Change(record, Verdict.GO_AWAY)
     for step in saga.steps.values():
@@ -264,7 +264,7 @@ def examine(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Ch
 def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> Change:
     """Follow up on a change that nobody carries on: turn back, finish, relaunch or wait."""
     record = change.record
-    if record.status in TERMINAL or record.status is SagaStatus.STUCK:
+    if record.status in AT_REST:
         return replace(change, verdict=Verdict.GO_AWAY)
     stage = _current(saga, record)
     if stage is None:  # nothing is left: the write that says so is the only thing missing
@@ -274,16 +274,15 @@ def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> 
         record = change.record
         if record.status is SagaStatus.STUCK:
             return replace(change, verdict=Verdict.GO_AWAY)
-        if _has_failed(record, stage) and _is_over(record, stage):
+        if _is_doomed(record, stage) and _is_over(record, stage):
             if _is_stuck(record, stage):
                 return _merge(change, _get_stuck(saga, record, stage, now, timing))
             return _merge(change, _turn_back(saga, record, _reason(record, stage), now, timing))
         if record.deadline is not None and record.deadline <= now and not _committed(saga, record):
             why = "the saga ran out of time" + (f" ({saga.timeout:g} s)" if saga.timeout else "")
             return _merge(change, _turn_back(saga, record, why, now, timing))
-    doomed = record.direction is Direction.FORWARD and _has_failed(record, stage)
     states = [record.step(step.name) for step in stage]
-    if doomed or not any(_waits(state, record.direction) and not _is_later(state.due_at, now) for state in states):
+    if _is_doomed(record, stage) or not any(_is_ready(state, record.direction, now) for state in states):
         return _merge(change, _done(saga, record, Verdict.GO_AWAY, now, timing))
     # While siblings are at work the epoch stays: a new one would make the messages of their chord stale.
     epoch = record.epoch if any(state.held for state in states) else record.epoch + 1
@@ -561,9 +560,10 @@ def _is_turn_of(saga: Saga, record: SagaRecord, step: BoundStep) -> bool:
     return current is not None and current[0].stage == step.stage
 
 
-def _has_failed(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+def _is_doomed(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
+    """Tell whether a step of the stage is given up, so that the saga cannot go forward from it."""
     bad = (StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.STUCK)
-    return any(record.step(step.name).status in bad for step in stage)
+    return record.direction is Direction.FORWARD and any(record.step(step.name).status in bad for step in stage)
 
 
 def _is_stuck(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
@@ -575,7 +575,7 @@ def _is_over(record: SagaRecord, stage: tuple[BoundStep, ...]) -> bool:
     states = [record.step(step.name) for step in stage]
     if any(state.held for state in states):
         return False
-    if record.direction is Direction.FORWARD and _has_failed(record, stage):
+    if _is_doomed(record, stage):
         return True
     return all(
         settled(step, state, record.direction) or state.status is StepStatus.STUCK
@@ -593,9 +593,9 @@ def _committed(saga: Saga, record: SagaRecord) -> bool:
     )
 
 
-def _waits(state: StepRecord, direction: Direction) -> bool:
-    """Tell whether a step waits to be claimed, now or when it is due."""
-    if state.held:
+def _is_ready(state: StepRecord, direction: Direction, now: datetime) -> bool:
+    """Tell whether a step waits to be claimed, and is due."""
+    if state.held or (state.due_at is not None and state.due_at > now):
         return False
     if direction is Direction.FORWARD:
         return state.status is StepStatus.PENDING
@@ -604,10 +604,6 @@ def _waits(state: StepRecord, direction: Direction) -> bool:
 
 def _is_dead(state: StepRecord, now: datetime) -> bool:
     return state.lease_until is not None and state.lease_until <= now
-
-
-def _is_later(due_at: datetime | None, now: datetime) -> bool:
-    return due_at is not None and due_at > now
 
 
 def _reason(record: SagaRecord, stage: tuple[BoundStep, ...]) -> str:
@@ -633,11 +629,11 @@ def _start_deadline(step: BoundStep, state: StepRecord, record: SagaRecord) -> d
 def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> datetime | None:
     """When recovery should look at the saga again, if nothing else happens until then."""
     stage = _current(saga, record)
-    if record.status in TERMINAL or record.status is SagaStatus.STUCK or stage is None:
+    if record.status in AT_REST or stage is None:
         return None
     stall = now + timedelta(seconds=timing.stall * 2 ** min(record.stalls, _MOST_DOUBLINGS))
     times: list[datetime | None] = []
-    doomed = record.direction is Direction.FORWARD and _has_failed(record, stage)
+    doomed = _is_doomed(record, stage)
     for step in stage:
         state = record.step(step.name)
         if state.held:

@@ -21,8 +21,6 @@ from sqlalchemy import (
     Engine,
     RowMapping,
     Select,
-    Table,
-    Update,
     bindparam,
     cast,
     create_engine,
@@ -108,7 +106,7 @@ class SqlStore:
 
     def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
         dialect = _DIALECTS[self.dialect]
-        inserted = connection.execute(_insert_or_keep(self.dialect), _row(record, _SAGA_FIELDS)).rowcount
+        inserted = connection.execute(dialect.insert_or_keep, _row(record, _SAGA_FIELDS)).rowcount
         if inserted == 1 and dialect.counts_inserts:
             return record
         # A locking read: the row that was in the way may be younger than this transaction's snapshot.
@@ -156,7 +154,7 @@ class SqlStore:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
         after = replace(after, revision=before.revision + 1)
         rows = _changed_steps(before, after)
-        values = {"_id": before.id, "_revision": before.revision, **_row(after, _MUTABLE_FIELDS)}
+        values = _compared_and_set(before, after)
         for number, row in enumerate(rows):
             values |= {f"{name}_{number}": value for name, value in row.items()}
         with self._translated(), self.engine.connect() as connection:
@@ -172,10 +170,10 @@ class SqlStore:
         dead_letters: Sequence[DeadLetter],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
-        if connection.execute(_compare_and_set(before, after)).rowcount != 1:
+        if connection.execute(_COMPARE_AND_SET, _compared_and_set(before, after)).rowcount != 1:
             return None
         if rows := _changed_steps(before, after):
-            connection.execute(_DIALECTS[self.dialect].upsert(schema.steps), rows)
+            connection.execute(_DIALECTS[self.dialect].upsert, rows)
         if history:
             connection.execute(
                 insert(schema.history), [{"saga_id": after.id, **_row(entry, _HISTORY_FIELDS)} for entry in history]
@@ -361,7 +359,7 @@ class _Clock:
 
 @dataclasses.dataclass(frozen=True)
 class _Dialect:
-    """What the databases do not say alike."""
+    """What the databases do not say alike: the statements for which that matters."""
 
     now: Any
     insert_or_keep: Any
@@ -369,18 +367,27 @@ class _Dialect:
     counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
 
 
-def _upsert(statement: Any, table: Table) -> Any:
-    keys = [column.name for column in table.primary_key]
-    new = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
-    return statement.on_conflict_do_update(index_elements=keys, set_=new)
+_STEP_KEY = [column.name for column in schema.steps.primary_key]
 
 
-def _mysql_upsert(table: Table) -> Any:
-    statement = mysql.insert(table)
-    keys = [column.name for column in table.primary_key]
-    return statement.on_duplicate_key_update(
-        {c.name: statement.inserted[c.name] for c in table.columns if c.name not in keys}
-    )
+def _upsert(statement: Any) -> Any:
+    return statement.on_conflict_do_update(index_elements=_STEP_KEY, set_=_not_key(statement.excluded))
+
+
+def _mysql_upsert(statement: mysql.Insert) -> Any:
+    return statement.on_duplicate_key_update(_not_key(statement.inserted))
+
+
+def _not_key(new: Any) -> dict[str, Any]:
+    return {column.name: new[column.name] for column in schema.steps.columns if column.name not in _STEP_KEY}
+
+
+def _keep(statement: Any) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=["name", "key"])
+
+
+# SQLAlchemy says how many rows an INSERT wrote only when it is asked; here that tells who won.
+_COUNTED = {"preserve_rowcount": True}
 
 
 def _utc(expression: str) -> Any:
@@ -390,20 +397,20 @@ def _utc(expression: str) -> Any:
 _MYSQL = _Dialect(
     now=_utc("UTC_TIMESTAMP(6)"),
     # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
-    insert_or_keep=lambda table: mysql.insert(table).on_duplicate_key_update(id=table.c.id),
+    insert_or_keep=mysql.insert(schema.sagas).on_duplicate_key_update(id=schema.sagas.c.id),
     counts_inserts=False,
-    upsert=_mysql_upsert,
+    upsert=_mysql_upsert(mysql.insert(schema.steps)),
 )
 _DIALECTS: Mapping[str, _Dialect] = {
     "postgresql": _Dialect(
         now=func.clock_timestamp(type_=schema.UtcDateTime()),
-        insert_or_keep=lambda table: postgresql.insert(table).on_conflict_do_nothing(index_elements=["name", "key"]),
-        upsert=lambda table: _upsert(postgresql.insert(table), table),
+        insert_or_keep=_keep(postgresql.insert(schema.sagas)).execution_options(**_COUNTED),
+        upsert=_upsert(postgresql.insert(schema.steps)),
     ),
     "sqlite": _Dialect(
         now=_utc("strftime('%Y-%m-%d %H:%M:%f000', 'now')"),
-        insert_or_keep=lambda table: sqlite.insert(table).on_conflict_do_nothing(index_elements=["name", "key"]),
-        upsert=lambda table: _upsert(sqlite.insert(table), table),
+        insert_or_keep=_keep(sqlite.insert(schema.sagas)).execution_options(**_COUNTED),
+        upsert=_upsert(sqlite.insert(schema.steps)),
     ),
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
@@ -438,49 +445,8 @@ def _teach_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-# Built once: SQLAlchemy takes longer to build a statement than to execute it.
-_BY_ID = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
-_BY_KEY = select(schema.sagas).where(schema.sagas.c.name == bindparam("name"), schema.sagas.c.key == bindparam("key"))
-_STEPS = select(schema.steps).where(schema.steps.c.saga_id == bindparam("saga_id"))
-
-
 def _cause(error: BaseException) -> object:
     return getattr(error, "orig", None) or error
-
-
-@functools.cache
-def _insert_or_keep(dialect: str) -> Any:
-    statement = _DIALECTS[dialect].insert_or_keep(schema.sagas)
-    return statement.execution_options(preserve_rowcount=True)
-
-
-@functools.cache
-def _save_at_once(steps: int) -> Any:
-    """Build, once for each number of steps, PostgreSQL's statement that compares, sets and writes them."""
-    saga = schema.sagas.c
-    same = (saga.id == bindparam("_id"), saga.revision == bindparam("_revision"))
-    compare_and_set = (
-        update(schema.sagas).where(*same).values({n: bindparam(n, type_=saga[n].type) for n in _MUTABLE_FIELDS})
-    )
-    if not steps:
-        return compare_and_set
-    won = compare_and_set.returning(saga.id).cte("won")
-    columns = list(schema.steps.c)
-    rows = [
-        select(*(cast(bindparam(f"{c.name}_{n}", type_=c.type), c.type) for c in columns)).select_from(won)
-        for n in range(steps)
-    ]
-    source = rows[0] if steps == 1 else union_all(*rows)
-    upsert = _upsert(postgresql.insert(schema.steps).from_select(columns, source), schema.steps).add_cte(won)
-    # Without the option SQLAlchemy does not say how many rows an INSERT wrote, which here is who won.
-    return upsert.execution_options(preserve_rowcount=True)
-
-
-def _compare_and_set(before: SagaRecord, after: SagaRecord) -> Update:
-    """Return the one statement that all safety rests on."""
-    changed = {name: value for name, value in _row(after, _SAGA_FIELDS).items() if value != getattr(before, name)}
-    same = (schema.sagas.c.id == before.id, schema.sagas.c.revision == before.revision)
-    return update(schema.sagas).where(*same).values(changed)
 
 
 def _changed_steps(before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
@@ -503,6 +469,38 @@ _MUTABLE_FIELDS = (
 _STEP_FIELDS = _fields(StepRecord)
 _HISTORY_FIELDS = _fields(HistoryEntry)
 _LETTER_FIELDS = _fields(DeadLetter)
+
+
+# Built once: SQLAlchemy takes longer to build a statement than to execute it.
+_BY_ID = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
+_BY_KEY = select(schema.sagas).where(schema.sagas.c.name == bindparam("name"), schema.sagas.c.key == bindparam("key"))
+_STEPS = select(schema.steps).where(schema.steps.c.saga_id == bindparam("saga_id"))
+#: The one statement that all safety rests on.
+_COMPARE_AND_SET = (
+    update(schema.sagas)
+    .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
+    .values({name: bindparam(name, type_=schema.sagas.c[name].type) for name in _MUTABLE_FIELDS})
+)
+
+
+def _compared_and_set(before: SagaRecord, after: SagaRecord) -> dict[str, Any]:
+    return {"_id": before.id, "_revision": before.revision, **_row(after, _MUTABLE_FIELDS)}
+
+
+@functools.cache
+def _save_at_once(steps: int) -> Any:
+    """Build PostgreSQL's statement that compares and sets, and writes so many steps if it won."""
+    if not steps:
+        return _COMPARE_AND_SET
+    won = _COMPARE_AND_SET.returning(schema.sagas.c.id).cte("won")
+    columns = list(schema.steps.c)
+    rows = [
+        select(*(cast(bindparam(f"{c.name}_{n}", type_=c.type), c.type) for c in columns)).select_from(won)
+        for n in range(steps)
+    ]
+    source = rows[0] if steps == 1 else union_all(*rows)
+    insertion = postgresql.insert(schema.steps).from_select(columns, source)
+    return _upsert(insertion).add_cte(won).execution_options(**_COUNTED)
 
 
 def _row(record: Any, fields: Sequence[str]) -> dict[str, Any]:
