@@ -18,7 +18,15 @@
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
     ├── UnserialisableResult     what a step returned cannot be kept
-    └── StepFailed               a step failed for good; the saga turns back
+    ├── StepFailed               a step failed for good; the saga turns back
+    └── EventError               something about events and commands
+        ├── InvalidMessage         it is not what its type declares, or no envelope at all
+        ├── UnknownVersion         no upcaster leads from the version that arrived to the one that is read
+        ├── NotOwner               an event is published by its owner alone
+        ├── NoHandler              nobody receives this command
+        ├── BrokerUnavailable      the broker did not confirm; try again
+        ├── SchemaRefused          the registry does not take a schema: it would break readers or writers
+        └── StreamConflict         an append expected a stream at another version
 
     StepSignal                   raised *by* an action or compensation
     ├── Terminal                   it had no effect and trying again is useless
@@ -28,24 +36,32 @@
 from __future__ import annotations
 
 __all__ = [
+    "BrokerUnavailable",
     "ConfigurationError",
     "DefinitionError",
     "DefinitionMissing",
     "DuplicateName",
+    "EventError",
     "InvalidInput",
+    "InvalidMessage",
     "KeyReused",
+    "NoHandler",
     "NotAllowed",
+    "NotOwner",
     "PayloadTooLarge",
     "Retryable",
     "SagaError",
     "SagaNotCompleted",
     "SagaNotFound",
+    "SchemaRefused",
     "StartError",
     "StepFailed",
     "StepSignal",
     "StoreUnavailable",
+    "StreamConflict",
     "Terminal",
     "UnboundParameter",
+    "UnknownVersion",
     "UnserialisableResult",
     "WaitTimeout",
 ]
@@ -117,6 +133,38 @@ class UnserialisableResult(SagaError):
 
 class StepFailed(SagaError):
     """A step failed for good. Raised in its Celery task, so that link_error fires and Flower shows it."""
+
+
+class EventError(SagaError):
+    """Base of what can go wrong with events and commands."""
+
+
+class InvalidMessage(EventError):
+    """What is to be written, or was read, is not what its type declares, or is no envelope at all."""
+
+
+class UnknownVersion(EventError):
+    """No upcaster leads from the version that arrived to the one that is read here."""
+
+
+class NotOwner(EventError):
+    """An event was to be published by somebody else than its owner."""
+
+
+class NoHandler(EventError):
+    """Nobody here receives this command, or handles this event."""
+
+
+class BrokerUnavailable(EventError):
+    """The broker did not answer, or did not confirm. What was published may or may not be there: publish it again."""
+
+
+class SchemaRefused(EventError):
+    """The schema registry does not take a schema: it would break readers or writers, or is not the owner's."""
+
+
+class StreamConflict(EventError):
+    """An append expected its stream at another version: somebody else was quicker. Read again and decide again."""
 
 
 class StepSignal(SagaError):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["NO_TYPE", "check_type", "convert", "dump", "field_names", "load"]
+__all__ = ["NO_TYPE", "check_type", "convert", "decoder", "dump", "encode", "field_names", "load"]
 
 #: Stands for "no type was declared": plain JSON only, and it comes back as plain JSON.
 NO_TYPE: Any = object()
@@ -30,7 +30,7 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
         _check_plain(value, "$")
         return msgspec.json.encode(value).decode()
     try:
-        text = msgspec.json.encode(value, enc_hook=_encode_foreign).decode()
+        text = encode(value).decode()
     except (ValueError, OverflowError, RecursionError, msgspec.EncodeError) as error:
         raise TypeError(f"cannot be kept as JSON: {error}") from error
     try:
@@ -44,7 +44,12 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
 
 def load(text: str, type_: Any = NO_TYPE) -> Any:
     """Return the value that `dump` wrote."""
-    return _decoder(None if type_ is NO_TYPE else type_)(text)
+    return decoder(None if type_ is NO_TYPE else type_)(text)
+
+
+def encode(value: Any) -> bytes:
+    """Return `value` as JSON, without a promise that it comes back. Raises what msgspec raises, or `TypeError`."""
+    return _ENCODER.encode(value)
 
 
 def field_names(type_: Any) -> dict[str, bool]:
@@ -83,7 +88,8 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
 
 
 @functools.cache
-def _decoder(type_: Any) -> Callable[[str], Any]:
+def decoder(type_: Any) -> Callable[[Any], Any]:
+    """Return what reads JSON text, or bytes, as values of a type; of None, as plain JSON."""
     if type_ is None:
         return msgspec.json.Decoder().decode
     return msgspec.json.Decoder(type_, dec_hook=_decode_foreign).decode
@@ -108,6 +114,9 @@ def _encode_foreign(value: Any) -> Any:
     if _is_pydantic(type(value)):
         return value.model_dump(mode="json")
     raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
 
 
 def _decode_foreign(type_: Any, data: Any) -> Any:

@@ -22,7 +22,28 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
-__all__ = ["LongText", "Serial", "UtcDateTime", "exact", "dead_letters", "history", "metadata", "sagas", "steps"]
+__all__ = [
+    "LongText",
+    "Serial",
+    "UtcDateTime",
+    "exact",
+    "metadata",
+    # sagas
+    "sagas",
+    "steps",
+    "history",
+    "dead_letters",
+    # events
+    "outbox",
+    "relay_shards",
+    "inbox",
+    "event_dead_letters",
+    "event_schemas",
+    "streams",
+    "stored_events",
+    "snapshots",
+    "projections",
+]
 
 #: MySQL's TEXT ends at 64 kB, silently in some modes.
 LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
@@ -159,5 +180,145 @@ dead_letters = Table(
     Column("by", String(200)),
     Index(None, "saga_id", "step"),
     Index(None, "resolved_at"),
+    **MYSQL_OPTIONS,
+)
+
+# -- events: on their way -----------------------------------------------------------------------------------------
+
+outbox = Table(
+    "events_outbox",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("shard", Integer, nullable=False),  # of its key: one relay at a time sends a shard, so that order is kept
+    Column("event_id", String(36), nullable=False),
+    Column("type", exact(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("source", exact(100), nullable=False),
+    Column("key", exact(200)),
+    Column("correlation_id", exact(200), nullable=False),
+    Column("causation_id", String(200)),
+    Column("queue", exact(200)),  # to one queue: a command, or a replay
+    Column("body", LongText, nullable=False),  # the envelope
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("sent_at", UtcDateTime),
+    Index(None, "event_id"),
+    Index(None, "correlation_id"),
+    Index(
+        "ix_events_outbox_unsent",
+        "shard",
+        "id",
+        postgresql_where=Column("sent_at").is_(None),
+        sqlite_where=Column("sent_at").is_(None),
+    ),
+    Index(None, "sent_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: One row a shard, locked by the relay that sends it.
+relay_shards = Table("events_relay_shard", metadata, Column("shard", Integer, primary_key=True, autoincrement=False))
+
+inbox = Table(
+    "events_inbox",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("event_id", String(36), primary_key=True),
+    Column("type", exact(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("source", exact(100), nullable=False),
+    Column("correlation_id", exact(200), nullable=False),
+    Column("causation_id", String(200)),
+    Column("handled_at", UtcDateTime, nullable=False),
+    Index(None, "correlation_id"),
+    Index(None, "handled_at"),
+    **MYSQL_OPTIONS,
+)
+
+event_dead_letters = Table(
+    "events_dead_letter",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("queue", exact(200), nullable=False),
+    Column("event_id", String(36), nullable=False),  # empty where the body is no envelope
+    Column("type", exact(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("key", exact(200)),
+    Column("correlation_id", exact(200), nullable=False),
+    Column("headers", LongText, nullable=False),  # JSON
+    Column("body", LongText, nullable=False),
+    Column("error", LongText, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("behind", BigInteger),  # the dead letter of its key that it is parked behind
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("resolved_at", UtcDateTime),
+    Column("resolution", String(50)),
+    Column("reason", LongText),
+    Column("by", String(200)),
+    Index(None, "queue", "key"),
+    Index(None, "event_id"),
+    Index(None, "correlation_id"),
+    Index(None, "resolved_at"),
+    **MYSQL_OPTIONS,
+)
+
+# -- events: what they look like ----------------------------------------------------------------------------------
+
+event_schemas = Table(
+    "events_schema",
+    metadata,
+    Column("subject", exact(150), primary_key=True),  # type and version: orders.order.placed.v1
+    Column("revision", Integer, primary_key=True, autoincrement=False),  # from 1
+    Column("format", String(20), nullable=False),
+    Column("definition", LongText, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("owner", exact(100), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    **MYSQL_OPTIONS,
+)
+
+# -- events: as the truth -----------------------------------------------------------------------------------------
+
+streams = Table(
+    "events_stream",
+    metadata,
+    Column("name", exact(200), primary_key=True),
+    Column("version", Integer, nullable=False),  # of its last event
+    **MYSQL_OPTIONS,
+)
+
+stored_events = Table(
+    "events_event",
+    metadata,
+    Column("position", Serial, primary_key=True, autoincrement=True),
+    Column("stream", exact(200), nullable=False),
+    Column("stream_version", Integer, nullable=False),  # from 1
+    Column("event_id", String(36), nullable=False),
+    Column("type", exact(100), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("data", LongText, nullable=False),
+    Column("metadata", LongText, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+    UniqueConstraint("stream", "stream_version"),
+    **MYSQL_OPTIONS,
+)
+
+snapshots = Table(
+    "events_snapshot",
+    metadata,
+    Column("stream", exact(200), primary_key=True),
+    Column("stream_version", Integer, nullable=False),
+    Column("schema_version", Integer, nullable=False),  # of the state: one of another is not read
+    Column("state", LongText, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
+    **MYSQL_OPTIONS,
+)
+
+projections = Table(
+    "events_projection",
+    metadata,
+    Column("name", exact(100), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),  # of the last event that it has seen
+    Column("live", Integer, nullable=False),  # 1 for the version that is read
+    Column("updated_at", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,
 )

@@ -1,0 +1,20 @@
+"""Events and commands: facts that are broadcast and wishes that are sent, with or without sagas."""
+
+from sagas.events.envelope import Envelope
+from sagas.events.messages import Kind, MessageType, command, event, type_of
+from sagas.events.services import Handler, HandlerContext, Service, Subscription
+
+__all__ = [
+    # declaring
+    "event",
+    "command",
+    "type_of",
+    "Kind",
+    "MessageType",
+    "Service",
+    "Subscription",
+    "Handler",
+    "HandlerContext",
+    # carrying
+    "Envelope",
+]

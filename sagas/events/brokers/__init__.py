@@ -1,0 +1,91 @@
+"""What the distributed bus asks of a broker. Each module here keeps these promises; one contract suite checks them.
+
+- What `publish` has returned for is kept by the broker: it reaches every queue that `declare` had bound to its topic.
+- What `receive` gave out and nobody acknowledged is given out again once its reader is closed, or dead.
+- Messages of one key come out of a queue in the order in which they were published, unless one is given out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message on its way to a broker."""
+
+    id: str  #: the event id
+    topic: str  #: `<context>.<entity>.<what happened>.v<version>`
+    body: bytes  #: the encoded envelope
+    headers: Mapping[str, str]
+    key: str | None = None  #: messages of one key stay in order
+    queue: str | None = None  #: to this queue alone: a command, or a replay. None: to all that are bound to the topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message that a broker has given out and waits to hear of."""
+
+    queue: str
+    topic: str
+    body: bytes
+    headers: Mapping[str, str]
+    key: str | None
+    deliveries: int  #: how often it has been given out, this time included; from 1
+    tag: Any = field(repr=False)  #: the broker's own
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    name: str
+    topics: tuple[str, ...] = ()  #: empty where messages are addressed to the queue itself: commands
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything that must be there before the first message is published."""
+
+    exchange: str
+    queues: tuple[Queue, ...]
+
+
+class Reader(Protocol):
+    """Reads one queue. Belongs to one thread."""
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        """Return up to `limit` messages, as soon as there is one, or none after `timeout` seconds.
+
+        Raises `BrokerUnavailable`; the next call tries to connect again.
+        """
+
+    def ack(self, delivery: Delivery) -> None:
+        """Let the broker forget it. Any order will do."""
+
+    def close(self) -> None:
+        """Give back what was received and not acknowledged."""
+
+
+class Broker(Protocol):
+    """Carries messages. Safe to use from any thread; it connects when it has to, and anew after a fork."""
+
+    def declare(self, topology: Topology) -> Sequence[str]:
+        """Make what is missing of it, and say what was made. What is there already stays, also when unknown."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Hand messages over, in order; return once all are kept.
+
+        Raises `BrokerUnavailable` when that is not sure, and `NoHandler` for a message to a queue that is not there.
+        """
+
+    def reader(self, queue: str) -> Reader:
+        """Open a queue. Several readers of one queue share its messages."""
+
+    def depth(self, queue: str) -> int:
+        """Return how many messages the queue holds, roughly."""
+
+    def close(self) -> None:
+        """End all connections."""

@@ -1,0 +1,149 @@
+"""The envelope that every event and command travels in, and the way from one message to the next."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import msgspec
+import uuid_utils
+
+from sagas.errors import InvalidMessage
+from sagas.events.messages import Kind, MessageType, dump, topic, type_of
+
+__all__ = ["CURRENT", "Envelope"]
+
+#: The envelope whose handler runs now: what is published meanwhile was caused by it.
+CURRENT: ContextVar[Envelope | None] = ContextVar("sagas_current_envelope", default=None)
+
+#: How much of its causation chain a message carries along.
+_LONGEST_PATH = 32
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A message with what must be known to carry, order, trace and read it.
+
+    On the wire it is the JSON object `{eventId, eventType, version, timestamp, source, data, metadata}`.
+    """
+
+    event_id: str  #: unique; the same however often the message is delivered
+    event_type: str
+    version: int
+    timestamp: datetime  #: when it happened, UTC
+    source: str  #: the service that published it
+    data: msgspec.Raw  #: JSON
+    metadata: dict[str, Any]
+
+    @classmethod
+    def wrap(
+        cls,
+        message: Any,
+        *,
+        source: str,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        cause: Envelope | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Self:
+        """Put a message into a new envelope.
+
+        `key`: messages of one key stay in order. `correlation_id`: names the whole story that this is part of; left
+        out, that of the cause, or else the id of this message, which then begins one. `cause`: what this is the
+        consequence of; left out, the message whose handler is running.
+        Raises `InvalidMessage` when it cannot be kept as JSON.
+        """
+        declared = type_of(message)
+        cause = cause or CURRENT.get()
+        event_id = str(uuid_utils.uuid7())
+        about: dict[str, Any] = {
+            "kind": declared.kind.value,
+            "correlationId": correlation_id or (cause.correlation_id if cause else event_id),
+            "causationId": cause.event_id if cause else None,
+            "hops": cause.hops + 1 if cause else 0,
+            "path": [*cause.path, cause.event_type][-_LONGEST_PATH:] if cause else [],
+        }
+        if key is not None:
+            about["key"] = key
+        if cause is not None and "traceparent" in cause.metadata:
+            about |= {name: cause.metadata[name] for name in ("traceparent", "tracestate") if name in cause.metadata}
+        return cls(
+            event_id=event_id,
+            event_type=declared.name,
+            version=declared.version,
+            timestamp=datetime.now(UTC),
+            source=source,
+            data=msgspec.Raw(dump(message)),
+            metadata=about | (metadata or {}),
+        )
+
+    def encode(self) -> bytes:
+        return _ENCODER.encode(self)
+
+    @classmethod
+    def decode(cls, body: bytes | str) -> Envelope:
+        """Read an envelope. Raises `InvalidMessage`, with what is wrong, for anything else."""
+        try:
+            return _DECODER.decode(body)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise InvalidMessage(f"this is not an envelope: {error}") from error
+
+    def open(self, declared: MessageType) -> Any:
+        """Return the message in it, brought up to the version that is read here. See `MessageType.load`."""
+        return declared.load(self.data, self.version)
+
+    # -- what is often asked of the metadata ----------------------------------------------------------------------
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.metadata.get("kind", Kind.EVENT))
+
+    @property
+    def topic(self) -> str:
+        return topic(self.event_type, self.version)
+
+    @property
+    def key(self) -> str | None:
+        return self.metadata.get("key")
+
+    @property
+    def correlation_id(self) -> str:
+        """The name of the whole story that this is part of; its own id where nobody said so."""
+        return self.metadata.get("correlationId") or self.event_id
+
+    @property
+    def causation_id(self) -> str | None:
+        """The id of the message that this is the consequence of."""
+        return self.metadata.get("causationId")
+
+    @property
+    def hops(self) -> int:
+        """How many messages led to this one."""
+        hops = self.metadata.get("hops", 0)
+        return hops if isinstance(hops, int) else 0
+
+    @property
+    def path(self) -> list[str]:
+        """The types of the messages that led to this one, oldest first."""
+        path = self.metadata.get("path", [])
+        return path if isinstance(path, list) else []
+
+    def headers(self) -> dict[str, str]:
+        """What a broker's own headers repeat, so that a message can be routed and traced unread."""
+        told = {
+            "eventId": self.event_id,
+            "eventType": self.event_type,
+            "version": str(self.version),
+            "kind": self.kind.value,
+            "source": self.source,
+            "correlationId": self.correlation_id,
+            "causationId": self.causation_id,
+            "key": self.key,
+            "traceparent": self.metadata.get("traceparent"),
+            "tracestate": self.metadata.get("tracestate"),
+        }
+        return {name: value for name, value in told.items() if value is not None}
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Envelope)

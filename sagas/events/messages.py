@@ -1,0 +1,234 @@
+"""Events and commands: what a message is, before anything carries it.
+
+An event is a fact in the past tense. Its owner publishes it, anybody may listen, and the owner does not care who does.
+A command is a wish in the imperative. One service receives it, and its sender learns when it fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, dataclass_transform
+
+import msgspec
+
+from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
+from sagas.values import check_type, decoder, encode
+
+__all__ = ["Kind", "MessageType", "command", "event", "type_of"]
+
+C = TypeVar("C", bound=type)
+
+#: Turns the data of one version into that of the next. Pure: the stored event stays as it is.
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,4}")
+_LONGEST_NAME = 100
+_ATTRIBUTE = "__sagas_message__"
+
+#: English verbs whose past does not end in "ed". Where one is missing, say `check_name=False`.
+_IRREGULAR = frozenset(
+    """
+    begun bought brought built cut done drawn found frozen given gone held kept known left lent lost made met moved
+    overdrawn overridden paid put read rebuilt rerun resent reset run seen sent set shut sold spent split taken taught
+    thrown told undone upheld withdrawn withheld won written
+    """.split()  # noqa: SIM905 - a list of words
+)
+
+
+class Kind(enum.StrEnum):
+    """Which of the two a message is."""
+
+    EVENT = "event"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageType:
+    """What was declared of a message: its name, version and Python type."""
+
+    kind: Kind
+    name: str  #: `<context>.<entity>.<what happened>`, or `<context>.<what to do>`
+    version: int  #: raised when old readers could no longer read it
+    cls: type = field(repr=False)
+    failure: bool = False  #: an event that says that something did not work out
+    upcasters: Mapping[int, Upcaster] = field(default_factory=dict, repr=False)
+
+    @property
+    def context(self) -> str:
+        """The service that owns an event, or receives a command."""
+        return self.name.partition(".")[0]
+
+    @property
+    def topic(self) -> str:
+        """The routing key of its messages."""
+        return topic(self.name, self.version)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Every version that can be read: its own, and those that upcasters lead up from."""
+        return (*sorted(self.upcasters), self.version)
+
+    def load(self, data: msgspec.Raw | bytes, version: int) -> Any:
+        """Return the message that was written as `data` in some version of this type.
+
+        Raises `UnknownVersion` for a version that no upcaster leads up from, `InvalidMessage` for data that is not what
+        the type declares.
+        """
+        try:
+            if version == self.version:
+                return decoder(self.cls)(data)
+            return msgspec.convert(self._upcast(msgspec.json.decode(data), version), self.cls, strict=False)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise InvalidMessage(f"{self.kind} {self.name!r} version {version}: {error}") from error
+
+    def _upcast(self, data: Any, version: int) -> Any:
+        if version not in self.upcasters:
+            raise UnknownVersion(
+                f"{self.kind} {self.name!r}: there is no way from version {version} to {self.version}, which is read "
+                f"here. Readable: {', '.join(map(str, self.versions))}. Add an upcaster, or deploy code that knows it"
+            )
+        for step in range(version, self.version):
+            data = self.upcasters[step](data)
+        return data
+
+
+def topic(name: str, version: int) -> str:
+    return f"{name}.v{version}"
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def event(
+    name: str,
+    *,
+    version: int = 1,
+    failure: bool = False,
+    upcasters: Mapping[int, Upcaster] | None = None,
+    check_name: bool = True,
+) -> Callable[[C], C]:
+    """Declare a class as an event: a fact that its owner publishes.
+
+    `name`: `<context>.<entity>.<what happened>`; the context is the service that owns it. The last word must be in the
+        past tense, unless `check_name=False`.
+    `version`: raise it for a change that old readers could not bear; additions keep it.
+    `failure`: it says that something did not work out; a choreography must handle it.
+    `upcasters`: from each old version that may still be read, how to get to the next.
+
+    The class may be a frozen dataclass, pydantic model or msgspec Struct; any other becomes a frozen dataclass.
+    Raises `DefinitionError` for a name or a class that will not do.
+
+    >>> @event("orders.order.placed")
+    ... class OrderPlaced:
+    ...     order_id: str
+    >>> OrderPlaced(order_id="o-1")
+    OrderPlaced(order_id='o-1')
+    >>> type_of(OrderPlaced).topic
+    'orders.order.placed.v1'
+    """
+
+    def declare(cls: C) -> C:
+        if check_name and not _is_past(name):
+            raise DefinitionError(
+                f"event {name!r}: {name.rpartition('.')[2]!r} does not say what has happened. An event is a fact: name "
+                "it in the past tense, as orders.order.placed. If it is, say check_name=False; a wish is a command"
+            )
+        return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters)
+
+    return declare
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def command(
+    name: str, *, version: int = 1, upcasters: Mapping[int, Upcaster] | None = None, check_name: bool = True
+) -> Callable[[C], C]:
+    """Declare a class as a command: a wish that one service receives.
+
+    `name`: `<context>.<what to do>`; the context is the service that receives it. The rest is as for `event`.
+
+    >>> @command("payments.refund_payment")
+    ... class RefundPayment:
+    ...     payment_id: str
+    """
+
+    def declare(cls: C) -> C:
+        if check_name and _is_past(name):
+            raise DefinitionError(
+                f"command {name!r}: it says what has happened. A command is a wish: name it in the imperative, as "
+                "payments.refund_payment. If it is, say check_name=False; a fact is an event"
+            )
+        return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters)
+
+    return declare
+
+
+def type_of(message: Any) -> MessageType:
+    """Return what was declared of a message, or of its class. Raises `DefinitionError` when nothing was."""
+    cls = message if isinstance(message, type) else type(message)
+    declared: MessageType | None = cls.__dict__.get(_ATTRIBUTE)  # not inherited: a subclass is another message
+    if declared is None:
+        raise DefinitionError(
+            f"{cls.__qualname__} is neither an event nor a command: declare it with @event or @command"
+        )
+    return declared
+
+
+def _declare(
+    kind: Kind, name: str, version: int, cls: C, *, failure: bool, upcasters: Mapping[int, Upcaster] | None
+) -> C:
+    where = f"{kind} {name!r}"
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise DefinitionError(
+            f"{where}: a name is two to five words of a-z, 0-9 and _, joined by dots, of {_LONGEST_NAME} characters at "
+            "most: orders.order.placed"
+        )
+    if version < 1:
+        raise DefinitionError(f"{where}: versions count from 1, not from {version}")
+    wanted = set(range(min(upcasters, default=version), version)) if upcasters else set()
+    if upcasters and set(upcasters) != wanted:
+        raise DefinitionError(
+            f"{where}: its upcasters lead from {sorted(upcasters)}, but to come up to version {version} without a gap "
+            f"they must lead from {sorted(wanted)}"
+        )
+    cls = cast("C", _frozen(cls, where))
+    try:
+        check_type(cls)
+    except TypeError as error:
+        raise DefinitionError(f"{where}: {error}") from error
+    setattr(cls, _ATTRIBUTE, MessageType(kind, name, version, cls, failure, dict(upcasters or {})))
+    return cls
+
+
+def _frozen(cls: type, where: str) -> type:
+    """Return a class whose messages cannot be changed, made from whatever was decorated."""
+    config = getattr(cls, "__struct_config__", None)
+    model = getattr(cls, "model_config", None)
+    if config is not None:
+        frozen = config.frozen
+    elif isinstance(model, dict):
+        frozen = model.get("frozen", False)
+    elif "__dataclass_params__" in cls.__dict__:
+        frozen = cls.__dict__["__dataclass_params__"].frozen
+    else:
+        return dataclass(frozen=True, kw_only=True)(cls)
+    if not frozen:
+        raise DefinitionError(f"{where}: {cls.__qualname__} can be changed. A message is a fact: make it frozen")
+    return cls
+
+
+@functools.cache
+def _is_past(name: str) -> bool:
+    words = name.rpartition(".")[2].split("_")
+    return any(word.endswith("ed") or word in _IRREGULAR for word in (words[0], words[-1]))
+
+
+def dump(message: Any) -> bytes:
+    """Return the data of a message as JSON. Raises `InvalidMessage` when it cannot be."""
+    try:
+        return encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        declared = type_of(message)
+        raise InvalidMessage(f"{declared.kind} {declared.name!r}: cannot be kept as JSON: {error}") from error

@@ -1,0 +1,66 @@
+"""The outbox, the relay's shards, and the inbox."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from sagas.stores.schema import MYSQL_OPTIONS, LongText, Serial, UtcDateTime, exact
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "events_outbox",
+        sa.Column("id", Serial, autoincrement=True, nullable=False),
+        sa.Column("shard", sa.Integer, nullable=False),
+        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("type", exact(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("source", exact(100), nullable=False),
+        sa.Column("key", exact(200)),
+        sa.Column("correlation_id", exact(200), nullable=False),
+        sa.Column("causation_id", sa.String(200)),
+        sa.Column("queue", exact(200)),
+        sa.Column("body", LongText, nullable=False),
+        sa.Column("created_at", UtcDateTime, nullable=False),
+        sa.Column("sent_at", UtcDateTime),
+        sa.PrimaryKeyConstraint("id", name="pk_events_outbox"),
+        **MYSQL_OPTIONS,
+    )
+    op.create_index("ix_events_outbox_correlation_id", "events_outbox", ["correlation_id"])
+    op.create_index("ix_events_outbox_event_id", "events_outbox", ["event_id"])
+    op.create_index("ix_events_outbox_sent_at", "events_outbox", ["sent_at"])
+    unsent = sa.text("sent_at IS NULL")
+    op.create_index(
+        "ix_events_outbox_unsent", "events_outbox", ["shard", "id"], postgresql_where=unsent, sqlite_where=unsent
+    )
+
+    op.create_table(
+        "events_relay_shard",
+        sa.Column("shard", sa.Integer, autoincrement=False, nullable=False),
+        sa.PrimaryKeyConstraint("shard", name="pk_events_relay_shard"),
+    )
+
+    op.create_table(
+        "events_inbox",
+        sa.Column("queue", exact(200), nullable=False),
+        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("type", exact(100), nullable=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("source", exact(100), nullable=False),
+        sa.Column("correlation_id", exact(200), nullable=False),
+        sa.Column("causation_id", sa.String(200)),
+        sa.Column("handled_at", UtcDateTime, nullable=False),
+        sa.PrimaryKeyConstraint("queue", "event_id", name="pk_events_inbox"),
+        **MYSQL_OPTIONS,
+    )
+    op.create_index("ix_events_inbox_correlation_id", "events_inbox", ["correlation_id"])
+    op.create_index("ix_events_inbox_handled_at", "events_inbox", ["handled_at"])
+
+
+def downgrade() -> None:
+    for table in ("events_inbox", "events_relay_shard", "events_outbox"):
+        op.drop_table(table)
