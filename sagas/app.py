@@ -11,6 +11,7 @@ from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, SagaNotFound
+from sagas.events import Events
 from sagas.handle import SagaHandle
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
@@ -36,6 +37,7 @@ class Sagas:
     `stall_after`: seconds after which a saga whose next step nobody takes is launched again; doubled each time.
     `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
+    `events`: what steps publish through, and what workers consume; see `sagas.events`.
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
     Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
@@ -60,6 +62,7 @@ class Sagas:
         sweep_interval: float = 1.0,
         max_payload: int = 1_048_576,
         follow_on: bool = True,
+        events: Events | None = None,
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
@@ -70,6 +73,7 @@ class Sagas:
         self.app = app
         self.store = store
         self.follow_on = follow_on
+        self.events = events
         self.orchestrator = Orchestrator(store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload)
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)

@@ -1,1 +1,1 @@
-"""The command line, as two plug-ins of Celery's: `celery -A yourapp sagas ...` and `celery -A yourapp events ...`."""
+"""The command line, a plug-in of Celery's: `celery -A yourapp sagas ...`."""

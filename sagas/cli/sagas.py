@@ -10,6 +10,7 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils.imports import symbol_by_name
 
+from sagas.cli.events import events
 from sagas.definition import Saga
 from sagas.errors import SagaError
 from sagas.testing import rehearse as rehearse_saga
@@ -25,6 +26,9 @@ def sagas(context: click.Context) -> None:
     context.obj.app.loader.import_default_modules()
     if not hasattr(context.obj.app, "sagas"):
         raise click.ClickException(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
+
+
+sagas.add_command(events)
 
 
 @sagas.group()

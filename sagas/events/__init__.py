@@ -1,5 +1,6 @@
 """Events and commands: facts that are broadcast and wishes that are sent, with or without sagas."""
 
+from sagas.events.bus import Events
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, command, event, type_of
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
@@ -16,5 +17,6 @@ __all__ = [
     "Handler",
     "HandlerContext",
     # carrying
+    "Events",
     "Envelope",
 ]

@@ -56,7 +56,7 @@ class MessageType:
     version: int  #: raised when old readers could no longer read it
     cls: type = field(repr=False)
     failure: bool = False  #: an event that says that something did not work out
-    upcasters: Mapping[int, Upcaster] = field(default_factory=dict, repr=False)
+    upcasters: Mapping[int, Upcaster] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def context(self) -> str:
