@@ -130,6 +130,8 @@ class SqlStore:
             row = connection.execute(query, values).mappings().one_or_none()
             if row is None:
                 raise SagaNotFound(missing)
+            if row["revision"] == 1:  # as it was inserted: no step has begun
+                return _saga(row, [])
             return _saga(row, connection.execute(_STEPS, {"saga_id": row["id"]}).mappings().all())
 
         return self._read(read)
