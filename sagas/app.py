@@ -74,7 +74,9 @@ class Sagas:
         self.store = store
         self.follow_on = follow_on
         self.events = events
-        self.orchestrator = Orchestrator(store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload)
+        self.orchestrator = Orchestrator(
+            store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload, events=events
+        )
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
         for saga in sagas:

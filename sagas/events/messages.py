@@ -34,8 +34,8 @@ _ATTRIBUTE = "__sagas_message__"
 _IRREGULAR = frozenset(
     """
     begun bought brought built cut done drawn found frozen given gone held kept known left lent lost made met moved
-    overdrawn overridden paid put read rebuilt rerun resent reset run seen sent set shut sold spent split taken taught
-    thrown told undone upheld withdrawn withheld won written
+    overdrawn overridden paid put read rebuilt rerun resent reset run seen sent set shut sold spent split stuck taken
+    taught thrown told undone upheld withdrawn withheld won written
     """.split()  # noqa: SIM905 - a list of words
 )
 

@@ -142,15 +142,16 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
         session: Session | None = None,
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
-                return self._save(session.connection(), before, after, history, dead_letters)
-        if self.dialect == "postgresql" and not history and not dead_letters:
+                return self._save(session.connection(), before, after, history, dead_letters, outbox)
+        if self.dialect == "postgresql" and not (history or dead_letters or outbox):
             return self._save_at_once(before, after)
         with self._writing() as connection:
-            return self._save(connection, before, after, history, dead_letters)
+            return self._save(connection, before, after, history, dead_letters, outbox)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
@@ -170,6 +171,7 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry],
         dead_letters: Sequence[DeadLetter],
+        outbox: Sequence[Mapping[str, Any]],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
         if connection.execute(_COMPARE_AND_SET, _compared_and_set(before, after)).rowcount != 1:
@@ -182,6 +184,8 @@ class SqlStore:
             )
         for letter in dead_letters:
             connection.execute(_file(letter))
+        if outbox:
+            connection.execute(insert(schema.outbox), outbox)
         return after
 
     @contextmanager
