@@ -37,6 +37,8 @@ __all__ = [
     "outbox",
     "relay_shards",
     "inbox",
+    "suspects",
+    "readers",
     "event_dead_letters",
     "event_schemas",
     "streams",
@@ -210,7 +212,8 @@ outbox = Table(
         postgresql_where=Column("sent_at").is_(None),
         sqlite_where=Column("sent_at").is_(None),
     ),
-    Index(None, "sent_at"),
+    # For what is asked by time; and for the unsent of a shard on MySQL, whose indexes cannot leave the sent ones out.
+    Index(None, "sent_at", "shard", "id"),
     **MYSQL_OPTIONS,
 )
 
@@ -230,6 +233,29 @@ inbox = Table(
     Column("handled_at", UtcDateTime, nullable=False),
     Index(None, "correlation_id"),
     Index(None, "handled_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: Messages that were given out more than once, and how often each was begun: one that kills whoever handles it is found
+#: out by that. A broker's own count also goes up for the innocent that were fetched together with it.
+suspects = Table(
+    "events_suspect",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("event_id", String(36), primary_key=True),
+    Column("begun", Integer, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Index(None, "seen_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: Who may read a queue whose messages are handled in order: one process at a time.
+readers = Table(
+    "events_reader",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("owner", String(100), nullable=False),
+    Column("lease_until", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,
 )
 
