@@ -82,17 +82,17 @@ class Relay:
 
     def send(self) -> int:
         """Send all that is there. Returns how many. Raises `BrokerUnavailable`, `StoreUnavailable`."""
+        total = 0
+        while sent := self._look():
+            total += sent
+        return total
+
+    def _look(self) -> int:
+        """Send a batch of each shard that has something, and is not being sent by another relay."""
         with reading(self._engine) as connection:
             shards = list(connection.execute(_WITH_WORK).scalars())
         random.shuffle(shards)  # so that several relays do not queue for the same one
-        sent = 0
-        for shard in shards:
-            full = True
-            while full and not self._stop.is_set():
-                count = self._send(shard)
-                sent += count
-                full = count == _BATCH
-        return sent
+        return sum(self._send(shard) for shard in shards)
 
     def _send(self, shard: int) -> int:
         with translated(self._engine), self._engine.begin() as connection:
@@ -151,7 +151,7 @@ class Relay:
         pause = self._interval
         while not self._stop.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311
             try:
-                pause = self._interval if self.send() == 0 else 0.0
+                pause = self._interval if self._look() == 0 else 0.0
             except SagaError as error:
                 pause = min(max(pause, self._interval) * 2, _LONGEST_PAUSE)
                 logger.warning("the relay pauses for %.1f s: %s", pause, error)

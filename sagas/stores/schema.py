@@ -192,7 +192,7 @@ outbox = Table(
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("shard", Integer, nullable=False),  # of its key: one relay at a time sends a shard, so that order is kept
-    Column("event_id", String(36), nullable=False),
+    Column("event_id", exact(36), nullable=False),
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("source", exact(100), nullable=False),
@@ -224,7 +224,7 @@ inbox = Table(
     "events_inbox",
     metadata,
     Column("queue", exact(200), primary_key=True),
-    Column("event_id", String(36), primary_key=True),
+    Column("event_id", exact(36), primary_key=True),
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("source", exact(100), nullable=False),
@@ -242,7 +242,7 @@ suspects = Table(
     "events_suspect",
     metadata,
     Column("queue", exact(200), primary_key=True),
-    Column("event_id", String(36), primary_key=True),
+    Column("event_id", exact(36), primary_key=True),
     Column("begun", Integer, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
     Index(None, "seen_at"),
@@ -264,7 +264,7 @@ event_dead_letters = Table(
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("queue", exact(200), nullable=False),
-    Column("event_id", String(36), nullable=False),  # empty where the body is no envelope
+    Column("event_id", exact(36), nullable=False),  # empty where the body is no envelope
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("key", exact(200)),

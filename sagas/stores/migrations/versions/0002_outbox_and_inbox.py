@@ -16,7 +16,7 @@ def upgrade() -> None:
         "events_outbox",
         sa.Column("id", Serial, autoincrement=True, nullable=False),
         sa.Column("shard", sa.Integer, nullable=False),
-        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("event_id", exact(36), nullable=False),
         sa.Column("type", exact(100), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("source", exact(100), nullable=False),
@@ -32,7 +32,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_events_outbox_correlation_id", "events_outbox", ["correlation_id"])
     op.create_index("ix_events_outbox_event_id", "events_outbox", ["event_id"])
-    op.create_index("ix_events_outbox_sent_at", "events_outbox", ["sent_at", "shard", "id"])
+    op.create_index("ix_events_outbox_sent_at_shard_id", "events_outbox", ["sent_at", "shard", "id"])
     unsent = sa.text("sent_at IS NULL")
     op.create_index(
         "ix_events_outbox_unsent", "events_outbox", ["shard", "id"], postgresql_where=unsent, sqlite_where=unsent
@@ -48,7 +48,7 @@ def upgrade() -> None:
     op.create_table(
         "events_inbox",
         sa.Column("queue", exact(200), nullable=False),
-        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("event_id", exact(36), nullable=False),
         sa.Column("type", exact(100), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("source", exact(100), nullable=False),
@@ -64,7 +64,7 @@ def upgrade() -> None:
     op.create_table(
         "events_suspect",
         sa.Column("queue", exact(200), nullable=False),
-        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("event_id", exact(36), nullable=False),
         sa.Column("begun", sa.Integer, nullable=False),
         sa.Column("seen_at", UtcDateTime, nullable=False),
         sa.PrimaryKeyConstraint("queue", "event_id", name="pk_events_suspect"),
