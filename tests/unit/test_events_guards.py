@@ -1,0 +1,238 @@
+"""Storm guards and breakers, by a clock of the tests' own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import limits.storage.memory
+import pytest
+
+from sagas.errors import ConfigurationError
+from sagas.events import Envelope, Service, breakers, event, guards
+from sagas.events.breakers import Breaker, Breakers, BreakerState
+from sagas.events.guards import Guards, Verdict
+
+
+@event("orders.order.placed")
+class OrderPlaced:
+    order_id: str = "o-1"
+
+
+@event("stock.item.reserved")
+class ItemReserved:
+    order_id: str = "o-1"
+
+
+service = Service("billing")
+
+
+@service.on(OrderPlaced, ItemReserved, breaker=3, breaker_pause=30)
+def bill(event: OrderPlaced | ItemReserved) -> None: ...
+
+
+@service.on(OrderPlaced)
+def file_away(event: OrderPlaced) -> None: ...
+
+
+@service.on(OrderPlaced, compensates=[OrderPlaced], breaker=1)
+def give_back(event: OrderPlaced) -> None: ...
+
+
+BILL, FILE_AWAY, GIVE_BACK = service.subscriptions
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (breakers, guards, limits.storage.memory):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def message(cls: type = OrderPlaced, source: str = "orders", **metadata: Any) -> Envelope:
+    return Envelope.wrap(cls(), source=source, metadata=metadata)
+
+
+def chain(*types: type) -> Envelope:
+    """A message of the last of these types, led to by the others."""
+    cause = None
+    for cls in types:
+        cause = Envelope.wrap(cls(), source="orders", cause=cause)
+    assert cause is not None
+    return cause
+
+
+# -- guards -------------------------------------------------------------------------------------------------------
+
+
+def test_without_any_limit_all_is_admitted() -> None:
+    guard = Guards()
+    assert {guard.admit(message(), BILL).verdict for _ in range(1000)} == {Verdict.ADMIT}
+    assert guard.snapshot() == {"billing.bill": {"admitted": 1000, "held": 0, "quarantined": 0, "repeated": 0}}
+
+
+def test_what_is_over_the_rate_waits_until_there_is_room(clock: Clock) -> None:
+    guard = Guards(rate="2/second")
+    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+    clock.now += 0.4
+    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+    held = guard.admit(message(), BILL)
+    assert held.verdict is Verdict.HOLD
+    assert held.seconds == pytest.approx(0.6)  # when the first leaves the window
+    clock.now += held.seconds + 0.001
+    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+    assert guard.admit(message(), BILL).verdict is Verdict.HOLD
+    assert guard.snapshot()["billing.bill"] == {"admitted": 3, "held": 2, "quarantined": 0, "repeated": 0}
+
+
+def test_each_type_source_and_queue_has_its_own_rate(clock: Clock) -> None:
+    guard = Guards(rate="1/minute")
+    for sent, queue in (
+        (message(), BILL),
+        (message(ItemReserved), BILL),
+        (message(source="imports"), BILL),
+        (message(), FILE_AWAY),
+    ):
+        assert guard.admit(sent, queue).verdict is Verdict.ADMIT
+        assert guard.admit(sent, queue).verdict is Verdict.HOLD
+
+
+def test_compensations_are_not_held(clock: Clock) -> None:
+    guard = Guards(rate="1/minute")
+    assert {guard.admit(message(), GIVE_BACK).verdict for _ in range(10)} == {Verdict.ADMIT}
+
+
+def test_a_long_chain_is_quarantined_with_its_path() -> None:
+    guard = Guards(max_hops=2)
+    assert guard.admit(chain(OrderPlaced, ItemReserved, ItemReserved), BILL).verdict is Verdict.ADMIT
+    admission = guard.admit(chain(ItemReserved, ItemReserved, ItemReserved, OrderPlaced), BILL)
+    assert admission.verdict is Verdict.QUARANTINE
+    assert "3 messages led to it" in admission.reason
+    assert "stock.item.reserved -> orders.order.placed" in admission.reason
+    assert guard.snapshot()["billing.bill"]["quarantined"] == 1
+    assert guard.admit(chain(*[OrderPlaced] * 5), GIVE_BACK).verdict is Verdict.QUARANTINE  # else it never ended
+
+
+def test_a_type_that_led_to_itself_is_reported_once_a_chain(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guards()
+    with caplog.at_level(logging.WARNING):
+        for length in range(1, 7):
+            assert guard.admit(chain(*[OrderPlaced, ItemReserved] * length), BILL).verdict is Verdict.ADMIT
+    assert len(caplog.records) == 1
+    assert "orders.order.placed -> stock.item.reserved -> orders.order.placed" in caplog.text
+    assert guard.snapshot()["billing.bill"]["repeated"] == 5
+
+
+def test_a_type_that_led_to_itself_is_quarantined_when_asked() -> None:
+    guard = Guards(on_repeat="quarantine")
+    assert guard.admit(chain(OrderPlaced, ItemReserved), BILL).verdict is Verdict.ADMIT
+    admission = guard.admit(chain(OrderPlaced, ItemReserved, OrderPlaced), BILL)
+    assert admission.verdict is Verdict.QUARANTINE
+    assert "one of its own type led to it" in admission.reason
+    assert guard.snapshot()["billing.bill"] == {"admitted": 1, "held": 0, "quarantined": 1, "repeated": 1}
+
+
+def test_what_is_quarantined_takes_nothing_from_the_rate(clock: Clock) -> None:
+    guard = Guards(rate="1/minute", max_hops=1)
+    for _ in range(5):
+        assert guard.admit(chain(*[OrderPlaced] * 4), BILL).verdict is Verdict.QUARANTINE
+    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rate": "quick"}, "100/second"),
+        ({"max_hops": 0}, "at least 1"),
+        ({"on_repeat": "panic"}, "quarantine"),
+        ({"storage": "tape://"}, "redis://"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        Guards(**settings)
+
+
+# -- breakers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_breaker_opens_tries_one_and_closes(clock: Clock) -> None:
+    breaker = Breaker(failures=3, pause=30)
+    breaker.failed()
+    breaker.failed()
+    breaker.succeeded()  # in a row, or they do not count
+    breaker.failed()
+    breaker.failed()
+    assert (breaker.state, breaker.wait()) == (BreakerState.CLOSED, 0)
+    breaker.failed()
+    assert (breaker.state, breaker.wait(), breaker.openings) == (BreakerState.OPEN, 30, 1)
+    clock.now += 29
+    assert breaker.wait() == 1
+    clock.now += 1
+    assert (breaker.state, breaker.wait()) == (BreakerState.HALF_OPEN, 0)
+    breaker.failed()  # one is enough now
+    assert (breaker.state, breaker.wait(), breaker.openings) == (BreakerState.OPEN, 30, 2)
+    clock.now += 30
+    assert breaker.wait() == 0
+    breaker.succeeded()
+    assert (breaker.state, breaker.wait()) == (BreakerState.CLOSED, 0)
+    breaker.failed()
+    breaker.failed()
+    assert breaker.state is BreakerState.CLOSED  # it counts from nought again
+
+
+def test_a_half_open_breaker_lets_one_thread_through(clock: Clock) -> None:
+    breaker = Breaker(failures=1, pause=30)
+    breaker.failed()
+    clock.now += 30
+    assert breaker.wait() == 0
+    assert _elsewhere(breaker.wait) == 30
+    assert breaker.wait() == 0  # it had found nothing to try with, and asks again
+    clock.now += 31
+    assert _elsewhere(breaker.wait) == 0  # the first was never heard of again
+    assert breaker.wait() == 30
+
+
+def test_what_began_before_the_breaker_opened_changes_nothing(clock: Clock) -> None:
+    breaker = Breaker(failures=1, pause=30)
+    breaker.failed()
+    clock.now += 10
+    breaker.failed()
+    breaker.succeeded()
+    assert (breaker.wait(), breaker.openings) == (20, 1)
+
+
+def test_the_breakers_are_those_of_the_subscriptions() -> None:
+    all_of_them = Breakers()
+    assert all_of_them.of(BILL) is all_of_them.of(BILL)
+    for subscription in (BILL, FILE_AWAY, GIVE_BACK):
+        for _ in range(3):
+            all_of_them.of(subscription).failed()
+    assert all_of_them.of(BILL).wait() > 29
+    assert all_of_them.of(FILE_AWAY).wait() == 0  # it declares none
+    assert all_of_them.of(GIVE_BACK).wait() == 0  # it declares one, but it compensates
+    assert all_of_them.snapshot() == {
+        "billing.bill": {"state": "open", "openings": 1},
+        "billing.file_away": {"state": "closed", "openings": 0},
+        "billing.give_back": {"state": "closed", "openings": 0},
+    }
+
+
+def _elsewhere(function: Any) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
