@@ -4,6 +4,7 @@ from sagas.events.bus import Events
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, command, event, type_of
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
+from sagas.events.store import ANY, NO_STREAM, EventStore, Loaded, Snapshots, StoredEvent, fold
 
 __all__ = [
     # declaring
@@ -19,4 +20,12 @@ __all__ = [
     # carrying
     "Events",
     "Envelope",
+    # keeping
+    "EventStore",
+    "StoredEvent",
+    "ANY",
+    "NO_STREAM",
+    "fold",
+    "Loaded",
+    "Snapshots",
 ]

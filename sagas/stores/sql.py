@@ -40,7 +40,7 @@ from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, S
 from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 
-__all__ = ["SqlStore"]
+__all__ = ["READ_ONLY", "SqlStore", "database_now", "translated"]
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 _CLOCK_TRUST = 30.0
 
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
-_READ_ONLY = "sagas_read_only"
+READ_ONLY = "sagas_read_only"
 
 
 class SqlStore:
@@ -250,7 +250,7 @@ class SqlStore:
         return self._read(lambda connection: connection.execute(query).mappings().all())
 
     def _read(self, ask: Callable[[Connection], T]) -> T:
-        options: dict[str, Any] = {_READ_ONLY: True}
+        options: dict[str, Any] = {READ_ONLY: True}
         if self.dialect == "postgresql":  # single statements need no transaction: one round trip instead of three
             options["isolation_level"] = "AUTOCOMMIT"
 
@@ -275,16 +275,32 @@ class SqlStore:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
-        dbapi = self.engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
-        try:
+        with translated(self.engine, "the database of the sagas"):
             yield
-        except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-            raise StoreUnavailable(f"the database of the sagas did not answer: {_cause(error)}") from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+
+
+@contextmanager
+def translated(engine: Engine, what: str) -> Iterator[None]:
+    """Tell "the database did not answer" from every other error: only the former is worth waiting for.
+
+    Raises `StoreUnavailable` for the former. `what`: how to call the database in its message.
+    """
+    dbapi = engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
+    try:
+        yield
+    except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
+        raise StoreUnavailable(f"{what} did not answer: {_cause(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise StoreUnavailable(f"{what} closed the connection: {error.orig}") from error
+
+
+def database_now(dialect: str) -> Any:
+    """Return the SQL expression for the database's own time, in UTC. Raises `ConfigurationError` for a strange one."""
+    if dialect not in _DIALECTS:
+        raise ConfigurationError(f"sagas and events are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {dialect}")
+    return _DIALECTS[dialect].now
 
 
 _ALL: weakref.WeakSet[SqlStore] = weakref.WeakSet()
@@ -441,7 +457,7 @@ def _teach_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READ_ONLY)
+        reads = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
