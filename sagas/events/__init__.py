@@ -3,6 +3,7 @@
 from sagas.events.bus import Events
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, command, event, type_of
+from sagas.events.projections import Projection, Projections, ProjectionState
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
 from sagas.events.store import ANY, NO_STREAM, EventStore, Loaded, Snapshots, StoredEvent, fold
 
@@ -28,4 +29,7 @@ __all__ = [
     "fold",
     "Loaded",
     "Snapshots",
+    "Projection",
+    "ProjectionState",
+    "Projections",
 ]

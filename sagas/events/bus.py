@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Engine
 
-from sagas.errors import DuplicateName
+from sagas.errors import DefinitionError, DuplicateName
 from sagas.events.brokers import Broker
 from sagas.events.messages import MessageType
+from sagas.events.projections import Projection, Projections
 from sagas.events.services import Service, Subscription
+from sagas.events.store import EventStore
 
 __all__ = ["Events"]
 
@@ -19,10 +21,21 @@ class Events:
 
     `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share.
     `broker`: what carries messages between processes. `exchange`: the name that all of its topics are under.
+    `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
+    code has.
+    Raises `DuplicateName` for two services, or two projections, of one name, `DefinitionError` for projections that
+    have no store, or whose events it was not given.
     """
 
     def __init__(
-        self, services: Iterable[Service], *, engine: Engine, broker: Broker, exchange: str = "sagas.events"
+        self,
+        services: Iterable[Service],
+        *,
+        engine: Engine,
+        broker: Broker,
+        exchange: str = "sagas.events",
+        store: EventStore | None = None,
+        projections: Iterable[Projection] = (),
     ) -> None:
         self.services: Mapping[str, Service] = {}
         for service in services:
@@ -32,6 +45,11 @@ class Events:
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
+        self.store = store
+        projections = tuple(projections)
+        if projections and store is None:
+            raise DefinitionError(f"projection {projections[0]} has no events: Events(..., store=EventStore(...))")
+        self.projections = None if store is None else Projections(store, projections)
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
