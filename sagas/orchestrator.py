@@ -33,6 +33,7 @@ from sagas.errors import (
     Terminal,
     UnserialisableResult,
 )
+from sagas.events.bus import SAGAS
 from sagas.events.life import life
 from sagas.leases import Leases
 from sagas.plan import Plan, plan
@@ -404,7 +405,7 @@ class Orchestrator:
                 rows += emitted.messages
         if saga.publish_life and self.events is not None:
             about = {"key": after.id, "correlation_id": after.correlation_id, "causation_id": after.id}
-            rows += [self.events.prepare(message, **about, source="sagas") for message in life(before, after)]
+            rows += [self.events.prepare(message, **about, source=SAGAS) for message in life(before, after)]
         return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:

@@ -40,7 +40,7 @@ from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, S
 from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 
-__all__ = ["SqlStore", "forget_after_fork", "now_of", "reading", "translated"]
+__all__ = ["READ_ONLY", "SqlStore", "database_now", "forget_after_fork", "reading", "translated"]
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 _CLOCK_TRUST = 30.0
 
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
-_READ_ONLY = "sagas_read_only"
+READ_ONLY = "sagas_read_only"
 
 
 class SqlStore:
@@ -256,7 +256,7 @@ class SqlStore:
         return self._read(lambda connection: connection.execute(query).mappings().all())
 
     def _read(self, ask: Callable[[Connection], T]) -> T:
-        options: dict[str, Any] = {_READ_ONLY: True}
+        options: dict[str, Any] = {READ_ONLY: True}
         if self.dialect == "postgresql":  # single statements need no transaction: one round trip instead of three
             options["isolation_level"] = "AUTOCOMMIT"
 
@@ -301,12 +301,14 @@ def translated(engine: Engine) -> Iterator[None]:
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
     with translated(engine), engine.connect() as connection:
-        yield connection.execution_options(**{_READ_ONLY: True})
+        yield connection.execution_options(**{READ_ONLY: True})
 
 
-def now_of(engine: Engine) -> Any:
-    """Return the expression for the database's time, UTC."""
-    return _DIALECTS[engine.dialect.name].now
+def database_now(dialect: str) -> Any:
+    """Return the SQL expression for the database's own time, in UTC. Raises `ConfigurationError` for a strange one."""
+    if dialect not in _DIALECTS:
+        raise ConfigurationError(f"sagas and events are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {dialect}")
+    return _DIALECTS[dialect].now
 
 
 _ALL: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -467,7 +469,7 @@ def _teach_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READ_ONLY)
+        reads = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
