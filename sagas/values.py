@@ -127,7 +127,7 @@ def _decode_foreign(type_: Any, data: Any) -> Any:
 
 def _schema_foreign(type_: Any) -> dict[str, Any]:
     if _is_pydantic(type_):
-        return {}
+        return {"type": "object"}  # msgspec takes an empty one for none
     raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
 
 
