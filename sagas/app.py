@@ -69,6 +69,11 @@ class Sagas:
         for name, value in (("lease", lease), ("stall_after", stall_after), ("sweep_interval", sweep_interval)):
             if not value > 0:
                 raise ConfigurationError(f"{name}={value!r} must be more than zero seconds")
+        if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
+            raise ConfigurationError(
+                "the sagas and the outbox of the events are in two databases, so that a step and what it emits could not "
+                "be one transaction: Events(..., engine=store.engine)"
+            )
         check_app(app)
         self.app = app
         self.store = store

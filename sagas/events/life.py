@@ -83,7 +83,7 @@ class SagaCompensated:
     error: str | None
 
 
-@event("sagas.saga.got_stuck", failure=True, check_name=False)
+@event("sagas.saga.got_stuck", failure=True)
 class SagaGotStuck:
     """A person is needed."""
 
