@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
+from sagas.checkpoints import TERMINAL
 from tests.rig import Faults, Ledger, Worker, app_of
 from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
@@ -97,6 +98,17 @@ class Rig:
 
     def assert_done(self, handle: SagaHandle, timeout: float = 30) -> None:
         assert handle.wait(timeout) is SagaStatus.COMPLETED, (handle.error, self.logs())
+
+    def all_ended(self, handles: Sequence[SagaHandle], timeout: float = 90, *, concurrency: int = 4) -> None:
+        """Wait until all are at their end, as the supervisor of the workers."""
+
+        def ended() -> bool:
+            # Celery's own worker may end of a broker that is gone; in production, as here, it is started again.
+            if not any(worker.running for worker in self.workers):
+                self.worker(concurrency=concurrency)
+            return all(handle.status in TERMINAL for handle in handles)
+
+        wait_for(ended, timeout, "all sagas are at their end")
 
     def logs(self) -> str:
         return "\n".join(worker.output()[-4000:] for worker in self.workers)

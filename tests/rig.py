@@ -136,6 +136,7 @@ def make_app(
     *,
     lease: float = 2.0,
     stall_after: float = 2.0,
+    timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
     follow_on: bool = True,
     **conf: Any,
@@ -151,9 +152,8 @@ def make_app(
             "data_folder_in": str(queue), "data_folder_out": str(queue),
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
-    Sagas(
-        app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on
-    )
+    store = SqlStore(database, timeout=timeout)
+    Sagas(app, store, sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
     if broken:
         _break(app, *broken)
     return app

@@ -10,8 +10,9 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    make_url,
     select,
     union_all,
     update,
@@ -47,6 +49,21 @@ T = TypeVar("T")
 #: Seconds for which the difference between the database's clock and ours is believed.
 _CLOCK_TRUST = 30.0
 
+#: Seconds that the engine's own statement may take. Unset in a step's session: what it asks is not ours to limit.
+_LIMIT: ContextVar[float | None] = ContextVar("sagas_limit", default=None)
+
+#: What drivers are told, unless the URL says otherwise, so that no connection waits for ever for a host that is gone.
+_CONNECT_ARGS: Mapping[str, Mapping[str, Any]] = {
+    "psycopg": {
+        "connect_timeout": 10,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25_000,  # milliseconds
+    },
+    "pymysql": {"read_timeout": 60, "write_timeout": 60},  # longer than MySQL itself waits for a lock
+}
+
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
 _READ_ONLY = "sagas_read_only"
 
@@ -56,13 +73,19 @@ class SqlStore:
 
     The tables must be there: `celery -A yourapp sagas db upgrade`, or `SqlStore(url).upgrade()`.
 
+    `timeout`: seconds after which a database that does not answer one of the engine's own statements counts as gone.
+    It holds on PostgreSQL by a URL (psycopg), not for an `Engine`, and not for what a step asks of `step.session`.
+
     >>> store = SqlStore("sqlite:///:memory:")
     >>> store.upgrade()
     >>> store.select()
     []
     """
 
-    def __init__(self, bind: str | Engine) -> None:
+    def __init__(self, bind: str | Engine, *, timeout: float = 10.0) -> None:
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout={timeout!r} must be more than zero seconds")
+        self._timeout = timeout
         self.engine = _create_engine(bind) if isinstance(bind, str) else bind
         self.dialect = self.engine.dialect.name
         if self.dialect not in _DIALECTS:
@@ -144,6 +167,7 @@ class SqlStore:
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
+                self._free_if_lost(session.connection())
                 return self._save(session.connection(), before, after, history, dead_letters)
         if self.dialect == "postgresql" and not history and not dead_letters:
             return self._save_at_once(before, after)
@@ -241,7 +265,7 @@ class SqlStore:
         """Bring the tables to what this version needs. Does nothing when they are."""
         from sagas.stores.migrate import upgrade  # noqa: PLC0415 - Alembic is slow to import and rarely needed
 
-        with self._translated():
+        with self._translated(limited=False):  # large tables take their time
             upgrade(self.engine)
 
     # -- connections --------------------------------------------------------------------------------------------
@@ -271,11 +295,19 @@ class SqlStore:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._translated(), self.engine.begin() as connection:
+            self._free_if_lost(connection)
             yield connection
 
+    def _free_if_lost(self, connection: Connection) -> None:
+        """Have the database end this transaction if it hears no more of us: its locks would hold the others up."""
+        if self.dialect == "postgresql":
+            milliseconds = int(self._timeout * 1000)
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
+
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, limited: bool = True) -> Iterator[None]:
         """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
+        unlimited = _LIMIT.set(self._timeout if limited else None)
         dbapi = self.engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
         try:
             yield
@@ -285,6 +317,8 @@ class SqlStore:
             if not error.connection_invalidated:
                 raise
             raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+        finally:
+            _LIMIT.reset(unlimited)
 
 
 _ALL: weakref.WeakSet[SqlStore] = weakref.WeakSet()
@@ -417,14 +451,52 @@ _DIALECTS: Mapping[str, _Dialect] = {
 }
 
 
-def _create_engine(url: str) -> Engine:
-    dialect = url.partition(":")[0].partition("+")[0]
-    if dialect == "sqlite":
+def _create_engine(given: str) -> Engine:
+    url = make_url(given)
+    if url.get_backend_name() == "sqlite":
         engine = create_engine(url, connect_args={"timeout": 30})
         _teach_sqlite(engine)
         return engine
     # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
-    return create_engine(url, isolation_level="READ COMMITTED", pool_recycle=1800)
+    engine = create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_recycle=1800,
+        connect_args={
+            what: value for what, value in _CONNECT_ARGS.get(url.get_driver_name(), {}).items() if what not in url.query
+        },
+    )
+    if engine.driver == "psycopg":
+        _limit_psycopg(engine)
+    return engine
+
+
+def _limit_psycopg(engine: Engine) -> None:
+    """Give up on a database that is silent. The driver would wait for ever while its host is there."""
+    import psycopg  # noqa: PLC0415 - it is there where it is used
+
+    class Limited(psycopg.Connection[Any]):
+        def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
+            limit = _LIMIT.get()
+            return super().wait(gen if limit is None else self._until(limit, gen), *args, **options)
+
+        def _until(self, limit: float, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+            give_up = time.monotonic() + limit
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if not ready and time.monotonic() > give_up:  # "not ready" comes ten times a second
+                        self.close()
+                        raise psycopg.OperationalError(f"no answer within {limit:g} s")
+                    wanted = gen.send(ready)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    @event.listens_for(engine, "do_connect")
+    def _(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+        return Limited.connect(*arguments, **options)
 
 
 def _teach_sqlite(engine: Engine) -> None:
