@@ -22,7 +22,7 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
-from tests.servers import die_with_parent, wait_for
+from tests.servers import Clock, die_with_parent, wait_for
 
 ROOT = Path(__file__).parent.parent
 QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
@@ -191,7 +191,14 @@ class Worker:
 
     count = 0
 
-    def __init__(self, settings: Mapping[str, Any], *options: str, pool: str = "prefork", concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *options: str,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        clock: Clock | None = None,
+    ) -> None:
         Worker.count += 1
         self.name = f"w{Worker.count}@rig"
         self.folder = Path(settings["folder"])
@@ -205,6 +212,7 @@ class Worker:
             "RIG": json.dumps(dict(settings), default=str),
             "RIG_FOLDER": str(self.folder),
             "PYTHONPATH": str(ROOT),
+            **(clock.environment() if clock else {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 

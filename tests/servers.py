@@ -36,6 +36,7 @@ _WHERE = (
     "/opt/homebrew/sbin",
     "/usr/local/opt/*/bin",
 )
+_FAKETIME = ("/usr/lib/*/faketime/libfaketime.so.1",)
 _AS_ROOT = os.geteuid() == 0
 
 # A shell that waits for the end of its input, which is the end of the test process however that ends. Unlike a death
@@ -83,6 +84,34 @@ def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = ""
         if time.monotonic() > give_up:
             raise TimeoutError(f"not within {timeout:g} s: {what or condition}")
         time.sleep(pause)
+
+
+class Clock:
+    """A wall clock that can be stepped, for processes that are started with its environment (libfaketime).
+
+    Their monotonic clock goes on, as it would.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "clock"
+        self.step(0)
+
+    def step(self, seconds: int) -> None:
+        """Set it so far before, or after, the machine's clock."""
+        draft = self.file.with_suffix(".new")
+        draft.write_text(f"{seconds:+}")
+        draft.replace(self.file)
+
+    def environment(self) -> dict[str, str]:
+        found = [file for pattern in _FAKETIME for file in glob.glob(pattern)]
+        if not found:
+            raise MissingServer("libfaketime is not installed; run `make servers`")
+        return {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
 
 
 class Server:
@@ -268,10 +297,14 @@ class Postgres(Server):
     user = "postgres"  # PostgreSQL refuses to be run by root
     grace = signal.SIGINT  # fast shutdown: does not wait for clients
 
-    def __init__(self, *, fsync: bool = False) -> None:
+    def __init__(self, *, fsync: bool = False, stepped: bool = False) -> None:
         super().__init__()
         self.fsync = fsync
+        self.clock = Clock(self.folder) if stepped else None
         self._databases = 0
+
+    def environment(self) -> dict[str, str]:
+        return self.clock.environment() if self.clock else {}
 
     def prepare(self) -> None:
         self.run(

@@ -38,7 +38,16 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import (
+    CLOCKS_DIFFER,
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    SagaRecord,
+    SagaStatus,
+    StepRecord,
+    StepStatus,
+)
 from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 
@@ -91,6 +100,7 @@ class SqlStore:
         if self.dialect not in _DIALECTS:
             raise ConfigurationError(f"sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {self.dialect}")
         self._clock = _Clock()
+        self._looked_back: float | None = None  # the reading of the clock after which that was done
         _ALL.add(self)
 
     def __repr__(self) -> str:
@@ -217,6 +227,9 @@ class SqlStore:
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         now = self.now()
+        if self._looked_back != self._clock.asked_at:
+            self._look_back(now)
+            self._looked_back = self._clock.asked_at
         ids = (
             select(schema.sagas.c.id).where(schema.sagas.c.wake_at <= now).order_by(schema.sagas.c.wake_at).limit(limit)
         )
@@ -229,6 +242,14 @@ class SqlStore:
                 later = now + timedelta(seconds=lease)
                 connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
             return found
+
+    def _look_back(self, now: datetime) -> None:
+        """Make due what was written in the future: the clock was set back since, and it must not wait for old times."""
+        sagas = schema.sagas.c
+        ahead = sagas.wake_at > now, sagas.updated_at > now + CLOCKS_DIFFER
+        if self._read(lambda connection: connection.execute(select(sagas.id).where(*ahead).limit(1)).first()):
+            with self._writing() as connection:
+                connection.execute(update(schema.sagas).where(*ahead).values(wake_at=now))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -380,6 +401,11 @@ class _Clock:
 
     def __init__(self) -> None:
         self._known: tuple[datetime, float] | None = None
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the database was last asked, by the monotonic clock."""
+        return None if self._known is None else self._known[1]
 
     def read(self, ask: Any) -> datetime:
         known = self._known
