@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import TERMINAL
-from tests.rig import Faults, Ledger, Worker, app_of
+from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
 
@@ -89,12 +90,21 @@ class Rig:
         """Wait until a step has really begun."""
         wait_for(lambda: any(e.step == step for e in self.ledger.of(handle.id, event)), 20, f"{step} has begun")
 
+    def landed(self, handle: SagaHandle, step: str) -> bool:
+        return any(effect.step == step for effect in self.ledger.of(handle.id, "do"))
+
     def assert_undone(self, handle: SagaHandle, timeout: float = 30) -> None:
         """It ends COMPENSATED, and what really happened agrees."""
         assert handle.wait(timeout) is SagaStatus.COMPENSATED, self.logs()
         left = [s.name for s in handle.record.steps.values() if s.status in ("RUNNING", "DONE", "IN_DOUBT", "UNDOING")]
         assert not left, f"{left} are left in a COMPENSATED saga"
         self.ledger.assert_nets_to_zero(handle.id)
+
+    def assert_explained(self, handle: SagaHandle) -> None:
+        """Each effect after the first of its step has a takeover in the history."""
+        takeovers = Counter(entry.step for entry in self.sagas.store.history(handle.id) if entry.what in TAKEOVERS)
+        landed = Counter(effect.step for effect in self.ledger.of(handle.id, "do"))
+        assert all(times <= 1 + takeovers[step] for step, times in landed.items()), self.ledger.story(handle.id)
 
     def assert_done(self, handle: SagaHandle, timeout: float = 30) -> None:
         assert handle.wait(timeout) is SagaStatus.COMPLETED, (handle.error, self.logs())

@@ -25,6 +25,8 @@ from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepConte
 from tests.servers import Clock, die_with_parent, wait_for
 
 ROOT = Path(__file__).parent.parent
+#: What the history says when a step was given to somebody else, or tried again.
+TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
 QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
 
 

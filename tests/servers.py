@@ -41,7 +41,10 @@ _AS_ROOT = os.geteuid() == 0
 
 # A shell that waits for the end of its input, which is the end of the test process however that ends. Unlike a death
 # signal it reaches a server that a script started, outlasts the thread that started it, and removes the folder.
-_LEASH = 'read -r _; folder=$1; shift; [ $# -eq 0 ] || kill -s KILL -- "$@"; sleep 1; rm -rf "$folder"'
+_LEASH = (
+    'read -r _; folder=$1; shift; [ $# -eq 0 ] || kill -s KILL -- "$@"; sleep 1; '
+    'if mountpoint -q "$folder/data"; then umount "$folder/data"; fi; rm -rf "$folder"'
+)
 
 
 class MissingServer(RuntimeError):
@@ -114,6 +117,33 @@ class Clock:
         }
 
 
+class Disk:
+    """A file system of its own, in memory, so small that it can be filled. To mount it takes root, or `sudo -n`."""
+
+    def __init__(self, folder: Path, megabytes: int, owner: str) -> None:
+        self.folder = folder
+        self.options = f"size={megabytes}m,mode=700" + (
+            f",uid={owner},gid={owner}" if _AS_ROOT else f",uid={os.getuid()}"
+        )
+        self._sudo = [] if _AS_ROOT else ["sudo", "-n"]
+
+    def mount(self) -> None:
+        self.folder.mkdir()
+        subprocess.run([*self._sudo, "mount", "-t", "tmpfs", "-o", self.options, "tmpfs", str(self.folder)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run([*self._sudo, "umount", str(self.folder)], check=True)
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        free = os.statvfs(self.folder)
+        with (self.folder / "ballast").open("wb") as ballast:
+            os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_frsize)
+
+    def empty(self) -> None:
+        (self.folder / "ballast").unlink()
+
+
 class Server:
     """A server process in a folder of its own."""
 
@@ -172,6 +202,19 @@ class Server:
         except Exception:  # whatever a client raises while the server starts
             return False
         return True
+
+    def supervised(self) -> bool:
+        """Start it if it has ended, as a supervisor would. Tells whether it answers."""
+        if self.process is None or self.process.poll() is not None:
+            with contextlib.suppress(RuntimeError):
+                self.start()
+        try:
+            return self._answers()
+        except RuntimeError:
+            return False
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
 
     def _as_user(self) -> dict[str, Any]:
         return {"user": self.user, "group": self.user, "extra_groups": []} if _AS_ROOT and self.user else {}
@@ -297,9 +340,10 @@ class Postgres(Server):
     user = "postgres"  # PostgreSQL refuses to be run by root
     grace = signal.SIGINT  # fast shutdown: does not wait for clients
 
-    def __init__(self, *, fsync: bool = False, stepped: bool = False) -> None:
+    def __init__(self, *, fsync: bool = False, stepped: bool = False, megabytes: int | None = None) -> None:
         super().__init__()
         self.fsync = fsync
+        self.disk = Disk(self.folder / "data", megabytes, self.user) if megabytes else None
         self.clock = Clock(self.folder) if stepped else None
         self._databases = 0
 
@@ -307,24 +351,24 @@ class Postgres(Server):
         return self.clock.environment() if self.clock else {}
 
     def prepare(self) -> None:
+        if self.disk:
+            self.disk.mount()
         self.run(
-            binary("initdb"),
-            "-D",
-            str(self.folder / "data"),
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-sync",
-        )
+            binary("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8",
+            "--no-sync", "--wal-segsize=1" if self.disk else "--wal-segsize=16",
+        )  # fmt: skip
 
     def command(self) -> Sequence[str]:
         return [
             binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder),
             "-c", "listen_addresses=127.0.0.1", "-c", f"fsync={'on' if self.fsync else 'off'}", "-c", "max_connections=300",
         ]  # fmt: skip
+
+    def stop(self) -> None:
+        if self.disk:
+            self.kill()
+            self.disk.unmount()
+        super().stop()
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(

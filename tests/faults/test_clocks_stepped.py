@@ -1,6 +1,5 @@
 """Somebody sets a clock: the database's, by which all is measured, or a worker's, which nobody asks."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 
 from sagas import SagaHandle
 from tests.conftest import Rig
-from tests.faults.long.judge import TAKEOVERS
 from tests.rig import Ledger
 from tests.servers import Clock, Postgres, Redis, wait_for
 
@@ -48,9 +46,7 @@ def test_the_databases_clock_is_stepped(stepped: tuple[Rig, Clock], step: int) -
     rig.go(alive)
     for handle in (orphan, alive, late):
         rig.assert_done(handle, 20)
-        takeovers = Counter(entry.step for entry in rig.sagas.store.history(handle.id) if entry.what in TAKEOVERS)
-        landed = Counter(effect.step for effect in rig.ledger.of(handle.id, "do"))
-        assert all(landed[name] in range(1, 2 + takeovers[name]) for name in rig.saga(handle.record.name).steps)
+        rig.assert_explained(handle)
 
 
 def test_a_workers_clock_is_stepped(rig: Rig) -> None:
