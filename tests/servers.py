@@ -136,9 +136,9 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no byte free."""
-        free = os.statvfs(self.folder)
-        with (self.folder / "ballast").open("wb") as ballast:
-            os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_frsize)
+        with (self.folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(65_536))
 
     def empty(self) -> None:
         (self.folder / "ballast").unlink()

@@ -71,14 +71,14 @@ def test_a_transaction_that_nobody_ends_frees_its_saga(database: tuple[Rig, Prox
 def test_what_a_step_asks_may_take_longer(database: tuple[Rig, Proxy]) -> None:
     rig, _ = database
     with rig.sagas.store.transaction() as session:
-        assert session.execute(text("select 1 from pg_sleep(2.5)")).scalar() == 1
+        assert session.execute(text("select 1 from pg_sleep(2)")).scalar() == 1
 
 
 def test_the_broker_falls_silent(redis_server: Redis, postgres: Postgres, folder: Path) -> None:
     """Every connection of the only worker hangs for good, while a step is at work and another saga waits."""
     with Proxy(redis_server.port) as proxy:
         rig = Rig(proxy.url(redis_server.url), postgres.database(), folder)
-        rig.configure(broker_transport_options={"socket_timeout": 2, "health_check_interval": 1})
+        rig.configure(broker_transport_options={"socket_timeout": 1, "health_check_interval": 1})
         rig.worker(concurrency=1)
         try:
             slow, waiting = rig.start("full", one="slow"), rig.start("line")
