@@ -5,14 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import contenders
 from benchmarks.growth import growth
+from benchmarks.growth import tell as growth_told
 from benchmarks.measure import run_here
+from benchmarks.report import Report
 from benchmarks.table import table
+from benchmarks.throughput import tell as throughput_told
 from benchmarks.throughput import throughput
 
 HERE = Path(__file__).parent
+
+
+def draw(command: str, samples: dict[str, Any]) -> None:
+    report = Report(command)
+    if command == "throughput":
+        throughput_told(report, samples["contenders"], samples["absent"], rounds=0, steps=samples["steps"])
+    else:
+        growth_told(report, samples, rounds=0)
+    report.draw()
 
 
 def main() -> None:
@@ -33,11 +46,17 @@ def main() -> None:
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
+    plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
+    plot.add_argument("command_drawn", choices=["throughput", "growth"])
+    plot.add_argument("json", type=Path)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)
     given = parser.parse_args()
     if given.command == "one":
         print(json.dumps(run_here(**given.order)))
+        return
+    if given.command == "plot":
+        draw(given.command_drawn, json.loads(given.json.read_text())["samples"])
         return
     rounds, seconds = given.rounds, given.seconds_per_round
     if given.command == "throughput":

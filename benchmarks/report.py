@@ -60,6 +60,7 @@ class Report:
     samples: dict[str, Any] = field(default_factory=dict)
     tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plots: dict[str, str] = field(default_factory=dict)  #: name of a file in docs/ -> SVG
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         self.tables.append((title, columns, rows))
@@ -88,6 +89,11 @@ class Report:
             text += f"\n{begin}\n{end}\n"
         body = "\n".join([begin, *self._markdown(), end])
         DOCUMENT.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL))
+        self.draw()
+
+    def draw(self) -> None:
+        for name, svg in self.plots.items():
+            (DOCUMENT.parent / name).write_text(svg)
 
     def _markdown(self) -> Iterable[str]:
         for title, columns, rows in self.tables:

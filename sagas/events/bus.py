@@ -22,7 +22,7 @@ from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
-from sagas.stores.sql import forget_after_fork
+from sagas.stores.engines import forget_after_fork
 
 __all__ = ["SAGAS", "Events"]
 

@@ -32,8 +32,8 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, select, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sagas.errors import ConfigurationError
+from sagas.stores.engines import database_now
 from sagas.stores.schema import positions, stored_events, streams
-from sagas.stores.sql import database_now
 
 __all__ = ["Row", "Writing", "writing_on"]
 

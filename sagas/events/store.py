@@ -26,9 +26,9 @@ from sagas.errors import (
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.positions import Row, writing_on
+from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
-from sagas.stores.sql import READ_ONLY, database_now, translated
 from sagas.values import dump, load
 
 __all__ = ["ANY", "NO_STREAM", "EventStore", "Loaded", "Snapshots", "StoredEvent", "fold"]
@@ -51,7 +51,6 @@ ANY: Final = _Any.ANY
 NO_STREAM: Final = 0
 
 #: What errors call it.
-DATABASE = "the database of the events"
 
 _LONGEST_STREAM = 200
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from sagas import Sagas, SagaStatus
 from sagas.checkpoints import TERMINAL, HistoryEntry, SagaRecord
 from sagas.errors import SagaNotFound
-from tests.rig import Effect
-
-#: What the history says when a step was given to somebody else, or tried again.
-TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
+from tests.rig import TAKEOVERS, Effect
 
 #: A process that wrote a saga's last line no longer ago than this is taken to have been at work on it.
 AT_WORK = 5.0
