@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from sagas.cli.schema import schema
+
 __all__ = ["events"]
 
 
@@ -15,3 +17,6 @@ def events(obj: Any) -> None:
     """Look after events, commands, and what carries them."""
     if obj.app.sagas.events is None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
+
+
+events.add_command(schema)

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from sagas.errors import DuplicateName
 from sagas.events.brokers import Broker
 from sagas.events.messages import MessageType
+from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 
 __all__ = ["Events"]
@@ -19,10 +20,17 @@ class Events:
 
     `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share.
     `broker`: what carries messages between processes. `exchange`: the name that all of its topics are under.
+    `registry`: where the schemas of messages are kept, and checked at deployment; None: nowhere.
     """
 
     def __init__(
-        self, services: Iterable[Service], *, engine: Engine, broker: Broker, exchange: str = "sagas.events"
+        self,
+        services: Iterable[Service],
+        *,
+        engine: Engine,
+        broker: Broker,
+        exchange: str = "sagas.events",
+        registry: SchemaRegistry | None = None,
     ) -> None:
         self.services: Mapping[str, Service] = {}
         for service in services:
@@ -32,6 +40,7 @@ class Events:
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
+        self.registry = registry
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
