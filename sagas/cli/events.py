@@ -10,6 +10,7 @@ from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
 from sagas.cli.outbox import outbox
 from sagas.cli.projection import projection
+from sagas.cli.schema import schema
 from sagas.cli.topology import topology
 
 __all__ = ["events"]
@@ -23,5 +24,5 @@ def events(obj: Any) -> None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq, projection):
+for command in (topology, outbox, relay, consume, dlq, projection, schema):
     events.add_command(command)

@@ -50,8 +50,6 @@ ANY: Final = _Any.ANY
 #: Expected of a stream: that it has no events yet.
 NO_STREAM: Final = 0
 
-#: What errors call it.
-
 _LONGEST_STREAM = 200
 
 #: Events that are read at once where all of a stream is wanted.
