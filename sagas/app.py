@@ -16,7 +16,7 @@ from sagas.handle import SagaHandle
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
 from sagas.transitions import Repair, Timing, Verdict
-from sagas.worker import RecoveryStep
+from sagas.worker import EventsStep, RecoveryStep
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -80,6 +80,8 @@ class Sagas:
         for saga in sagas:
             self.register(saga)
         app.steps["worker"].add(RecoveryStep)
+        if events is not None:
+            app.steps["worker"].add(EventsStep)
         app.sagas = self
 
     def __repr__(self) -> str:

@@ -6,6 +6,11 @@ from typing import Any
 
 import click
 
+from sagas.cli.consume import consume, relay
+from sagas.cli.dlq import dlq
+from sagas.cli.outbox import outbox
+from sagas.cli.topology import topology
+
 __all__ = ["events"]
 
 
@@ -15,3 +20,7 @@ def events(obj: Any) -> None:
     """Look after events, commands, and what carries them."""
     if obj.app.sagas.events is None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
+
+
+for command in (topology, outbox, relay, consume, dlq):
+    events.add_command(command)

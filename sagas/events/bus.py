@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 
-from sagas.errors import DuplicateName
-from sagas.events.brokers import Broker
-from sagas.events.messages import MessageType
+from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
+from sagas.events import outbox
+from sagas.events.breakers import Breakers
+from sagas.events.brokers import Broker, Queue, Topology
+from sagas.events.consumer import Admits, Consumer, Consumers, Runner
+from sagas.events.deadletters import DeadLetter, DeadLetters
+from sagas.events.envelope import Envelope
+from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
+from sagas.events.messages import Kind, MessageType, type_of
+from sagas.events.relay import Relay
 from sagas.events.services import Service, Subscription
+from sagas.stores.sql import forget_after_fork
 
 __all__ = ["Events"]
 
@@ -17,12 +28,30 @@ __all__ = ["Events"]
 class Events:
     """Puts together what a process needs to publish and to consume.
 
-    `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share.
-    `broker`: what carries messages between processes. `exchange`: the name that all of its topics are under.
+    `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share;
+        that of a `SqlStore`, or one of your own. `broker`: what carries messages between processes.
+    `exchange`: the name that all of its topics are under.
+    `guards`: against storms, `sagas.events.guards.Guards(...)`; None: no limits.
+    `window`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
+    `relay_interval`: seconds between two looks of a relay at an empty outbox.
+
+    >>> from sagas import SqlStore
+    >>> from sagas.events import Events, Service
+    >>> Events([Service("orders")], engine=SqlStore("sqlite://").engine, broker=None).topology().queues
+    ()
     """
 
     def __init__(
-        self, services: Iterable[Service], *, engine: Engine, broker: Broker, exchange: str = "sagas.events"
+        self,
+        services: Iterable[Service],
+        *,
+        engine: Engine,
+        broker: Broker,
+        exchange: str = "sagas.events",
+        guards: Admits | None = None,
+        window: int = 20,
+        concurrency: int = 4,
+        relay_interval: float = 0.2,
     ) -> None:
         self.services: Mapping[str, Service] = {}
         for service in services:
@@ -32,6 +61,15 @@ class Events:
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
+        self.guards = guards
+        self.breakers = Breakers()
+        self._window = window
+        self._concurrency = concurrency
+        queues = {subscription.queue: subscription for subscription in self.subscriptions}
+        self._letters = DeadLetters(engine, queues)
+        self._inbox = Inbox(engine, queues, self._letters, self._emit)
+        self.relay = Relay(engine, broker, self._letters, declare=self.apply_topology, interval=relay_interval)
+        forget_after_fork(engine)
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
@@ -46,3 +84,232 @@ class Events:
             for handler in service.handlers:
                 found.update(handler.handles + handler.emits + handler.compensates)
         return tuple(sorted(found, key=lambda declared: (declared.name, declared.version)))
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        session: Session | Connection,
+        event: Any,
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        cause: Envelope | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Envelope:
+        """Publish an event in the transaction of the session: it is sent if that commits, and only then.
+
+        `key`: messages of one key are received in the order in which they were published: the id of the order, the
+            account. `correlation_id`, `cause`: left out, those of the message whose handler is running.
+        `metadata`: whatever else is to travel along, as JSON.
+        Raises `NotOwner` when the event is not one of this process's services', `DefinitionError` inside a handler
+        that does not say that it emits this.
+        """
+        declared = self._publishable(event, Kind.EVENT)
+        if declared.context not in self.services:
+            raise NotOwner(
+                f"event {declared.name!r} belongs to service {declared.context!r}; this process has "
+                f"{_names(self.services)}. Only its owner publishes an event; send a command to have it do something"
+            )
+        envelope = Envelope.wrap(
+            event, source=declared.context, key=key, correlation_id=correlation_id, cause=cause, metadata=metadata
+        )
+        self._write(session, envelope, None)
+        return envelope
+
+    def send(
+        self,
+        session: Session | Connection,
+        command: Any,
+        *,
+        source: str | None = None,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        cause: Envelope | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Envelope:
+        """Send a command in the transaction of the session, to the queue of the service that receives it.
+
+        `source`: the service that sends it; left out, that of the running handler, or the only one of this process.
+        The rest is as for `publish`. Raises `NoHandler` when its service is of this process and has no handler for it.
+        For a service elsewhere that shows only when it is sent: the command then becomes a dead letter in the database
+        of the sender.
+        """
+        declared = self._publishable(command, Kind.COMMAND)
+        queue = f"{declared.context}.commands"
+        if declared.context in self.services and not self._receives(declared):
+            raise NoHandler(
+                f"command {declared.name!r}: service {declared.context!r} is of this process and has no handler for "
+                f"{declared.topic}: declare one with @{declared.context}.handles({declared.cls.__name__})"
+            )
+        envelope = Envelope.wrap(
+            command,
+            source=source or self._sender(declared),
+            key=key,
+            correlation_id=correlation_id,
+            cause=cause,
+            metadata=metadata,
+        )
+        self._write(session, envelope, queue)
+        return envelope
+
+    def _emit(self, session: Session, message: Any, *, key: str | None) -> Envelope:
+        give = self.publish if type_of(message).kind is Kind.EVENT else self.send
+        return give(session, message, key=key)
+
+    def _publishable(self, message: Any, kind: Kind) -> MessageType:
+        if isinstance(message, type):
+            raise DefinitionError(f"{message.__qualname__} is the class of a message: make one")
+        declared = type_of(message)
+        if declared.kind is not kind:
+            verb = "send" if declared.kind is Kind.COMMAND else "publish"
+            raise DefinitionError(f"{declared.name!r} is a {declared.kind}: use Events.{verb}")
+        handler = HANDLING.get()
+        if handler is not None and declared not in handler.emits:
+            raise DefinitionError(
+                f"service {handler.service!r}, handler {handler.name!r}: it does not say that it emits "
+                f"{declared.name!r}. Add emits=[{declared.cls.__name__}] to its decorator: from that the flow is drawn "
+                "and checked"
+            )
+        return declared
+
+    def _receives(self, declared: MessageType) -> bool:
+        subscriptions = self.services[declared.context].subscriptions
+        return any(declared.topic in s.handlers for s in subscriptions if s.is_for_commands)
+
+    def _sender(self, declared: MessageType) -> str:
+        handler = HANDLING.get()
+        if handler is not None:
+            return handler.service
+        if len(self.services) == 1:
+            return next(iter(self.services))
+        raise DefinitionError(
+            f"command {declared.name!r}: this process has {_names(self.services)}; say which of them sends it: source="
+        )
+
+    def _write(self, session: Session | Connection, envelope: Envelope, queue: str | None) -> None:
+        connection = session.connection() if isinstance(session, Session) else session
+        if connection.dialect.name != self.engine.dialect.name:
+            raise ConfigurationError(
+                f"the session is on {connection.dialect.name}, the outbox on {self.engine.dialect.name}"
+            )
+        outbox.write(connection, envelope, queue)
+
+    def outbox_age(self) -> float:
+        """Return for how many seconds the oldest unsent message has waited; 0 when there is none. For an alarm."""
+        return outbox.age(self.engine)
+
+    def outbox_unsent(self) -> int:
+        """Return how many messages wait for a relay."""
+        return outbox.unsent(self.engine)
+
+    def purge(self, older: timedelta) -> int:
+        """Forget what was sent, and what was handled, longer ago than that. Returns how many rows were deleted.
+
+        Keep the inbox for longer than a message may be on its way: one that comes back later is handled again.
+        """
+        return outbox.purge(self.engine, older) + self._inbox.purge(older)
+
+    # -- consuming ----------------------------------------------------------------------------------------------
+
+    def topology(self) -> Topology:
+        """Return the queues that the services read, and what comes in each."""
+        queues = (Queue(s.queue, () if s.is_for_commands else tuple(sorted(s.handlers))) for s in self.subscriptions)
+        return Topology(self.exchange, tuple(queues))
+
+    def apply_topology(self) -> Sequence[str]:
+        """Make what is missing of the topology at the broker; say what was made. Do it before the first message.
+
+        Consumers also do it when they start. An event that is sent before its subscriber's queue is there is not kept
+        for it. Raises `BrokerUnavailable`.
+        """
+        return self.broker.declare(self.topology())
+
+    def handle(self, call: Call) -> Outcome:
+        """Handle a delivery in this process. For those who run consumers; it never raises."""
+        return self._inbox.handle(call)
+
+    def consumers(self, runner: Runner, queues: Iterable[str] | None = None) -> Consumers:
+        """Return what reads these queues, or all of the services', and has `runner` run their handlers.
+
+        Raises `ConfigurationError` for a queue that is none of theirs.
+        """
+        ours = {subscription.queue: subscription for subscription in self.subscriptions}
+        wanted = list(ours) if queues is None else list(queues)
+        if unknown := [queue for queue in wanted if queue not in ours]:
+            raise ConfigurationError(f"there is no queue {unknown[0]!r}; there is: {_names(ours)}")
+        return Consumers(
+            Consumer(
+                ours[queue],
+                engine=self.engine,
+                broker=self.broker,
+                declare=self.apply_topology,
+                runner=runner,
+                dead_letters=self._letters,
+                breaker=self.breakers.of(ours[queue]),
+                guards=self.guards,
+                window=self._window,
+                concurrency=self._concurrency,
+            )
+            for queue in wanted
+        )
+
+    # -- dead letters -------------------------------------------------------------------------------------------
+
+    def dead_letters(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        queue: str | None = None,
+        type: str | None = None,  # noqa: A002
+        key: str | None = None,
+        correlation_id: str | None = None,
+        resolved: bool = False,
+        limit: int = 100,
+    ) -> Sequence[DeadLetter]:
+        """Return dead letters, oldest first: by their ids; or the open ones, and with `resolved` also the others.
+
+        Raises `NotAllowed` for an id that is not there.
+        """
+        if ids is not None:
+            return self._letters.get(ids)
+        return self._letters.select(
+            queue=queue, type=type, key=key, correlation_id=correlation_id, resolved=resolved, limit=limit
+        )
+
+    def replay(
+        self,
+        letters: Iterable[DeadLetter],
+        *,
+        reason: str,
+        by: str | None = None,
+        rate: float | None = None,
+        dry_run: bool = True,
+    ) -> Sequence[DeadLetter]:
+        """Have messages handled once more, each by the one subscriber that failed. Returns those that are sent.
+
+        Nothing is sent unless `dry_run=False`. `rate`: at most so many a second.
+        Left out are those that are resolved, that are no envelope, or that are parked: these follow the first of their
+        key by themselves. Raises `NotAllowed` without a reason.
+
+        >>> events.replay(events.dead_letters(queue="inventory.reserve_stock"), reason="fixed in 1.2.3", dry_run=False)
+        ... # doctest: +SKIP
+        """
+        return self._letters.replay(letters, reason=_reason(reason), by=by, rate=rate, dry_run=dry_run)
+
+    def discard(self, letters: Iterable[DeadLetter], *, reason: str, by: str | None = None) -> Sequence[DeadLetter]:
+        """Decide that messages will not be handled. Returns those that were open. Raises `NotAllowed` without a reason.
+
+        In an ordered queue, what was parked behind them goes on.
+        """
+        return self._letters.discard(letters, reason=_reason(reason), by=by)
+
+
+def _reason(reason: str) -> str:
+    if not reason.strip():
+        raise NotAllowed("say why: whoever looks at it later will want to know")
+    return reason
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

@@ -37,6 +37,8 @@ __all__ = [
     "outbox",
     "relay_shards",
     "inbox",
+    "suspects",
+    "readers",
     "event_dead_letters",
     "event_schemas",
     "streams",
@@ -190,7 +192,7 @@ outbox = Table(
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("shard", Integer, nullable=False),  # of its key: one relay at a time sends a shard, so that order is kept
-    Column("event_id", String(36), nullable=False),
+    Column("event_id", exact(36), nullable=False),
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("source", exact(100), nullable=False),
@@ -210,7 +212,8 @@ outbox = Table(
         postgresql_where=Column("sent_at").is_(None),
         sqlite_where=Column("sent_at").is_(None),
     ),
-    Index(None, "sent_at"),
+    # For what is asked by time; and for the unsent of a shard on MySQL, whose indexes cannot leave the sent ones out.
+    Index(None, "sent_at", "shard", "id"),
     **MYSQL_OPTIONS,
 )
 
@@ -221,7 +224,7 @@ inbox = Table(
     "events_inbox",
     metadata,
     Column("queue", exact(200), primary_key=True),
-    Column("event_id", String(36), primary_key=True),
+    Column("event_id", exact(36), primary_key=True),
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("source", exact(100), nullable=False),
@@ -233,12 +236,35 @@ inbox = Table(
     **MYSQL_OPTIONS,
 )
 
+#: Messages that were given out more than once, and how often each was begun: one that kills whoever handles it is found
+#: out by that. A broker's own count also goes up for the innocent that were fetched together with it.
+suspects = Table(
+    "events_suspect",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("event_id", exact(36), primary_key=True),
+    Column("begun", Integer, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Index(None, "seen_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: Who may read a queue whose messages are handled in order: one process at a time.
+readers = Table(
+    "events_reader",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("owner", String(100), nullable=False),
+    Column("lease_until", UtcDateTime, nullable=False),
+    **MYSQL_OPTIONS,
+)
+
 event_dead_letters = Table(
     "events_dead_letter",
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("queue", exact(200), nullable=False),
-    Column("event_id", String(36), nullable=False),  # empty where the body is no envelope
+    Column("event_id", exact(36), nullable=False),  # empty where the body is no envelope
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
     Column("key", exact(200)),

@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -41,7 +41,7 @@ from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 from sagas.stores.commits import Commits
 
-__all__ = ["SqlStore"]
+__all__ = ["SqlStore", "forget_after_fork", "now_of", "reading", "translated"]
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class SqlStore:
         if self.dialect not in _DIALECTS:
             raise ConfigurationError(f"sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {self.dialect}")
         self._clock = _Clock()
-        _ALL.add(self)
+        forget_after_fork(self.engine)
 
     def __repr__(self) -> str:
         return f"SqlStore({self.engine.url.render_as_string(hide_password=True)!r})"
@@ -273,27 +273,47 @@ class SqlStore:
         with self._translated(), self.engine.begin() as connection:
             yield connection
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
-        dbapi = self.engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
-        try:
-            yield
-        except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-            raise StoreUnavailable(f"the database of the sagas did not answer: {_cause(error)}") from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.engine)
 
 
-_ALL: weakref.WeakSet[SqlStore] = weakref.WeakSet()
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
+    dbapi = engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
+    try:
+        yield
+    except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
+        raise StoreUnavailable(f"the database of the sagas did not answer: {_cause(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a connection that only reads: on SQLite it takes no lock."""
+    with translated(engine), engine.connect() as connection:
+        yield connection.execution_options(**{_READ_ONLY: True})
+
+
+def now_of(engine: Engine) -> Any:
+    """Return the expression for the database's time, UTC."""
+    return _DIALECTS[engine.dialect.name].now
+
+
+_ALL: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def forget_after_fork(engine: Engine) -> None:
+    """Have a forked child connect anew: each side of a shared connection would read the other's answers."""
+    _ALL.add(engine)
 
 
 def _after_fork() -> None:
-    for store in _ALL:
-        # A connection cannot be shared with a forked child: each side would read the other's answers.
-        store.engine.dispose(close=False)
+    for engine in _ALL:
+        engine.dispose(close=False)
 
 
 os.register_at_fork(after_in_child=_after_fork)

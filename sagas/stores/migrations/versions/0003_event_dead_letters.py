@@ -16,7 +16,7 @@ def upgrade() -> None:
         "events_dead_letter",
         sa.Column("id", Serial, autoincrement=True, nullable=False),
         sa.Column("queue", exact(200), nullable=False),
-        sa.Column("event_id", sa.String(36), nullable=False),
+        sa.Column("event_id", exact(36), nullable=False),
         sa.Column("type", exact(100), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("key", exact(200)),

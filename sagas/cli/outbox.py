@@ -1,0 +1,44 @@
+"""`celery -A yourapp sagas events outbox`, and the relay that empties it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from sagas.cli.tables import AS_JSON, show
+from sagas.errors import SagaError
+
+__all__ = ["outbox"]
+
+
+@click.group(invoke_without_command=True)
+@AS_JSON
+@click.pass_context
+def outbox(context: click.Context, as_json: bool) -> None:
+    """Say how many messages wait to be sent, and for how many seconds the oldest has."""
+    if context.invoked_subcommand is not None:
+        return
+    events = context.obj.app.sagas.events
+    try:
+        row = {"unsent": events.outbox_unsent(), "oldest_seconds": round(events.outbox_age(), 1)}
+    except SagaError as error:
+        raise click.ClickException(str(error)) from error
+    show([row], as_json=as_json)
+
+
+@outbox.command()
+@click.option("--days", type=click.FloatRange(min=1), required=True, help="Keep what is younger than that.")
+@click.pass_obj
+def purge(obj: Any, days: float) -> None:
+    """Forget what was sent, and what was handled, so many days ago and longer.
+
+    A message that comes back after its handling was forgotten is handled again: keep more days than one may be on its
+    way, or wait in a queue.
+    """
+    try:
+        count = obj.app.sagas.events.purge(timedelta(days=days))
+    except SagaError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{count} rows deleted")

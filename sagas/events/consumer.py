@@ -1,0 +1,431 @@
+"""The consumer: takes the messages of one queue from the broker, has them handled, and sees to what comes of it.
+
+::
+
+    broker -> receive -> lanes, one a key -> admitted? -> a place in the pool -> handled -> ack
+                             ^                                |
+                             '--- waits, while the rest go on-'- failed         -> dead letter, ack
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlalchemy import Engine
+
+from sagas.errors import BrokerUnavailable, InvalidMessage, SagaError, StoreUnavailable
+from sagas.events import leases
+from sagas.events.breakers import Breaker, BreakerState
+from sagas.events.brokers import Broker, Delivery, Reader
+from sagas.events.deadletters import DeadLetters, replay_of
+from sagas.events.envelope import Envelope
+from sagas.events.inbox import MOST_BEGUN, Call, End, Outcome
+from sagas.events.services import Subscription
+
+__all__ = ["Admits", "Consumer", "Consumers", "InProcess", "InThread", "Runner"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a receive may take: without anything else to see to, and with.
+_IDLE, _BUSY = 1.0, 0.02
+
+#: After an error the pause grows up to this many seconds.
+_LONGEST_PAUSE = 30.0
+
+
+class Admits(Protocol):
+    """What a consumer asks of `sagas.events.guards.Guards`."""
+
+    def admit(self, envelope: Envelope, subscription: Subscription) -> Any:
+        """Return a verdict: ADMIT, HOLD for `seconds`, or QUARANTINE for a `reason`."""
+
+
+class Runner(Protocol):
+    """Where handlers run."""
+
+    def submit(self, call: Call) -> Future[Outcome]:
+        """Have a delivery handled, now or as soon as there is room. The future fails when that was cut off."""
+
+
+class InProcess:
+    """Runs handlers in threads of this process."""
+
+    def __init__(self, handle: Callable[[Call], Outcome], executor: Executor) -> None:
+        self._handle = handle
+        self._executor = executor
+
+    def submit(self, call: Call) -> Future[Outcome]:
+        return self._executor.submit(self._handle, call)
+
+
+class InThread:
+    """Runs handlers in the thread that reads their queue: one at a time."""
+
+    def __init__(self, handle: Callable[[Call], Outcome]) -> None:
+        self._handle = handle
+
+    def submit(self, call: Call) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        future.set_result(self._handle(call))
+        return future
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A message that was received and is not acknowledged."""
+
+    delivery: Delivery
+    envelope: Envelope
+    reader: Reader
+    attempts: int = 0  #: that failed
+    lost: int = 0
+    due: float = 0.0  #: not before, by the monotonic clock
+    running: bool = False
+    admitted: bool = False
+
+
+@dataclass(slots=True)
+class _Lanes:
+    """What was received: a line for each key, of which only the first may run; what has no key stands alone."""
+
+    lines: dict[object, deque[_Job]] = field(default_factory=dict)
+
+    def add(self, job: _Job) -> None:
+        self.lines.setdefault(job.envelope.key or job, deque()).append(job)
+
+    def remove(self, job: _Job) -> None:
+        name = job.envelope.key or job
+        line = self.lines[name]
+        line.remove(job)
+        if not line:
+            del self.lines[name]
+
+    def heads(self) -> Iterator[_Job]:
+        return (line[0] for line in list(self.lines.values()))
+
+    def jobs(self) -> list[_Job]:
+        return [job for line in self.lines.values() for job in line]
+
+
+class Consumer:
+    """Reads one queue in a thread of its own, and has `runner` handle what comes.
+
+    Nothing is acknowledged before its effect, or its dead letter, is committed. A message that fails is tried again as
+    the subscription's `Retry` says; the others of its key wait for it, the rest do not.
+
+    `declare`: makes the topology at the broker; called before the queue is read, and after an error.
+    `window`: how many messages are held at once. `concurrency`: how many of them may run at once.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        engine: Engine,
+        broker: Broker,
+        declare: Callable[[], object],
+        runner: Runner,
+        dead_letters: DeadLetters,
+        breaker: Breaker,
+        guards: Admits | None = None,
+        window: int = 20,
+        concurrency: int = 4,
+    ) -> None:
+        self.subscription = subscription
+        self.queue = subscription.queue
+        self._engine = engine
+        self._broker = broker
+        self._declare = declare
+        self._runner = runner
+        self._dead_letters = dead_letters
+        self._breaker = breaker
+        self._guards = guards
+        self._window = window
+        self._concurrency = concurrency
+        self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
+        self._lanes = _Lanes()
+        self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
+        self._reader: Reader | None = None
+        self._leased_until = 0.0  # by the monotonic clock
+        self._resume_at = 0.0  # nothing is begun or received before
+        self._pause = 0.0
+        self._stop = threading.Event()
+        self._give_up_at: float | None = None
+        self._thread: threading.Thread | None = None
+
+    # -- the thread ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self.run, name=f"sagas-consumer-{self.queue}", daemon=True)
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Begin nothing more, and end when what runs has ended, but within `grace` seconds. Does not wait."""
+        self._give_up_at = time.monotonic() + grace
+        self._stop.set()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread; tell whether it has ended."""
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        """How many handlers run now."""
+        return sum(job.running for job in self._lanes.jobs())
+
+    def run(self) -> None:
+        """Read until `stop`. Outlives the broker and the database."""
+        while not self._over():
+            try:
+                self._turn()
+            except BrokerUnavailable as error:
+                self._reset()
+                self._rest(f"the broker is away: {error}")
+            except SagaError as error:
+                self._rest(str(error))
+            except Exception:
+                logger.exception("%s: reading failed", self.queue)
+                self._reset()
+                self._rest("reading failed")
+        self._close()
+
+    def _over(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        assert self._give_up_at is not None
+        return not self.running or time.monotonic() > self._give_up_at
+
+    def _turn(self) -> None:
+        """Do once what there is to do. Takes no longer than `_IDLE`."""
+        self._finish_what_ended()
+        if self._stop.is_set() or not self._is_ours():
+            self._wait(_BUSY if self._stop.is_set() else _IDLE)
+            return
+        now = time.monotonic()
+        if now < self._resume_at:
+            self._wait(min(self._resume_at - now, _IDLE))
+            return
+        self._begin_what_can(now)
+        now = time.monotonic()
+        if now < self._resume_at:  # the breaker is open
+            return
+        held = self._lanes.jobs()
+        wait = self._next_due(now)
+        if len(held) >= self._window:
+            self._wait(wait)
+        elif self._ended.empty():
+            self._receive(self._window - len(held), wait)
+
+    def _next_due(self, now: float) -> float:
+        if self.running:
+            return _BUSY
+        return min([_IDLE, *(max(job.due - now, 0.0) for job in self._lanes.heads())])
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until a handler ends, but not for longer than that."""
+        with suppress(queue.Empty):
+            self._finish(*self._ended.get(timeout=max(seconds, 0.001)))
+
+    def _rest(self, why: str) -> None:
+        """Leave everything alone for a while, each time for longer."""
+        self._pause = min(max(self._pause * 2, 0.5), _LONGEST_PAUSE)
+        self._resume_at = time.monotonic() + self._pause
+        logger.warning("%s: pauses for %.1f s: %s", self.queue, self._pause, why)
+
+    # -- receiving ----------------------------------------------------------------------------------------------
+
+    def _receive(self, limit: int, timeout: float) -> None:
+        if self._reader is None:
+            self._declare()
+            self._reader = self._broker.reader(self.queue)
+        received = self._reader.receive(limit, max(timeout, 0.001))
+        if not self._lanes.lines:  # nothing is left of what made it pause
+            self._pause = 0.0
+        for delivery in received:
+            try:
+                envelope = Envelope.decode(delivery.body)
+            except InvalidMessage as error:
+                letter = self._dead_letters.file_unread(delivery, str(error))
+                logger.error("%s: dead letter %d: %s", self.queue, letter, error)  # noqa: TRY400
+                self._reader.ack(delivery)
+            else:
+                self._lanes.add(_Job(delivery, envelope, self._reader))
+
+    def _reset(self) -> None:
+        """Read anew. What was received and does not run yet is forgotten: the broker gives it out again."""
+        for job in self._lanes.jobs():
+            if not job.running:
+                self._lanes.remove(job)
+        self._close()
+
+    def _close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+        if self._leased_until and self._stop.is_set():
+            self._leased_until = 0.0
+            with suppress(StoreUnavailable):
+                leases.release(self._engine, self.queue, self._owner)
+
+    def _is_ours(self) -> bool:
+        """Tell whether the queue may be read here: an ordered one is read by one process at a time."""
+        if not self.subscription.ordered:
+            return True
+        now = time.monotonic()
+        if now < self._leased_until - leases.LEASE * 2 / 3:
+            return True
+        if leases.take(self._engine, self.queue, self._owner):
+            self._leased_until = now + leases.LEASE
+            return True
+        if self._leased_until:
+            logger.warning("%s: another process reads it now", self.queue)
+            self._leased_until = 0.0
+            self._reset()
+        return False
+
+    # -- handling -----------------------------------------------------------------------------------------------
+
+    def _begin_what_can(self, now: float) -> None:
+        running = self.running
+        for job in self._lanes.heads():
+            if running >= self._concurrency or (running and self._breaker.state is BreakerState.HALF_OPEN):
+                return
+            if job.running or job.due > now or not self._admitted(job):
+                continue
+            if (seconds := self._breaker.wait()) > 0:
+                self._resume_at = time.monotonic() + seconds
+                return
+            self._begin(job)
+            running += 1
+
+    def _admitted(self, job: _Job) -> bool:
+        """Ask the guards, once for each message; a replay has been decided by a person."""
+        if job.admitted or self._guards is None or replay_of(job.envelope) is not None:
+            return True
+        admission = self._guards.admit(job.envelope, self.subscription)
+        if admission.verdict == "hold":
+            job.due = time.monotonic() + admission.seconds
+        elif admission.verdict == "quarantine":
+            self._bury(job, f"quarantined: {admission.reason}")
+        else:
+            job.admitted = True
+        return job.admitted
+
+    def _begin(self, job: _Job) -> None:
+        call = Call(
+            queue=self.queue,
+            topic=job.delivery.topic,
+            body=job.delivery.body,
+            attempt=job.attempts + 1,
+            again=job.delivery.deliveries > 1 or job.lost > 0,
+            owner=self._owner if self.subscription.ordered else None,
+        )
+        job.running = True
+        self._runner.submit(call).add_done_callback(lambda future: self._ended.put((job, future)))
+
+    def _finish_what_ended(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._finish(*self._ended.get_nowait())
+
+    def _finish(self, job: _Job, future: Future[Outcome]) -> None:
+        job.running = False
+        error = future.exception()
+        outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
+        if job.reader is not self._reader:
+            self._lanes.remove(job)  # the broker gives it out again, and the inbox knows if it was handled
+            return
+        match outcome.end:
+            case End.HANDLED | End.SKIPPED | End.PARKED:
+                if outcome.end is End.HANDLED:
+                    self._breaker.succeeded()
+                self._done(job)
+            case End.DEAD:
+                self._bury(job, outcome.error)
+            case End.FAILED:
+                self._breaker.failed()
+                self._failed(job, outcome)
+            case End.LOST:
+                self._breaker.failed()
+                self._lost(job, outcome)
+            case End.AWAY:
+                self._rest(outcome.error)
+
+    def _failed(self, job: _Job, outcome: Outcome) -> None:
+        retry = self.subscription.retry
+        job.attempts += 1
+        if job.attempts >= retry.max_attempts:
+            self._bury(job, outcome.error)
+            return
+        delay = outcome.after
+        if delay is None:
+            delay = retry.delay_after(job.attempts, f"{job.envelope.event_id}:{job.attempts}")
+        job.due = time.monotonic() + delay
+        logger.warning(
+            "%s: %s %s failed %d of %d times, again in %.1f s: %s", self.queue, job.envelope.event_type,
+            job.envelope.event_id, job.attempts, retry.max_attempts, delay, outcome.error,
+        )  # fmt: skip
+
+    def _lost(self, job: _Job, outcome: Outcome) -> None:
+        job.lost += 1
+        if job.lost > MOST_BEGUN:
+            self._bury(job, f"whoever handled it died {job.lost} times: {outcome.error}")
+            return
+        job.due = time.monotonic() + min(job.lost, 5)
+
+    def _bury(self, job: _Job, error: str) -> None:
+        letter = self._dead_letters.file(self.queue, job.envelope, error=error, attempts=job.attempts)
+        logger.error(
+            "%s: dead letter %d: %s %s: %s", self.queue, letter, job.envelope.event_type, job.envelope.event_id, error
+        )
+        self._done(job)
+
+    def _done(self, job: _Job) -> None:
+        self._lanes.remove(job)
+        job.reader.ack(job.delivery)
+        self._pause = 0.0
+
+
+class Consumers:
+    """Several consumers, started and stopped together."""
+
+    def __init__(self, consumers: Iterable[Consumer]) -> None:
+        self._consumers = list(consumers)
+
+    @property
+    def queues(self) -> list[str]:
+        return [consumer.queue for consumer in self._consumers]
+
+    def start(self) -> None:
+        for consumer in self._consumers:
+            consumer.start()
+
+    def stop(self, grace: float) -> None:
+        """Have them begin nothing more, and end what runs within `grace` seconds. Does not wait."""
+        for consumer in self._consumers:
+            consumer.stop(grace)
+
+    @property
+    def cut_off(self) -> list[str]:
+        """The queues whose handlers have not ended."""
+        return [consumer.queue for consumer in self._consumers if consumer.running]
+
+    def join(self, timeout: float) -> bool:
+        """Wait until they have ended, but not for longer than that; tell whether they have."""
+        until = time.monotonic() + timeout
+        return all(consumer.join(max(until - time.monotonic(), 0.0)) for consumer in self._consumers)

@@ -1,0 +1,318 @@
+"""Dead letters: messages that could not be handled, kept whole until a person decides what becomes of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
+
+from sagas.errors import NotAllowed
+from sagas.events.brokers import Delivery
+from sagas.events.envelope import Envelope
+from sagas.events.outbox import write
+from sagas.stores import schema
+from sagas.stores.sql import reading, translated
+
+__all__ = ["DeadLetter", "DeadLetters"]
+
+#: In the metadata of a message that is replayed: the id of its dead letter.
+REPLAY_OF = "replayOf"
+
+#: What a dead letter is in between being replayed and being handled.
+REPLAYING = "replaying"
+
+#: A header of ours: how the body is kept that is no text.
+_ENCODING = "sagas-body"
+
+_TABLE = schema.event_dead_letters.c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A message that one subscriber could not handle, why, and what became of it."""
+
+    id: int
+    queue: str  #: of the subscriber; empty when the broker could not take the message for anybody
+    event_id: str  #: empty when the body is no envelope
+    type: str
+    version: int
+    key: str | None
+    correlation_id: str
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    error: str
+    attempts: int
+    behind: int | None  #: of an ordered queue: the dead letter of its key that it was parked behind
+    created_at: datetime
+    resolved_at: datetime | None
+    resolution: str | None  #: replaying (not handled yet), replayed, discarded
+    reason: str | None
+    by: str | None
+
+
+class DeadLetters:
+    """The dead letters of one database.
+
+    `tracked`: the queues that are consumed against this database. A dead letter of one of these is resolved when its
+    message has been handled; any other, when it is sent again.
+    """
+
+    def __init__(self, engine: Engine, tracked: Collection[str]) -> None:
+        self._engine = engine
+        self._tracked = frozenset(tracked)
+
+    # -- filing -------------------------------------------------------------------------------------------------
+
+    def file(self, queue: str, envelope: Envelope, *, error: str, attempts: int) -> int:
+        """Keep a message that could not be handled. Returns the id of its dead letter.
+
+        A message that has an open one keeps that: it was delivered again, or replayed and failed again.
+        """
+        with translated(self._engine), self._engine.begin() as connection:
+            return self.file_in(connection, queue, envelope, error=error, attempts=attempts)
+
+    def file_in(
+        self,
+        connection: Connection,
+        queue: str,
+        envelope: Envelope,
+        *,
+        error: str,
+        attempts: int,
+        behind: int | None = None,
+    ) -> int:
+        """Do as `file`, in a transaction of the caller's. `behind`: the dead letter that it is parked behind."""
+        suspect = schema.suspects.c
+        connection.execute(delete(schema.suspects).where(suspect.queue == queue, suspect.event_id == envelope.event_id))
+        open_ = select(_TABLE.id, _TABLE.attempts).where(
+            _TABLE.event_id == envelope.event_id, _TABLE.queue == queue, _TABLE.resolved_at.is_(None)
+        )
+        known = connection.execute(open_.with_for_update()).first()
+        if known is not None:
+            again = update(schema.event_dead_letters).where(_TABLE.id == known.id)
+            connection.execute(
+                again.values(
+                    error=_printable(error), attempts=known.attempts + attempts, resolution=None, reason=None, by=None
+                )
+            )
+            return int(known.id)
+        about = {name: value for name, value in envelope.metadata.items() if name != REPLAY_OF}
+        return self._insert(
+            connection,
+            queue=queue,
+            event_id=envelope.event_id,
+            type=envelope.event_type,
+            version=envelope.version,
+            key=envelope.key,
+            correlation_id=envelope.correlation_id,
+            headers=envelope.headers(),
+            body=msgspec.structs.replace(envelope, metadata=about).encode().decode(),
+            error=error,
+            attempts=attempts,
+            behind=behind,
+        )
+
+    def file_unread(self, delivery: Delivery, error: str) -> int:
+        """Keep what is no envelope, byte for byte."""
+        headers = dict(delivery.headers)
+        try:
+            body = delivery.body.decode()
+            readable = "\x00" not in body  # which PostgreSQL takes for no text
+        except UnicodeDecodeError:
+            readable = False
+        if not readable:
+            body = base64.b64encode(delivery.body).decode()
+            headers[_ENCODING] = "base64"
+        with translated(self._engine), self._engine.begin() as connection:
+            return self._insert(
+                connection,
+                queue=delivery.queue,
+                event_id="",
+                type=_printable(delivery.topic)[:100],
+                version=0,
+                key=None if delivery.key is None else _printable(delivery.key)[:200],
+                correlation_id="",
+                headers=headers,
+                body=body,
+                error=error,
+                attempts=0,
+                behind=None,
+            )
+
+    @staticmethod
+    def _insert(connection: Connection, *, headers: Mapping[str, str], error: str, **values: Any) -> int:
+        row = {**values, "headers": json.dumps(headers), "error": _printable(error), "created_at": datetime.now(UTC)}
+        inserted = connection.execute(insert(schema.event_dead_letters).values(row))
+        (letter,) = inserted.inserted_primary_key or (0,)
+        return int(letter)
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def select(
+        self,
+        *,
+        queue: str | None = None,
+        type: str | None = None,  # noqa: A002
+        key: str | None = None,
+        correlation_id: str | None = None,
+        resolved: bool = False,
+        limit: int = 100,
+    ) -> Sequence[DeadLetter]:
+        """Return dead letters, oldest first: the open ones, or with `resolved` also the others."""
+        query = select(schema.event_dead_letters).order_by(_TABLE.id).limit(limit)
+        asked = {"queue": queue, "type": type, "key": key, "correlation_id": correlation_id}
+        for name, value in asked.items():
+            if value is not None:
+                query = query.where(_TABLE[name] == value)
+        return self._rows(query if resolved else query.where(_TABLE.resolved_at.is_(None)))
+
+    def get(self, ids: Iterable[int]) -> Sequence[DeadLetter]:
+        """Return dead letters by their ids, oldest first. Raises `NotAllowed` for one that is not there."""
+        wanted = set(ids)
+        found = self._rows(select(schema.event_dead_letters).where(_TABLE.id.in_(wanted)).order_by(_TABLE.id))
+        if missing := sorted(wanted - {letter.id for letter in found}):
+            raise NotAllowed(f"there is no dead letter {missing[0]}")
+        return found
+
+    def _rows(self, query: Select[Any]) -> list[DeadLetter]:
+        with reading(self._engine) as connection:
+            return [_letter(row) for row in connection.execute(query).mappings()]
+
+    # -- resolving ----------------------------------------------------------------------------------------------
+
+    def replay(
+        self,
+        letters: Iterable[DeadLetter],
+        *,
+        reason: str,
+        by: str | None = None,
+        rate: float | None = None,
+        dry_run: bool = True,
+    ) -> list[DeadLetter]:
+        """Send messages once more, each to the one queue that it failed in. Returns those that are, or would be, sent.
+
+        `rate`: at most so many a second. `dry_run`: only say what would be sent.
+        Of an ordered queue the first of a key is sent; what is parked behind it follows as each is handled.
+        What is no envelope is left out: it can only be discarded.
+        """
+        sent: list[DeadLetter] = []
+        for letter in letters:
+            if not letter.event_id or letter.resolved_at is not None or self._parked(letter):
+                continue
+            if not dry_run:
+                if rate is not None and sent:
+                    time.sleep(1 / rate)
+                with translated(self._engine), self._engine.begin() as connection:
+                    if not self._lock(connection, letter.id):
+                        continue
+                    self._send(connection, letter, reason=reason, by=by)
+            sent.append(letter)
+        return sent
+
+    def discard(self, letters: Iterable[DeadLetter], *, reason: str, by: str | None = None) -> list[DeadLetter]:
+        """Decide that messages will not be handled. Returns those that were open.
+
+        Of an ordered queue the next of the key, if one is parked, is sent.
+        """
+        discarded: list[DeadLetter] = []
+        for letter in letters:
+            with translated(self._engine), self._engine.begin() as connection:
+                first = self._first(connection, letter.queue, letter.key)
+                if not self._lock(connection, letter.id):
+                    continue
+                self._resolve(connection, letter.id, resolution="discarded", reason=reason, by=by)
+                if first == letter.id and letter.key is not None:
+                    self.release(connection, letter.queue, letter.key, by=by)
+            discarded.append(letter)
+        return discarded
+
+    def handled(self, connection: Connection, queue: str, envelope: Envelope) -> None:
+        """Resolve the dead letter of a message that is a replay, in the transaction that handled it."""
+        open_ = _TABLE.resolved_at.is_(None)
+        mine = (_TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id, open_)
+        done = update(schema.event_dead_letters).where(*mine)
+        resolved = connection.execute(done.values(resolved_at=datetime.now(UTC), resolution="replayed")).rowcount
+        if resolved and envelope.key is not None:
+            self.release(connection, queue, envelope.key, by=None)
+
+    def release(self, connection: Connection, queue: str, key: str, *, by: str | None) -> None:
+        """Send the next message of a key that is parked, if there is one."""
+        query = _of_key(queue, key).where(_TABLE.behind.is_not(None), _TABLE.resolution.is_(None)).limit(1)
+        row = connection.execute(query.with_for_update()).mappings().first()
+        if row is not None:
+            letter = _letter(row)
+            self._send(connection, letter, reason=f"after dead letter {letter.behind}", by=by)
+
+    def first(self, connection: Connection, queue: str, key: str) -> DeadLetter | None:
+        """Return the oldest open dead letter of a key, and keep it from being resolved in this transaction."""
+        row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
+        return None if row is None else _letter(row)
+
+    def discarded(self, connection: Connection, letter: int) -> bool:
+        """Tell whether somebody decided that a message will not be handled, though it is on its way."""
+        query = select(_TABLE.resolution).where(_TABLE.id == letter)
+        return connection.execute(query).scalar() == "discarded"
+
+    @staticmethod
+    def _first(connection: Connection, queue: str, key: str | None) -> int | None:
+        if key is None:
+            return None
+        return connection.execute(_of_key(queue, key).with_only_columns(_TABLE.id).limit(1)).scalar()
+
+    def _parked(self, letter: DeadLetter) -> bool:
+        if letter.behind is None:
+            return False
+        with reading(self._engine) as connection:
+            return self._first(connection, letter.queue, letter.key) != letter.id
+
+    @staticmethod
+    def _lock(connection: Connection, letter: int) -> bool:
+        query = select(_TABLE.id).where(_TABLE.id == letter, _TABLE.resolved_at.is_(None))
+        return connection.execute(query.with_for_update()).first() is not None
+
+    def _send(self, connection: Connection, letter: DeadLetter, *, reason: str, by: str | None) -> None:
+        envelope = Envelope.decode(letter.body)
+        if letter.queue in self._tracked:
+            about = {**envelope.metadata, REPLAY_OF: letter.id}
+            envelope = msgspec.structs.replace(envelope, metadata=about)
+            mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
+            connection.execute(mark.values(resolution=REPLAYING, reason=reason, by=by))
+        else:
+            self._resolve(connection, letter.id, resolution="replayed", reason=reason, by=by)
+        write(connection, envelope, letter.queue or None)
+
+    @staticmethod
+    def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, by: str | None) -> None:
+        mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
+        now = datetime.now(UTC)
+        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=reason, by=by))
+
+
+def replay_of(envelope: Envelope) -> int | None:
+    """Return the id of the dead letter that a message is the replay of."""
+    letter = envelope.metadata.get(REPLAY_OF)
+    return letter if isinstance(letter, int) else None
+
+
+def _of_key(queue: str, key: str) -> Select[Any]:
+    where = (_TABLE.queue == queue, _TABLE.key == key, _TABLE.resolved_at.is_(None))
+    return select(schema.event_dead_letters).where(*where).order_by(_TABLE.id)
+
+
+def _letter(row: RowMapping) -> DeadLetter:
+    headers = json.loads(row["headers"])
+    encoded = headers.pop(_ENCODING, None) == "base64"
+    body = base64.b64decode(row["body"]) if encoded else row["body"].encode()
+    return DeadLetter(**{**row, "headers": headers, "body": body})
+
+
+def _printable(text: str) -> str:
+    """Return the text without what a database may refuse: half characters, and zeros."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

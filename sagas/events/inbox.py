@@ -1,0 +1,271 @@
+"""The inbox: a handler's effect in the database happens once, however often its message is delivered."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from sagas.errors import (
+    DefinitionError,
+    InvalidMessage,
+    NoHandler,
+    NotOwner,
+    Retryable,
+    StoreUnavailable,
+    Terminal,
+    UnknownVersion,
+)
+from sagas.events.deadletters import DeadLetters, replay_of
+from sagas.events.envelope import CURRENT, Envelope
+from sagas.events.leases import is_mine
+from sagas.events.services import Handler, HandlerContext, Subscription
+from sagas.stores import schema
+from sagas.stores.sql import reading, translated
+
+__all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
+
+logger = logging.getLogger(__name__)
+
+#: The handler that runs now: what it may publish is what it declares.
+HANDLING: ContextVar[Handler | None] = ContextVar("sagas_current_handler", default=None)
+
+#: So often a message that was given out again is begun. What kills whoever handles it must end.
+MOST_BEGUN = 5
+
+#: What trying again cannot mend, other than by other code.
+_HOPELESS = (Terminal, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler)
+
+#: Rows that are deleted at once.
+_BATCH = 1000
+
+
+class End(enum.StrEnum):
+    """How the handling of a delivery ended."""
+
+    HANDLED = "handled"
+    SKIPPED = "skipped"  #: it had been handled before, or was discarded
+    PARKED = "parked"  #: behind a dead letter of its key
+    FAILED = "failed"  #: try again
+    DEAD = "dead"  #: trying again is no use
+    AWAY = "away"  #: the database did not answer: that says nothing about the message
+    LOST = "lost"  #: whoever handled it died, or was told to stop: nobody knows how far it got
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What must be known to handle a delivery, in whatever process. Can be pickled."""
+
+    queue: str
+    topic: str
+    body: bytes
+    attempt: int  #: from 1
+    again: bool  #: it was given out before
+    owner: str | None = None  #: of an ordered queue: who reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a `Call`. Can be pickled."""
+
+    end: End
+    error: str = ""
+    after: float | None = None  #: seconds until the next attempt, where the handler said so
+
+
+class Inbox:
+    """Runs handlers, each in one transaction with its inbox row, what it writes and what it publishes.
+
+    `publish(session, message, *, key)`: what `HandlerContext.emit` calls.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        subscriptions: Mapping[str, Subscription],
+        dead_letters: DeadLetters,
+        publish: Callable[..., Envelope],
+    ) -> None:
+        self._engine = engine
+        self._subscriptions = subscriptions
+        self._dead_letters = dead_letters
+        self._publish = publish
+
+    def handle(self, call: Call) -> Outcome:
+        """Handle a delivery. Never raises: everything that can go wrong is an outcome."""
+        try:
+            return Outcome(self._handle(call))
+        except Retryable as error:
+            return Outcome(End.FAILED, _told(error), error.after)
+        except _HOPELESS as error:
+            return Outcome(End.DEAD, _told(error))
+        except StoreUnavailable as error:
+            return Outcome(End.FAILED if self._answers() else End.AWAY, _told(error))
+        except DBAPIError as error:
+            away = error.connection_invalidated or not self._answers()
+            return Outcome(End.AWAY if away else End.FAILED, _told(error))
+        except Exception as error:
+            logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=True)
+            return Outcome(End.FAILED, _told(error))
+
+    def _handle(self, call: Call) -> End:
+        subscription = self._subscriptions[call.queue]
+        envelope = Envelope.decode(call.body)
+        handler = _handler(subscription, envelope)
+        replay = replay_of(envelope)
+        if call.again and not self._begin_again(call.queue, envelope):
+            raise Terminal(
+                f"it was begun {MOST_BEGUN} times and more, and whoever handled it never came back: it seems to kill "
+                "its process"
+            )
+        with Session(self._engine) as session:
+            connection = session.connection()
+            if replay is not None and self._dead_letters.discarded(connection, replay):
+                return End.SKIPPED
+            if subscription.ordered and envelope.key is not None:
+                first = self._dead_letters.first(connection, call.queue, envelope.key)
+                if first is not None and first.id != replay:
+                    self._park(connection, call.queue, envelope, first.id)
+                    session.commit()
+                    return End.PARKED
+            if not _enter(connection, call.queue, envelope):
+                session.rollback()
+                self._settle(session.connection(), call, envelope)
+                session.commit()
+                return End.SKIPPED
+            message = envelope.open(_declared(handler, envelope))
+            context = HandlerContext(
+                envelope=envelope,
+                subscription=call.queue,
+                attempt=call.attempt,
+                session=session,
+                _publish=self._publish,
+            )
+            with _running(envelope, handler):
+                handler(message, context)
+            connection = session.connection()
+            self._settle(connection, call, envelope)
+            if call.owner is not None and not is_mine(connection, call.queue, call.owner):
+                return End.LOST  # somebody else reads the queue now, and may have come further
+            with translated(self._engine):
+                session.commit()
+            return End.HANDLED
+
+    def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
+        """Close what is open about a message that is handled."""
+        if call.again:
+            connection.execute(_suspect(delete(schema.suspects), call.queue, envelope))
+        if replay_of(envelope) is not None:
+            self._dead_letters.handled(connection, call.queue, envelope)
+
+    def _park(self, connection: Connection, queue: str, envelope: Envelope, behind: int) -> None:
+        error = f"parked behind dead letter {behind}, an earlier message of its key"
+        self._dead_letters.file_in(connection, queue, envelope, error=error, attempts=0, behind=behind)
+
+    def _begin_again(self, queue: str, envelope: Envelope) -> bool:
+        """Count that a message is begun which was given out before; tell whether it may be."""
+        with translated(self._engine), self._engine.begin() as connection:
+            table = schema.suspects
+            more = _suspect(update(table), queue, envelope).values(begun=table.c.begun + 1, seen_at=datetime.now(UTC))
+            if connection.execute(more).rowcount == 0:
+                row = {"queue": queue, "event_id": envelope.event_id, "begun": 1, "seen_at": datetime.now(UTC)}
+                connection.execute(insert(table), row)
+            begun: int = connection.execute(_suspect(select(table.c.begun), queue, envelope)).scalar_one()
+        return begun <= MOST_BEGUN
+
+    def _answers(self) -> bool:
+        try:
+            with reading(self._engine) as connection:
+                connection.execute(select(1))
+        except StoreUnavailable:
+            return False
+        return True
+
+    def purge(self, older: timedelta) -> int:
+        """Forget what was handled longer ago than that. Returns how much. Each thousand is a transaction."""
+        before, total = datetime.now(UTC) - older, 0
+        for table, moment in ((schema.inbox, schema.inbox.c.handled_at), (schema.suspects, schema.suspects.c.seen_at)):
+            key = (table.c.queue, table.c.event_id)
+            found = select(*key).where(moment < before).order_by(moment).limit(_BATCH)
+            gone = delete(table).where(key[0] == bindparam("q"), key[1] == bindparam("e"))
+            count = _BATCH
+            while count == _BATCH:
+                with translated(self._engine), self._engine.begin() as connection:
+                    rows = [{"q": queue, "e": event_id} for queue, event_id in connection.execute(found)]
+                    if rows:
+                        connection.execute(gone, rows)
+                count = len(rows)
+                total += count
+        return total
+
+
+@contextmanager
+def _running(envelope: Envelope, handler: Handler) -> Iterator[None]:
+    before = CURRENT.set(envelope), HANDLING.set(handler)
+    try:
+        yield
+    finally:
+        CURRENT.reset(before[0])
+        HANDLING.reset(before[1])
+
+
+def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
+    handler = subscription.handlers.get(envelope.topic)
+    if handler is not None:
+        return handler
+    known = sorted(subscription.handlers)
+    raise NoHandler(
+        f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code that has "
+        "one, or an upcaster, then replay it"
+    )
+
+
+def _declared(handler: Handler, envelope: Envelope) -> Any:
+    return next(declared for declared in handler.handles if declared.name == envelope.event_type)
+
+
+_ENTER: Mapping[str, Any] = {
+    "postgresql": postgresql.insert(schema.inbox).on_conflict_do_nothing().execution_options(preserve_rowcount=True),
+    "sqlite": sqlite.insert(schema.inbox).on_conflict_do_nothing().execution_options(preserve_rowcount=True),
+}
+
+
+def _enter(connection: Connection, queue: str, envelope: Envelope) -> bool:
+    """Write down that a message is handled; tell whether it had not been. Waits for whoever handles it meanwhile."""
+    row = {
+        "queue": queue,
+        "event_id": envelope.event_id,
+        "type": envelope.event_type,
+        "version": envelope.version,
+        "source": envelope.source,
+        "correlation_id": envelope.correlation_id,
+        "causation_id": envelope.causation_id,
+        "handled_at": datetime.now(UTC),
+    }
+    statement = _ENTER.get(connection.dialect.name)
+    if statement is not None:
+        return connection.execute(statement, row).rowcount == 1
+    try:
+        # MySQL can only ignore a conflict together with everything else that is wrong with a row.
+        connection.execute(insert(schema.inbox), row)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _suspect(statement: Any, queue: str, envelope: Envelope) -> Any:
+    return statement.where(schema.suspects.c.queue == queue, schema.suspects.c.event_id == envelope.event_id)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,48 @@
+"""Leases on ordered queues: one process at a time reads one, for two would overtake each other."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from sagas.stores import schema
+from sagas.stores.sql import now_of, translated
+
+__all__ = ["LEASE", "is_mine", "release", "take"]
+
+#: Seconds for which a reader of an ordered queue that is not heard of keeps it. It is renewed after a third.
+LEASE = 15.0
+
+_TABLE = schema.readers
+
+
+def take(engine: Engine, queue: str, owner: str) -> bool:
+    """Take the lease of a queue, or renew it; tell whether it is ours. Raises `StoreUnavailable`."""
+    with translated(engine):
+        try:
+            with engine.begin() as connection:
+                now = connection.execute(select(now_of(engine))).scalar_one()
+                until = now + timedelta(seconds=LEASE)
+                free = (_TABLE.c.owner == owner) | (_TABLE.c.lease_until < now)
+                mine = update(_TABLE).where(_TABLE.c.queue == queue, free).values(owner=owner, lease_until=until)
+                if connection.execute(mine).rowcount == 1:
+                    return True
+                if connection.execute(select(_TABLE.c.queue).where(_TABLE.c.queue == queue)).first() is not None:
+                    return False
+                connection.execute(insert(_TABLE), {"queue": queue, "owner": owner, "lease_until": until})
+                return True
+        except IntegrityError:  # somebody else was quicker
+            return False
+
+
+def release(engine: Engine, queue: str, owner: str) -> None:
+    """Let others read the queue at once."""
+    with translated(engine), engine.begin() as connection:
+        connection.execute(delete(_TABLE).where(_TABLE.c.queue == queue, _TABLE.c.owner == owner))
+
+
+def is_mine(connection: Connection, queue: str, owner: str) -> bool:
+    """Tell whether nobody else has taken the lease."""
+    return connection.execute(select(_TABLE.c.owner).where(_TABLE.c.queue == queue)).scalar() == owner

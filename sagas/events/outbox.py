@@ -1,0 +1,103 @@
+"""The outbox: messages that commit together with what they tell of, and wait there for the relay."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from sagas.errors import InvalidMessage
+from sagas.events.envelope import Envelope
+from sagas.stores import schema
+from sagas.stores.sql import reading, translated
+
+__all__ = ["SHARDS", "age", "outbox_row", "purge", "shard_of", "unsent", "write"]
+
+#: Into so many parts the outbox is divided. One relay at a time sends a part, so that the order of each key is kept.
+SHARDS = 16
+
+#: Rows that are deleted at once.
+_BATCH = 1000
+
+_LONGEST = 200
+
+
+def shard_of(key: str) -> int:
+    """Return the part of the outbox that a key belongs to: the same in every process."""
+    return zlib.crc32(key.encode()) % SHARDS
+
+
+def outbox_row(envelope: Envelope, queue: str | None = None) -> dict[str, Any]:
+    """Return the row of `events_outbox` that has the relay send a message.
+
+    `queue`: to this queue alone, as a command or a replay; None: to everybody who listens to its topic.
+    Raises `InvalidMessage` for a key or a correlation id of more than 200 characters.
+    """
+    for name, value in (("key", envelope.key), ("correlation id", envelope.correlation_id)):
+        if value is not None and len(value) > _LONGEST:
+            raise InvalidMessage(
+                f"{envelope.kind} {envelope.event_type!r}: its {name} has {len(value)} characters, more than {_LONGEST}"
+            )
+    return {
+        "shard": shard_of(envelope.event_id if envelope.key is None else envelope.key),
+        "event_id": envelope.event_id,
+        "type": envelope.event_type,
+        "version": envelope.version,
+        "source": envelope.source,
+        "key": envelope.key,
+        "correlation_id": envelope.correlation_id,
+        "causation_id": envelope.causation_id,
+        "queue": queue,
+        "body": envelope.encode().decode(),
+        "created_at": datetime.now(UTC),
+    }
+
+
+def write(session: Session | Connection, envelope: Envelope, queue: str | None = None) -> None:
+    """Put a message into the outbox, in the transaction of the session. See `outbox_row`."""
+    connection = session.connection() if isinstance(session, Session) else session
+    connection.execute(insert(schema.outbox), outbox_row(envelope, queue))
+
+
+def unsent(engine: Engine) -> int:
+    """Return how many messages wait for a relay."""
+    query = select(func.count()).select_from(schema.outbox).where(schema.outbox.c.sent_at.is_(None))
+    with reading(engine) as connection:
+        return connection.execute(query).scalar_one()
+
+
+def age(engine: Engine) -> float:
+    """Return for how many seconds the oldest unsent message has waited; 0 when there is none."""
+    table = schema.outbox.c
+    # The first of each shard is found in an index, however many there are behind it.
+    first = (
+        select(func.min(table.id))
+        .where(table.shard == schema.relay_shards.c.shard, table.sent_at.is_(None))
+        .scalar_subquery()
+    )
+    query = select(func.min(table.created_at)).where(table.id.in_(select(first)))
+    with reading(engine) as connection:
+        return _age(connection.execute(query).scalar_one())
+
+
+def _age(oldest: datetime | None) -> float:
+    return 0.0 if oldest is None else max((datetime.now(UTC) - oldest).total_seconds(), 0.0)
+
+
+def purge(engine: Engine, older: timedelta) -> int:
+    """Delete the messages that were sent longer ago than that. Returns how many. Each thousand is a transaction."""
+    table = schema.outbox
+    before = datetime.now(UTC) - older
+    found = select(table.c.id).where(table.c.sent_at < before).order_by(table.c.sent_at).limit(_BATCH)
+    total = 0
+    while True:
+        with translated(engine), engine.begin() as connection:
+            ids = connection.execute(found).scalars().all()
+            if ids:
+                connection.execute(delete(table).where(table.c.id.in_(ids)))
+        total += len(ids)
+        if len(ids) < _BATCH:
+            return total

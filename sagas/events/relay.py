@@ -1,0 +1,171 @@
+"""The relay: takes messages from the outbox to the broker."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, bindparam, select, update
+
+from sagas.errors import InvalidMessage, NoHandler, SagaError
+from sagas.events.brokers import Broker, Outgoing
+from sagas.events.deadletters import DeadLetters
+from sagas.events.envelope import Envelope
+from sagas.stores import schema
+from sagas.stores.sql import reading, translated
+
+__all__ = ["Relay"]
+
+logger = logging.getLogger(__name__)
+
+#: Messages that are handed to the broker, and then marked as sent, at once.
+_BATCH = 100
+
+#: After an error the pause grows up to this many seconds.
+_LONGEST_PAUSE = 30.0
+
+_TABLE = schema.outbox.c
+_WITH_WORK = select(schema.relay_shards.c.shard).where(
+    select(_TABLE.id).where(_TABLE.shard == schema.relay_shards.c.shard, _TABLE.sent_at.is_(None)).exists()
+)
+_LOCK = (
+    select(schema.relay_shards.c.shard)
+    .where(schema.relay_shards.c.shard == bindparam("shard"))
+    .with_for_update(skip_locked=True)
+)
+#: SQLite has one lock for all, and no other way to ask for it in whatever mode the caller's engine begins.
+_LOCK_ALL = update(schema.relay_shards).where(schema.relay_shards.c.shard == bindparam("_shard")).values(
+    shard=schema.relay_shards.c.shard
+)  # fmt: skip
+_UNSENT = (
+    select(_TABLE.id, _TABLE.queue, _TABLE.body)
+    .where(_TABLE.shard == bindparam("shard"), _TABLE.sent_at.is_(None))
+    .order_by(_TABLE.id)
+    .limit(_BATCH)
+)
+
+
+class Relay:
+    """Sends what is in the outbox, each key in the order of its transactions, at least once.
+
+    Any number may run, in any processes: each part of the outbox is sent by the one that holds its lock. A message is
+    marked as sent after the broker has confirmed it; a relay that dies in between leaves it to be sent once more.
+
+    A command, or a replay, to a queue that the broker does not have becomes a dead letter in this database, which is
+    the sender's; so does a message that the broker cannot take. What follows it is sent.
+
+    `declare`: makes the topology at the broker; called before the first message, and after an error.
+    `interval`: seconds between two looks at an outbox that was empty.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        broker: Broker,
+        dead_letters: DeadLetters,
+        *,
+        declare: Callable[[], object],
+        interval: float = 0.2,
+    ) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._dead_letters = dead_letters
+        self._declare = declare
+        self._declared = False
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def send(self) -> int:
+        """Send all that is there. Returns how many. Raises `BrokerUnavailable`, `StoreUnavailable`."""
+        total = 0
+        while sent := self._look():
+            total += sent
+        return total
+
+    def _look(self) -> int:
+        """Send a batch of each shard that has something, and is not being sent by another relay."""
+        with reading(self._engine) as connection:
+            shards = list(connection.execute(_WITH_WORK).scalars())
+        random.shuffle(shards)  # so that several relays do not queue for the same one
+        return sum(self._send(shard) for shard in shards)
+
+    def _send(self, shard: int) -> int:
+        with translated(self._engine), self._engine.begin() as connection:
+            if not self._lock(connection, shard):
+                return 0
+            rows = connection.execute(_UNSENT, {"shard": shard}).all()
+            if rows:
+                try:
+                    self._publish(connection, rows)
+                except Exception:
+                    self._declared = False  # the broker may have lost what was declared
+                    raise
+                sent = update(schema.outbox).where(_TABLE.id.in_([row.id for row in rows]))
+                connection.execute(sent.values(sent_at=datetime.now(UTC)))
+            return len(rows)
+
+    def _lock(self, connection: Connection, shard: int) -> bool:
+        if connection.dialect.name == "sqlite":
+            return connection.execute(_LOCK_ALL, {"_shard": shard}).rowcount == 1
+        return connection.execute(_LOCK, {"shard": shard}).first() is not None
+
+    def _publish(self, connection: Connection, rows: Sequence[Row[Any, Any, Any]]) -> None:
+        messages = [(Envelope.decode(row.body), row.queue) for row in rows]
+        outgoing = [_outgoing(envelope, queue, row.body) for (envelope, queue), row in zip(messages, rows, strict=True)]
+        if not self._declared:
+            self._declare()
+            self._declared = True
+        try:
+            self._broker.publish(outgoing)
+        except (NoHandler, InvalidMessage):
+            # One of them. What was taken before it may be taken twice, which is what the inbox is for.
+            for (envelope, queue), message in zip(messages, outgoing, strict=True):
+                try:
+                    self._broker.publish([message])
+                except (NoHandler, InvalidMessage) as error:
+                    told = f"{type(error).__name__}: {error}"
+                    letter = self._dead_letters.file_in(connection, queue or "", envelope, error=told, attempts=0)
+                    logger.error("dead letter %d: %s %s: %s", letter, message.topic, message.id, told)  # noqa: TRY400
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run in a thread, until `stop`."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self.run, name="sagas-relay", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the thread after the batch that it is at, but do not wait for longer than that."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def run(self) -> None:
+        """Send for as long as nobody calls `stop`. Outlives the broker and the database."""
+        pause = self._interval
+        while not self._stop.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311
+            try:
+                pause = self._interval if self._look() == 0 else 0.0
+            except SagaError as error:
+                pause = min(max(pause, self._interval) * 2, _LONGEST_PAUSE)
+                logger.warning("the relay pauses for %.1f s: %s", pause, error)
+            except Exception:
+                pause = min(max(pause, self._interval) * 2, _LONGEST_PAUSE)
+                logger.exception("the relay failed and pauses for %.1f s", pause)
+
+
+def _outgoing(envelope: Envelope, queue: str | None, body: str) -> Outgoing:
+    return Outgoing(
+        id=envelope.event_id,
+        topic=envelope.topic,
+        body=body.encode(),
+        headers=envelope.headers(),
+        key=envelope.key,
+        queue=queue,
+    )
