@@ -9,6 +9,7 @@ import click
 from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
 from sagas.cli.outbox import outbox
+from sagas.cli.projection import projection
 from sagas.cli.topology import topology
 
 __all__ = ["events"]
@@ -22,5 +23,5 @@ def events(obj: Any) -> None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq):
+for command in (topology, outbox, relay, consume, dlq, projection):
     events.add_command(command)

@@ -33,8 +33,8 @@ _ATTRIBUTE = "__sagas_message__"
 _IRREGULAR = frozenset(
     """
     begun bought brought built done drawn found frozen given gone held kept known left lent lost made met overdrawn
-    overridden paid rebuilt resent seen sent sold spent taken taught thrown told undone upheld withdrawn withheld won
-    written
+    overridden paid rebuilt resent seen sent sold spent stuck taken taught thrown told undone upheld withdrawn withheld
+    won written
     """.split()  # noqa: SIM905 - a list of words
 )
 #: Those that look the same as a wish and as a fact: they will do for both.

@@ -41,7 +41,7 @@ from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
 from sagas.stores.commits import Commits
 
-__all__ = ["SqlStore", "forget_after_fork", "now_of", "reading", "translated"]
+__all__ = ["READ_ONLY", "SqlStore", "database_now", "forget_after_fork", "reading", "translated"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 _CLOCK_TRUST = 30.0
 
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
-_READ_ONLY = "sagas_read_only"
+READ_ONLY = "sagas_read_only"
 
 
 class SqlStore:
@@ -130,6 +130,8 @@ class SqlStore:
             row = connection.execute(query, values).mappings().one_or_none()
             if row is None:
                 raise SagaNotFound(missing)
+            if row["revision"] == 1:  # as it was inserted: no step has begun
+                return _saga(row, [])
             return _saga(row, connection.execute(_STEPS, {"saga_id": row["id"]}).mappings().all())
 
         return self._read(read)
@@ -140,15 +142,16 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
         session: Session | None = None,
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
-                return self._save(session.connection(), before, after, history, dead_letters)
-        if self.dialect == "postgresql" and not history and not dead_letters:
+                return self._save(session.connection(), before, after, history, dead_letters, outbox)
+        if self.dialect == "postgresql" and not (history or dead_letters or outbox):
             return self._save_at_once(before, after)
         with self._writing() as connection:
-            return self._save(connection, before, after, history, dead_letters)
+            return self._save(connection, before, after, history, dead_letters, outbox)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
@@ -168,6 +171,7 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry],
         dead_letters: Sequence[DeadLetter],
+        outbox: Sequence[Mapping[str, Any]],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
         if connection.execute(_COMPARE_AND_SET, _compared_and_set(before, after)).rowcount != 1:
@@ -180,6 +184,8 @@ class SqlStore:
             )
         for letter in dead_letters:
             connection.execute(_file(letter))
+        if outbox:
+            connection.execute(insert(schema.outbox), outbox)
         return after
 
     @contextmanager
@@ -250,7 +256,7 @@ class SqlStore:
         return self._read(lambda connection: connection.execute(query).mappings().all())
 
     def _read(self, ask: Callable[[Connection], T]) -> T:
-        options: dict[str, Any] = {_READ_ONLY: True}
+        options: dict[str, Any] = {READ_ONLY: True}
         if self.dialect == "postgresql":  # single statements need no transaction: one round trip instead of three
             options["isolation_level"] = "AUTOCOMMIT"
 
@@ -295,12 +301,14 @@ def translated(engine: Engine) -> Iterator[None]:
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
     with translated(engine), engine.connect() as connection:
-        yield connection.execution_options(**{_READ_ONLY: True})
+        yield connection.execution_options(**{READ_ONLY: True})
 
 
-def now_of(engine: Engine) -> Any:
-    """Return the expression for the database's time, UTC."""
-    return _DIALECTS[engine.dialect.name].now
+def database_now(dialect: str) -> Any:
+    """Return the SQL expression for the database's own time, in UTC. Raises `ConfigurationError` for a strange one."""
+    if dialect not in _DIALECTS:
+        raise ConfigurationError(f"sagas and events are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {dialect}")
+    return _DIALECTS[dialect].now
 
 
 _ALL: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -419,7 +427,7 @@ def _teach_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READ_ONLY)
+        reads = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
