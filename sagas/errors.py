@@ -25,6 +25,7 @@
         ├── UnknownVersion         no upcaster leads from the version that arrived to the one that is read
         ├── NotOwner               an event is published by its owner alone
         ├── NoHandler              nobody receives this command
+        ├── HandlersFailed         handlers of an event failed, within this process; each failure is in it
         ├── BrokerUnavailable      the broker did not confirm; try again
         ├── SchemaRefused          the registry does not take a schema: it would break readers or writers
         ├── StreamConflict         an append expected a stream at another version
@@ -37,6 +38,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
@@ -44,6 +47,7 @@ __all__ = [
     "DefinitionMissing",
     "DuplicateName",
     "EventError",
+    "HandlersFailed",
     "InvalidInput",
     "InvalidMessage",
     "KeyReused",
@@ -161,6 +165,14 @@ class NotOwner(EventError):
 
 class NoHandler(EventError):
     """Nobody here receives this command, or handles this event."""
+
+
+class HandlersFailed(EventError, ExceptionGroup[Exception]):
+    """Handlers of an event failed on the in-process bus: `exceptions` has what each raised, noted with its name."""
+
+    def derive(self, excs: Sequence[Exception]) -> HandlersFailed:  # type: ignore[override]
+        """Make one of some of the failures, for `except*`."""
+        return HandlersFailed(self.message, excs)
 
 
 class BrokerUnavailable(EventError):

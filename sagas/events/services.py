@@ -244,7 +244,7 @@ class Service:
                 raise DefinitionError(f"{where}: {declared.name!r} is {what}")
         for declared in emitted:
             self._check_owned(declared, f"handler {name!r} emits")
-        message, context = _parameters(function, where)
+        message, context = parameters(function, where, HandlerContext)
         return Handler(
             service=self.name,
             name=name,
@@ -273,20 +273,22 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", function))
 
 
-def _parameters(function: Callable[..., Any], where: str) -> tuple[str, str | None]:
-    """Return the names of the parameters that take the message and, if there is one, the context."""
+def parameters(function: Callable[..., Any], where: str, context: type) -> tuple[str, str | None]:
+    """Return the names of the parameters that take the message and, if there is one, that of the type `context`."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)) or inspect.iscoroutinefunction(function):
         raise DefinitionError(f"{where}: handlers are plain functions, neither async nor wrapped in another object")
     try:
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
-    parameters = inspect.signature(function).parameters
-    if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values()):
+    taken = inspect.signature(function).parameters
+    if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in taken.values()):
         raise DefinitionError(f"{where}: its parameters are given by name, so it cannot have *args, ** or /")
-    names = list(parameters)
-    contexts = [name for name in names if hints.get(name) is HandlerContext]
+    names = list(taken)
+    contexts = [name for name in names if hints.get(name) is context]
     messages = [name for name in names if name not in contexts]
     if len(messages) != 1 or len(contexts) > 1:
-        raise DefinitionError(f"{where}: it must take its message and, if it wants to, one HandlerContext; not {names}")
+        raise DefinitionError(
+            f"{where}: it must take its message and, if it wants to, one {context.__name__}; not {names}"
+        )
     return messages[0], contexts[0] if contexts else None

@@ -21,14 +21,13 @@ from sqlalchemy import (
     Select,
     bindparam,
     cast,
-    event,
     insert,
     select,
     union_all,
     update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 from sagas.checkpoints import (
     CLOCKS_DIFFER,
@@ -42,6 +41,7 @@ from sagas.checkpoints import (
 )
 from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
+from sagas.stores.commits import Commits
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
 
 __all__ = ["SqlStore"]
@@ -121,8 +121,7 @@ class SqlStore:
         return _saga(connection.execute(query.with_for_update(read=True)).mappings().one(), [])
 
     def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
-        savepoint = session.get_nested_transaction()
-        _AfterCommit.of(session).add(savepoint, then)
+        Commits.of(session).after(then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
@@ -307,48 +306,6 @@ class SqlStore:
 
     def _translated(self, *, limited: bool = True) -> AbstractContextManager[None]:
         return translated(self.engine, self._timeout if limited else None)
-
-
-class _AfterCommit:
-    """What is to be called after the outermost transaction of a session, or of a connection, has committed."""
-
-    def __init__(self, target: Session | Connection) -> None:
-        self._waiting: list[tuple[object, Callable[[], object]]] = []  # each with the savepoint it was asked in
-        if isinstance(target, Session):
-            event.listen(target, "after_commit", self._session_committed)
-            event.listen(target, "after_soft_rollback", self._session_rolled_back)
-        else:
-            event.listen(target, "commit", self._committed)
-            event.listen(target, "rollback", self._rolled_back)
-            event.listen(target, "rollback_savepoint", lambda _connection, _name, _context: self._rolled_back())
-
-    @classmethod
-    def of(cls, target: Session | Connection) -> _AfterCommit:
-        # Listeners cannot be taken away while they are called, so each target gets its own, once.
-        made: _AfterCommit | None = getattr(target, "_sagas_after_commit", None)
-        if made is None:
-            made = cls(target)
-            setattr(target, "_sagas_after_commit", made)  # noqa: B010 - it is not theirs to declare
-        return made
-
-    def add(self, savepoint: object, then: Callable[[], object]) -> None:
-        self._waiting.append((savepoint, then))
-
-    def _committed(self, _: Connection | None = None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for _savepoint, then in waiting:
-            then()
-
-    def _rolled_back(self, _: Connection | None = None) -> None:
-        self._waiting = []
-
-    def _session_committed(self, session: Session) -> None:
-        if not session.in_nested_transaction():  # the event also fires when a savepoint is released
-            self._committed()
-
-    def _session_rolled_back(self, _: Session, previous: SessionTransaction) -> None:
-        # A savepoint rolled back takes with it only what was asked inside it.
-        self._waiting = [asked for asked in self._waiting if previous.nested and asked[0] is not previous]
 
 
 class _Clock:
