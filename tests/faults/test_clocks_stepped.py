@@ -1,13 +1,13 @@
 """Somebody sets a clock: the database's, by which all is measured, or a worker's, which nobody asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from sagas import SagaHandle
 from tests.conftest import Rig
-from tests.rig import Ledger
+from tests.rig import Ledger, Worker
 from tests.servers import Clock, Postgres, Redis, wait_for
 
 HOURS = 3 * 3600
@@ -35,8 +35,7 @@ def test_the_databases_clock_is_stepped(stepped: tuple[Rig, Clock], step: int) -
     workers = [rig.worker(concurrency=2), rig.worker(concurrency=2)]
     orphan = rig.start("long", two="slow")
     rig.begun(orphan, "two")
-    (holder,) = {effect.pid for effect in rig.ledger.of(orphan.id, "begin") if effect.step == "two"}
-    next(worker for worker in workers if holder in [child.pid for child in worker.children()]).kill()
+    _holder(rig, orphan, workers).kill()
     alive = rig.start("long", two="slow")
     rig.begun(alive, "two")
     clock.step(step)
@@ -49,22 +48,28 @@ def test_the_databases_clock_is_stepped(stepped: tuple[Rig, Clock], step: int) -
         rig.assert_explained(handle)
 
 
-def test_a_workers_clock_is_stepped(rig: Rig) -> None:
-    """It neither loses its claim, nor keeps it after its death."""
-    clock = Clock(rig.folder)
-    odd = rig.worker(concurrency=1, clock=clock)
+def test_the_workers_clocks_are_stepped(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One hours forward and one back, and then the other way: no claim is lost, and none outlives its worker."""
+    clocks = [Clock(tmp_path_factory.mktemp("clock")) for _ in range(2)]
+    workers = [rig.worker(concurrency=1, clock=clock) for clock in clocks]
     held = rig.start("long", two="slow")
     rig.begun(held, "two")
-    rig.worker(concurrency=1)
     for step in (HOURS, -HOURS):
-        clock.step(step)
+        clocks[0].step(step)
+        clocks[1].step(-step)
         for _ in range(3):
             _renewed(held)
     assert _times(rig.ledger, held.id, "two") == 1
-    odd.kill()
-    wait_for(lambda: _times(rig.ledger, held.id, "two") == 2, 20, "another worker has taken it over")
+    _holder(rig, held, workers).kill()
+    wait_for(lambda: _times(rig.ledger, held.id, "two") == 2, 20, "the other worker has taken it over")
     rig.go(held)
     rig.assert_done(held)
+
+
+def _holder(rig: Rig, handle: SagaHandle, workers: Sequence[Worker]) -> Worker:
+    """Return the worker that is at the second step."""
+    (pid,) = {effect.pid for effect in rig.ledger.of(handle.id, "begin") if effect.step == "two"}
+    return next(worker for worker in workers if pid in [child.pid for child in worker.children()])
 
 
 def _renewed(handle: SagaHandle) -> None:

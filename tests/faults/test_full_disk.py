@@ -29,7 +29,7 @@ def small(redis_server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_disk_of_the_database_is_full(small: tuple[Rig, Postgres]) -> None:
     rig, server = small
     assert server.disk is not None
-    rig.worker(concurrency=3)
+    worker = rig.worker(concurrency=3)
     held = [rig.start("long", key=f"held-{i}", two="slow") for i in range(2)]
     refused = rig.start("line", key="refused", three="terminal")
     for handle in held:
@@ -47,7 +47,8 @@ def test_the_disk_of_the_database_is_full(small: tuple[Rig, Postgres]) -> None:
     for handle in held:
         rig.go(handle)
     wait_for(lambda: all(rig.landed(handle, "two") for handle in held), 20, "the effects have landed")
-    wait_for(lambda: "did not answer" in rig.logs() or "StoreUnavailable" in rig.logs(), 20, "the workers say so")
+    wait_for(lambda: "recovery pauses" in worker.output(), 20, "recovery says so")
+    wait_for(lambda: worker.output().count("recovery will take it up") == len(held), 20, "so do the steps")
 
     server.disk.empty()
     wait_for(server.supervised, 60, "the database answers")
