@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sagas.cli.asyncapi import asyncapi
 from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
 from sagas.cli.outbox import outbox
@@ -24,5 +25,5 @@ def events(obj: Any) -> None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq, projection, schema):
+for command in (topology, outbox, relay, consume, dlq, projection, schema, asyncapi):
     events.add_command(command)

@@ -37,6 +37,7 @@ _WIDER: Mapping[str, frozenset[str]] = {
     "long": frozenset({"float", "double"}),
     "float": frozenset({"double"}),
     "string": frozenset({"bytes"}),
+    "bytes": frozenset({"string"}),  # which is then refused
 }
 _NAMED = ("record", "error", "enum", "fixed")
 _LOGICAL = ("logicalType", "precision", "scale")
@@ -123,9 +124,11 @@ class _Comparison:
         if isinstance(reads, list):
             # As Avro has it: the first branch that matches is the one, whatever then comes of it.
             reads = next((branch for branch in reads if self._matches(wrote, branch)), reads)
-        if isinstance(reads, list) or not self._matches(wrote, reads):
+            reads = self._found(reads, self.read)
+        if isinstance(reads, list) or not self._is_of_kind(wrote, reads):
             return [self._mismatch(wrote, reads)]
-        reads = self._found(reads, self.read)
+        if (_type(wrote), _type(reads)) == ("bytes", "string"):
+            return [self._mismatch(wrote, reads)]
         return self._logical(wrote, reads) + self._inside(wrote, reads)
 
     def _found(self, schema: Any, named: Mapping[str, Any]) -> Any:
@@ -135,16 +138,18 @@ class _Comparison:
         wrote, reads = self._found(wrote, self.written), self._found(reads, self.read)
         if isinstance(wrote, list) or isinstance(reads, list):
             return True  # looked at when it comes to it
+        if not self._is_of_kind(wrote, reads):
+            return False
+        if _type(wrote) == "array":
+            return self._matches(wrote["items"], reads["items"])
+        return _type(wrote) != "map" or self._matches(wrote["values"], reads["values"])
+
+    def _is_of_kind(self, wrote: Any, reads: Any) -> bool:
         ours, theirs = _type(wrote), _type(reads)
         if ours != theirs:
             return theirs in _WIDER.get(ours, ())
-        match ours:
-            case "array":
-                return self._matches(wrote["items"], reads["items"])
-            case "map":
-                return self._matches(wrote["values"], reads["values"])
-            case "fixed":
-                return _is_named_alike(wrote, reads) and wrote["size"] == reads["size"]
+        if ours == "fixed" and wrote["size"] != reads["size"]:
+            return False
         return ours not in _NAMED or _is_named_alike(wrote, reads)
 
     def _mismatch(self, wrote: Any, reads: Any) -> Difference:

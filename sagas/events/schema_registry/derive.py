@@ -12,7 +12,7 @@ from sagas.errors import SchemaRefused
 from sagas.events.messages import MessageType, type_of
 from sagas.values import is_pydantic
 
-__all__ = ["schema_of"]
+__all__ = ["describe", "schema_of"]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -31,10 +31,15 @@ def schema_of(message: MessageType | type) -> dict[str, Any]:
     """
     declared = message if isinstance(message, MessageType) else type_of(message)
     try:
-        definition = _of_pydantic(declared.cls) if is_pydantic(declared.cls) else _of_plain(declared.cls)
+        definition = describe(declared.cls)
     except (TypeError, ValueError) as error:
         raise SchemaRefused(f"{declared.kind} {declared.name!r} cannot be described: {error}") from error
     return {"$schema": _DIALECT, **definition}
+
+
+def describe(cls: type) -> dict[str, Any]:
+    """Return the JSON Schema of any class with fields. Raises `TypeError` for a type that cannot be described."""
+    return _of_pydantic(cls) if is_pydantic(cls) else _of_plain(cls)
 
 
 def _of_pydantic(cls: Any, template: str = "#/$defs/{model}") -> dict[str, Any]:
@@ -48,7 +53,7 @@ def _of_pydantic(cls: Any, template: str = "#/$defs/{model}") -> dict[str, Any]:
 def _of_plain(cls: type) -> dict[str, Any]:
     models: dict[str, Any] = {}
 
-    def describe(type_: type) -> dict[str, Any]:
+    def describe_model(type_: type) -> dict[str, Any]:
         if not is_pydantic(type_):
             raise TypeError(f"a {type_.__qualname__} cannot be kept as JSON")
         name = re.sub(r"[^\w.-]", "_", f"{type_.__module__}.{type_.__qualname__}")
@@ -60,7 +65,7 @@ def _of_plain(cls: type) -> dict[str, Any]:
 
     parts: list[Any] = list(_parts(inspect.type_info(cls), {}).values())
     references, definitions = msgspec.json.schema_components(
-        [part.cls for part in parts], schema_hook=describe, ref_template="#/$defs/{name}"
+        [part.cls for part in parts], schema_hook=describe_model, ref_template="#/$defs/{name}"
     )
     for part, reference in zip(parts, references, strict=True):
         _mend_fields(part, definitions[reference["$ref"].removeprefix("#/$defs/")])

@@ -54,8 +54,8 @@ def review(
     `owners`: the services that this code is. Types of others are only read here: each registered revision must be
     readable.
     """
-    own = set(owners)
-    return [_review(declared, registry, own, format) for declared in types]
+    own, how = set(owners), registry.format(format)
+    return [_review(declared, registry, own, how) for declared in types]
 
 
 def register(
@@ -80,13 +80,7 @@ def register(
     return found
 
 
-def _review(
-    declared: MessageType,
-    registry: SchemaRegistry,
-    own: set[str],
-    format: str,  # noqa: A002
-) -> Finding:
-    how = registry.format(format)
+def _review(declared: MessageType, registry: SchemaRegistry, own: set[str], how: Format) -> Finding:
     subject = how.subject(declared)
     judge = _judge_own if declared.context in own else _judge_foreign
     verdict, revision, reasons = judge(declared, registry, how, registry.revisions(subject))
