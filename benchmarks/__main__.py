@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | table`: what the library costs, measured on this machine."""
+"""`python -m benchmarks throughput | growth | table | eventsourcing`: what the library costs, measured here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contenders
+from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
 from benchmarks.measure import run_here
@@ -35,12 +36,13 @@ def main() -> None:
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
+        ("eventsourcing", "an event store, beside the library of that name"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
         command.add_argument("--seconds-per-round", type=float, default=4.0)
         command.add_argument("--json", type=Path, default=HERE / "results" / f"{name}.json")
-        command.add_argument("--write", action="store_true", help="also into docs/performance.md")
+        command.add_argument("--write", action="store_true", help="also into the page of docs/")
     commands.choices["throughput"].add_argument("--steps", type=int, default=4)
     commands.choices["throughput"].add_argument(
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
@@ -63,6 +65,8 @@ def main() -> None:
         report = throughput(given.only, rounds, seconds, given.steps)
     elif given.command == "growth":
         report = growth(rounds, seconds)
+    elif given.command == "eventsourcing":
+        report = eventsourcing(rounds, seconds)
     else:
         report = table(given.sagas, rounds, seconds)
     report.show()
