@@ -8,9 +8,11 @@ import click
 
 from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
+from sagas.cli.graph import draw
 from sagas.cli.outbox import outbox
 from sagas.cli.projection import projection
 from sagas.cli.topology import topology
+from sagas.cli.trace import tell
 
 __all__ = ["events"]
 
@@ -23,5 +25,5 @@ def events(obj: Any) -> None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq, projection):
+for command in (topology, outbox, relay, consume, dlq, projection, draw, tell):
     events.add_command(command)
