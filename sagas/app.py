@@ -71,8 +71,8 @@ class Sagas:
                 raise ConfigurationError(f"{name}={value!r} must be more than zero seconds")
         if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
             raise ConfigurationError(
-                "the sagas and the outbox of the events are in two databases, so that a step and what it emits could not "
-                "be one transaction: Events(..., engine=store.engine)"
+                "the sagas and the outbox of the events are in two databases, so that a step and what it emits "
+                "could not be one transaction: Events(..., engine=store.engine)"
             )
         check_app(app)
         self.app = app

@@ -382,7 +382,8 @@ class Orchestrator:
             except DefinitionMissing as error:
                 self._note(before, str(error))
                 raise
-            change = decide(saga, before, self.store.now())
+            now = self.store.now()
+            change = decide(saga, transitions.rewound(before, now), now)
             after = change.record
             if after is not before:
                 outbox = self._outbox(saga, before, after, emitted)

@@ -1,11 +1,12 @@
 """Processes that write to an event store and read all of it meanwhile: `python -m tests.tail URL FOLDER`.
 
-They go on until there is a file `stop`. Writers and runners work in children that are killed at any moment, and replaced.
-All are forks of one process, which has imported everything.
+They go on until there is a file `stop`. Writers and runners work in children that are killed at any moment within their
+first second, and replaced. All are forks of one process, which has imported everything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -21,10 +22,11 @@ from sqlalchemy.orm import Session
 
 from sagas import SqlStore, StoreUnavailable
 from sagas.events import ANY, EventStore, Projection, Projections, StoredEvent, event
-from tests.servers import die_with_parent
+from tests.servers import die_with_parent, wait_for
 
 STREAMS = 6
-WRITERS = 4
+WRITERS = 3
+RUNNERS = 2
 
 #: What the projection writes: a line an event.
 lines = Table(
@@ -58,6 +60,7 @@ def write(url: str, folder: Path, chance: random.Random) -> None:
     store = store_of(url)
     pause = 0.02 if url.startswith("postgres") else 0.002  # elsewhere the others wait for it
     with (folder / f"committed-{os.getpid()}").open("a") as committed:
+        begun(store, folder)
         while not (folder / "stop").exists():
             appended: list[str] = []
             try:
@@ -100,25 +103,38 @@ def read(url: str, folder: Path, *, naive: bool = False) -> None:
             elif over:
                 return
             else:
-                time.sleep(0.005)
+                time.sleep(0.03)
 
 
-def run(url: str) -> None:
+def run(url: str, folder: Path) -> None:
     """Run the projection."""
-    Projections(store_of(url), [projection], batch=20).run(threading.Event(), poll=0.01)
+    store = store_of(url)
+    begun(store, folder)
+    Projections(store, [projection], batch=20).run(threading.Event(), poll=0.05)
+
+
+def begun(store: EventStore, folder: Path) -> None:
+    """Note that this process is at work: it may be killed now."""
+    store.horizon()
+    (folder / f"begun-{os.getpid()}").touch()
 
 
 def killed_now_and_then(work: Callable[[], None], folder: Path, chance: random.Random) -> None:
     """Do some work in children that are killed, until nobody shall write any more."""
-    while not (folder / "stop").exists():
+    stop = folder / "stop"
+    while not stop.exists():
         child = fork(work)
-        give_up = time.monotonic() + 0.1 + chance.random() * 0.8
-        while time.monotonic() < give_up and not (folder / "stop").exists():
-            time.sleep(0.01)
+        _until(lambda: (folder / f"begun-{child}").exists() or stop.exists(), 60)  # noqa: B023 - called at once
+        _until(stop.exists, chance.random())
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            raise RuntimeError("it ended before it was killed")
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            raise RuntimeError("it failed before it was killed")
+
+
+def _until(condition: Callable[[], bool], timeout: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        wait_for(condition, timeout, pause=0.03)
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -142,13 +158,13 @@ def main(url: str, given: str) -> None:
         killed_now_and_then(lambda: write(url, folder, random.Random(chance.random() + os.getpid())), folder, chance)
 
     def runner(seed: int) -> None:
-        killed_now_and_then(lambda: run(url), folder, random.Random(seed))
+        killed_now_and_then(lambda: run(url, folder), folder, random.Random(seed))
 
     readers = [fork(lambda: read(url, folder)) for _ in range(2)]
     if url.startswith("postgres"):
         readers.append(fork(lambda: read(url, folder, naive=True)))
     others = [fork(lambda: writer(seed)) for seed in range(WRITERS)]  # noqa: B023 - it is a fork that looks at it
-    others += [fork(lambda: runner(seed)) for seed in range(2)]  # noqa: B023
+    others += [fork(lambda: runner(seed)) for seed in range(RUNNERS)]  # noqa: B023
     ends = [os.waitpid(child, 0)[1] for child in others]
     (folder / "over").touch()
     ends += [os.waitpid(child, 0)[1] for child in readers]

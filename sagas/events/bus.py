@@ -20,9 +20,10 @@ from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
+from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
-from sagas.stores.sql import forget_after_fork
+from sagas.stores.engines import forget_after_fork
 
 __all__ = ["SAGAS", "Events"]
 
@@ -41,6 +42,7 @@ class Events:
     `relay_interval`: seconds between two looks of a relay at an empty outbox.
     `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
         code has.
+    `registry`: where the schemas of messages are kept, and checked at deployment; None: nowhere.
     Raises `DuplicateName` for two services, or two projections, of one name, `DefinitionError` for projections that
     have no store, or whose events it was not given.
 
@@ -63,6 +65,7 @@ class Events:
         relay_interval: float = 0.2,
         store: EventStore | None = None,
         projections: Iterable[Projection] = (),
+        registry: SchemaRegistry | None = None,
     ) -> None:
         self.services: Mapping[str, Service] = {}
         for service in services:
@@ -86,6 +89,7 @@ class Events:
         if projections and store is None:
             raise DefinitionError(f"projection {projections[0]} has no events: Events(..., store=EventStore(...))")
         self.projections = None if store is None else Projections(store, projections)
+        self.registry = registry
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:

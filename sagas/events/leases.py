@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sagas.stores import schema
-from sagas.stores.sql import database_now, translated
+from sagas.stores.engines import database_now, translated
 
 __all__ = ["LEASE", "is_mine", "release", "take"]
 

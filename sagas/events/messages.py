@@ -96,7 +96,12 @@ class MessageType:
                 f"here. Readable: {', '.join(map(str, self.versions))}. Add an upcaster, or deploy code that knows it"
             )
         for step in range(version, self.version):
-            data = self.upcasters[step](data)
+            try:
+                data = self.upcasters[step](data)
+            except Exception as error:
+                raise InvalidMessage(
+                    f"{self.kind} {self.name!r} version {step}: its upcaster failed: {type(error).__name__}: {error}"
+                ) from error
         return data
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sagas.errors import InvalidMessage
 from sagas.events.envelope import Envelope
 from sagas.stores import schema
-from sagas.stores.sql import reading, translated
+from sagas.stores.engines import reading, translated
 
 __all__ = ["SHARDS", "age", "outbox_row", "purge", "shard_of", "unsent", "write"]
 

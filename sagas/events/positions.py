@@ -28,12 +28,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, bindparam, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sagas.errors import ConfigurationError
+from sagas.stores.engines import database_now
 from sagas.stores.schema import positions, stored_events, streams
-from sagas.stores.sql import database_now
 
 __all__ = ["Row", "Writing", "writing_on"]
 
@@ -68,10 +68,10 @@ class Writing(abc.ABC):
     def lock(self, connection: Connection, stream: str) -> None:
         """Keep everybody else from appending to a stream until the transaction ends."""
 
-    def horizon(self, engine: Engine) -> int | None:  # noqa: ARG002 - for those who have one
+    def horizon(self, connection: Connection) -> int | None:  # noqa: ARG002 - for those who have one
         """Return the position up to which nothing is still to come; None where that is so of all that can be seen.
 
-        `engine`: it begins no transaction around the statements.
+        `connection`: one that begins no transaction.
         """
         return None
 
@@ -244,18 +244,16 @@ class _Postgres(Writing):
         connection.execute(self._begin, {"stream": stream})
         connection.execute(self._lock, {"stream": stream})
 
-    def horizon(self, engine: Engine) -> int:
+    def horizon(self, connection: Connection) -> int:
         # Two statements, so that the locks are read after the position; and before the events, whose snapshot must be
         # younger than both.
-        with engine.connect() as connection:
-            replica, last = connection.execute(self._last).one()
-            if replica:
-                raise ConfigurationError(
-                    "this database is a replica: it does not know who is writing, so a reader of all events would miss "
-                    "some. Read them from the primary"
-                )
-            marks = connection.execute(self._marks).scalars().all()
-        horizon: int = min([last, *(_whole(mark, last) for mark in marks)])
+        replica, last = connection.execute(self._last).one()
+        if replica:
+            raise ConfigurationError(
+                "this database is a replica: it does not know who is writing, so a reader of all events would miss "
+                "some. Read them from the primary"
+            )
+        horizon: int = min([last, *(_whole(mark, last) for mark in connection.execute(self._marks).scalars())])
         return horizon
 
 

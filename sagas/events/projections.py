@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from sagas.errors import DefinitionError, DuplicateName, NotAllowed, ProjectionStopped, StoreUnavailable
 from sagas.events.messages import MessageType, type_of
 from sagas.events.store import EventStore, StoredEvent, StoredRow
+from sagas.stores.engines import database_now, reading, translated
 from sagas.stores.schema import live_projections, projections
-from sagas.stores.sql import database_now, reading, translated
 
 __all__ = ["Projection", "ProjectionState", "Projections"]
 

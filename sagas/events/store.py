@@ -26,9 +26,9 @@ from sagas.errors import (
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.positions import Row, writing_on
+from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
-from sagas.stores.sql import READ_ONLY, database_now, translated
 from sagas.values import dump, load
 
 __all__ = ["ANY", "NO_STREAM", "EventStore", "Loaded", "Snapshots", "StoredEvent", "fold"]
@@ -49,9 +49,6 @@ ANY: Final = _Any.ANY
 
 #: Expected of a stream: that it has no events yet.
 NO_STREAM: Final = 0
-
-#: What errors call it.
-DATABASE = "the database of the events"
 
 _LONGEST_STREAM = 200
 
@@ -144,8 +141,9 @@ class EventStore:
         self._writing = writing_on(engine.dialect.name)
         self._now = database_now(engine.dialect.name)
         # Single statements need no transaction on PostgreSQL: one round trip instead of three. SQLite need not lock.
-        postgresql = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {}
-        self._reader = engine.execution_options(**{READ_ONLY: True}, **postgresql)
+        self._alone: dict[str, Any] = {READ_ONLY: True}
+        if engine.dialect.name == "postgresql":
+            self._alone["isolation_level"] = "AUTOCOMMIT"
 
     def __repr__(self) -> str:
         return f"EventStore({self.engine.url.render_as_string(hide_password=True)!r})"
@@ -201,23 +199,29 @@ class EventStore:
         cause: Envelope | None,
         metadata: dict[str, Any] | None,
     ) -> Envelope:
-        if isinstance(event, Envelope):
-            envelope = event
-        else:
-            source = type_of(event).context
-            envelope = Envelope.wrap(
-                event, source=source, correlation_id=correlation_id, cause=cause, metadata=metadata
+        envelope = (
+            event
+            if isinstance(event, Envelope)
+            else Envelope.wrap(
+                event,
+                source=type_of(event).context,
+                correlation_id=correlation_id,
+                cause=cause,
+                metadata=metadata,
             )
-        if envelope.kind is not Kind.EVENT:
-            raise InvalidMessage(f"stream {stream!r}: {envelope.event_type!r} is a command; only what happened is kept")
-        self._type_of(envelope.event_type, envelope.version, f"stream {stream!r}, to be appended")
+        )
+        if (envelope.event_type, envelope.version) not in self._readable:
+            where = f"stream {stream!r}"
+            if envelope.kind is not Kind.EVENT:
+                raise InvalidMessage(f"{where}: {envelope.event_type!r} is a command; only what happened is kept")
+            raise self._unknown(envelope.event_type, envelope.version, where)
         return envelope
 
     @contextmanager
     def _in(self, session: Session | Connection | None, *, at_once: bool) -> Iterator[Connection]:
         """Give a connection in the caller's transaction, or in one of our own."""
         if session is None and at_once:
-            with self._reader.connect() as connection:
+            with self._reading() as connection:
                 yield connection
         elif session is None:
             with self.engine.begin() as connection:
@@ -229,6 +233,12 @@ class EventStore:
                     f"the session is on {connection.dialect.name}, the events are kept on {self.engine.dialect.name}"
                 )
             yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with translated(self.engine), self.engine.connect() as connection:
+            # Of the connection, not of an engine made for it: SQLAlchemy is slower with those.
+            yield connection.execution_options(**self._alone)
 
     def _appended(self, connection: Connection, stream: str, rows: Sequence[Row]) -> int | None:
         """Return the version that these events brought their stream to before; None when none of them is there."""
@@ -274,7 +284,7 @@ class EventStore:
         event this code cannot read.
         """
         query = _STREAM if limit is None else _STREAM.limit(bindparam("limit"))
-        with translated(self.engine), self._reader.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query, {"stream": stream, "after": after, "limit": limit}).all()
         return [self.open(row) for row in rows]
 
@@ -286,14 +296,14 @@ class EventStore:
         Raises what `read` raises, and `ConfigurationError` on a replica of PostgreSQL, which cannot promise that.
         """
         until = self.horizon()
-        with translated(self.engine), self._reader.connect() as connection:
+        with self._reading() as connection:
             rows = self.rows(connection, after=after, until=until, limit=limit)
         return [self.open(row) for row in rows]
 
     def horizon(self) -> int | None:
         """Return the position up to which nothing is still to come; None where that is so of all that can be seen."""
-        with translated(self.engine):
-            return self._writing.horizon(self._reader)
+        with self._reading() as connection:
+            return self._writing.horizon(connection)
 
     def rows(self, connection: Connection, *, after: int, until: int | None, limit: int) -> Sequence[StoredRow]:
         """Return events unopened, in the order of their positions.
@@ -318,32 +328,29 @@ class EventStore:
 
     def type_of(self, row: StoredRow) -> MessageType:
         """Return the type that a row is read as. Raises `UnknownType` or `UnknownVersion`."""
-        return self._type_of(
-            row.type, row.version, f"event {row.event_id}, number {row.stream_version} of {row.stream!r}"
-        )
+        declared = self._readable.get((row.type, row.version))
+        if declared is None:
+            raise self._unknown(row.type, row.version, _where(row))
+        return declared
 
-    def _type_of(self, name: str, version: int, where: str) -> MessageType:
-        declared = self._readable.get((name, version))
-        if declared is not None:
-            return declared
+    def _unknown(self, name: str, version: int, where: str) -> UnknownType | UnknownVersion:
         versions = sorted(known for other, known in self._readable if other == name)
         if versions:
-            raise UnknownVersion(
+            return UnknownVersion(
                 f"{where}: there is no way from version {version} of {name!r} to one that is read here. Readable: "
                 f"{', '.join(map(str, versions))}. Add an upcaster, or deploy code that knows it"
             )
-        raise UnknownType(
+        return UnknownType(
             f"{where}: its type {name!r} is not among those that the store was given: "
             f"{', '.join(known.name for known in self.types) or 'none'}. Add it to EventStore(engine, types=[...])"
         )
 
-    def _message(self, row: Any) -> Any:
-        declared = self._readable.get((row.type, row.version)) or self.type_of(row)
+    def _message(self, row: StoredRow) -> Any:
+        declared = self.type_of(row)
         try:
             return declared.load(row.data, row.version)
         except InvalidMessage as error:
-            where = f"event {row.event_id}, number {row.stream_version} of {row.stream!r}"
-            raise InvalidMessage(f"{where}: {error}") from error
+            raise InvalidMessage(f"{_where(row)}: {error}") from error
 
     # -- making states --------------------------------------------------------------------------------------------
 
@@ -360,7 +367,7 @@ class EventStore:
         if snapshots is not None:
             state, version = self._snapshot(stream, snapshots, initial)
         begun = version
-        with translated(self.engine), self._reader.connect() as connection:
+        with self._reading() as connection:
             full = True
             while full:
                 page = connection.execute(_CONTENT, {"stream": stream, "after": version, "limit": _PAGE}).all()
@@ -373,7 +380,7 @@ class EventStore:
 
     def _snapshot(self, stream: str, kind: Snapshots, initial: S) -> tuple[S, int]:
         which = {"stream": stream, "schema_version": kind.schema_version}
-        with translated(self.engine), self._reader.connect() as connection:
+        with self._reading() as connection:
             row = connection.execute(_SNAPSHOT, which).one_or_none()
         if row is None:
             return initial, 0
@@ -410,6 +417,10 @@ def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType
                     f"{declared.cls.__qualname__}: give the store the newest of them, with upcasters from the others"
                 )
     return readable
+
+
+def _where(row: StoredRow) -> str:
+    return f"event {row.event_id}, number {row.stream_version} of {row.stream!r}"
 
 
 def _row(number: int, envelope: Envelope) -> Row:

@@ -403,7 +403,7 @@ def test_a_state_that_cannot_be_kept(store: EventStore) -> None:
 def test_a_database_that_does_not_answer(url: str) -> None:
     store = EventStore(create_engine(url), TYPES)
     for ask in (lambda: store.read("a"), store.read_all, lambda: store.append(None, "a", deposits(1), expected=ANY)):
-        with pytest.raises(StoreUnavailable, match="the database of the events"):
+        with pytest.raises(StoreUnavailable, match="the database"):
             ask()
 
 

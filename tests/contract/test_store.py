@@ -158,6 +158,17 @@ def test_what_is_not_there(store: SqlStore) -> None:
         store.find("order", "nope")
 
 
+def test_what_was_written_in_the_future_is_due(store: SqlStore) -> None:
+    """The database's clock was set back since. A process sees that when it looks at the clock."""
+    now = store.now()
+    later = now + timedelta(hours=3)
+    store.insert(record(1, wake_at=later, updated_at=later))
+    store.insert(record(2, wake_at=later, updated_at=now))
+    store.insert(record(3, wake_at=None, updated_at=later))
+    assert store.due(10, lease=30) == ["id-0001"]
+    assert store.due(10, lease=30) == []
+
+
 def test_due_are_taken_once(store: SqlStore) -> None:
     now = store.now()
     for number in range(10):
