@@ -220,7 +220,10 @@ _ENCODER = msgspec.json.Encoder()
 
 class _Postgres(Writing):
     at_once = True
-    _append = {how: text(_APPEND.format(mark=_MARK, moved=moved)) for how, moved in _MOVED.items()}  # noqa: RUF012
+    # With its column declared, SQLAlchemy need not look at the result anew each time.
+    _append = {  # noqa: RUF012
+        how: text(_APPEND.format(mark=_MARK, moved=moved)).columns(streams.c.version) for how, moved in _MOVED.items()
+    }
     _begin = postgresql.insert(streams).values(name=bindparam("stream"), version=0).on_conflict_do_nothing()
     _lock = select(streams.c.name).where(streams.c.name == bindparam("stream")).with_for_update()
     _last = text(
