@@ -305,6 +305,31 @@ def test_the_level_of_a_subject_is_set_once(server: SchemaServer) -> None:
     assert server.levels[PLACED] == "BACKWARD"
 
 
+def test_somebody_is_quicker(server: SchemaServer) -> None:
+    class Late(ConfluentSchemaRegistry):
+        """Somebody else registers after this one has looked, and before it asks for a number."""
+
+        def _write(self, schema: Schema, before: Sequence[Schema]) -> int | None:
+            other = obj("order_id", order_id={"type": "string"}, note={"type": "integer"})
+            ConfluentSchemaRegistry(server.url).register(PLACED, other, "orders")
+            return super()._write(schema, before)
+
+    ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders")
+    with pytest.raises(SchemaRefused, match=r"\$\.note: revision 2 may write an integer"):
+        Late(server.url).register(PLACED, ADDED, "orders")
+    assert len(ConfluentSchemaRegistry(server.url).revisions(PLACED)) == 2
+
+
+def test_somebody_is_quicker_still(server: SchemaServer) -> None:
+    """They register after this one has asked for its number: the server takes that number only once."""
+    ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders")
+    other = obj("order_id", order_id={"type": "string"}, note={"type": "integer"})
+    server.before_post = lambda: server._register(PLACED, {"schema": json.dumps(other), "schemaType": "JSON"})
+    with pytest.raises(SchemaRefused, match=r"\$\.note: revision 2 may write an integer"):
+        ConfluentSchemaRegistry(server.url).register(PLACED, ADDED, "orders")
+    assert len(ConfluentSchemaRegistry(server.url).revisions(PLACED)) == 2
+
+
 def test_numbers_that_were_deleted_are_not_given_again(server: SchemaServer) -> None:
     registry = ConfluentSchemaRegistry(server.url)
     registry.register(PLACED, FIRST, "orders")
