@@ -110,10 +110,12 @@ class _Failure:
     @property
     def told(self) -> str:
         row = self.row
-        return (
+        told = (
             f"{type(self.error).__name__} at event {row.event_id}, {row.type} version {row.version}, number "
             f"{row.stream_version} of {row.stream!r}: {self.error}"
         )
+        # What the databases can keep: an error may quote anything.
+        return told.replace("\0", "\\0").encode(errors="replace").decode()
 
 
 @dataclass
