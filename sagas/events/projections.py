@@ -392,7 +392,9 @@ class Projections:
                 transaction.commit()
                 return live
         self.advance(projection)  # stops there, and says so
-        raise StoreUnavailable(f"projection {projection}: an event could not be handled at first; try again")
+        raise StoreUnavailable(f"projection {projection}: an event could not be handled; try again") from (
+            batch.failure.error
+        )
 
     def resume(self, projection: Projection) -> None:
         """Let a projection that stopped try the failing event again, once its code is mended."""
