@@ -125,7 +125,7 @@ def killed_now_and_then(work: Callable[[], None], folder: Path, chance: random.R
     while not stop.exists():
         child = fork(work)
         _until(lambda: (folder / f"begun-{child}").exists() or stop.exists(), 60)  # noqa: B023 - called at once
-        _until(stop.exists, chance.random())
+        _until(stop.exists, 0.1 + chance.random())
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):

@@ -119,7 +119,7 @@ def test_many_runners_share_the_work(store: EventStore) -> None:
 
 
 def fail(_: Session) -> None:
-    raise ZeroDivisionError("no cents")
+    raise ZeroDivisionError("no cents \0 \ud800 💶")
 
 
 def break_a_rule(session: Session) -> None:
