@@ -13,6 +13,7 @@ from billiard import current_process
 from sqlalchemy.orm import Session
 
 from sagas import StepContext, Terminal
+from sagas.stores.engines import READ_ONLY
 from tasks.tables import PlannedFault, ShopSession
 
 __all__ = ["KINDS", "Fault", "Kind", "check", "plan"]
@@ -56,7 +57,7 @@ def check(step: StepContext, reference: str, at: str) -> None:
     # A short session of its own, for the same reason. It only reads: a handler of events has written already, and on
     # SQLite a second writer would wait for it.
     with ShopSession() as session:
-        session.connection(execution_options={"sagas_read_only": True})
+        session.connection(execution_options={READ_ONLY: True})
         fault = session.get(PlannedFault, (reference, at))
     if fault is None:
         return

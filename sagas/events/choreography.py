@@ -12,7 +12,7 @@ from sqlalchemy import Engine, func, select
 from sagas.events.messages import Kind, MessageType
 from sagas.events.services import COMMANDS, Handler, Service
 from sagas.stores import schema
-from sagas.stores.sql import reading
+from sagas.stores.engines import reading
 
 __all__ = ["Difference", "Graph", "Heard", "Problem", "compared", "graph", "observed", "problems"]
 

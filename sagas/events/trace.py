@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Engine, Table, select
 
 from sagas.stores import schema
-from sagas.stores.sql import reading
+from sagas.stores.engines import reading
 
 __all__ = ["Entry", "trace"]
 
