@@ -352,6 +352,17 @@ class Partition:
             history = ()
         return cls(committed.offset, history)
 
+    def read(self, offset: int) -> int:
+        """Take a message, and return how many before it are missing."""
+        missing = 0 if self.position is None else offset - self.position
+        self.position = offset + 1
+        self.unacknowledged[offset] = None
+        return missing
+
+    def give(self, offset: int) -> None:
+        """Note that a message is given out."""
+        self.given = offset + 1
+
     def deliveries(self, offset: int) -> int:
         """Return how often a message has been given out, this time included."""
         return 1 + next((count for end, count in self.history if offset < end), 0)
@@ -464,20 +475,12 @@ class _Reader:
                 raise KafkaException(error)
             partition = self._partitions.get((message.topic() or "", message.partition() or 0))
             if partition is not None:
-                self._pass(partition, message)
+                if (missing := partition.read(message.offset() or 0)) > 0:
+                    where = f"{message.topic()}[{message.partition()}]"
+                    logger.error("%d messages of %s were deleted before %r had read them", missing, where, self)
                 read.append((partition, message))
         current = set(self._partitions.values())  # some may have been revoked meanwhile
         return [(partition, message) for partition, message in read if partition in current]
-
-    def _pass(self, partition: Partition, message: Message) -> None:
-        offset = message.offset() or 0
-        if partition.position is not None and offset > partition.position:
-            logger.error(
-                "%r: %d messages of %s[%s] were deleted before they were read: its retention is too short",
-                self, offset - partition.position, message.topic(), message.partition(),
-            )  # fmt: skip
-        partition.position = offset + 1
-        partition.unacknowledged[offset] = None
 
     def _bound(self, read: list[tuple[Partition, Message]]) -> list[Delivery]:
         """Keep what is bound to the queue."""
@@ -496,7 +499,7 @@ class _Reader:
             if message.topic() != self._queue and topic not in topics[message.topic() or ""]:
                 del partition.unacknowledged[offset]
                 continue
-            partition.given = offset + 1
+            partition.give(offset)
             deliveries.append(
                 Delivery(
                     queue=self._queue,

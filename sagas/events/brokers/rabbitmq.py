@@ -7,6 +7,7 @@ goes to `dlq.<queue>`. No limit is set here: an argument of a queue can never be
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -32,6 +33,9 @@ _ERRORS = (AMQPError, KombuError, OSError)
 
 #: How many messages may wait for their confirmation.
 _UNCONFIRMED = 1_000
+
+#: Acknowledgements that come within so many seconds are sent together.
+_TOGETHER = 0.05
 
 #: A header of ours, and those that RabbitMQ adds. The rest are the publisher's.
 _KEY = "sagas-key"
@@ -256,7 +260,9 @@ class _Reader:
         self._connection: Connection | None = None
         self._channel: Any = None
         self._arrived: deque[Any] = deque()
-        self._given: set[int] = set()
+        self._given: dict[int, None] = {}  # in order
+        self._acknowledged: set[int] = set()  # and not told yet
+        self._told = 0.0
         self._beaten = 0.0
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
@@ -273,6 +279,7 @@ class _Reader:
     def _receive(self, limit: int, timeout: float) -> list[Delivery]:
         if self._connection is None:
             self._open()
+        self._tell()
         self._wait(timeout)
         while len(self._arrived) < limit and self._drain(0):
             pass
@@ -307,7 +314,7 @@ class _Reader:
     def _delivery(self, message: Any) -> Delivery:
         headers = message.headers or {}
         tag = message.delivery_info["delivery_tag"]
-        self._given.add(tag)
+        self._given[tag] = None
         before = max(headers.get("x-delivery-count", 0), headers.get("x-acquired-count", 0))
         return Delivery(
             queue=self._queue,
@@ -324,28 +331,46 @@ class _Reader:
         with self._lock:
             if channel is not self._channel or tag not in self._given:
                 return  # given out again since
-            self._given.discard(tag)
-            try:
-                channel.basic_ack(tag)
-            except _ERRORS:
-                self._disconnect()
+            del self._given[tag]
+            self._acknowledged.add(tag)
+            if not self._given or time.monotonic() - self._told > _TOGETHER:
+                with contextlib.suppress(*_ERRORS):
+                    self._tell()
+
+    def _tell(self) -> None:
+        """Send the acknowledgements.
+
+        Several at once, for each is a write of all replicas of the queue, and with many under way the last would be
+        dropped when the connection ends.
+        """
+        acknowledged, self._acknowledged, self._told = self._acknowledged, set(), time.monotonic()
+        first = next(iter(self._given), math.inf)
+        if all_before := [tag for tag in acknowledged if tag < first]:
+            self._channel.basic_ack(max(all_before), multiple=True)
+        for tag in acknowledged.difference(all_before):
+            self._channel.basic_ack(tag)
 
     def beat(self) -> None:
         """Stay alive while the reader's own thread is busy elsewhere; while it waits it does so itself."""
         if self._lock.acquire(blocking=False):
             try:
-                self._send_heartbeat()
+                if self._connection is not None:
+                    self._tell()
+                    self._send_heartbeat()
             finally:
                 self._lock.release()
 
     def _send_heartbeat(self) -> None:
         now = time.monotonic()
-        if self._connection is not None and now - self._beaten >= self._broker.lease / 4:
+        assert self._connection is not None
+        if now - self._beaten >= self._broker.lease / 4:
             self._beaten = now
             self._connection.connection.send_heartbeat()
 
     def close(self) -> None:
-        if self._pid == os.getpid():
+        if self._pid == os.getpid() and self._connection is not None:
+            with self._lock, contextlib.suppress(*_ERRORS):
+                self._tell()
             with self._lock:
                 self._disconnect()
 
