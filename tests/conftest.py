@@ -12,7 +12,7 @@ import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from tests.rig import Faults, Ledger, Worker, app_of
-from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
+from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +36,12 @@ def mariadb() -> Iterator[MariaDB]:
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
     with RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    with Kafka() as server:
         yield server
 
 
