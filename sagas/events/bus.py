@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,10 @@ from sagas.events.services import Service, Subscription
 from sagas.stores.sql import forget_after_fork
 
 __all__ = ["Events"]
+
+#: The lease on an ordered queue, in leases of the broker: after one of these, or with RabbitMQ after two, it gives out
+#: again what a silent reader had. Ours may be taken over when two thirds of it have passed.
+_LEASES = 4
 
 
 class Events:
@@ -238,6 +243,7 @@ class Events:
         wanted = list(ours) if queues is None else list(queues)
         if unknown := [queue for queue in wanted if queue not in ours]:
             raise ConfigurationError(f"there is no queue {unknown[0]!r}; there is: {_names(ours)}")
+        alone = threading.Lock()
         return Consumers(
             Consumer(
                 ours[queue],
@@ -250,6 +256,8 @@ class Events:
                 guards=self.guards,
                 window=self._window,
                 concurrency=self._concurrency,
+                lease=_LEASES * getattr(self.broker, "lease", 10.0),
+                alone=alone,
             )
             for queue in wanted
         )
