@@ -1,18 +1,32 @@
-"""`python -m benchmarks throughput | growth | table`: what the library costs, measured on this machine."""
+"""`python -m benchmarks throughput | growth | table | eventsourcing`: what the library costs, measured here."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import contenders
+from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
+from benchmarks.growth import tell as growth_told
 from benchmarks.measure import run_here
+from benchmarks.report import Report
 from benchmarks.table import table
+from benchmarks.throughput import tell as throughput_told
 from benchmarks.throughput import throughput
 
 HERE = Path(__file__).parent
+
+
+def draw(command: str, samples: dict[str, Any]) -> None:
+    report = Report(command)
+    if command == "throughput":
+        throughput_told(report, samples["contenders"], samples["absent"], rounds=0, steps=samples["steps"])
+    else:
+        growth_told(report, samples, rounds=0)
+    report.draw()
 
 
 def main() -> None:
@@ -22,28 +36,37 @@ def main() -> None:
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
+        ("eventsourcing", "an event store, beside the library of that name"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
         command.add_argument("--seconds-per-round", type=float, default=4.0)
         command.add_argument("--json", type=Path, default=HERE / "results" / f"{name}.json")
-        command.add_argument("--write", action="store_true", help="also into docs/performance.md")
+        command.add_argument("--write", action="store_true", help="also into the page of docs/")
     commands.choices["throughput"].add_argument("--steps", type=int, default=4)
     commands.choices["throughput"].add_argument(
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
+    plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
+    plot.add_argument("command_drawn", choices=["throughput", "growth"])
+    plot.add_argument("json", type=Path)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)
     given = parser.parse_args()
     if given.command == "one":
         print(json.dumps(run_here(**given.order)))
         return
+    if given.command == "plot":
+        draw(given.command_drawn, json.loads(given.json.read_text())["samples"])
+        return
     rounds, seconds = given.rounds, given.seconds_per_round
     if given.command == "throughput":
         report = throughput(given.only, rounds, seconds, given.steps)
     elif given.command == "growth":
         report = growth(rounds, seconds)
+    elif given.command == "eventsourcing":
+        report = eventsourcing(rounds, seconds)
     else:
         report = table(given.sagas, rounds, seconds)
     report.show()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.measure import Sample, round_of
+from benchmarks.plot import bars
 from benchmarks.report import Report, median, ratio, spread
 
 OURS, BASE = "sagas_redis", "celery_chain"
@@ -52,6 +53,16 @@ def tell(report: Report, samples: dict[str, dict[str, list[Sample]]], rounds: in
         f"{OURS}, beside a plain Celery chain of the same steps, payload and workers; {rounds} rounds",
         ["", "sagas/s", f"of {BASE}", "CPU ms", f"of {BASE}", "worker", "database", "commits", "relaunches"],
         [_row(point, samples[point]) for point in samples],
+    )
+    report.plots["growth.svg"] = bars(
+        "As it grows",
+        f"rate of {OURS}, as a multiple of the rate of a plain Celery chain: median, lowest to highest",
+        {
+            point: [ours["rate"] / base["rate"] for ours, base in zip(found[OURS], found[BASE], strict=True)]
+            for point, found in samples.items()
+        },
+        ours=list(samples),
+        around=1.0,
     )
     report.notes.append(
         "10,000 in flight: all are started before any is worked on, once; the rate is that of working them off."

@@ -1,4 +1,4 @@
-"""Figures as a table in the terminal, as JSON, and in docs/performance.md."""
+"""Figures as a table in the terminal, as JSON, and in a page of docs/."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ from tests.servers import MissingServer, binary
 __all__ = ["Report", "median", "ratio", "spread"]
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-PACKAGES = ("celery-sagas", "celery", "kombu", "sqlalchemy", "psycopg", "dbos", "restate-sdk", "temporalio")
+PACKAGES = (
+    "celery-sagas",
+    "celery",
+    "kombu",
+    "sqlalchemy",
+    "psycopg",
+    "dbos",
+    "restate-sdk",
+    "temporalio",
+    "eventsourcing",
+)
 SERVERS = (
     ("postgres", "--version"),
     ("redis-server", "--version"),
@@ -57,9 +67,11 @@ class Report:
     """Tables of one command, and the samples they are made of."""
 
     command: str
+    document: Path = DOCUMENT
     samples: dict[str, Any] = field(default_factory=dict)
     tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plots: dict[str, str] = field(default_factory=dict)  #: name of a file in docs/ -> SVG
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         self.tables.append((title, columns, rows))
@@ -83,11 +95,16 @@ class Report:
     def write(self) -> None:
         """Put the tables between this command's markers in the document."""
         begin, end = f"<!-- {self.command}:begin -->", f"<!-- {self.command}:end -->"
-        text = DOCUMENT.read_text()
+        text = self.document.read_text()
         if begin not in text:
             text += f"\n{begin}\n{end}\n"
         body = "\n".join([begin, *self._markdown(), end])
-        DOCUMENT.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL))
+        self.document.write_text(re.sub(f"{begin}.*?{end}", lambda _: body, text, flags=re.DOTALL))
+        self.draw()
+
+    def draw(self) -> None:
+        for name, svg in self.plots.items():
+            (self.document.parent / name).write_text(svg)
 
     def _markdown(self) -> Iterable[str]:
         for title, columns, rows in self.tables:

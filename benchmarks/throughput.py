@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import contenders
 from benchmarks.measure import Sample, round_of
+from benchmarks.plot import bars
 from benchmarks.report import Report, median, ratio, spread
 
 BASE = "celery_chain"
@@ -41,7 +42,7 @@ def tell(
     report: Report, samples: dict[str, dict[int, Sample]], absent: dict[str, str], rounds: int, steps: int
 ) -> None:
     """Make the tables of what was measured."""
-    report.samples = {"contenders": samples, "absent": absent}
+    report.samples = {"contenders": samples, "absent": absent, "steps": steps}
     known = [name for name in samples if samples[name]]
     report.table(
         f"Sagas of {steps} no-op steps; median (lowest..highest) of {rounds} rounds",
@@ -52,6 +53,12 @@ def tell(
         "CPU milliseconds a saga, medians",
         ["", "all", f"of {BASE}", "publisher", "worker", "database", "broker", "commits a saga"],
         [_cpu_row(name, samples) for name in known],
+    )
+    report.plots["throughput.svg"] = bars(
+        f"Sagas of {steps} no-op steps",
+        "sagas a second: median, lowest to highest",
+        {name: _all(name, "rate", samples) for name in known},
+        ours=[name for name in known if name.startswith("sagas_")],
     )
     report.notes += [f"{name}: {contenders.load(name, {}).note}." for name in known]
     report.notes += [f"{name}: not measured: {why}." for name, why in absent.items()]

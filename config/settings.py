@@ -59,7 +59,8 @@ class Settings:
             case "redis" | "rediss":
                 # Redis redelivers what is not acknowledged by then. It has to be longer than the longest step, and
                 # may be much longer: recovery does not wait for it.
-                return {"visibility_timeout": 600}
+                # A publish on a connection that hangs ends after `socket_timeout`, else never.
+                return {"visibility_timeout": 600, "socket_timeout": 30}
             case _:
                 return {}
 

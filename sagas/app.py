@@ -69,12 +69,19 @@ class Sagas:
         for name, value in (("lease", lease), ("stall_after", stall_after), ("sweep_interval", sweep_interval)):
             if not value > 0:
                 raise ConfigurationError(f"{name}={value!r} must be more than zero seconds")
+        if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
+            raise ConfigurationError(
+                "the sagas and the outbox of the events are in two databases, so that a step and what it emits "
+                "could not be one transaction: Events(..., engine=store.engine)"
+            )
         check_app(app)
         self.app = app
         self.store = store
         self.follow_on = follow_on
         self.events = events
-        self.orchestrator = Orchestrator(store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload)
+        self.orchestrator = Orchestrator(
+            store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload, events=events
+        )
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
         for saga in sagas:

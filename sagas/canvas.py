@@ -268,6 +268,10 @@ class Canvas:
         try:
             answer: Next = question()
         except StoreUnavailable as error:
+            if getattr(task.request, "sagas_handed", None) is not None:
+                # It was followed on with: there is no message that could be put off, and its claim is dead by now.
+                logger.warning("%s: recovery will take it up: %s", task.request.id, error)
+                raise Ignore from error
             raise task.retry(exc=error, countdown=_STORE_PAUSE) from error
         except DefinitionMissing as error:
             # Not a failure of the saga: a worker with the right code can bring it on.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 __all__ = [
     "AT_REST",
+    "CLOCKS_DIFFER",
     "SAGA_MOVES",
     "STEP_MOVES",
     "TERMINAL",
@@ -142,6 +143,11 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.IN_DOUBT: "the action reported its success after all",
     },
 }
+
+
+#: Processes may differ by so much in what they take for the database's time. Whatever was written further in the future
+#: was written before the database's clock was set back.
+CLOCKS_DIFFER = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,7 @@ class StepContext:
     attempt: int  #: from 1; a takeover from a dead worker counts
     correlation_id: str
     _open_session: Callable[[], Session] = field(repr=False)
+    _emit: Callable[[Any, str | None], None] = field(repr=False)
 
     @property
     def idempotency_key(self) -> str:
@@ -87,6 +88,16 @@ class StepContext:
         holds the sagas an effect happens exactly once. Do not commit it: that is done when the step returns.
         """
         return self._open_session()
+
+    def emit(self, message: Any, *, key: str | None = None) -> None:
+        """Publish an event, or send a command, if and only if this step succeeds.
+
+        It is stored in the transaction of the step's checkpoint, and carries the saga's correlation id. `key`: messages
+        of one key stay in order; left out, the saga's key. What a failed attempt emitted is forgotten.
+        Raises `NotOwner` for an event of a service that this process does not declare, `ConfigurationError` where
+        `Sagas` was given no `events`.
+        """
+        self._emit(message, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +241,8 @@ class Saga:
     `stages`: `Step`, `Pivot` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
     pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
     version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
-    after which it turns back unless it is past its pivot.
+    after which it turns back unless it is past its pivot. `publish_life`: publish what becomes of its sagas as events,
+    see `sagas.events.life`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
 
@@ -245,6 +257,7 @@ class Saga:
         input: Any = None,  # noqa: A002
         version: int = 1,
         timeout: float | timedelta | None = None,
+        publish_life: bool = False,
     ) -> None:
         if not _SAGA_NAME.fullmatch(name):
             raise DefinitionError(f"saga name {name!r} must match {_SAGA_NAME.pattern}")
@@ -253,6 +266,7 @@ class Saga:
         self.name = name
         self.version = version
         self.input = input
+        self.publish_life = publish_life
         self.timeout = None if timeout is None else _seconds(timeout, f"saga {name!r}: timeout")
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}

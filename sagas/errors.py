@@ -21,12 +21,15 @@
     ├── StepFailed               a step failed for good; the saga turns back
     └── EventError               something about events and commands
         ├── InvalidMessage         it is not what its type declares, or no envelope at all
+        ├── UnknownType            a stored event is of a type that was not given to its store
         ├── UnknownVersion         no upcaster leads from the version that arrived to the one that is read
         ├── NotOwner               an event is published by its owner alone
         ├── NoHandler              nobody receives this command
+        ├── HandlersFailed         handlers of an event failed, within this process; each failure is in it
         ├── BrokerUnavailable      the broker did not confirm; try again
         ├── SchemaRefused          the registry does not take a schema: it would break readers or writers
-        └── StreamConflict         an append expected a stream at another version
+        ├── StreamConflict         an append expected a stream at another version
+        └── ProjectionStopped      a projection stopped at an event that it cannot handle
 
     StepSignal                   raised *by* an action or compensation
     ├── Terminal                   it had no effect and trying again is useless
@@ -35,6 +38,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
@@ -42,6 +47,7 @@ __all__ = [
     "DefinitionMissing",
     "DuplicateName",
     "EventError",
+    "HandlersFailed",
     "InvalidInput",
     "InvalidMessage",
     "KeyReused",
@@ -49,6 +55,7 @@ __all__ = [
     "NotAllowed",
     "NotOwner",
     "PayloadTooLarge",
+    "ProjectionStopped",
     "Retryable",
     "SagaError",
     "SagaNotCompleted",
@@ -61,6 +68,7 @@ __all__ = [
     "StreamConflict",
     "Terminal",
     "UnboundParameter",
+    "UnknownType",
     "UnknownVersion",
     "UnserialisableResult",
     "WaitTimeout",
@@ -143,6 +151,10 @@ class InvalidMessage(EventError):
     """What is to be written, or was read, is not what its type declares, or is no envelope at all."""
 
 
+class UnknownType(EventError):
+    """An event is of a type that is not among those that its store was given."""
+
+
 class UnknownVersion(EventError):
     """No upcaster leads from the version that arrived to the one that is read here."""
 
@@ -155,6 +167,14 @@ class NoHandler(EventError):
     """Nobody here receives this command, or handles this event."""
 
 
+class HandlersFailed(EventError, ExceptionGroup[Exception]):
+    """Handlers of an event failed on the in-process bus: `exceptions` has what each raised, noted with its name."""
+
+    def derive(self, excs: Sequence[Exception]) -> HandlersFailed:  # type: ignore[override]
+        """Make one of some of the failures, for `except*`."""
+        return HandlersFailed(self.message, excs)
+
+
 class BrokerUnavailable(EventError):
     """The broker did not answer, or did not confirm. What was published may or may not be there: publish it again."""
 
@@ -165,6 +185,16 @@ class SchemaRefused(EventError):
 
 class StreamConflict(EventError):
     """An append expected its stream at another version: somebody else was quicker. Read again and decide again."""
+
+    def __init__(self, message: str, *, stream: str = "", expected: int = 0, actual: int = 0) -> None:
+        super().__init__(message)
+        self.stream = stream
+        self.expected = expected  #: the version that was asked for; 0: that there is no such stream
+        self.actual = actual  #: the version that the stream has
+
+
+class ProjectionStopped(EventError):
+    """A projection stopped at an event that it cannot handle. Mend its code, then let it resume."""
 
 
 class StepSignal(SagaError):

@@ -32,6 +32,7 @@ class Leases:
         """Forget all claims."""
         self._claims: dict[str, tuple[str, str, float]] = {}
         self._changed = threading.Condition()
+        self._idle = False  # whether the thread waits for nothing but a notice
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -42,7 +43,8 @@ class Leases:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sagas-leases", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if self._idle:  # else it wakes before this claim is due, all leases being of one length
+                self._changed.notify()
         try:
             yield
         finally:
@@ -56,7 +58,9 @@ class Leases:
                 due = [(owner, *claim) for owner, claim in self._claims.items() if claim[2] <= now]
                 if not due:
                     next_due = min((claim[2] for claim in self._claims.values()), default=None)
+                    self._idle = next_due is None
                     self._changed.wait(None if next_due is None else next_due - now)
+                    self._idle = False
                     continue
             for owner, saga_id, step, _ in due:
                 self._renew_one(saga_id, step, owner)

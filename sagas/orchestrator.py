@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uuid_utils
 
@@ -21,6 +21,7 @@ from sagas import transitions
 from sagas.checkpoints import Direction, SagaRecord, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
 from sagas.errors import (
+    ConfigurationError,
     DefinitionMissing,
     DuplicateName,
     InvalidInput,
@@ -32,6 +33,8 @@ from sagas.errors import (
     Terminal,
     UnserialisableResult,
 )
+from sagas.events.bus import SAGAS
+from sagas.events.life import life
 from sagas.leases import Leases
 from sagas.plan import Plan, plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
@@ -56,6 +59,9 @@ _SWEEP_LEASE = 10.0
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
 
+#: A step that comes to one of these has done what it was asked for.
+_SUCCEEDED = (StepStatus.DONE, StepStatus.UNDONE)
+
 _Decide = Callable[[Saga, SagaRecord, datetime], Change]
 
 
@@ -79,11 +85,22 @@ class Claim:
     owner: str
 
 
+class _Publisher(Protocol):
+    """What makes rows of the outbox: `sagas.events.Events`."""
+
+    def prepare(
+        self, message: Any, *, key: str, correlation_id: str, causation_id: str, source: str | None = None
+    ) -> Mapping[str, Any]: ...
+
+
 class Orchestrator:
     """Changes sagas. One per app; safe to use from any thread."""
 
-    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int) -> None:
+    def __init__(
+        self, store: CheckpointStore, *, timing: Timing, max_payload: int, events: _Publisher | None = None
+    ) -> None:
         self.store = store
+        self.events = events
         self.timing = timing
         self.max_payload = max_payload
         self.sagas: dict[tuple[str, int], Saga] = {}
@@ -95,6 +112,11 @@ class Orchestrator:
         key = saga.name, saga.version
         if self.sagas.get(key, saga) is not saga:
             raise DuplicateName(f"there is already a saga {saga.name!r} of version {saga.version}")
+        if saga.publish_life and self.events is None:
+            raise ConfigurationError(
+                f"saga {saga.name!r} publishes its life, but there is nothing to publish through: "
+                "Sagas(..., events=Events(...))"
+            )
         self.sagas[key] = saga
 
     def definition(self, record: SagaRecord, step: str | None = None) -> Saga:
@@ -241,7 +263,10 @@ class Orchestrator:
             return replace(done, record=claimed.record, history=done.history + claimed.history)
 
         # The effect is there: it is worth insisting for as long as the claim may live.
-        next_ = self._insist(lambda: self._change(attempt.record.id, record, loaded=attempt.record), self.timing.lease)
+        emitted = None if isinstance(outcome, Failure) else attempt
+        next_ = self._insist(
+            lambda: self._change(attempt.record.id, record, loaded=attempt.record, emitted=emitted), self.timing.lease
+        )
         if following is not None and next_.record.step(following).owner == next_owner:
             return replace(next_, claim=Claim(next_.record, following, next_owner))
         return next_
@@ -254,7 +279,7 @@ class Orchestrator:
                 raise _Fenced(f"rolled back: the saga is {record.status} and no longer wants it")
             return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, result, now, self.timing)
 
-        next_ = self._change(attempt.record.id, record, loaded=attempt.record, session=attempt.session)
+        next_ = self._change(attempt.record.id, record, loaded=attempt.record, session=attempt.session, emitted=attempt)
         attempt.resources.close()  # commits
         return next_
 
@@ -343,8 +368,12 @@ class Orchestrator:
         step: str | None = None,
         loaded: SagaRecord | None = None,
         session: Session | None = None,
+        emitted: _Attempt | None = None,
     ) -> Next:
-        """Load, decide, compare and set; again until nobody was quicker."""
+        """Load, decide, compare and set; again until nobody was quicker.
+
+        `emitted`: an attempt that succeeded; what it emitted is stored if it counts.
+        """
         while True:
             before = loaded or self.store.load(saga_id)
             loaded = None
@@ -353,16 +382,32 @@ class Orchestrator:
             except DefinitionMissing as error:
                 self._note(before, str(error))
                 raise
-            change = decide(saga, before, self.store.now())
+            now = self.store.now()
+            change = decide(saga, transitions.rewound(before, now), now)
             after = change.record
             if after is not before:
-                saved = self.store.save(before, after, change.history, change.dead_letters, session)
+                outbox = self._outbox(saga, before, after, emitted)
+                saved = self.store.save(before, after, change.history, change.dead_letters, outbox, session)
                 if saved is None:
                     time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
                     continue
                 after = saved
             launch = plan(saga, after) if change.verdict in (Verdict.LAUNCH, Verdict.ACT) else None
             return Next(change.verdict, change.note, after, launch)
+
+    def _outbox(
+        self, saga: Saga, before: SagaRecord, after: SagaRecord, emitted: _Attempt | None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return what leaves with a change: what its step emitted, if that counts as done now, and the saga's life."""
+        rows: list[Mapping[str, Any]] = []
+        if emitted is not None and emitted.messages:
+            status = after.step(emitted.name).status
+            if status in _SUCCEEDED and before.step(emitted.name).status is not status:
+                rows += emitted.messages
+        if saga.publish_life and self.events is not None:
+            about = {"key": after.id, "correlation_id": after.correlation_id, "causation_id": after.id}
+            rows += [self.events.prepare(message, **about, source=SAGAS) for message in life(before, after)]
+        return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""
@@ -405,6 +450,7 @@ class _Attempt:
         self.direction = record.direction
         self.resources = resources
         self.session: Session | None = None
+        self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
         self._orchestrator = orchestrator
 
     def act(self) -> str | None:
@@ -456,6 +502,23 @@ class _Attempt:
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
             _open_session=self._open_session,
+            _emit=self._emit,
+        )
+
+    def _emit(self, message: Any, key: str | None) -> None:
+        events, record = self._orchestrator.events, self.record
+        if events is None:
+            raise ConfigurationError(
+                f"saga {record.name!r}, step {self.name!r} emits {type(message).__qualname__}, but there is nothing to "
+                "publish through: Sagas(..., events=Events(...))"
+            )
+        self.messages.append(
+            events.prepare(
+                message,
+                key=record.key if key is None else key,
+                correlation_id=record.correlation_id,
+                causation_id=f"{record.id}:{self.name}",
+            )
         )
 
     def _open_session(self) -> Session:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from sagas.checkpoints import (
     AT_REST,
+    CLOCKS_DIFFER,
     DeadLetter,
     Direction,
     HistoryEntry,
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "renew",
     "repair",
+    "rewound",
     "succeed",
 ]
 
@@ -288,6 +290,35 @@ def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> 
     epoch = record.epoch if any(state.held for state in states) else record.epoch + 1
     record = replace(record, epoch=epoch, stalls=record.stalls + 1)
     return _merge(change, _done(saga, record, Verdict.LAUNCH, now, timing))
+
+
+def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
+    """Return a record that was written in the future as if it had been written now; any other as it is.
+
+    Where the database's clock was set back, what is kept of before would wait for the old time to come again: a dead
+    claim would be held for hours. So what was left of each wait begins now.
+    """
+    ahead = record.updated_at - now
+    if ahead <= CLOCKS_DIFFER:
+        return record
+
+    def back(at: datetime | None) -> datetime | None:
+        return None if at is None else at - ahead
+
+    steps = {
+        name: replace(
+            state, lease_until=back(state.lease_until), deadline=back(state.deadline), due_at=back(state.due_at)
+        )
+        for name, state in record.steps.items()
+    }
+    return replace(
+        record,
+        updated_at=now,
+        ready_at=record.ready_at - ahead,
+        deadline=back(record.deadline),
+        wake_at=back(record.wake_at),
+        steps=steps,
+    )
 
 
 # -- what people bring ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["NO_TYPE", "check_type", "convert", "decoder", "dump", "encode", "field_names", "load"]
+__all__ = ["NO_TYPE", "check_type", "convert", "decoder", "dump", "encode", "field_names", "is_pydantic", "load"]
 
 #: Stands for "no type was declared": plain JSON only, and it comes back as plain JSON.
 NO_TYPE: Any = object()
@@ -54,7 +54,7 @@ def encode(value: Any) -> bytes:
 
 def field_names(type_: Any) -> dict[str, bool]:
     """Return the fields of an input type, each with whether it must be given."""
-    if _is_pydantic(type_):
+    if is_pydantic(type_):
         return {name: field.is_required() for name, field in type_.model_fields.items()}
     if dataclasses.is_dataclass(type_):
         return {
@@ -80,7 +80,7 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
     if unknown := sorted(set(data) - set(fields)):
         raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
     try:
-        if _is_pydantic(type_):
+        if is_pydantic(type_):
             return type_.model_validate(dict(data))
         return msgspec.convert(dict(data), type_, dec_hook=_decode_foreign)
     except (msgspec.ValidationError, ValueError) as error:  # pydantic's is a ValueError
@@ -111,7 +111,7 @@ def _check_plain(value: Any, path: str) -> None:
 
 
 def _encode_foreign(value: Any) -> Any:
-    if _is_pydantic(type(value)):
+    if is_pydantic(type(value)):
         return value.model_dump(mode="json")
     raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
 
@@ -120,18 +120,19 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
 
 
 def _decode_foreign(type_: Any, data: Any) -> Any:
-    if _is_pydantic(type_):
+    if is_pydantic(type_):
         return data if isinstance(data, type_) else type_.model_validate(data)
     raise TypeError(f"a {_name(type_)} cannot be read from JSON")
 
 
 def _schema_foreign(type_: Any) -> dict[str, Any]:
-    if _is_pydantic(type_):
-        return {}
+    if is_pydantic(type_):
+        return {"type": "object"}  # not {}: msgspec takes that for no answer
     raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
 
 
-def _is_pydantic(type_: Any) -> bool:
+def is_pydantic(type_: Any) -> bool:
+    """Tell whether a type is a pydantic model."""
     # Asked by shape, so that pydantic stays the user's choice and is never imported here.
     return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate")
 

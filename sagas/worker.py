@@ -7,14 +7,14 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from celery import bootsteps, current_app, signals
+from celery import Celery, bootsteps, current_app, signals
 
 from sagas.events import Events
 from sagas.events.consumer import InThread, Runner
 from sagas.events.inbox import Call, Outcome
 from sagas.recovery import Recovery
 
-__all__ = ["EventsStep", "RecoveryStep", "warn_of_ignored_limits"]
+__all__ = ["EventsStep", "RecoveryStep", "warn_of_ignored_limits", "warn_of_silence"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(parent, **kwargs)
         self._recovery: Recovery = parent.app.sagas.recovery
         warn_of_ignored_limits(parent)
+        warn_of_silence(parent.app)
         # Celery's time limits are for one task: with them each step is one.
         if parent.app.sagas.follow_on and not (parent.time_limit or parent.soft_time_limit):
             queues = parent.app.amqp.queues.consume_from
@@ -56,6 +57,16 @@ def warn_of_ignored_limits(worker: Any) -> None:
             ", ".join(ignored),
             pool,
         )
+
+
+def warn_of_silence(app: Celery) -> None:
+    """Say so when a Redis that falls silent would hold a worker, and its recovery, for ever."""
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type == "redis" and not connection.transport_options.get("socket_timeout"):
+            logger.warning(
+                "broker_transport_options has no socket_timeout: whoever publishes on a connection to Redis that hangs "
+                "waits for ever. Set it, for example to 30 (seconds)"
+            )
 
 
 def _pool_of(worker: Any) -> str:

@@ -13,6 +13,7 @@ from billiard import current_process
 from sqlalchemy.orm import Session
 
 from sagas import StepContext, Terminal
+from sagas.stores.engines import READ_ONLY
 from tasks.tables import PlannedFault, ShopSession
 
 __all__ = ["KINDS", "Fault", "Kind", "check", "plan"]
@@ -53,8 +54,10 @@ def check(step: StepContext, reference: str, at: str) -> None:
 
     Call it before `step.session` is touched: while a transaction is open nobody should sleep.
     """
-    # A short session of its own, for the same reason.
+    # A short session of its own, for the same reason. It only reads: a handler of events has written already, and on
+    # SQLite a second writer would wait for it.
     with ShopSession() as session:
+        session.connection(execution_options={READ_ONLY: True})
         fault = session.get(PlannedFault, (reference, at))
     if fault is None:
         return

@@ -3,7 +3,7 @@
 from sagas import StepContext
 from tasks import faults, ledger
 
-__all__ = ["confirm"]
+__all__ = ["apologize", "confirm"]
 
 
 def confirm(order_id: str, customer: str, create_shipment: str, step: StepContext) -> str:
@@ -13,4 +13,14 @@ def confirm(order_id: str, customer: str, create_shipment: str, step: StepContex
     if operation.answer is None:
         ledger.post(step, order_id, "confirmed", "notifications/messages", quantity=1)
         operation.answer = f"Dear {customer}, {order_id} is on its way: {create_shipment}"
+    return operation.answer
+
+
+def apologize(order_id: str, customer: str, reason: str, step: StepContext) -> str:
+    """Tell the customer that the order came to nothing. Returns what was said."""
+    faults.check(step, order_id, "notifications.apologize")
+    operation = ledger.begin(step, order_id)
+    if operation.answer is None:
+        ledger.post(step, order_id, "apologized", "notifications/messages")
+        operation.answer = f"Dear {customer}, {order_id} is cancelled: {reason}"
     return operation.answer

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
-from tests.rig import Faults, Ledger, Worker, app_of
+from sagas.checkpoints import TERMINAL
+from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
 
@@ -94,6 +96,9 @@ class Rig:
         """Wait until a step has really begun."""
         wait_for(lambda: any(e.step == step for e in self.ledger.of(handle.id, event)), 20, f"{step} has begun")
 
+    def landed(self, handle: SagaHandle, step: str) -> bool:
+        return any(effect.step == step for effect in self.ledger.of(handle.id, "do"))
+
     def assert_undone(self, handle: SagaHandle, timeout: float = 30) -> None:
         """It ends COMPENSATED, and what really happened agrees."""
         assert handle.wait(timeout) is SagaStatus.COMPENSATED, self.logs()
@@ -101,8 +106,25 @@ class Rig:
         assert not left, f"{left} are left in a COMPENSATED saga"
         self.ledger.assert_nets_to_zero(handle.id)
 
+    def assert_explained(self, handle: SagaHandle) -> None:
+        """Each effect after the first of its step has a takeover in the history."""
+        takeovers = Counter(entry.step for entry in self.sagas.store.history(handle.id) if entry.what in TAKEOVERS)
+        landed = Counter(effect.step for effect in self.ledger.of(handle.id, "do"))
+        assert all(times <= 1 + takeovers[step] for step, times in landed.items()), self.ledger.story(handle.id)
+
     def assert_done(self, handle: SagaHandle, timeout: float = 30) -> None:
         assert handle.wait(timeout) is SagaStatus.COMPLETED, (handle.error, self.logs())
+
+    def all_ended(self, handles: Sequence[SagaHandle], timeout: float = 90, *, concurrency: int = 4) -> None:
+        """Wait until all are at their end, as the supervisor of the workers."""
+
+        def ended() -> bool:
+            # Celery's own worker may end of a broker that is gone; in production, as here, it is started again.
+            if not any(worker.running for worker in self.workers):
+                self.worker(concurrency=concurrency)
+            return all(handle.status in TERMINAL for handle in handles)
+
+        wait_for(ended, timeout, "all sagas are at their end")
 
     def logs(self) -> str:
         return "\n".join(worker.output()[-4000:] for worker in self.workers)

@@ -22,9 +22,11 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
-from tests.servers import die_with_parent, wait_for
+from tests.servers import Clock, die_with_parent, wait_for
 
 ROOT = Path(__file__).parent.parent
+#: What the history says when a step was given to somebody else, or tried again.
+TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
 QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
 
 
@@ -136,6 +138,7 @@ def make_app(
     *,
     lease: float = 2.0,
     stall_after: float = 2.0,
+    timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
     follow_on: bool = True,
     **conf: Any,
@@ -151,9 +154,8 @@ def make_app(
             "data_folder_in": str(queue), "data_folder_out": str(queue),
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
-    Sagas(
-        app, SqlStore(database), sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on
-    )
+    store = SqlStore(database, timeout=timeout)
+    Sagas(app, store, sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
     if broken:
         _break(app, *broken)
     return app
@@ -191,7 +193,14 @@ class Worker:
 
     count = 0
 
-    def __init__(self, settings: Mapping[str, Any], *options: str, pool: str = "prefork", concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *options: str,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        clock: Clock | None = None,
+    ) -> None:
         Worker.count += 1
         self.name = f"w{Worker.count}@rig"
         self.folder = Path(settings["folder"])
@@ -205,6 +214,7 @@ class Worker:
             "RIG": json.dumps(dict(settings), default=str),
             "RIG_FOLDER": str(self.folder),
             "PYTHONPATH": str(ROOT),
+            **(clock.environment() if clock else {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 

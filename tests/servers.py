@@ -39,11 +39,15 @@ _WHERE = (
     "/opt/homebrew/sbin",
     "/usr/local/opt/*/bin",
 )
+_FAKETIME = ("/usr/lib/*/faketime/libfaketime.so.1",)
 _AS_ROOT = os.geteuid() == 0
 
 # A shell that waits for the end of its input, which is the end of the test process however that ends. Unlike a death
 # signal it reaches a server that a script started, outlasts the thread that started it, and removes the folder.
-_LEASH = 'read -r _; folder=$1; shift; [ $# -eq 0 ] || kill -s KILL -- "$@"; sleep 1; rm -rf "$folder"'
+_LEASH = (
+    'read -r _; folder=$1; shift; [ $# -eq 0 ] || kill -s KILL -- "$@"; sleep 1; '
+    'if mountpoint -q "$folder/data"; then umount "$folder/data"; fi; rm -rf "$folder"'
+)
 
 
 class MissingServer(RuntimeError):
@@ -86,6 +90,61 @@ def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = ""
         if time.monotonic() > give_up:
             raise TimeoutError(f"not within {timeout:g} s: {what or condition}")
         time.sleep(pause)
+
+
+class Clock:
+    """A wall clock that can be stepped, for processes that are started with its environment (libfaketime).
+
+    Their monotonic clock goes on, as it would.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "clock"
+        self.step(0)
+
+    def step(self, seconds: int) -> None:
+        """Set it so far before, or after, the machine's clock."""
+        draft = self.file.with_suffix(".new")
+        draft.write_text(f"{seconds:+}")
+        draft.replace(self.file)
+
+    def environment(self) -> dict[str, str]:
+        found = [file for pattern in _FAKETIME for file in glob.glob(pattern)]
+        if not found:
+            raise MissingServer("libfaketime is not installed; run `make servers`")
+        return {
+            "LD_PRELOAD": found[0],
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+
+class Disk:
+    """A file system of its own, in memory, so small that it can be filled. To mount it takes root, or `sudo -n`."""
+
+    def __init__(self, folder: Path, megabytes: int, owner: str) -> None:
+        self.folder = folder
+        self.options = f"size={megabytes}m,mode=700" + (
+            f",uid={owner},gid={owner}" if _AS_ROOT else f",uid={os.getuid()}"
+        )
+        self._sudo = [] if _AS_ROOT else ["sudo", "-n"]
+
+    def mount(self) -> None:
+        self.folder.mkdir()
+        subprocess.run([*self._sudo, "mount", "-t", "tmpfs", "-o", self.options, "tmpfs", str(self.folder)], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run([*self._sudo, "umount", str(self.folder)], check=True)
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        with (self.folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(65_536))
+
+    def empty(self) -> None:
+        (self.folder / "ballast").unlink()
 
 
 class Server:
@@ -146,6 +205,19 @@ class Server:
         except Exception:  # whatever a client raises while the server starts
             return False
         return True
+
+    def supervised(self) -> bool:
+        """Start it if it has ended, as a supervisor would. Tells whether it answers."""
+        if self.process is None or self.process.poll() is not None:
+            with contextlib.suppress(RuntimeError):
+                self.start()
+        try:
+            return self._answers()
+        except RuntimeError:
+            return False
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
 
     def _as_user(self) -> dict[str, Any]:
         return {"user": self.user, "group": self.user, "extra_groups": []} if _AS_ROOT and self.user else {}
@@ -275,30 +347,35 @@ class Postgres(Server):
     user = "postgres"  # PostgreSQL refuses to be run by root
     grace = signal.SIGINT  # fast shutdown: does not wait for clients
 
-    def __init__(self, *, fsync: bool = False) -> None:
+    def __init__(self, *, fsync: bool = False, stepped: bool = False, megabytes: int | None = None) -> None:
         super().__init__()
         self.fsync = fsync
+        self.disk = Disk(self.folder / "data", megabytes, self.user) if megabytes else None
+        self.clock = Clock(self.folder) if stepped else None
         self._databases = 0
 
+    def environment(self) -> dict[str, str]:
+        return self.clock.environment() if self.clock else {}
+
     def prepare(self) -> None:
+        if self.disk:
+            self.disk.mount()
         self.run(
-            binary("initdb"),
-            "-D",
-            str(self.folder / "data"),
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-sync",
-        )
+            binary("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8",
+            "--no-sync", "--wal-segsize=1" if self.disk else "--wal-segsize=16",
+        )  # fmt: skip
 
     def command(self) -> Sequence[str]:
         return [
             binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder),
             "-c", "listen_addresses=127.0.0.1", "-c", f"fsync={'on' if self.fsync else 'off'}", "-c", "max_connections=300",
         ]  # fmt: skip
+
+    def stop(self) -> None:
+        if self.disk:
+            self.kill()
+            self.disk.unmount()
+        super().stop()
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(

@@ -2,7 +2,20 @@
 
 import json
 import os
+import select
+import time
+from typing import Any
 
+from sagas.stores import sql
 from tests.rig import app_of
 
-app = app_of(json.loads(os.environ["RIG"]))
+if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+    # libfaketime mistakes the monotonic moment that time.sleep waits for.
+    def _sleep(seconds: Any) -> None:
+        select.select([], [], [], seconds)
+
+    time.sleep = _sleep
+
+settings = json.loads(os.environ["RIG"])
+sql._CLOCK_TRUST = settings.get("clock_trust", sql._CLOCK_TRUST)
+app = app_of(settings)

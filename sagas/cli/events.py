@@ -6,10 +6,15 @@ from typing import Any
 
 import click
 
+from sagas.cli.asyncapi import asyncapi
 from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
+from sagas.cli.graph import draw
 from sagas.cli.outbox import outbox
+from sagas.cli.projection import projection
+from sagas.cli.schema import schema
 from sagas.cli.topology import topology
+from sagas.cli.trace import tell
 
 __all__ = ["events"]
 
@@ -22,5 +27,5 @@ def events(obj: Any) -> None:
         raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq):
+for command in (topology, outbox, relay, consume, dlq, projection, schema, asyncapi, draw, tell):
     events.add_command(command)

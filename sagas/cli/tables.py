@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-__all__ = ["AS_JSON", "show"]
+__all__ = ["show"]
 
 #: The option that every command which lists things has.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

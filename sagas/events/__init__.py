@@ -3,7 +3,9 @@
 from sagas.events.bus import Events
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, command, event, type_of
+from sagas.events.projections import Projection, Projections, ProjectionState
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
+from sagas.events.store import ANY, NO_STREAM, EventStore, Loaded, Snapshots, StoredEvent, fold
 
 __all__ = [
     # declaring
@@ -19,4 +21,15 @@ __all__ = [
     # carrying
     "Events",
     "Envelope",
+    # keeping
+    "EventStore",
+    "StoredEvent",
+    "ANY",
+    "NO_STREAM",
+    "fold",
+    "Loaded",
+    "Snapshots",
+    "Projection",
+    "ProjectionState",
+    "Projections",
 ]

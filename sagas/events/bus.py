@@ -19,11 +19,17 @@ from sagas.events.deadletters import DeadLetter, DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
 from sagas.events.messages import Kind, MessageType, type_of
+from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
+from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
-from sagas.stores.sql import forget_after_fork
+from sagas.events.store import EventStore
+from sagas.stores.engines import forget_after_fork
 
-__all__ = ["Events"]
+__all__ = ["SAGAS", "Events"]
+
+#: Who publishes what becomes of sagas, and sends the commands of their steps.
+SAGAS = "sagas"
 
 #: The lease on an ordered queue, in leases of the broker: after one of these, or with RabbitMQ after two, it gives out
 #: again what a silent reader had. Ours may be taken over when two thirds of it have passed.
@@ -39,6 +45,11 @@ class Events:
     `guards`: against storms, `sagas.events.guards.Guards(...)`; None: no limits.
     `window`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
     `relay_interval`: seconds between two looks of a relay at an empty outbox.
+    `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
+        code has.
+    `registry`: where the schemas of messages are kept, and checked at deployment; None: nowhere.
+    Raises `DuplicateName` for two services, or two projections, of one name, `DefinitionError` for projections that
+    have no store, or whose events it was not given.
 
     >>> from sagas import SqlStore
     >>> from sagas.events import Events, Service
@@ -57,6 +68,9 @@ class Events:
         window: int = 20,
         concurrency: int = 4,
         relay_interval: float = 0.2,
+        store: EventStore | None = None,
+        projections: Iterable[Projection] = (),
+        registry: SchemaRegistry | None = None,
     ) -> None:
         self.services: Mapping[str, Service] = {}
         for service in services:
@@ -75,6 +89,12 @@ class Events:
         self._inbox = Inbox(engine, queues, self._letters, self._emit)
         self.relay = Relay(engine, broker, self._letters, declare=self.apply_topology, interval=relay_interval)
         forget_after_fork(engine)
+        self.store = store
+        projections = tuple(projections)
+        if projections and store is None:
+            raise DefinitionError(f"projection {projections[0]} has no events: Events(..., store=EventStore(...))")
+        self.projections = None if store is None else Projections(store, projections)
+        self.registry = registry
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
@@ -111,11 +131,7 @@ class Events:
         that does not say that it emits this.
         """
         declared = self._publishable(event, Kind.EVENT)
-        if declared.context not in self.services:
-            raise NotOwner(
-                f"event {declared.name!r} belongs to service {declared.context!r}; this process has "
-                f"{_names(self.services)}. Only its owner publishes an event; send a command to have it do something"
-            )
+        self._check_owned(declared)
         envelope = Envelope.wrap(
             event, source=declared.context, key=key, correlation_id=correlation_id, cause=cause, metadata=metadata
         )
@@ -141,12 +157,7 @@ class Events:
         of the sender.
         """
         declared = self._publishable(command, Kind.COMMAND)
-        queue = f"{declared.context}.commands"
-        if declared.context in self.services and not self._receives(declared):
-            raise NoHandler(
-                f"command {declared.name!r}: service {declared.context!r} is of this process and has no handler for "
-                f"{declared.topic}: declare one with @{declared.context}.handles({declared.cls.__name__})"
-            )
+        queue = self._queue_of(declared)
         envelope = Envelope.wrap(
             command,
             source=source or self._sender(declared),
@@ -157,6 +168,29 @@ class Events:
         )
         self._write(session, envelope, queue)
         return envelope
+
+    def prepare(
+        self, message: Any, *, key: str, correlation_id: str, causation_id: str, source: str | None = None
+    ) -> Mapping[str, Any]:
+        """Return the row of the outbox for a message, for whoever writes it in a transaction of its own.
+
+        That is the saga engine: a step emits before its checkpoint. `source`: who publishes, where that is not the
+        owner. Raises as `publish` and `send` do.
+        """
+        declared, queue = type_of(message), None
+        self._publishable(message, declared.kind)
+        if declared.kind is Kind.COMMAND:
+            queue, source = self._queue_of(declared), source or SAGAS
+        elif source is None:
+            self._check_owned(declared)
+        envelope = Envelope.wrap(
+            message,
+            source=source or declared.context,
+            key=key,
+            correlation_id=correlation_id,
+            metadata={"causationId": causation_id},
+        )
+        return outbox.outbox_row(envelope, queue)
 
     def _emit(self, session: Session, message: Any, *, key: str | None) -> Envelope:
         give = self.publish if type_of(message).kind is Kind.EVENT else self.send
@@ -177,6 +211,22 @@ class Events:
                 "and checked"
             )
         return declared
+
+    def _check_owned(self, declared: MessageType) -> None:
+        if declared.context not in self.services:
+            raise NotOwner(
+                f"event {declared.name!r} belongs to service {declared.context!r}; this process has "
+                f"{_names(self.services)}. Only its owner publishes an event; send a command to have it do something"
+            )
+
+    def _queue_of(self, declared: MessageType) -> str:
+        """Return the queue of the service that receives a command."""
+        if declared.context in self.services and not self._receives(declared):
+            raise NoHandler(
+                f"command {declared.name!r}: service {declared.context!r} is of this process and has no handler for "
+                f"{declared.topic}: declare one with @{declared.context}.handles({declared.cls.__name__})"
+            )
+        return f"{declared.context}.commands"
 
     def _receives(self, declared: MessageType) -> bool:
         subscriptions = self.services[declared.context].subscriptions

@@ -18,7 +18,7 @@ from sagas.events.brokers import Delivery
 from sagas.events.envelope import Envelope
 from sagas.events.outbox import write
 from sagas.stores import schema
-from sagas.stores.sql import reading, translated
+from sagas.stores.engines import reading, translated
 
 __all__ = ["DeadLetter", "DeadLetters"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 import uuid_utils
@@ -21,17 +21,23 @@ CURRENT: ContextVar[Envelope | None] = ContextVar("sagas_current_envelope", defa
 _LONGEST_PATH = 32
 
 
+#: As long as the columns that they are kept in.
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=36)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+_Text = Annotated[str, msgspec.Meta(max_length=200)]
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A message with what must be known to carry, order, trace and read it.
 
     On the wire it is the JSON object `{eventId, eventType, version, timestamp, source, data, metadata}`.
     """
 
-    event_id: str  #: unique; the same however often the message is delivered
-    event_type: str
+    event_id: _Id  #: unique; the same however often the message is delivered
+    event_type: _Name
     version: int
-    timestamp: datetime  #: when it happened, UTC
-    source: str  #: the service that published it
+    timestamp: Annotated[datetime, msgspec.Meta(tz=True)]  #: when it happened, UTC
+    source: _Name  #: the service that published it
     data: msgspec.Raw  #: JSON
     metadata: dict[str, Any]
 
@@ -51,7 +57,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         `key`: messages of one key stay in order. `correlation_id`: names the whole story that this is part of; left
         out, that of the cause, or else the id of this message, which then begins one. `cause`: what this is the
         consequence of; left out, the message whose handler is running.
-        Raises `InvalidMessage` when it cannot be kept as JSON.
+        Raises `InvalidMessage` when it cannot be kept as JSON, or something about it is too long.
         """
         declared = type_of(message)
         cause = cause or CURRENT.get()
@@ -75,7 +81,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             source=source,
             data=msgspec.Raw(dump(message)),
             metadata=about | (metadata or {}),
-        )
+        ).checked()
 
     def encode(self) -> bytes:
         return _ENCODER.encode(self)
@@ -84,9 +90,18 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def decode(cls, body: bytes | str) -> Envelope:
         """Read an envelope. Raises `InvalidMessage`, with what is wrong, for anything else."""
         try:
-            return _DECODER.decode(body)
-        except (msgspec.MsgspecError, ValueError) as error:
+            envelope = _DECODER.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidMessage(f"this is not an envelope: {error}") from error
+        return envelope.checked()
+
+    def checked(self) -> Self:
+        """Return it, sure that the metadata which is known here is what it should be. Raises `InvalidMessage`."""
+        try:
+            msgspec.convert(self.metadata, _Known)
+        except msgspec.ValidationError as error:
+            raise InvalidMessage(f"{self.event_type!r}, id {self.event_id!r}: its metadata: {error}") from error
+        return self
 
     def open(self, declared: MessageType) -> Any:
         """Return the message in it, brought up to the version that is read here. See `MessageType.load`."""
@@ -119,14 +134,14 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def hops(self) -> int:
         """How many messages led to this one."""
-        hops = self.metadata.get("hops", 0)
-        return hops if isinstance(hops, int) else 0
+        hops: int = self.metadata.get("hops", 0)
+        return hops
 
     @property
     def path(self) -> list[str]:
         """The types of the messages that led to this one, oldest first."""
-        path = self.metadata.get("path", [])
-        return path if isinstance(path, list) else []
+        path: list[str] = self.metadata.get("path", [])
+        return path
 
     def headers(self) -> dict[str, str]:
         """What a broker's own headers repeat, so that a message can be routed and traced unread."""
@@ -143,6 +158,19 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "tracestate": self.metadata.get("tracestate"),
         }
         return {name: value for name, value in told.items() if value is not None}
+
+
+class _Known(msgspec.Struct, rename="camel"):
+    """The metadata that this library reads. Others may add to it."""
+
+    kind: Kind = Kind.EVENT
+    key: _Text | None = None
+    correlation_id: _Text | None = None
+    causation_id: _Text | None = None
+    hops: Annotated[int, msgspec.Meta(ge=0)] = 0
+    path: list[str] = []
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 _ENCODER = msgspec.json.Encoder()

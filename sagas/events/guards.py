@@ -98,7 +98,6 @@ class Guards:
         if envelope.hops > self.max_hops:
             return self._quarantine(
                 queue,
-                envelope,
                 f"{envelope.hops} messages led to it, more than max_hops={self.max_hops}: {_chain(envelope)}. This "
                 "looks like a storm: find the handlers that answer each other. If the flow is as long as this, raise "
                 "max_hops, then replay it",
@@ -106,7 +105,7 @@ class Guards:
         if (before := envelope.path.count(envelope.event_type)) > 0:
             self._count(queue, "repeated")
             if self.on_repeat == "quarantine":
-                return self._quarantine(queue, envelope, f"one of its own type led to it: {_chain(envelope)}")
+                return self._quarantine(queue, f"one of its own type led to it: {_chain(envelope)}")
             if before == 1:  # once a chain and type: a storm must not flood the log too
                 _log.warning(
                     "%s: %s %s was led to by one of its own type: %s",
@@ -146,9 +145,8 @@ class Guards:
             )  # fmt: skip
             return 0.0
 
-    def _quarantine(self, queue: str, envelope: Envelope, reason: str) -> Admission:
+    def _quarantine(self, queue: str, reason: str) -> Admission:
         self._count(queue, "quarantined")
-        _log.warning("%s: %s %s is quarantined: %s", queue, envelope.event_type, envelope.event_id, reason)
         return Admission(Verdict.QUARANTINE, reason=reason)
 
     def _count(self, queue: str, what: str) -> None:

@@ -31,7 +31,7 @@ from sagas.events.envelope import CURRENT, Envelope
 from sagas.events.leases import is_mine
 from sagas.events.services import Handler, HandlerContext, Subscription
 from sagas.stores import schema
-from sagas.stores.sql import reading, translated
+from sagas.stores.engines import reading, translated
 
 __all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
 

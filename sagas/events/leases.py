@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sagas.stores import schema
-from sagas.stores.sql import now_of, translated
+from sagas.stores.engines import database_now, translated
 
 __all__ = ["is_mine", "release", "take"]
 
@@ -20,7 +20,7 @@ def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
     with translated(engine):
         try:
             with engine.begin() as connection:
-                now = connection.execute(select(now_of(engine))).scalar_one()
+                now = connection.execute(select(database_now(engine.dialect.name))).scalar_one()
                 until = now + timedelta(seconds=seconds)
                 free = (_TABLE.c.owner == owner) | (_TABLE.c.lease_until < now)
                 mine = update(_TABLE).where(_TABLE.c.queue == queue, free).values(owner=owner, lease_until=until)

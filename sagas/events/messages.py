@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,11 +32,15 @@ _ATTRIBUTE = "__sagas_message__"
 #: English verbs whose past does not end in "ed". Where one is missing, say `check_name=False`.
 _IRREGULAR = frozenset(
     """
-    begun bought brought built cut done drawn found frozen given gone held kept known left lent lost made met moved
-    overdrawn overridden paid put read rebuilt rerun resent reset run seen sent set shut sold spent split taken taught
-    thrown told undone upheld withdrawn withheld won written
+    begun bought brought built done drawn found frozen given gone held kept known left lent lost made met overdrawn
+    overridden paid rebuilt resent seen sent sold spent stuck taken taught thrown told undone upheld withdrawn withheld
+    won written
     """.split()  # noqa: SIM905 - a list of words
 )
+#: Those that look the same as a wish and as a fact: they will do for both.
+_BOTH = frozenset(["cut", "put", "read", "rerun", "reset", "run", "set", "shut", "split"])
+#: Those that end in "ed" and are no past.
+_NO_PAST = frozenset(["embed", "exceed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed"])
 
 
 class Kind(enum.StrEnum):
@@ -80,10 +83,10 @@ class MessageType:
         the type declares.
         """
         try:
-            if version == self.version:
-                return decoder(self.cls)(data)
-            return msgspec.convert(self._upcast(msgspec.json.decode(data), version), self.cls, strict=False)
-        except (msgspec.MsgspecError, ValueError) as error:
+            if version != self.version:
+                data = msgspec.json.encode(self._upcast(msgspec.json.decode(data), version))
+            return decoder(self.cls)(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidMessage(f"{self.kind} {self.name!r} version {version}: {error}") from error
 
     def _upcast(self, data: Any, version: int) -> Any:
@@ -93,7 +96,12 @@ class MessageType:
                 f"here. Readable: {', '.join(map(str, self.versions))}. Add an upcaster, or deploy code that knows it"
             )
         for step in range(version, self.version):
-            data = self.upcasters[step](data)
+            try:
+                data = self.upcasters[step](data)
+            except Exception as error:
+                raise InvalidMessage(
+                    f"{self.kind} {self.name!r} version {step}: its upcaster failed: {type(error).__name__}: {error}"
+                ) from error
         return data
 
 
@@ -131,7 +139,9 @@ def event(
     """
 
     def declare(cls: C) -> C:
-        if check_name and not _is_past(name):
+        _check_shape(Kind.EVENT, name)
+        words = _last_words(name)
+        if check_name and not any(_is_past(word) or word in _BOTH for word in (words[0], words[-1])):
             raise DefinitionError(
                 f"event {name!r}: {name.rpartition('.')[2]!r} does not say what has happened. An event is a fact: name "
                 "it in the past tense, as orders.order.placed. If it is, say check_name=False; a wish is a command"
@@ -155,7 +165,8 @@ def command(
     """
 
     def declare(cls: C) -> C:
-        if check_name and _is_past(name):
+        _check_shape(Kind.COMMAND, name)
+        if check_name and _is_past(_last_words(name)[0]):
             raise DefinitionError(
                 f"command {name!r}: it says what has happened. A command is a wish: name it in the imperative, as "
                 "payments.refund_payment. If it is, say check_name=False; a fact is an event"
@@ -180,11 +191,6 @@ def _declare(
     kind: Kind, name: str, version: int, cls: C, *, failure: bool, upcasters: Mapping[int, Upcaster] | None
 ) -> C:
     where = f"{kind} {name!r}"
-    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-        raise DefinitionError(
-            f"{where}: a name is two to five words of a-z, 0-9 and _, joined by dots, of {_LONGEST_NAME} characters at "
-            "most: orders.order.placed"
-        )
     if version < 1:
         raise DefinitionError(f"{where}: versions count from 1, not from {version}")
     wanted = set(range(min(upcasters, default=version), version)) if upcasters else set()
@@ -196,7 +202,7 @@ def _declare(
     cls = cast("C", _frozen(cls, where))
     try:
         check_type(cls)
-    except TypeError as error:
+    except (TypeError, NameError) as error:
         raise DefinitionError(f"{where}: {error}") from error
     setattr(cls, _ATTRIBUTE, MessageType(kind, name, version, cls, failure, dict(upcasters or {})))
     return cls
@@ -219,16 +225,32 @@ def _frozen(cls: type, where: str) -> type:
     return cls
 
 
-@functools.cache
-def _is_past(name: str) -> bool:
-    words = name.rpartition(".")[2].split("_")
-    return any(word.endswith("ed") or word in _IRREGULAR for word in (words[0], words[-1]))
+def _check_shape(kind: Kind, name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise DefinitionError(
+            f"{kind} {name!r}: a name is two to five words of a-z, 0-9 and _, joined by dots, of {_LONGEST_NAME} "
+            "characters at most: orders.order.placed"
+        )
+
+
+def _last_words(name: str) -> list[str]:
+    return name.rpartition(".")[2].split("_")
+
+
+def _is_past(word: str) -> bool:
+    return (word.endswith("ed") and word not in _NO_PAST) or word in _IRREGULAR
 
 
 def dump(message: Any) -> bytes:
-    """Return the data of a message as JSON. Raises `InvalidMessage` when it cannot be."""
+    """Return the data of a message as JSON that can be read again. Raises `InvalidMessage` when there is none."""
+    declared = type_of(message)
     try:
-        return encode(message)
+        data = encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        declared = type_of(message)
         raise InvalidMessage(f"{declared.kind} {declared.name!r}: cannot be kept as JSON: {error}") from error
+    try:
+        # Python checks no types, and JSON has no NaN: better that the writer hears of it than every reader.
+        decoder(declared.cls)(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise InvalidMessage(f"{declared.kind} {declared.name!r}: nobody could read it again: {error}") from error
+    return data

@@ -16,7 +16,7 @@ from sagas.events.brokers import Broker, Outgoing
 from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.stores import schema
-from sagas.stores.sql import reading, translated
+from sagas.stores.engines import reading, translated
 
 __all__ = ["Relay"]
 

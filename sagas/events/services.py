@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: The queue of a service that its commands come in.
 COMMANDS = "commands"
+
+_SERVICE = re.compile(r"[a-z][a-z0-9_]{0,99}")
+_PURPOSE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +122,10 @@ class Service:
     """
 
     def __init__(self, name: str, *, publishes: Iterable[type] = ()) -> None:
-        if not name.replace("_", "a").isalnum() or not name[0].isalpha() or name != name.lower():
-            raise DefinitionError(f"service {name!r}: a name is of a-z, 0-9 and _, and begins with a letter")
+        if not _SERVICE.fullmatch(name):
+            raise DefinitionError(
+                f"service {name!r}: a name is of a-z, 0-9 and _, begins with a letter, and has 100 characters at most"
+            )
         self.name = name
         self.publishes = tuple(type_of(cls) for cls in publishes)  #: beside what its handlers emit
         for declared in self.publishes:
@@ -164,10 +170,17 @@ class Service:
         """
 
         def declare(function: F) -> F:
-            purpose = name or function.__name__
+            purpose = name or _name(function)
             where = f"service {self.name!r}, handler {purpose!r}"
             if not events:
                 raise DefinitionError(f"{where}: name the events that it handles")
+            if not _PURPOSE.fullmatch(purpose):
+                raise DefinitionError(f"{where}: a name is of letters, digits, _ and -, 90 at most; give it one: name=")
+            if breaker is not None and not (breaker >= 1 and breaker_pause > 0):
+                raise DefinitionError(
+                    f"{where}: breaker={breaker!r} is a number of failures, from 1, and breaker_pause="
+                    f"{breaker_pause!r} of seconds, more than 0"
+                )
             if purpose == COMMANDS or purpose in self._subscriptions:
                 raise DuplicateName(f"{where}: there is another queue of this name; give it a name of its own")
             handler = self._handler(function, purpose, events, emits, compensates, Kind.EVENT)
@@ -194,12 +207,13 @@ class Service:
 
         def declare(function: F) -> F:
             declared = type_of(command)
-            where = f"service {self.name!r}, handler {function.__name__!r}"
+            name = _name(function)
+            where = f"service {self.name!r}, handler {name!r}"
             if declared.kind is Kind.COMMAND and declared.context != self.name:
                 raise DefinitionError(
                     f"{where}: command {declared.name!r} is received by {declared.context!r}, not by {self.name!r}"
                 )
-            handler = self._handler(function, function.__name__, (command,), emits, compensates, Kind.COMMAND)
+            handler = self._handler(function, name, (command,), emits, compensates, Kind.COMMAND)
             for topic in _by_topic(handler):
                 if topic in self._commands:
                     raise DuplicateName(
@@ -224,11 +238,13 @@ class Service:
         handled, emitted = tuple(map(type_of, messages)), tuple(map(type_of, emits))
         for declared in handled:
             if declared.kind is not kind:
-                decorator = "@service.handles" if declared.kind is Kind.COMMAND else "@service.on"
-                raise DefinitionError(f"{where}: {declared.name!r} is a {declared.kind}: handle it with {decorator}")
+                what = "a command: handle it with @service.handles"
+                if declared.kind is Kind.EVENT:
+                    what = "an event: handle it with @service.on"
+                raise DefinitionError(f"{where}: {declared.name!r} is {what}")
         for declared in emitted:
             self._check_owned(declared, f"handler {name!r} emits")
-        message, context = _parameters(function, where)
+        message, context = parameters(function, where, HandlerContext)
         return Handler(
             service=self.name,
             name=name,
@@ -253,17 +269,26 @@ def _by_topic(handler: Handler) -> dict[str, Handler]:
     return dict.fromkeys(sorted(from_old), handler)
 
 
-def _parameters(function: Callable[..., Any], where: str) -> tuple[str, str | None]:
-    """Return the names of the parameters that take the message and, if there is one, the context."""
-    if inspect.iscoroutinefunction(function):
-        raise DefinitionError(f"{where}: it is async; handlers are plain functions")
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def parameters(function: Callable[..., Any], where: str, context: type) -> tuple[str, str | None]:
+    """Return the names of the parameters that take the message and, if there is one, that of the type `context`."""
+    if not (inspect.isfunction(function) or inspect.ismethod(function)) or inspect.iscoroutinefunction(function):
+        raise DefinitionError(f"{where}: handlers are plain functions, neither async nor wrapped in another object")
     try:
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
-    names = list(inspect.signature(function).parameters)
-    contexts = [name for name in names if hints.get(name) is HandlerContext]
+    taken = inspect.signature(function).parameters
+    if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in taken.values()):
+        raise DefinitionError(f"{where}: its parameters are given by name, so it cannot have *args, ** or /")
+    names = list(taken)
+    contexts = [name for name in names if hints.get(name) is context]
     messages = [name for name in names if name not in contexts]
     if len(messages) != 1 or len(contexts) > 1:
-        raise DefinitionError(f"{where}: it must take its message and, if it wants to, one HandlerContext; not {names}")
+        raise DefinitionError(
+            f"{where}: it must take its message and, if it wants to, one {context.__name__}; not {names}"
+        )
     return messages[0], contexts[0] if contexts else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
 from sagas.stores.sql import SqlStore
@@ -48,9 +48,13 @@ class CheckpointStore(Protocol):
         after: SagaRecord,
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
         session: Session | None = None,
     ) -> SagaRecord | None:
-        """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first."""
+        """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first.
+
+        `outbox`: rows of the outbox, for messages that leave if and only if this is stored.
+        """
 
     def transaction(self) -> AbstractContextManager[Session]:
         """Open a session for a step that wants its effect and its checkpoint in one transaction."""

@@ -43,8 +43,10 @@ __all__ = [
     "event_schemas",
     "streams",
     "stored_events",
+    "positions",
     "snapshots",
     "projections",
+    "live_projections",
 ]
 
 #: MySQL's TEXT ends at 64 kB, silently in some modes.
@@ -324,6 +326,16 @@ stored_events = Table(
     Column("metadata", LongText, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
     UniqueConstraint("stream", "stream_version"),
+    UniqueConstraint("event_id"),
+    **MYSQL_OPTIONS,
+)
+
+#: The last position, in one row that each writer locks. MySQL's alone: the others need no such bottleneck.
+positions = Table(
+    "events_position",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
     **MYSQL_OPTIONS,
 )
 
@@ -331,8 +343,9 @@ snapshots = Table(
     "events_snapshot",
     metadata,
     Column("stream", exact(200), primary_key=True),
+    # Of the state. In the key, so that old and new code can run side by side, each with snapshots of its own.
+    Column("schema_version", Integer, primary_key=True, autoincrement=False),
     Column("stream_version", Integer, nullable=False),
-    Column("schema_version", Integer, nullable=False),  # of the state: one of another is not read
     Column("state", LongText, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,
@@ -344,7 +357,18 @@ projections = Table(
     Column("name", exact(100), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),  # of the last event that it has seen
-    Column("live", Integer, nullable=False),  # 1 for the version that is read
+    Column("failed_position", BigInteger),  # of the event that it stopped at
+    Column("error", LongText),  # what that event did to it
     Column("updated_at", UtcDateTime, nullable=False),
+    **MYSQL_OPTIONS,
+)
+
+#: Which version of a projection is read. A row of its own, so that a swap is one update.
+live_projections = Table(
+    "events_projection_live",
+    metadata,
+    Column("name", exact(100), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,
 )

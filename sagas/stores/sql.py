@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -23,32 +21,35 @@ from sqlalchemy import (
     Select,
     bindparam,
     cast,
-    create_engine,
-    event,
-    func,
     insert,
-    literal_column,
     select,
     union_all,
     update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import (
+    CLOCKS_DIFFER,
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    SagaRecord,
+    SagaStatus,
+    StepRecord,
+    StepStatus,
+)
 from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import schema
+from sagas.stores.commits import Commits
+from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
 
-__all__ = ["SqlStore", "forget_after_fork", "now_of", "reading", "translated"]
+__all__ = ["SqlStore"]
 
 T = TypeVar("T")
 
 #: Seconds for which the difference between the database's clock and ours is believed.
 _CLOCK_TRUST = 30.0
-
-#: Marks a connection that only reads, so that SQLite does not take its write lock.
-_READ_ONLY = "sagas_read_only"
 
 
 class SqlStore:
@@ -56,19 +57,25 @@ class SqlStore:
 
     The tables must be there: `celery -A yourapp sagas db upgrade`, or `SqlStore(url).upgrade()`.
 
+    `timeout`: seconds after which a database that does not answer one of the engine's own statements counts as gone.
+    It holds on PostgreSQL by a URL (psycopg), not for an `Engine`, and not for what a step asks of `step.session`.
+
     >>> store = SqlStore("sqlite:///:memory:")
     >>> store.upgrade()
     >>> store.select()
     []
     """
 
-    def __init__(self, bind: str | Engine) -> None:
-        self.engine = _create_engine(bind) if isinstance(bind, str) else bind
+    def __init__(self, bind: str | Engine, *, timeout: float = 10.0) -> None:
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout={timeout!r} must be more than zero seconds")
+        self._timeout = timeout
+        self.engine = open_engine(bind) if isinstance(bind, str) else bind
         self.dialect = self.engine.dialect.name
-        if self.dialect not in _DIALECTS:
-            raise ConfigurationError(f"sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {self.dialect}")
+        self._now = database_now(self.dialect)
         self._clock = _Clock()
         forget_after_fork(self.engine)
+        self._looked_back: float | None = None  # the reading of the clock after which that was done
 
     def __repr__(self) -> str:
         return f"SqlStore({self.engine.url.render_as_string(hide_password=True)!r})"
@@ -79,7 +86,7 @@ class SqlStore:
         return self._clock.read(self._ask_time)
 
     def _ask_time(self) -> datetime:
-        query = select(_DIALECTS[self.dialect].now)
+        query = select(self._now)
         now: datetime = self._read(lambda connection: connection.execute(query).scalar_one())
         return now
 
@@ -94,7 +101,7 @@ class SqlStore:
             raise ConfigurationError(
                 f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
             )
-        with self._translated():
+        with self._translated(limited=False):  # the caller's transaction may well wait for another's
             return self._insert(connection, record)
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
@@ -114,8 +121,7 @@ class SqlStore:
         return _saga(connection.execute(query.with_for_update(read=True)).mappings().one(), [])
 
     def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
-        savepoint = session.get_nested_transaction()
-        _AfterCommit.of(session).add(savepoint, then)
+        Commits.of(session).after(then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
@@ -130,6 +136,8 @@ class SqlStore:
             row = connection.execute(query, values).mappings().one_or_none()
             if row is None:
                 raise SagaNotFound(missing)
+            if row["revision"] == 1:  # as it was inserted: no step has begun
+                return _saga(row, [])
             return _saga(row, connection.execute(_STEPS, {"saga_id": row["id"]}).mappings().all())
 
         return self._read(read)
@@ -140,15 +148,17 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
         session: Session | None = None,
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
-                return self._save(session.connection(), before, after, history, dead_letters)
-        if self.dialect == "postgresql" and not history and not dead_letters:
+                self._free_if_lost(session.connection())
+                return self._save(session.connection(), before, after, history, dead_letters, outbox)
+        if self.dialect == "postgresql" and not (history or dead_letters or outbox):
             return self._save_at_once(before, after)
         with self._writing() as connection:
-            return self._save(connection, before, after, history, dead_letters)
+            return self._save(connection, before, after, history, dead_letters, outbox)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
@@ -168,6 +178,7 @@ class SqlStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry],
         dead_letters: Sequence[DeadLetter],
+        outbox: Sequence[Mapping[str, Any]],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
         if connection.execute(_COMPARE_AND_SET, _compared_and_set(before, after)).rowcount != 1:
@@ -180,6 +191,8 @@ class SqlStore:
             )
         for letter in dead_letters:
             connection.execute(_file(letter))
+        if outbox:
+            connection.execute(insert(schema.outbox), outbox)
         return after
 
     @contextmanager
@@ -193,6 +206,9 @@ class SqlStore:
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         now = self.now()
+        if self._looked_back != self._clock.asked_at:
+            self._look_back(now)
+            self._looked_back = self._clock.asked_at
         ids = (
             select(schema.sagas.c.id).where(schema.sagas.c.wake_at <= now).order_by(schema.sagas.c.wake_at).limit(limit)
         )
@@ -205,6 +221,14 @@ class SqlStore:
                 later = now + timedelta(seconds=lease)
                 connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
             return found
+
+    def _look_back(self, now: datetime) -> None:
+        """Make due what was written in the future: the clock was set back since, and it must not wait for old times."""
+        sagas = schema.sagas.c
+        ahead = sagas.wake_at > now, sagas.updated_at > now + CLOCKS_DIFFER
+        if self._read(lambda connection: connection.execute(select(sagas.id).where(*ahead).limit(1)).first()):
+            with self._writing() as connection:
+                connection.execute(update(schema.sagas).where(*ahead).values(wake_at=now))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -241,7 +265,7 @@ class SqlStore:
         """Bring the tables to what this version needs. Does nothing when they are."""
         from sagas.stores.migrate import upgrade  # noqa: PLC0415 - Alembic is slow to import and rarely needed
 
-        with self._translated():
+        with self._translated(limited=False):  # large tables take their time
             upgrade(self.engine)
 
     # -- connections --------------------------------------------------------------------------------------------
@@ -250,7 +274,7 @@ class SqlStore:
         return self._read(lambda connection: connection.execute(query).mappings().all())
 
     def _read(self, ask: Callable[[Connection], T]) -> T:
-        options: dict[str, Any] = {_READ_ONLY: True}
+        options: dict[str, Any] = {READ_ONLY: True}
         if self.dialect == "postgresql":  # single statements need no transaction: one round trip instead of three
             options["isolation_level"] = "AUTOCOMMIT"
 
@@ -271,94 +295,17 @@ class SqlStore:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         with self._translated(), self.engine.begin() as connection:
+            self._free_if_lost(connection)
             yield connection
 
-    def _translated(self) -> AbstractContextManager[None]:
-        return translated(self.engine)
+    def _free_if_lost(self, connection: Connection) -> None:
+        """Have the database end this transaction if it hears no more of us: its locks would hold the others up."""
+        if self.dialect == "postgresql":
+            milliseconds = int(self._timeout * 1000)
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
 
-
-@contextmanager
-def translated(engine: Engine) -> Iterator[None]:
-    """Tell "the database did not answer" from every other error: only the former is worth waiting for."""
-    dbapi = engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
-    try:
-        yield
-    except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-        raise StoreUnavailable(f"the database of the sagas did not answer: {_cause(error)}") from error
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise StoreUnavailable(f"the database of the sagas closed the connection: {error.orig}") from error
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a connection that only reads: on SQLite it takes no lock."""
-    with translated(engine), engine.connect() as connection:
-        yield connection.execution_options(**{_READ_ONLY: True})
-
-
-def now_of(engine: Engine) -> Any:
-    """Return the expression for the database's time, UTC."""
-    return _DIALECTS[engine.dialect.name].now
-
-
-_ALL: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-def forget_after_fork(engine: Engine) -> None:
-    """Have a forked child connect anew: each side of a shared connection would read the other's answers."""
-    _ALL.add(engine)
-
-
-def _after_fork() -> None:
-    for engine in _ALL:
-        engine.dispose(close=False)
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class _AfterCommit:
-    """What is to be called after the outermost transaction of a session, or of a connection, has committed."""
-
-    def __init__(self, target: Session | Connection) -> None:
-        self._waiting: list[tuple[object, Callable[[], object]]] = []  # each with the savepoint it was asked in
-        if isinstance(target, Session):
-            event.listen(target, "after_commit", self._session_committed)
-            event.listen(target, "after_soft_rollback", self._session_rolled_back)
-        else:
-            event.listen(target, "commit", self._committed)
-            event.listen(target, "rollback", self._rolled_back)
-            event.listen(target, "rollback_savepoint", lambda _connection, _name, _context: self._rolled_back())
-
-    @classmethod
-    def of(cls, target: Session | Connection) -> _AfterCommit:
-        # Listeners cannot be taken away while they are called, so each target gets its own, once.
-        made: _AfterCommit | None = getattr(target, "_sagas_after_commit", None)
-        if made is None:
-            made = cls(target)
-            setattr(target, "_sagas_after_commit", made)  # noqa: B010 - it is not theirs to declare
-        return made
-
-    def add(self, savepoint: object, then: Callable[[], object]) -> None:
-        self._waiting.append((savepoint, then))
-
-    def _committed(self, _: Connection | None = None) -> None:
-        waiting, self._waiting = self._waiting, []
-        for _savepoint, then in waiting:
-            then()
-
-    def _rolled_back(self, _: Connection | None = None) -> None:
-        self._waiting = []
-
-    def _session_committed(self, session: Session) -> None:
-        if not session.in_nested_transaction():  # the event also fires when a savepoint is released
-            self._committed()
-
-    def _session_rolled_back(self, _: Session, previous: SessionTransaction) -> None:
-        # A savepoint rolled back takes with it only what was asked inside it.
-        self._waiting = [asked for asked in self._waiting if previous.nested and asked[0] is not previous]
+    def _translated(self, *, limited: bool = True) -> AbstractContextManager[None]:
+        return translated(self.engine, self._timeout if limited else None)
 
 
 class _Clock:
@@ -366,6 +313,11 @@ class _Clock:
 
     def __init__(self) -> None:
         self._known: tuple[datetime, float] | None = None
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the database was last asked, by the monotonic clock."""
+        return None if self._known is None else self._known[1]
 
     def read(self, ask: Any) -> datetime:
         known = self._known
@@ -381,7 +333,6 @@ class _Clock:
 class _Dialect:
     """What the databases do not say alike: the statements for which that matters."""
 
-    now: Any
     insert_or_keep: Any
     upsert: Any
     counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
@@ -410,12 +361,7 @@ def _keep(statement: Any) -> Any:
 _COUNTED = {"preserve_rowcount": True}
 
 
-def _utc(expression: str) -> Any:
-    return literal_column(expression, type_=schema.UtcDateTime())
-
-
 _MYSQL = _Dialect(
-    now=_utc("UTC_TIMESTAMP(6)"),
     # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
     insert_or_keep=mysql.insert(schema.sagas).on_duplicate_key_update(id=schema.sagas.c.id),
     counts_inserts=False,
@@ -423,50 +369,16 @@ _MYSQL = _Dialect(
 )
 _DIALECTS: Mapping[str, _Dialect] = {
     "postgresql": _Dialect(
-        now=func.clock_timestamp(type_=schema.UtcDateTime()),
         insert_or_keep=_keep(postgresql.insert(schema.sagas)).execution_options(**_COUNTED),
         upsert=_upsert(postgresql.insert(schema.steps)),
     ),
     "sqlite": _Dialect(
-        now=_utc("strftime('%Y-%m-%d %H:%M:%f000', 'now')"),
         insert_or_keep=_keep(sqlite.insert(schema.sagas)).execution_options(**_COUNTED),
         upsert=_upsert(sqlite.insert(schema.steps)),
     ),
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
 }
-
-
-def _create_engine(url: str) -> Engine:
-    dialect = url.partition(":")[0].partition("+")[0]
-    if dialect == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": 30})
-        _teach_sqlite(engine)
-        return engine
-    # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
-    return create_engine(url, isolation_level="READ COMMITTED", pool_recycle=1800)
-
-
-def _teach_sqlite(engine: Engine) -> None:
-    """Let several processes share the file: a log that readers do not block, and transactions that say if they write.
-
-    The driver's own transactions begin late and then fail when two writers meet ("database is locked", at once).
-    """
-
-    @event.listens_for(engine, "connect")
-    def _(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @event.listens_for(engine, "begin")
-    def _(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READ_ONLY)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _cause(error: BaseException) -> object:
-    return getattr(error, "orig", None) or error
 
 
 def _changed_steps(before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:

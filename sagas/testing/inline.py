@@ -18,7 +18,8 @@ from typing import Any, cast
 from sagas import transitions
 from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, Saga
-from sagas.errors import NotAllowed, SagaError
+from sagas.errors import ConfigurationError, NotAllowed, SagaError
+from sagas.events import Events, type_of
 from sagas.handle import SagaHandle
 from sagas.leases import Leases
 from sagas.orchestrator import Next, Orchestrator
@@ -37,7 +38,8 @@ class Inline:
     """Runs sagas in the calling thread: no broker, no worker, no other thread, and no waiting.
 
     `store`: where the sagas are kept; left out, in memory. Steps that use `step.session` need an `SqlStore`.
-    `lease`, `stall_after`, `max_payload`: as in `Sagas`.
+    `lease`, `stall_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept, in
+    `emitted`.
 
     A saga need not be registered with an app, and one that is stays as it is. Faults happen in the order in which they
     were asked for, each to the next attempts at its step.
@@ -60,6 +62,7 @@ class Inline:
         lease: float = 30.0,
         stall_after: float = 30.0,
         max_payload: int = 1_048_576,
+        events: Events | None = None,
     ) -> None:
         self.store = MemoryStore() if store is None else store
         self._clocked = _Clocked(self.store)
@@ -67,6 +70,7 @@ class Inline:
             cast("CheckpointStore", self._clocked),
             timing=Timing(lease=lease, stall=stall_after),
             max_payload=max_payload,
+            events=events or _Recorder(self.store),
         )
         #: Entered around every delivery of a step; `rehearse` looks at the world from here.
         self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
@@ -114,6 +118,16 @@ class Inline:
         )
         self.store.save(before, change.record, change.history, change.dead_letters)
         self._finish(Next(change.verdict, change.note, change.record))
+
+    @property
+    def emitted(self) -> list[Any]:
+        """The events and commands that steps emitted, and that the saga published of its life, in order.
+
+        Only where sagas are kept in memory: elsewhere they are rows of the outbox.
+        """
+        if not isinstance(self.store, MemoryStore):
+            raise ConfigurationError(f"{self.store!r} keeps what was emitted in its outbox: read it there")
+        return [row["message"] for row in self.store.outbox]
 
     @property
     def now(self) -> datetime:
@@ -301,11 +315,24 @@ class _Clocked:
         return [self.watched]
 
 
+class _Recorder:
+    """Keeps what is emitted as it is, for tests that need neither services nor an outbox."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+
+    def prepare(self, message: Any, **_: str | None) -> Mapping[str, Any]:
+        if not isinstance(self._store, MemoryStore):
+            raise ConfigurationError(f"{self._store!r} has an outbox: Inline(store, events=Events(...))")
+        type_of(message)
+        return {"message": message}
+
+
 class _Orchestrator(Orchestrator):
     """The engine's own, without the thread that renews claims: nobody is there who could take one over."""
 
-    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int) -> None:
-        super().__init__(store, timing=timing, max_payload=max_payload)
+    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int, events: Events | _Recorder) -> None:
+        super().__init__(store, timing=timing, max_payload=max_payload, events=events)
         self._leases = _Leases(timing.lease, self._renew)
 
 

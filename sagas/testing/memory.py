@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
 from sagas.errors import ConfigurationError, SagaNotFound
@@ -25,6 +25,7 @@ class MemoryStore:
         self._records: dict[str, SagaRecord] = {}
         self._history: list[tuple[str, HistoryEntry]] = []
         self._letters: list[DeadLetter] = []
+        self.outbox: list[Mapping[str, Any]] = []  #: rows of the outbox; nobody sends them
 
     def __repr__(self) -> str:
         return "MemoryStore()"
@@ -58,6 +59,7 @@ class MemoryStore:
         after: SagaRecord,
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
         session: Session | None = None,
     ) -> SagaRecord | None:
         if session is not None:
@@ -68,6 +70,7 @@ class MemoryStore:
         self._history += [(before.id, entry) for entry in history]
         for letter in dead_letters:
             self._file(letter)
+        self.outbox += outbox
         return after
 
     def _file(self, letter: DeadLetter) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
 from sagas import (
@@ -80,6 +80,32 @@ def test_a_save_of_an_old_revision_changes_nothing(store: SqlStore) -> None:
     assert store.history(first.id) == []
 
 
+def _outgoing(store: SqlStore) -> list[str]:
+    with store.engine.connect() as connection:
+        return list(connection.execute(select(schema.outbox.c.event_id).order_by(schema.outbox.c.id)).scalars())
+
+
+def test_messages_leave_with_the_save_that_stores_them(store: SqlStore) -> None:
+    def row(event_id: str) -> dict[str, Any]:
+        return {
+            "shard": 0, "event_id": event_id, "type": "a.b.done", "version": 1, "source": "a", "key": None,
+            "correlation_id": "c", "causation_id": None, "queue": None, "body": "{}", "created_at": STEP.lease_until,
+        }  # fmt: skip
+
+    first = store.insert(record())
+    second = store.save(first, replace(first, epoch=2, steps={"a": STEP}), outbox=[row("e-1"), row("e-2")])
+    assert second is not None
+    assert store.save(first, replace(first, epoch=9), outbox=[row("late")]) is None
+    with store.transaction() as session:
+        third = store.save(second, replace(second, epoch=3), outbox=[row("e-3")], session=session)
+    assert third is not None
+    with pytest.raises(ZeroDivisionError), store.transaction() as session:
+        store.save(third, replace(third, epoch=4), outbox=[row("rolled back")], session=session)
+        raise ZeroDivisionError
+    assert _outgoing(store) == ["e-1", "e-2", "e-3"]
+    assert store.load(first.id) == third
+
+
 def test_of_many_savers_one_wins(store: SqlStore) -> None:
     first = store.insert(record())
     won: list[int] = []
@@ -130,6 +156,17 @@ def test_what_is_not_there(store: SqlStore) -> None:
         store.load("nope")
     with pytest.raises(SagaNotFound, match="'order' with the key 'nope'"):
         store.find("order", "nope")
+
+
+def test_what_was_written_in_the_future_is_due(store: SqlStore) -> None:
+    """The database's clock was set back since. A process sees that when it looks at the clock."""
+    now = store.now()
+    later = now + timedelta(hours=3)
+    store.insert(record(1, wake_at=later, updated_at=later))
+    store.insert(record(2, wake_at=later, updated_at=now))
+    store.insert(record(3, wake_at=None, updated_at=later))
+    assert store.due(10, lease=30) == ["id-0001"]
+    assert store.due(10, lease=30) == []
 
 
 def test_due_are_taken_once(store: SqlStore) -> None:

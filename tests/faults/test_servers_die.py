@@ -4,10 +4,8 @@ import time
 
 import pytest
 
-from sagas import SagaHandle
-from sagas.checkpoints import TERMINAL
 from tests.conftest import Rig
-from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
+from tests.servers import MariaDB, Postgres, RabbitMQ, Redis
 
 FIGURES = "{} sagas, all at their end {:.1f} s after the {} came back"
 
@@ -20,17 +18,10 @@ def _run(rig: Rig, server: Redis | RabbitMQ | Postgres | MariaDB) -> None:
     time.sleep(2)  # an outage, not a condition
     server.restart()
     back = time.monotonic()
-    wait_for(lambda: _supervised(rig, handles), 90, "all sagas are at their end")
+    rig.all_ended(handles)
     for i, handle in enumerate(handles):
         (rig.assert_undone if i % 2 else rig.assert_done)(handle)
     print(FIGURES.format(len(handles), time.monotonic() - back, type(server).__name__))
-
-
-def _supervised(rig: Rig, handles: list[SagaHandle]) -> bool:
-    # Celery's own worker may end of a broker that is gone; in production, as here, it has a supervisor.
-    if not any(worker.running for worker in rig.workers):
-        rig.worker(concurrency=4)
-    return all(handle.status in TERMINAL for handle in handles)
 
 
 def test_redis_restarts_empty(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> None:

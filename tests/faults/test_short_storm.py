@@ -24,8 +24,10 @@ def test_a_short_storm() -> None:
         (6.0, "worker stopped"),
         (11.0, "flushed"),
         (13.0, "connections cut"),
+        (15.0, "database hangs"),
+        (19.0, "broker cut"),
     )
-    outcome = storm(Settings(sagas=120, seconds=16, seed=1, workers=2, plan=plan, calm=60))
+    outcome = storm(Settings(sagas=120, seconds=20, seed=1, workers=2, plan=plan, calm=100))
     print(report(outcome))
     assert outcome.ok, report(outcome)
     assert set(outcome.blows) == {kind for _, kind in plan}

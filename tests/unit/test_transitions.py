@@ -14,7 +14,7 @@ from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL
 from sagas.plan import plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 
-from sagas.transitions import cancel, claim, examine, fail, join, repair, report, succeed  # isort: skip
+from sagas.transitions import cancel, claim, examine, fail, join, repair, report, rewound, succeed  # isort: skip
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMING = Timing(lease=30, stall=30)
@@ -429,3 +429,36 @@ def test_a_step_that_nobody_takes_is_given_up_once() -> None:
     assert game.ended() is SagaStatus.STUCK
     assert game.last is not None
     assert [entry.what for entry in game.last.history] == ["not started", "stuck"]
+
+
+# -- the database's clock is set back -------------------------------------------------------------------------------
+
+
+def test_what_was_written_in_the_future_begins_to_wait_now() -> None:
+    game = Game(Saga("timed", step("a", timeout=100), step("b"), timeout=500))
+    game.record = replace(game.record, deadline=NOW + timedelta(seconds=500))
+    game.claim("a")
+    back = NOW - timedelta(hours=3)
+    record = rewound(game.record, back)
+    state = record.step("a")
+    assert (state.lease_until, state.deadline) == (back + timedelta(seconds=30), back + timedelta(seconds=100))
+    assert (record.updated_at, record.deadline) == (back, back + timedelta(seconds=500))
+    assert record.wake_at is not None
+    assert record.wake_at <= back + timedelta(seconds=30)
+    assert rewound(record, back) is record
+
+
+def test_a_dead_claim_of_the_future_is_taken_over_in_time() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    game.now = NOW - timedelta(hours=3)
+    game.record = rewound(game.record, game.now)
+    assert claim(LINE, game.record, "a", 1, "other", game.now, TIMING).verdict is Verdict.GO_AWAY
+    game.now += timedelta(seconds=31)
+    assert claim(LINE, game.record, "a", 1, "other", game.now, TIMING).verdict is Verdict.ACT
+
+
+def test_processes_that_differ_a_little_rewind_nothing() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    assert rewound(game.record, NOW - timedelta(seconds=10)) is game.record

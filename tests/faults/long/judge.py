@@ -11,10 +11,10 @@ from pathlib import Path
 from sagas import Sagas, SagaStatus
 from sagas.checkpoints import TERMINAL, HistoryEntry, SagaRecord
 from sagas.errors import SagaNotFound
-from tests.rig import Effect
+from tests.rig import TAKEOVERS, Effect
 
-#: What the history says when a step was given to somebody else, or tried again.
-TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
+#: A saga's times that differ by so much from those of the ledger were written while the clock was stepped by an hour.
+STEPPED = 1800.0
 
 #: A process that wrote a saga's last line no longer ago than this is taken to have been at work on it.
 AT_WORK = 5.0
@@ -80,8 +80,10 @@ def judge(
         found += _of_one(sagas, record, lines, history)
         for kind in found:
             verdict.violations.append(Violation(kind, f"{name} {key} {record.id}", _story(record, lines, history)))
-        verdict.repeated += _repeated(lines, history)
         verdict.doubled += sum(n - 1 for n in (_times(lines, "do") + _times(lines, "undo")).values())
+        if not _dated_right(record, lines):
+            continue
+        verdict.repeated += _repeated(lines, history)
         for blow in blows:
             if (took := _recovery(record, lines, blow)) is not None:
                 verdict.recovery[blow.kind].append(took)
@@ -114,6 +116,12 @@ def _of_one(
 
 def _times(lines: Iterable[Effect], event: str) -> Counter[tuple[str, str]]:
     return Counter((line.step, event) for line in lines if line.event == event)
+
+
+def _dated_right(record: SagaRecord, lines: Sequence[Effect]) -> bool:
+    """Tell whether the saga's own times are the machine's: they are not where the database's clock was stepped then."""
+    begun, ended = record.created_at.timestamp(), record.updated_at.timestamp()
+    return not lines or (lines[0].at - begun < STEPPED and ended - lines[-1].at < STEPPED)
 
 
 def _repeated(lines: Iterable[Effect], history: Iterable[HistoryEntry]) -> int:

@@ -16,21 +16,41 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sagas import SagaStatus
 from sagas.checkpoints import TERMINAL, StepStatus
 from sagas.errors import NotAllowed, StoreUnavailable
 from tests.conftest import Rig
 from tests.faults.long.judge import Blow, Verdict, judge
+from tests.proxy import Proxy
 from tests.rig import Faults, Worker
-from tests.servers import Postgres, RabbitMQ, Redis
+from tests.servers import Postgres, RabbitMQ, Redis, wait_for
 
 FULL = ("one", "left", "right", "free", "four", "pivot", "last")
 LINE = ("one", "two", "three")
 UNDONE = {"full": ("one", "left", "right", "four"), "line": LINE}
 
+#: What docs/operations.md advises, so that a broker that falls silent is noticed; in small.
+BROKERS: dict[str, dict[str, Any]] = {
+    "redis": {"broker_transport_options": {"socket_timeout": 3, "health_check_interval": 2}},
+    "rabbitmq": {"broker_transport_options": {"confirm_publish": True, "read_timeout": 3}, "broker_heartbeat": 6},
+}
+
 #: How often a stuck step is tried again by hand.
 REPAIRS = 5
+
+
+HURTS_BROKER: dict[str, Callable[[Proxy], None]] = {
+    "broker hangs": Proxy.hang,
+    "broker cut": Proxy.cut,
+    "broker refuses": Proxy.refuse,
+}
+HURTS_DATABASE: dict[str, Callable[[Proxy], None]] = {
+    "database hangs": Proxy.hang,
+    "database drops packets": Proxy.drop,
+    "database slow": lambda way: way.delay(0.2),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Settings:
     workers: int = 3
     concurrency: int = 3
     calm: float = 180.0  #: at most, until all sagas must be at their end
-    pause: tuple[float, float] = (1.5, 5.0)  #: between two blows
+    pause: tuple[float, float] = (0.5, 2.5)  #: between two blows
     plan: tuple[tuple[float, str], ...] = ()  #: seconds after the start, and what to break, instead of at random
 
     def __str__(self) -> str:
@@ -87,13 +107,18 @@ class Storm:
         with ExitStack() as stack:
             self.broker: Redis | RabbitMQ = Redis() if self.settings.broker == "redis" else RabbitMQ()
             stack.enter_context(self.broker)
+            # Workers and callers reach their servers by way of proxies, which can hurt the connections.
+            self.way_to_broker = stack.enter_context(Proxy(self.broker.port))
             self.postgres: Postgres | None = None
             if self.settings.database == "postgres":
-                self.postgres = stack.enter_context(Postgres(fsync=True))
-                database = self.postgres.database()
+                self.postgres = stack.enter_context(Postgres(fsync=True, stepped=True, megabytes=512))
+                self.way_to_database = stack.enter_context(Proxy(self.postgres.port))
+                database = self.way_to_database.url(self.postgres.database())
             else:
                 database = f"sqlite:///{self.folder / 'sagas.db'}"
-            self.rig = Rig(self.broker.url, database, self.folder)
+            self.rig = Rig(self.way_to_broker.url(self.broker.url), database, self.folder)
+            self.rig.configure(timeout=1.5, **BROKERS[self.settings.broker])
+            self.rig.settings["clock_trust"] = 1
             stack.callback(self.rig.close)
             self.rig.sagas  # noqa: B018 - made once, before threads ask for it
             self.workers: list[Worker] = [self._worker() for _ in range(self.settings.workers)]
@@ -201,13 +226,13 @@ class Storm:
     # -- what breaks ----------------------------------------------------------------------------------------------
 
     def kinds(self) -> list[str]:
-        kinds = ["worker killed", "worker stopped", "broker killed"]
+        kinds = ["worker killed", "worker stopped", "broker killed", *HURTS_BROKER]
         if self.settings.pool == "prefork":
             kinds += ["child killed"] * 2
         if self.settings.broker == "redis":
             kinds += ["flushed"]
         if self.postgres is not None:
-            kinds += ["database killed", "connections cut"]
+            kinds += ["database killed", "connections cut", *HURTS_DATABASE, "disk full", "clock stepped"]
         return kinds
 
     def _sabotage(self) -> None:
@@ -217,8 +242,10 @@ class Storm:
                 time.sleep(max(0.0, begun + at - time.monotonic()))
                 self._strike(kind)
             return
+        bag: list[str] = []  # every kind once, in random order, and then again
         while not self._over.wait(self.random.uniform(*self.settings.pause)):
-            self._strike(self.random.choice(self.kinds()))
+            bag = bag or self.random.sample(self.kinds(), len(self.kinds()))
+            self._strike(bag.pop())
 
     def _strike(self, kind: str) -> None:
         worker = self.random.choice(self.workers)
@@ -249,6 +276,23 @@ class Storm:
                 self.broker.kill()
                 time.sleep(self.random.uniform(0, 2))
                 self.broker.start()
+            case _ if kind in HURTS_BROKER:
+                self._hurt(self.way_to_broker, HURTS_BROKER[kind])
+            case _ if kind in HURTS_DATABASE:
+                self._hurt(self.way_to_database, HURTS_DATABASE[kind])
+            case "disk full":
+                assert self.postgres is not None
+                assert self.postgres.disk is not None
+                self.postgres.disk.fill()
+                time.sleep(self.random.uniform(1, 3))
+                self.postgres.disk.empty()
+                wait_for(self.postgres.supervised, 60, "the database answers")
+            case "clock stepped":
+                assert self.postgres is not None
+                assert self.postgres.clock is not None
+                self.postgres.clock.step(self.random.choice([-3600, 3600]))
+                time.sleep(self.random.uniform(2, 4))
+                self.postgres.clock.step(0)
             case "database killed":
                 assert self.postgres is not None
                 self.postgres.kill()
@@ -264,6 +308,11 @@ class Storm:
                         "select pg_terminate_backend(pid) from pg_stat_activity "
                         "where backend_type = 'client backend' and pid <> pg_backend_pid()"
                     )
+
+    def _hurt(self, way: Proxy, how: Callable[[Proxy], None]) -> None:
+        how(way)
+        time.sleep(self.random.uniform(1, 4))
+        way.heal()
 
     # -- calm -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,30 @@
+"""`celery -A yourapp sagas events asyncapi`: the document that others read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sagas.errors import SagaError
+from sagas.events.asyncapi import asyncapi as describe
+
+__all__ = ["asyncapi"]
+
+
+@click.command()
+@click.option(
+    "--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file; left out, stdout."
+)
+@click.option("--title", help="Of the application; left out, the name of the Celery app.")
+@click.option("--app-version", default="1.0.0", show_default=True, help="Of the application.")
+@click.pass_obj
+def asyncapi(obj: Any, output: Any, title: str | None, app_version: str) -> None:
+    """Write the AsyncAPI 3.0 document of the events and commands, as JSON."""
+    app = obj.app
+    try:
+        document = describe(app.sagas.events, title=title or app.main or "events", version=app_version)
+    except SagaError as error:
+        raise click.ClickException(str(error)) from error
+    output.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

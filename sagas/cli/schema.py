@@ -1,0 +1,164 @@
+"""`celery -A yourapp sagas events schema ...`: the message types of this code, held against the schema registry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from sagas.errors import SagaError
+from sagas.events import Events
+from sagas.events.schema_registry import Finding, Schema, SchemaRegistry, review
+from sagas.events.schema_registry import register as register_types
+
+__all__ = ["schema"]
+
+_format = click.option("--format", "format_", default="json", show_default=True, help="A format of the registry.")
+
+
+@click.group()
+@click.pass_obj
+def schema(obj: Any) -> None:
+    """Look after the schemas of events and commands."""
+    if obj.app.sagas.events.registry is None:
+        raise _NotDone(
+            "these events have no schema registry: Events(..., registry=SqlSchemaRegistry(store.engine)), from "
+            "sagas.events.schema_registry.sql"
+        )
+
+
+@schema.command()
+@_format
+@click.pass_obj
+def check(obj: Any, format_: str) -> None:
+    """Say what `register` would do. Changes nothing.
+
+    The exit code is 1 when something is refused, or cannot be read by this code: for CI.
+    """
+    events = obj.app.sagas.events
+    with _errors():
+        _report(review(events.types, _registry(events), owners=events.services, format=format_))
+
+
+@schema.command()
+@_format
+@click.pass_obj
+def register(obj: Any, format_: str) -> None:
+    """Register the types that the services of this code own.
+
+    What is refused does not keep the rest from being registered; the exit code is then 1.
+    """
+    events = obj.app.sagas.events
+    with _errors():
+        _report(register_types(events.types, _registry(events), owners=events.services, format=format_))
+
+
+@schema.command("list")
+@click.pass_obj
+def list_(obj: Any) -> None:
+    """List the subjects, each with its newest revision."""
+    registry = _registry(obj.app.sagas.events)
+    with _errors():
+        for subject in registry.subjects():
+            latest = registry.latest(subject)
+            if latest is not None:
+                click.echo(f"{subject}  {latest.revision}  {latest.format}  {latest.fingerprint[:12]}")
+
+
+@schema.command()
+@click.argument("subject")
+@click.option("--revision", type=int, help="Left out, the newest.")
+@click.pass_obj
+def show(obj: Any, subject: str, revision: int | None) -> None:
+    """Print the definition of SUBJECT as JSON."""
+    with _errors():
+        revisions = _revisions(_registry(obj.app.sagas.events), subject)
+        found = _pick(revisions, revision)
+    click.echo(json.dumps(found.definition, indent=2, ensure_ascii=False))
+
+
+@schema.command()
+@click.argument("subject")
+@click.option("--from", "old", type=int, help="A revision; left out, the newest.")
+@click.option("--to", "new", type=int, help="A revision; left out, what this code declares.")
+@click.pass_obj
+def diff(obj: Any, subject: str, old: int | None, new: int | None) -> None:
+    """Say what readers and writers of two revisions of SUBJECT do not understand of each other."""
+    events: Events = obj.app.sagas.events
+    registry = _registry(events)
+    with _errors():
+        revisions = _revisions(registry, subject)
+        before = _pick(revisions, old)
+        how = registry.format(before.format)
+        if new is None:
+            after, name = _declared(events, registry, subject, before.format), "this code"
+        else:
+            after, name = _pick(revisions, new).definition, f"revision {new}"
+        known = f"revision {before.revision}"
+        for heading, found in (
+            ("BACKWARD", how.compare(before.definition, after, known, name)),
+            ("FORWARD", how.compare(after, before.definition, name, known)),
+        ):
+            click.echo(f"{heading}: {'compatible' if not found else ''}".rstrip())
+            for difference in found:
+                click.echo(f"  {difference}")
+
+
+def _registry(events: Events) -> SchemaRegistry:
+    assert events.registry is not None  # the group has seen to it
+    return events.registry
+
+
+def _revisions(registry: SchemaRegistry, subject: str) -> Sequence[Schema]:
+    revisions = registry.revisions(subject)
+    if not revisions:
+        known = ", ".join(registry.subjects()) or "none"
+        raise _NotDone(f"there is no subject {subject!r}; there is: {known}")
+    return revisions
+
+
+def _pick(revisions: Sequence[Schema], number: int | None) -> Schema:
+    for each in revisions:
+        if each.revision == (revisions[-1].revision if number is None else number):
+            return each
+    there = ", ".join(str(each.revision) for each in revisions)
+    raise _NotDone(f"{revisions[0].subject} has no revision {number}; there is: {there}")
+
+
+def _declared(events: Events, registry: SchemaRegistry, subject: str, format_: str) -> Any:
+    how = registry.format(format_)
+    for declared in events.types:
+        if how.subject(declared) == subject:
+            return how.derive(declared)
+    raise _NotDone(f"this code declares nothing for {subject!r}; say --to, with a revision")
+
+
+def _report(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        number = "" if finding.revision is None else f" (revision {finding.revision})"
+        click.echo(f"{finding.verdict:<10} {finding.subject}{number}")
+        for reason in finding.reasons:
+            click.echo("           " + reason.replace("\n", "\n           "))
+        for warning in finding.warnings:
+            click.echo(f"           warning: {warning}")
+    bad = sum(not finding.ok for finding in findings)
+    if bad:
+        click.echo(f"{bad} of {len(findings)} will not do", err=True)
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except SagaError as error:
+        raise _NotDone(str(error)) from error
+
+
+class _NotDone(click.ClickException):
+    """It could not be done at all; 1 is for schemas that will not do."""
+
+    exit_code = 2

@@ -1,0 +1,57 @@
+"""`celery -A yourapp sagas events trace`: one whole story."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from sagas.cli.tables import AS_JSON
+from sagas.errors import SagaError
+from sagas.events.trace import Entry, trace
+
+__all__ = ["tell"]
+
+_LONGEST = 200
+
+
+@click.command("trace")
+@click.argument("correlation_id")
+@AS_JSON
+@click.pass_obj
+def tell(obj: Any, correlation_id: str, as_json: bool) -> None:
+    """Tell the story of CORRELATION_ID: what was published, who handled it and what that led to, sagas included."""
+    try:
+        story = trace(obj.app.sagas.events.engine, correlation_id)
+    except SagaError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps([entry.as_json() for entry in story], indent=2))
+    elif story:
+        _print(story, 0)
+    if not story:
+        raise click.ClickException(f"nothing is known of the correlation id {correlation_id!r}")
+
+
+def _print(entries: Sequence[Entry], depth: int) -> None:
+    for entry in entries:
+        at = "--:--:--.---" if entry.at is None else entry.at.strftime("%H:%M:%S.%f")[:-3]
+        if depth == 0 and entry.at is not None:
+            at = f"{entry.at:%Y-%m-%d} {at}"
+        click.echo(f"{'  ' * depth}{at}  {_line(entry)}")
+        _print(entry.children, depth + 1)
+
+
+def _line(entry: Entry) -> str:
+    detail = " ".join(entry.detail.split())[:_LONGEST]
+    text = {
+        "message": f"{entry.what} from {entry.who}",
+        "handled": f"handled by {entry.who}",
+        "dead letter": f"DEAD LETTER of {entry.who}: {' '.join(entry.what.split())[:_LONGEST]}",
+        "saga": f"saga {entry.who} {entry.what} ({entry.id})",
+        "step": f"step {entry.who} {entry.what}",
+        "history": f"{entry.who}: {entry.what}",
+    }[entry.kind]
+    return f"{text}  [{detail}]" if detail else text

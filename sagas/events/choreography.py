@@ -1,0 +1,307 @@
+"""Choreography: the flow that nobody conducts, put together from what the services declare, checked, and observed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Engine, func, select
+
+from sagas.events.messages import Kind, MessageType
+from sagas.events.services import COMMANDS, Handler, Service
+from sagas.stores import schema
+from sagas.stores.engines import reading
+
+__all__ = ["Difference", "Graph", "Heard", "Problem", "compared", "graph", "observed", "problems"]
+
+#: A flow through more services than this is hard to follow for anybody.
+_MANY_SERVICES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Who handles and who emits what, as declared by services. Messages are named without their versions."""
+
+    services: tuple[str, ...]
+    handlers: tuple[Handler, ...]
+    published: Mapping[str, tuple[MessageType, ...]]  #: per service, what it publishes outside of handlers
+    messages: Mapping[str, MessageType]  #: by name; the newest version that is declared
+
+    def emitted(self, name: str) -> bool:
+        """Tell whether anybody here emits or publishes this message."""
+        return any(declared.name == name for declared in self._sent())
+
+    def handlers_of(self, name: str) -> tuple[Handler, ...]:
+        return tuple(handler for handler in self.handlers if name in _names(handler.handles))
+
+    def emitters_of(self, name: str) -> tuple[Handler, ...]:
+        return tuple(handler for handler in self.handlers if name in _names(handler.emits))
+
+    def next(self, name: str, *, but_compensations: bool = False) -> tuple[str, ...]:
+        """Return the messages that handlers of this one may emit."""
+        handlers = (h for h in self.handlers_of(name) if not (but_compensations and h.compensates))
+        return tuple(dict.fromkeys(emitted for handler in handlers for emitted in _names(handler.emits)))
+
+    def _sent(self) -> Iterator[MessageType]:
+        for declared in self.published.values():
+            yield from declared
+        for handler in self.handlers:
+            yield from handler.emits
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a choreography that somebody should look at."""
+
+    level: Literal["problem", "advice"]  #: a problem is wrong as declared; advice may have its reasons
+    kind: Literal["cycle", "unhandled", "unemitted", "unread version", "uncompensated", "long"]
+    text: str
+    path: tuple[str, ...] = ()  #: the messages that it is about, in order
+
+
+def graph(services: Iterable[Service]) -> Graph:
+    """Put together what services declare. Those that are elsewhere can be left out: nothing is said about them."""
+    services = tuple(services)
+    handlers = tuple(handler for service in services for handler in service.handlers)
+    messages: dict[str, MessageType] = {}
+    declared = [*(d for s in services for d in s.publishes), *(d for h in handlers for d in (*h.handles, *h.emits))]
+    for one in declared:
+        known = messages.get(one.name)
+        if known is None or one.version > known.version:
+            messages[one.name] = one
+    return Graph(
+        services=tuple(service.name for service in services),
+        handlers=handlers,
+        published={service.name: service.publishes for service in services if service.publishes},
+        messages=messages,
+    )
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------
+
+
+def problems(graph: Graph) -> list[Problem]:
+    """Say what is wrong, or might be, in a choreography. Only of what the services of the graph decide.
+
+    ===============  =========  ================================================================================
+    kind             level      what
+    ===============  =========  ================================================================================
+    cycle            problem    messages lead to each other: nothing but a handler's own judgement ends that
+    unhandled        problem    nobody handles a failure event, or a command whose service is here
+    unhandled        advice     nobody handles an event; there may be listeners elsewhere
+    unemitted        problem    a handler waits for an event of a service that is here and does not emit it
+    unemitted        advice     the same of a command, which may be sent from outside of handlers
+    unread version   problem    an event is emitted in a version that a handler of it cannot read
+    uncompensated    problem    what undoes an event is not reached from a failure that may follow that event
+    uncompensated    advice     a failure may follow an event, and nothing says that it undoes that event
+    long             advice     a flow goes through more than five services: a saga would be easier to follow
+    ===============  =========  ================================================================================
+    """
+    checks: tuple[Callable[[Graph], Iterator[Problem]], ...] = (
+        _cycles,
+        _unhandled,
+        _unemitted,
+        _unread,
+        _uncompensated,
+        _long,
+    )
+    found = [problem for check in checks for problem in check(graph)]
+    return sorted(found, key=lambda problem: problem.level != "problem")  # stable: the rest stays in the order above
+
+
+def _cycles(graph: Graph) -> Iterator[Problem]:
+    told: set[frozenset[str]] = set()
+    for name in sorted(graph.messages):
+        path = _way(graph.next, name, name)
+        if path is not None and frozenset(path) not in told:
+            told.add(frozenset(path))
+            yield Problem("problem", "cycle", f"messages lead to each other without end: {_arrows(path)}", tuple(path))
+
+
+def _unhandled(graph: Graph) -> Iterator[Problem]:
+    for name, declared in sorted(graph.messages.items()):
+        if graph.handlers_of(name) or not graph.emitted(name):
+            continue
+        if declared.failure:
+            yield Problem("problem", "unhandled", f"nobody handles the failure event {name}", (name,))
+        elif declared.kind is Kind.EVENT:
+            yield Problem("advice", "unhandled", f"nobody here handles event {name}", (name,))
+        elif declared.context in graph.services:
+            yield Problem("problem", "unhandled", f"service {declared.context} has no handler for {name}", (name,))
+
+
+def _unemitted(graph: Graph) -> Iterator[Problem]:
+    for name, declared in sorted(graph.messages.items()):
+        if graph.emitted(name):
+            continue
+        handlers = ", ".join(_label(handler) for handler in graph.handlers_of(name))
+        if declared.kind is Kind.COMMAND:
+            yield Problem(
+                "advice", "unemitted", f"nobody here says that it sends {name}, handled by {handlers}", (name,)
+            )
+        elif declared.context in graph.services:
+            text = (
+                f"service {declared.context} does not say that it emits {name}, handled by {handlers}: publishes=[...]"
+            )
+            yield Problem("problem", "unemitted", text, (name,))
+
+
+def _unread(graph: Graph) -> Iterator[Problem]:
+    sent = {(declared.name, declared.version) for declared in graph._sent()}  # noqa: SLF001
+    for handler in graph.handlers:
+        readable: dict[str, set[int]] = {}
+        for declared in handler.handles:
+            readable.setdefault(declared.name, set()).update(declared.versions)
+        for name, version in sorted(sent):
+            if name in readable and version not in readable[name]:
+                known = ", ".join(map(str, sorted(readable[name])))
+                text = f"{name} is emitted in version {version}; {_label(handler)} reads only {known}"
+                yield Problem("problem", "unread version", text, (name,))
+
+
+def _uncompensated(graph: Graph) -> Iterator[Problem]:
+    forward = lambda name: () if graph.messages[name].failure else graph.next(name, but_compensations=True)  # noqa: E731
+    for name, declared in sorted(graph.messages.items()):
+        undoing = [handler for handler in graph.handlers if name in _names(handler.compensates)]
+        backward = any(handler.compensates for handler in graph.emitters_of(name))
+        if declared.kind is not Kind.EVENT or declared.failure or not graph.emitted(name) or backward:
+            continue
+        for failure in _reached(forward, name):
+            if not graph.messages[failure].failure:
+                continue
+            path = _way(forward, name, failure)
+            assert path is not None
+            if not undoing:
+                text = (
+                    f"after {name} there may be {failure} ({_arrows(path)}), and no handler says that it compensates "
+                    f"{name}"
+                )
+                yield Problem("advice", "uncompensated", text, tuple(path))
+                break
+            reached = {failure, *_reached(graph.next, failure)}
+            for handler in undoing:
+                if reached.isdisjoint(_names(handler.handles)):
+                    text = (
+                        f"after {_arrows(path)}, {_label(handler)} would have to compensate {name}, but is not reached"
+                    )
+                    yield Problem("problem", "uncompensated", text, tuple(path))
+
+
+def _long(graph: Graph) -> Iterator[Problem]:
+    for name, declared in sorted(graph.messages.items()):
+        if graph.emitters_of(name):
+            continue  # not where a flow begins
+        through = {declared.context} | {
+            handler.service for message in (name, *_reached(graph.next, name)) for handler in graph.handlers_of(message)
+        }
+        if len(through) > _MANY_SERVICES:
+            text = (
+                f"what {name} begins goes through {len(through)} services ({', '.join(sorted(through))}). Consider a "
+                "saga: then one place says what comes next, and how far it is"
+            )
+            yield Problem("advice", "long", text, (name,))
+
+
+def _reached(next_: Callable[[str], Iterable[str]], start: str) -> list[str]:
+    """Return everything that a message leads to, the nearest first. Itself only if it leads to itself."""
+    found: dict[str, None] = {}
+    waiting = deque([start])
+    while waiting:
+        for name in next_(waiting.popleft()):
+            if name not in found:
+                found[name] = None
+                waiting.append(name)
+    return list(found)
+
+
+def _way(next_: Callable[[str], Iterable[str]], start: str, end: str) -> list[str] | None:
+    """Return the shortest way of at least one step from one message to another."""
+    before: dict[str, str] = {}
+    waiting = deque([start])
+    while waiting:
+        name = waiting.popleft()
+        for following in next_(name):
+            if following not in before:
+                before[following] = name
+                waiting.append(following)
+    if end not in before:
+        return None
+    way = [end, before[end]]
+    while way[-1] != start:
+        way.append(before[way[-1]])
+    return way[::-1]
+
+
+# -- what was seen ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Heard:
+    """That a message comes in a queue and, if so, what the service of that queue emits because of it."""
+
+    message: str
+    queue: str
+    emits: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.message} -> {self.queue}" + (f" -> {self.emits}" if self.emits else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What was declared and what was seen do not agree on."""
+
+    undeclared: tuple[Heard, ...]  #: seen, but not declared: another deployment, or an old one
+    unseen: tuple[Heard, ...]  #: declared, but not seen as far as the tables go back
+
+
+def observed(engine: Engine) -> Mapping[Heard, int]:
+    """Return what really happened, with how often, as far as this database's outbox and inbox go back.
+
+    What a message led to is known by the causation ids. Where two queues of one service handle the same message, the
+    tables cannot tell which of them emitted something: it is then put down to each.
+    Reads both tables whole. Raises `StoreUnavailable`.
+    """
+    inbox, outbox = schema.inbox.c, schema.outbox.c
+    heard = select(inbox.type, inbox.queue, func.count()).group_by(inbox.type, inbox.queue)
+    which = (inbox.type, inbox.queue, outbox.source, outbox.type)
+    led = select(*which, func.count()).join(schema.outbox, outbox.causation_id == inbox.event_id).group_by(*which)
+    with reading(engine) as connection:
+        seen = {Heard(message, queue): count for message, queue, count in connection.execute(heard)}
+        for message, queue, source, emitted, count in connection.execute(led):
+            if queue.partition(".")[0] == source:
+                seen[Heard(message, queue, emitted)] = count
+    return seen
+
+
+def compared(graph: Graph, seen: Iterable[Heard]) -> Difference:
+    """Compare what was declared with what was seen, of the services in the graph."""
+    declared = set()
+    for handler in graph.handlers:
+        for message in handler.handles:
+            queue = f"{handler.service}.{COMMANDS if message.kind is Kind.COMMAND else handler.name}"
+            declared.add(Heard(message.name, queue))
+            declared.update(Heard(message.name, queue, emitted.name) for emitted in handler.emits)
+    seen = set(seen)
+    # What one of two handlers of a message emits is put down to both: it is declared if one of them declares it.
+    allowed = {(one.message, one.queue.partition(".")[0], one.emits) for one in declared if one.emits}
+    undeclared = {
+        one
+        for one in seen - declared
+        if not (one.emits and (one.message, one.queue.partition(".")[0], one.emits) in allowed)
+    }
+    return Difference(undeclared=tuple(sorted(undeclared, key=str)), unseen=tuple(sorted(declared - seen, key=str)))
+
+
+def _names(messages: Iterable[MessageType]) -> tuple[str, ...]:
+    return tuple(message.name for message in messages)
+
+
+def _label(handler: Handler) -> str:
+    return f"{handler.service}.{handler.name}"
+
+
+def _arrows(names: Iterable[str]) -> str:
+    return " -> ".join(names)

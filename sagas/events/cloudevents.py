@@ -1,0 +1,201 @@
+"""Envelopes as CloudEvents 1.0, and back: for those who speak that and not this library's own form.
+
+==================  ==============================================================================================
+CloudEvents         here
+==================  ==============================================================================================
+id                  `event_id`; one that is no UUID is unique only beside its source, so it is hashed with that
+source, time        `source`, `timestamp`
+type                `topic`, as in orders.order.placed.v1; without a version at its end it is version 1
+data                `data`; only JSON
+partitionkey        `key`
+correlationid,      `correlationId`, `causationId`, `kind`, `hops`, `path` of the metadata
+causationid,
+sagaskind,
+sagashops,
+sagaspath
+traceparent,        the same: the Distributed Tracing extension
+tracestate
+any other           the same name in `metadata`. What of the metadata cannot be an extension, for its name or its type,
+                    travels in one that is called sagasmetadata, as JSON
+==================  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from sagas.errors import InvalidMessage
+from sagas.events.envelope import Envelope
+
+__all__ = ["CONTENT_TYPE", "from_binary", "from_structured", "to_binary", "to_structured"]
+
+#: The media type of the structured mode.
+CONTENT_TYPE = "application/cloudevents+json"
+
+_JSON = "application/json"
+_IS_JSON = re.compile(r"[\w.-]+/([\w.-]+\+)?json(\s*;.*)?", re.IGNORECASE)
+_VERSIONED = re.compile(r"(.+)\.v([1-9][0-9]{0,8})")
+_EXTENSION = re.compile(r"[a-z0-9]+")
+_PREFIX = "ce-"
+
+#: What in the metadata has an extension of another name.
+_NAMES = {
+    "correlationId": "correlationid", "causationId": "causationid", "key": "partitionkey",
+    "kind": "sagaskind", "hops": "sagashops", "path": "sagaspath",
+}  # fmt: skip
+_BACK = {theirs: ours for ours, theirs in _NAMES.items()}
+#: Attributes of others whose names mean something else here, and where the metadata keeps them.
+_FOREIGN = {name: f"ce{name}" for name in ("id", "type", "key", "kind", "hops", "path")}
+_FOREIGN_BACK = {ours: theirs for theirs, ours in _FOREIGN.items()}
+_REST = "sagasmetadata"
+#: Names that no metadata may take.
+_TAKEN = frozenset(["specversion", "source", "time", "data", _REST, *_BACK, *_FOREIGN])
+#: Printable ASCII but `"` and `%`: what a header may hold as it is. `quote` adds letters and digits.
+_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+def to_structured(envelope: Envelope) -> bytes:
+    """Return the CloudEvent as one JSON object; its content type is `CONTENT_TYPE`."""
+    return msgspec.json.encode({**_attributes(envelope), "data": envelope.data})
+
+
+def from_structured(body: bytes | str) -> Envelope:
+    """Read a CloudEvent that is one JSON object. Raises `InvalidMessage` for anything else."""
+    try:
+        raw: dict[str, msgspec.Raw] = _OBJECT.decode(body)
+        data = raw.pop("data", msgspec.Raw(b"null"))
+        attributes = {name: msgspec.json.decode(value) for name, value in raw.items()}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidMessage(f"this is not a CloudEvent in JSON: {error}") from error
+    if "data_base64" in attributes:
+        raise InvalidMessage("this CloudEvent has binary data (data_base64); a message is JSON")
+    return _envelope(attributes, data)
+
+
+def to_binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
+    """Return the CloudEvent as the headers and the body of an HTTP message. Numbers in the headers become texts."""
+    attributes = _attributes(envelope)
+    headers = {"content-type": attributes.pop("datacontenttype")}
+    for name, value in attributes.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        headers[_PREFIX + name] = quote(text, safe=_SAFE)
+    return headers, bytes(envelope.data)
+
+
+def from_binary(headers: Mapping[str, str], body: bytes) -> Envelope:
+    """Read a CloudEvent from the headers and the body of an HTTP message. Raises `InvalidMessage` for anything else.
+
+    The names of the headers may be in any case; those that are not about the event are skipped.
+    """
+    attributes: dict[str, Any] = {}
+    for header, value in headers.items():
+        name = header.lower()
+        if name.startswith(_PREFIX):
+            attributes[name.removeprefix(_PREFIX)] = unquote(value)
+        elif name == "content-type":
+            attributes["datacontenttype"] = value
+    try:
+        data = _RAW.decode(body or b"null")
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidMessage(f"this CloudEvent's data is not JSON: {error}") from error
+    return _envelope(attributes, data)
+
+
+def _attributes(envelope: Envelope) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": envelope.event_id,
+        "source": envelope.source,
+        "type": envelope.topic,
+        "time": envelope.timestamp.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "datacontenttype": _JSON,
+    }
+    rest = {}
+    for name, value in envelope.metadata.items():
+        if name == "path":
+            if value:
+                attributes["sagaspath"] = ",".join(value)
+        elif value is None:
+            pass  # as if it were not there
+        elif name in _NAMES and value != "":
+            attributes[_NAMES[name]] = value
+        elif name in _FOREIGN_BACK and _is_scalar(value):
+            attributes[_FOREIGN_BACK[name]] = value
+        elif _EXTENSION.fullmatch(name) and name not in _TAKEN and _is_scalar(value):
+            attributes[name] = value
+        else:
+            rest[name] = value
+    if rest:
+        attributes[_REST] = msgspec.json.encode(rest).decode()
+    return attributes
+
+
+def _is_scalar(value: Any) -> bool:
+    """Tell whether a value is of a type that an extension can have."""
+    if isinstance(value, str):
+        return value != ""
+    return isinstance(value, bool) or (isinstance(value, int) and -(2**31) <= value < 2**31)
+
+
+def _envelope(attributes: dict[str, Any], data: msgspec.Raw) -> Envelope:
+    about = {name: value for name, value in attributes.items() if value is not None}
+    version, given_id, source, type_ = (about.pop(name, None) for name in ("specversion", "id", "source", "type"))
+    if version != "1.0":
+        raise InvalidMessage(f"this is not a CloudEvent of specversion 1.0: specversion={version!r}")
+    if not all(isinstance(text, str) and text for text in (given_id, source, type_)):
+        raise InvalidMessage(f"a CloudEvent has texts for id={given_id!r}, source={source!r} and type={type_!r}")
+    content_type = str(about.pop("datacontenttype", _JSON))
+    if not _IS_JSON.fullmatch(content_type):
+        raise InvalidMessage(
+            f"CloudEvent {given_id!r} of {source!r} has data of type {content_type!r}; a message is JSON"
+        )
+    event_id = given_id if _is_uuid(given_id) else str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source} {given_id}"))
+    versioned = _VERSIONED.fullmatch(type_)
+    foreign = {
+        "datacontenttype": content_type if content_type != _JSON else None,
+        _FOREIGN["id"]: given_id if event_id != given_id else None,
+        _FOREIGN["type"]: type_ if versioned is None else None,
+    }
+    try:
+        fields = {
+            "eventId": event_id,
+            "eventType": type_ if versioned is None else versioned[1],
+            "version": 1 if versioned is None else int(versioned[2]),
+            "timestamp": msgspec.convert(about.pop("time", None) or datetime.now(UTC), datetime),
+            "source": source,
+            "data": data,
+            "metadata": _metadata(about) | {name: value for name, value in foreign.items() if value is not None},
+        }
+        return msgspec.convert(fields, Envelope).checked()
+    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidMessage(f"CloudEvent {given_id!r} of {source!r}: {error}") from error
+
+
+def _metadata(about: dict[str, Any]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"kind": "event", "causationId": None, "hops": 0, "path": []}
+    metadata |= msgspec.json.decode(about.pop(_REST, "{}"), type=dict[str, Any])
+    for name, value in about.items():
+        metadata[_BACK.get(name) or _FOREIGN.get(name) or name] = value
+    if "sagaspath" in about:
+        metadata["path"] = about["sagaspath"].split(",")
+    if "sagashops" in about:
+        metadata["hops"] = int(about["sagashops"])
+    return metadata
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW = msgspec.json.Decoder(msgspec.Raw)

@@ -1,0 +1,121 @@
+"""What becomes of a saga, as events that anybody may listen to: `Saga(..., publish_life=True)`.
+
+They are stored with the change that they tell of, belong to the context `sagas`, and keep their order: their key is the
+id of the saga.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.events.messages import event
+
+__all__ = [
+    "SagaCompensated",
+    "SagaCompleted",
+    "SagaGotStuck",
+    "SagaStarted",
+    "SagaTurnedBack",
+    "StepCompleted",
+    "StepUndone",
+    "life",
+]
+
+
+@event("sagas.saga.started")
+class SagaStarted:
+    """The first step of a saga was claimed."""
+
+    saga_id: str
+    name: str
+    version: int
+    key: str
+
+
+@event("sagas.step.completed")
+class StepCompleted:
+    """The action of a step is done. Its result stays with the saga."""
+
+    saga_id: str
+    name: str
+    key: str
+    step: str
+
+
+@event("sagas.saga.turned_back", failure=True)
+class SagaTurnedBack:
+    """The saga goes backward from now on."""
+
+    saga_id: str
+    name: str
+    key: str
+    error: str | None
+
+
+@event("sagas.step.undone")
+class StepUndone:
+    """A step has been compensated."""
+
+    saga_id: str
+    name: str
+    key: str
+    step: str
+
+
+@event("sagas.saga.completed")
+class SagaCompleted:
+    """Every step is done."""
+
+    saga_id: str
+    name: str
+    key: str
+
+
+@event("sagas.saga.compensated")
+class SagaCompensated:
+    """Everything that had begun is undone."""
+
+    saga_id: str
+    name: str
+    key: str
+    error: str | None
+
+
+@event("sagas.saga.got_stuck", failure=True)
+class SagaGotStuck:
+    """A person is needed."""
+
+    saga_id: str
+    name: str
+    key: str
+    error: str | None
+
+
+_ENDS: Mapping[SagaStatus, Callable[..., Any]] = {
+    SagaStatus.COMPENSATED: SagaCompensated,
+    SagaStatus.STUCK: SagaGotStuck,
+}
+_STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
+    StepStatus.DONE: StepCompleted,
+    StepStatus.UNDONE: StepUndone,
+}
+
+
+def life(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
+    """Yield what a change of a saga's record has to tell, in order. Pure."""
+    of: dict[str, Any] = {"saga_id": after.id, "name": after.name, "key": after.key}
+    if before.status is SagaStatus.PENDING and after.steps:
+        yield SagaStarted(**of, version=after.version)
+    for step in after.steps.values():
+        if step.status in _STEP_ENDS and step.status is not before.step(step.name).status:
+            yield _STEP_ENDS[step.status](**of, step=step.name)
+    if after.direction is not before.direction:
+        yield SagaTurnedBack(**of, error=after.error)
+    if after.status is before.status:
+        return
+    if after.status is SagaStatus.COMPLETED:
+        yield SagaCompleted(**of)
+    elif after.status in _ENDS:
+        yield _ENDS[after.status](**of, error=after.error)

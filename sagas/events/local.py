@@ -1,0 +1,223 @@
+"""The in-process bus: events and commands within one process, in step with the caller's transaction."""
+
+from __future__ import annotations
+
+import logging
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from sqlalchemy.orm import Session
+
+from sagas.errors import DefinitionError, DuplicateName, EventError, HandlersFailed, NoHandler
+from sagas.events.messages import Kind, MessageType, type_of
+from sagas.events.services import parameters
+from sagas.stores.commits import Commits
+
+__all__ = ["LocalBus", "When"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_log = logging.getLogger(__name__)
+
+#: When a handler of an event is called.
+When = Literal["inline", "before_commit", "after_commit"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    name: str
+    call: Callable[[Any, Session | None], Any]
+    takes_session: bool
+
+
+@dataclass(slots=True)
+class _Listeners:
+    """Who handles the events of one class."""
+
+    inline: list[_Listener] = field(default_factory=list)
+    before_commit: list[_Listener] = field(default_factory=list)
+    after_commit: list[_Listener] = field(default_factory=list)
+
+
+class LocalBus:
+    """Calls handlers in this process: in the caller's thread, one after the other, in the order of subscription.
+
+    =============  ==================================================  ==============================================
+    `when`         called                                              a handler that fails
+    =============  ==================================================  ==============================================
+    inline         by `publish`, at once                               the others are called all the same, then
+                                                                       `publish` raises `HandlersFailed`
+    before_commit  when the session's outermost transaction commits,   nothing is committed; the commit raises
+                   still in it                                         `HandlersFailed`
+    after_commit   when it has committed                               is logged; the caller hears nothing of it
+    =============  ==================================================  ==============================================
+
+    Of an event that is published in a transaction, or a savepoint, that is rolled back the last two hear nothing.
+    Published without a session there is no commit to wait for: all are called at once, in the order of the table.
+
+    Nothing is kept: what must not be lost when the process dies is published through the outbox (`Events.publish`).
+    Subscribe while the program is put together; publish from any thread.
+
+    >>> from sagas.events import command, event
+    >>> @event("orders.order.placed")
+    ... class OrderPlaced:
+    ...     order_id: str
+    >>> @command("stock.reserve")
+    ... class Reserve:
+    ...     sku: str
+    >>> bus = LocalBus()
+    >>> @bus.subscribe(OrderPlaced, when="after_commit")
+    ... def thank(event: OrderPlaced) -> None:
+    ...     print("thanks for", event.order_id)
+    >>> @bus.handles(Reserve)
+    ... def reserve(command: Reserve) -> str:
+    ...     return f"{command.sku} is reserved"
+    >>> bus.publish(OrderPlaced(order_id="o-1"))
+    thanks for o-1
+    >>> bus.send(Reserve(sku="tea"))
+    'tea is reserved'
+    """
+
+    def __init__(self) -> None:
+        self._listeners: dict[type, _Listeners] = {}
+        self._receivers: dict[type, _Listener] = {}
+
+    # -- putting together -----------------------------------------------------------------------------------------
+
+    @typing.overload
+    def subscribe(self, event: type, function: F, *, when: When = "inline") -> F: ...
+
+    @typing.overload
+    def subscribe(self, event: type, *, when: When = "inline") -> Callable[[F], F]: ...
+
+    def subscribe(self, event: type, function: Any = None, *, when: When = "inline") -> Any:
+        """Call a function for each event of a class. Without `function`, a decorator.
+
+        The function takes the event and, unless it is called after the commit, may take a `Session`: that of the
+        publisher. Raises `DefinitionError` for what is no event, or a function that cannot be called so.
+        """
+        if function is None:
+            return lambda function: self.subscribe(event, function, when=when)
+        if when not in get_args(When):
+            raise DefinitionError(f"when={when!r} is none of {', '.join(get_args(When))}")
+        declared = _declared(event, Kind.EVENT)
+        listener = _listener(function, declared)
+        if when == "after_commit" and listener.takes_session:
+            raise DefinitionError(
+                f"{listener.name}: after the commit the publisher's session can no longer be used; open one of its own"
+            )
+        getattr(self._listeners.setdefault(event, _Listeners()), when).append(listener)
+        return function
+
+    @typing.overload
+    def handles(self, command: type, function: F) -> F: ...
+
+    @typing.overload
+    def handles(self, command: type) -> Callable[[F], F]: ...
+
+    def handles(self, command: type, function: Any = None) -> Any:
+        """Let a function handle a command. Without `function`, a decorator.
+
+        The function takes the command and may take a `Session`: that of the sender. Raises `DuplicateName` for a second
+        handler, `DefinitionError` for what is no command, or a function that cannot be called so.
+        """
+        if function is None:
+            return lambda function: self.handles(command, function)
+        declared = _declared(command, Kind.COMMAND)
+        listener = _listener(function, declared)
+        if command in self._receivers:
+            raise DuplicateName(
+                f"{listener.name}: command {declared.name!r} already has a handler, {self._receivers[command].name}. "
+                "A command has one; what many react to is an event"
+            )
+        self._receivers[command] = listener
+        return function
+
+    # -- carrying -------------------------------------------------------------------------------------------------
+
+    def publish(self, event: Any, session: Session | None = None) -> None:
+        """Tell everybody who subscribed. Nobody need have.
+
+        Raises `HandlersFailed` when inline handlers failed (without a session: those before the commit too),
+        `DefinitionError` for what is no event.
+        """
+        listeners = self._listeners.get(type(event))
+        if listeners is None:
+            _declared(type(event), Kind.EVENT)
+            return
+        if session is None:
+            _call(event, None, [*listeners.inline, *listeners.before_commit])
+            _call_and_log(event, listeners.after_commit)
+            return
+        if listeners.before_commit or listeners.after_commit:
+            commits = Commits.of(session)
+            if listeners.before_commit:
+                commits.before(lambda: _call(event, session, listeners.before_commit))
+            if listeners.after_commit:
+                commits.after(lambda: _call_and_log(event, listeners.after_commit))
+        _call(event, session, listeners.inline)
+
+    def send(self, command: Any, session: Session | None = None) -> Any:
+        """Let the one handler of a command handle it, and return what that returns. What it raises is raised.
+
+        Raises `NoHandler` when there is none, `DefinitionError` for what is no command.
+        """
+        receiver = self._receivers.get(type(command))
+        if receiver is None:
+            declared = _declared(type(command), Kind.COMMAND)
+            known = ", ".join(sorted(type_of(cls).name for cls in self._receivers)) or "none"
+            raise NoHandler(f"command {declared.name!r} has no handler on this bus; there are those of: {known}")
+        return receiver.call(command, session)
+
+
+def _call(event: Any, session: Session | None, listeners: Sequence[_Listener]) -> None:
+    failures = []
+    for listener in listeners:
+        try:
+            listener.call(event, session)
+        except RecursionError:
+            raise  # events that answer each other: one such error says more than a group of groups of them
+        except Exception as error:  # noqa: BLE001 - a handler may raise anything
+            failures.append((listener.name, error))
+    if failures:
+        for name, failure in failures:
+            failure.add_note(f"raised by {name}, a handler of event {type_of(event).name!r}")
+        told = "; ".join(f"{name}: {type(failure).__name__}: {failure}" for name, failure in failures)
+        raise HandlersFailed(
+            f"event {type_of(event).name!r}: {len(failures)} of {len(listeners)} handlers failed: {told}",
+            [failure for _, failure in failures],
+        )
+
+
+def _call_and_log(event: Any, listeners: Sequence[_Listener]) -> None:
+    for listener in listeners:
+        try:
+            listener.call(event, None)
+        except Exception:  # noqa: BLE001 - the same
+            _log.exception("%s, a handler of event %r after the commit, failed", listener.name, type_of(event).name)
+
+
+def _declared(cls: type, kind: Kind) -> MessageType:
+    declared = type_of(cls)
+    if declared.kind is not kind:
+        what = (
+            "an event: subscribe to it, publish it" if declared.kind is Kind.EVENT else "a command: handle it, send it"
+        )
+        raise DefinitionError(f"{declared.name!r} is {what}")
+    return declared
+
+
+def _listener(function: Callable[..., Any], declared: MessageType) -> _Listener:
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+    message, session = parameters(function, f"{name}, a handler of {declared.kind} {declared.name!r}", Session)
+    if session is None:
+        return _Listener(name, lambda given, _: function(**{message: given}), takes_session=False)
+
+    def call(given: Any, publishers: Session | None) -> Any:
+        if publishers is None:
+            raise EventError(f"{name} takes a session, and {declared.name!r} came without one; give session=")
+        return function(**{message: given, session: publishers})
+
+    return _Listener(name, call, takes_session=True)

@@ -1,0 +1,142 @@
+"""What the message types of this code mean for a registry: what is new, what may change, and what would break."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from sagas.errors import SchemaRefused
+from sagas.events.messages import MessageType
+from sagas.events.schema_registry.registry import Format, Schema, SchemaRegistry
+
+__all__ = ["Finding", "Verdict", "register", "review"]
+
+
+class Verdict(enum.StrEnum):
+    """What becomes of a message type."""
+
+    NEW = "new"  #: its first revision would be registered
+    CHANGED = "changed"  #: a new revision would be registered
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"  #: it would break readers or writers
+    READABLE = "readable"  #: of another owner: this code reads all that was registered
+    UNREADABLE = "unreadable"  #: of another owner: this code cannot read what may be written
+    UNKNOWN = "unknown"  #: of another owner, who has not registered it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One message type, held against the registry."""
+
+    declared: MessageType
+    subject: str
+    verdict: Verdict
+    revision: int | None = None  #: the one that it is, or would become
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict not in (Verdict.REFUSED, Verdict.UNREADABLE)
+
+
+def review(
+    types: Iterable[MessageType],
+    registry: SchemaRegistry,
+    *,
+    owners: Iterable[str],
+    format: str = "json",  # noqa: A002
+) -> list[Finding]:
+    """Say what `register` would do with these types. Changes nothing.
+
+    `owners`: the services that this code is. Types of others are only read here: each registered revision must be
+    readable.
+    """
+    own, how = set(owners), registry.format(format)
+    return [_review(declared, registry, own, how) for declared in types]
+
+
+def register(
+    types: Iterable[MessageType],
+    registry: SchemaRegistry,
+    *,
+    owners: Iterable[str],
+    format: str = "json",  # noqa: A002
+) -> list[Finding]:
+    """Register the types of these owners, and say what became of each. One that is refused does not stop the others."""
+    found = []
+    for finding in review(types, registry, owners=owners, format=format):
+        if finding.verdict in (Verdict.NEW, Verdict.CHANGED):
+            definition = registry.format(format).derive(finding.declared)
+            try:
+                registry.register(finding.subject, definition, finding.declared.context, format=format)
+            except SchemaRefused as error:  # somebody else registered another revision meanwhile
+                finding = Finding(  # noqa: PLW2901
+                    declared=finding.declared, subject=finding.subject, verdict=Verdict.REFUSED, reasons=(str(error),)
+                )
+        found.append(finding)
+    return found
+
+
+def _review(declared: MessageType, registry: SchemaRegistry, own: set[str], how: Format) -> Finding:
+    subject = how.subject(declared)
+    judge = _judge_own if declared.context in own else _judge_foreign
+    verdict, revision, reasons = judge(declared, registry, how, registry.revisions(subject))
+    return Finding(
+        declared=declared,
+        subject=subject,
+        verdict=verdict,
+        revision=revision,
+        reasons=tuple(dict.fromkeys(reasons)),
+        warnings=tuple(_warnings(declared, registry, how)),
+    )
+
+
+_Judgement: TypeAlias = tuple[Verdict, int | None, Sequence[str]]
+
+
+def _judge_own(declared: MessageType, registry: SchemaRegistry, how: Format, revisions: Sequence[Schema]) -> _Judgement:
+    last = revisions[-1].revision if revisions else 0
+    try:
+        definition = how.derive(declared)
+        known = registry.judge(how.subject(declared), definition, declared.context, revisions, format=how.name)
+    except SchemaRefused as error:
+        return Verdict.REFUSED, last or None, [str(error)]
+    if known is not None:
+        return Verdict.UNCHANGED, known, []
+    return Verdict.CHANGED if revisions else Verdict.NEW, last + 1, []
+
+
+def _judge_foreign(
+    declared: MessageType,
+    registry: SchemaRegistry,  # noqa: ARG001
+    how: Format,
+    revisions: Sequence[Schema],
+) -> _Judgement:
+    if not revisions:
+        return Verdict.UNKNOWN, None, []
+    reasons = []
+    try:
+        definition = how.derive(declared)
+        for each in revisions:
+            found = how.compare(each.definition, definition, f"revision {each.revision}", "this code")
+            reasons += [str(difference) for difference in found]
+    except SchemaRefused as error:
+        reasons = [str(error)]
+    return Verdict.UNREADABLE if reasons else Verdict.READABLE, revisions[-1].revision, reasons
+
+
+def _warnings(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:
+    """Hold the old versions against the upcasters: messages of them may be stored, or on their way."""
+    for version in range(1, declared.version):
+        subject = how.subject(replace(declared, version=version))
+        count = len(registry.revisions(subject))
+        if version in declared.upcasters and not count:
+            yield f"an upcaster leads from version {version}, which is not registered as {subject}"
+        elif version not in declared.upcasters and count:
+            yield (
+                f"no upcaster leads from version {version}, of which {count} "
+                f"{'revision is' if count == 1 else 'revisions are'} registered: messages of it cannot be read here"
+            )

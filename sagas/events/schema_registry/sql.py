@@ -1,0 +1,81 @@
+"""A schema registry in a SQL database: PostgreSQL, MySQL or MariaDB, SQLite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine, RowMapping, insert, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+
+from sagas.errors import StoreUnavailable
+from sagas.events.schema_registry.compatibility import Mode
+from sagas.events.schema_registry.registry import JSON, Format, Schema, SchemaRegistry, canonical
+from sagas.stores.schema import event_schemas
+
+__all__ = ["SqlSchemaRegistry"]
+
+_COLUMNS = [event_schemas.c[name] for name in ("subject", "revision", "format", "definition", "owner", "fingerprint")]
+
+
+class SqlSchemaRegistry(SchemaRegistry):
+    """Keeps schemas in the table `events_schema`.
+
+    `engine`: a database that `celery -A yourapp sagas db upgrade` has brought up to date. The rest is as for
+    `SchemaRegistry`. All methods raise `StoreUnavailable` when the database does not answer.
+
+    >>> from sagas import SqlStore
+    >>> store = SqlStore("sqlite://")
+    >>> store.upgrade()
+    >>> registry = SqlSchemaRegistry(store.engine)
+    >>> registry.register("orders.order.placed.v1", {"type": "object"}, "orders")
+    1
+    >>> registry.subjects()
+    ['orders.order.placed.v1']
+    """
+
+    def __init__(
+        self, engine: Engine, *, mode: Mode = Mode.FULL_TRANSITIVE, formats: Iterable[Format] = (JSON,)
+    ) -> None:
+        super().__init__(mode=mode, formats=formats)
+        self.engine = engine
+
+    def __repr__(self) -> str:
+        return f"SqlSchemaRegistry({self.engine.url.render_as_string(hide_password=True)!r})"
+
+    def revisions(self, subject: str) -> Sequence[Schema]:
+        query = select(*_COLUMNS).where(event_schemas.c.subject == subject).order_by(event_schemas.c.revision)
+        with self._translated(), self.engine.connect() as connection:
+            return [_schema(row) for row in connection.execute(query).mappings()]
+
+    def subjects(self) -> Sequence[str]:
+        query = select(event_schemas.c.subject).distinct()
+        with self._translated(), self.engine.connect() as connection:
+            return sorted(connection.execute(query).scalars())
+
+    def _write(self, schema: Schema, before: Sequence[Schema]) -> int | None:  # noqa: ARG002
+        row = {column.name: getattr(schema, column.name) for column in _COLUMNS}
+        row |= {"definition": canonical(schema.definition), "created_at": datetime.now(UTC)}
+        try:
+            with self._translated(), self.engine.begin() as connection:
+                connection.execute(insert(event_schemas), row)
+        except IntegrityError:  # the key: somebody else has just taken this number
+            return None
+        return schema.revision
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise StoreUnavailable(f"the database of the schemas did not answer: {error.orig}") from error
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise StoreUnavailable(f"the database of the schemas closed the connection: {error.orig}") from error
+
+
+def _schema(row: RowMapping) -> Schema:
+    return Schema(**{**row, "definition": json.loads(row["definition"])})

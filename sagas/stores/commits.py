@@ -1,0 +1,111 @@
+"""What is to be done when a caller's own transaction commits: just before, or once it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from sagas.errors import ConfigurationError
+
+__all__ = ["Commits"]
+
+Then = Callable[[], object]
+
+#: How many rounds of what is asked for before the commit may ask for more. Each sees what the one before it did.
+_MOST_ROUNDS = 100
+
+
+class Commits:
+    """What is to be called around the commit of the outermost transaction of a session, or of a connection.
+
+    In the order in which it was asked for, and not at all when the transaction, or the savepoint that it was asked in,
+    is rolled back. What fails before the commit prevents it; the session can then only be rolled back. What is called
+    after it must not fail.
+    """
+
+    def __init__(self, target: Session | Connection) -> None:
+        self._target = target
+        # Each with the savepoint that it was asked for in.
+        self._before: list[tuple[object, Then]] = []
+        self._after: list[tuple[object, Then]] = []
+        self._failure: Exception | None = None
+        self._over = False  # it has committed, and what is to be called then is being called
+        if isinstance(target, Session):
+            event.listen(target, "before_commit", self._session_commits)
+            event.listen(target, "after_commit", self._session_committed)
+            event.listen(target, "after_transaction_end", self._transaction_ended)
+        else:
+            event.listen(target, "commit", self._committed)
+            event.listen(target, "rollback", self._rolled_back)
+            event.listen(target, "rollback_savepoint", lambda _connection, _name, _context: self._rolled_back())
+
+    @classmethod
+    def of(cls, target: Session | Connection) -> Commits:
+        # Listeners cannot be taken away while they are called, so each target gets its own, once.
+        made: Commits | None = getattr(target, "_sagas_commits", None)
+        if made is None:
+            made = cls(target)
+            setattr(target, "_sagas_commits", made)  # noqa: B010 - it is not theirs to declare
+        return made
+
+    def before(self, then: Then) -> None:
+        """Call `then` before the commit, in the transaction. Only for a session. It may ask for more.
+
+        Raises `ConfigurationError` while what follows the commit is being called: then it is too late.
+        """
+        if self._over:
+            raise ConfigurationError("this session's transaction has committed: nothing can be done before that now")
+        self._before.append((self._target.get_nested_transaction(), then))
+
+    def after(self, then: Then) -> None:
+        """Call `then` once the transaction has committed."""
+        self._after.append((self._target.get_nested_transaction(), then))
+
+    def _committed(self, _: Connection | None = None) -> None:
+        self._over = True
+        try:
+            while self._after:
+                self._after.pop(0)[1]()
+        finally:
+            self._over = False
+
+    def _rolled_back(self, _: Connection | None = None) -> None:
+        self._before, self._after, self._failure = [], [], None
+
+    def _session_commits(self, session: Session) -> None:
+        if session.in_nested_transaction():  # the events also fire when a savepoint is released
+            return
+        if self._failure is not None:
+            raise self._failure  # a second commit must not leave out what failed in the first
+        try:
+            self._prepare()
+        except Exception as failure:
+            self._failure = failure
+            raise
+
+    def _prepare(self) -> None:
+        for _ in range(_MOST_ROUNDS):
+            if not self._before:
+                return
+            waiting, self._before = self._before, []
+            for _savepoint, then in waiting:
+                then()
+        raise RecursionError(f"after {_MOST_ROUNDS} rounds there is still more to do before the commit")
+
+    def _session_committed(self, session: Session) -> None:
+        released = session.get_nested_transaction()
+        if released is None:
+            self._committed()
+        else:  # from now on it is the enclosing savepoint that decides
+            self._before = [(released.parent if at is released else at, then) for at, then in self._before]
+            self._after = [(released.parent if at is released else at, then) for at, then in self._after]
+
+    def _transaction_ended(self, _: Session, ended: SessionTransaction) -> None:
+        # Not the events about rollbacks: a failed flush or a closed session takes things along without those.
+        if ended.parent is None:
+            self._rolled_back()
+        elif ended.nested:  # what it leaves to the enclosing one when it is released, it has left
+            self._before = [asked for asked in self._before if asked[0] is not ended]
+            self._after = [asked for asked in self._after if asked[0] is not ended]

@@ -1,0 +1,170 @@
+"""Connections to the database, for all who ask it: opened, timed, limited, translated, and forgotten in a fork."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from sagas.errors import ConfigurationError, StoreUnavailable
+from sagas.stores import schema
+
+__all__ = ["READ_ONLY", "database_now", "forget_after_fork", "open_engine", "reading", "translated"]
+
+T = TypeVar("T")
+
+#: Seconds that the engine's own statement may take. Unset in a step's session: what it asks is not ours to limit.
+_LIMIT: ContextVar[float | None] = ContextVar("sagas_limit", default=None)
+
+#: What drivers are told, unless the URL says otherwise, so that no connection waits for ever for a host that is gone.
+_CONNECT_ARGS: Mapping[str, Mapping[str, Any]] = {
+    "psycopg": {
+        "connect_timeout": 10,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 25_000,  # milliseconds
+    },
+    "pymysql": {"read_timeout": 60, "write_timeout": 60},  # longer than MySQL itself waits for a lock
+}
+
+#: Marks a connection that only reads, so that SQLite does not take its write lock.
+READ_ONLY = "sagas_read_only"
+
+_UTC = schema.UtcDateTime()
+_MYSQL_NOW = literal_column("UTC_TIMESTAMP(6)", type_=_UTC)
+_NOW: Mapping[str, Any] = {
+    "postgresql": func.clock_timestamp(type_=_UTC),
+    "sqlite": literal_column("strftime('%Y-%m-%d %H:%M:%f000', 'now')", type_=_UTC),
+    "mysql": _MYSQL_NOW,
+    "mariadb": _MYSQL_NOW,
+}
+
+
+def open_engine(given: str) -> Engine:
+    """Return an engine for a URL, set up as the rules in here want it."""
+    url = make_url(given)
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": 30})
+        _teach_sqlite(engine)
+        return engine
+    # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
+    engine = create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_recycle=1800,
+        connect_args={
+            what: value for what, value in _CONNECT_ARGS.get(url.get_driver_name(), {}).items() if what not in url.query
+        },
+    )
+    if engine.driver == "psycopg":
+        _limit_psycopg(engine)
+    return engine
+
+
+def _limit_psycopg(engine: Engine) -> None:
+    """Give up on a database that is silent. The driver would wait for ever while its host is there."""
+    import psycopg  # noqa: PLC0415 - it is there where it is used
+
+    class Limited(psycopg.Connection[Any]):
+        def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
+            limit = _LIMIT.get()
+            return super().wait(gen if limit is None else self._until(limit, gen), *args, **options)
+
+        def _until(self, limit: float, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+            give_up = time.monotonic() + limit
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    if not ready and time.monotonic() > give_up:  # "not ready" comes ten times a second
+                        self.close()
+                        raise psycopg.OperationalError(f"no answer within {limit:g} s")
+                    wanted = gen.send(ready)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    @event.listens_for(engine, "do_connect")
+    def _(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+        return Limited.connect(*arguments, **options)
+
+
+def _teach_sqlite(engine: Engine) -> None:
+    """Let several processes share the file: a log that readers do not block, and transactions that say if they write.
+
+    The driver's own transactions begin late and then fail when two writers meet ("database is locked", at once).
+    """
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        reads = connection.get_execution_options().get(READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
+    """Tell "the database did not answer" from every other error: only the former is worth waiting for.
+
+    Raises `StoreUnavailable` for the former. `timeout`: seconds that a statement in the block may take; longer counts
+    as no answer. It holds on PostgreSQL, where `open_engine` made the engine.
+    """
+    unlimited = _LIMIT.set(timeout)
+    dbapi = engine.dialect.loaded_dbapi  # where SQLAlchemy sets a connection up, the driver's errors come bare
+    try:
+        yield
+    except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
+        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from error
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error
+    finally:
+        _LIMIT.reset(unlimited)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a connection that only reads: on SQLite it takes no lock."""
+    with translated(engine), engine.connect() as connection:
+        yield connection.execution_options(**{READ_ONLY: True})
+
+
+def database_now(dialect: str) -> Any:
+    """Return the SQL expression for the database's own time, in UTC. Raises `ConfigurationError` for a strange one."""
+    if dialect not in _NOW:
+        raise ConfigurationError(f"sagas and events are kept in PostgreSQL, MySQL, MariaDB or SQLite, not in {dialect}")
+    return _NOW[dialect]
+
+
+_ALL: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def forget_after_fork(engine: Engine) -> None:
+    """Have a forked child connect anew: each side of a shared connection would read the other's answers."""
+    _ALL.add(engine)
+
+
+def _after_fork() -> None:
+    for engine in _ALL:
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _cause(error: BaseException) -> object:
+    return getattr(error, "orig", None) or error

@@ -1,0 +1,173 @@
+"""An order without a conductor: each service does its part when it hears that the one before it has done its own.
+
+The participants are those of the saga in `tasks/orders.py`. There one definition says what comes next, and what is
+undone; here each service says what it listens to. `celery -A config.choreography sagas events graph` draws it.
+
+::
+
+    placed -> stock reserved -> payment received -> parcel shipped -> confirmed
+                 | refused         | declined          | refused
+                 |                 |                   '-> payment refunded
+                 |                 '------------------------> stock released
+                 '-------------------------------------------------> cancelled
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from sagas import StepContext, Terminal
+from sagas.events import Envelope, Events, HandlerContext, Service
+from tasks import inventory as warehouse
+from tasks import ledger
+from tasks import notifications as mail
+from tasks import payments as provider
+from tasks import shipping as carrier
+from tasks.events import (
+    OrderCancelled,
+    OrderConfirmed,
+    OrderPlaced,
+    ParcelRefused,
+    ParcelShipped,
+    PaymentDeclined,
+    PaymentReceived,
+    PaymentRefunded,
+    StockRefused,
+    StockReleased,
+    StockReserved,
+)
+from tasks.orders import PlaceOrder
+from tasks.tables import Operation
+
+__all__ = ["SERVICES", "outcome", "place"]
+
+T = TypeVar("T")
+
+orders = Service("orders", publishes=[OrderPlaced])
+inventory = Service("inventory")
+payments = Service("payments")
+shipping = Service("shipping")
+notifications = Service("notifications")
+
+SERVICES = (orders, inventory, payments, shipping, notifications)
+
+
+def place(events: Events, session: Session, order: PlaceOrder) -> Envelope:
+    """Place an order, in the caller's transaction. Its id names the whole story."""
+    return events.publish(session, OrderPlaced(order=order), key=order.order_id, correlation_id=order.order_id)
+
+
+def outcome(session: Session, order_id: str) -> str | None:
+    """Return what became of an order: "confirmed", or "cancelled" and why; None while it is under way."""
+    operation = session.get(Operation, f"{order_id}:close")
+    return None if operation is None else operation.answer
+
+
+# -- forward ------------------------------------------------------------------------------------------------------
+
+
+@inventory.on(OrderPlaced, emits=[StockReserved, StockRefused])
+def reserve_stock(event: OrderPlaced, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "reserve_stock")
+    try:
+        _try(context, lambda: warehouse.reserve(order.order_id, order.sku, order.quantity, step))
+    except Terminal as refusal:
+        context.emit(StockRefused(order=order, reason=str(refusal)))
+    else:
+        context.emit(StockReserved(order=order))
+
+
+@payments.on(StockReserved, emits=[PaymentReceived, PaymentDeclined], breaker=5)
+def take_payment(event: StockReserved, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "take_payment")
+    try:
+        _try(context, lambda: provider.process(order.order_id, order.amount, step))
+    except Terminal as refusal:
+        context.emit(PaymentDeclined(order=order, reason=str(refusal)))
+    else:
+        context.emit(PaymentReceived(order=order))
+
+
+@shipping.on(PaymentReceived, emits=[ParcelShipped, ParcelRefused], breaker=5)
+def ship_parcel(event: PaymentReceived, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "ship_parcel")
+
+    def ship() -> str:
+        quote = carrier.quote(order.order_id, order.quantity, step)
+        return carrier.create(order.order_id, order.address, quote, step)
+
+    try:
+        parcel = _try(context, ship)
+    except Terminal as refusal:
+        context.emit(ParcelRefused(order=order, reason=str(refusal)))
+    else:
+        context.emit(ParcelShipped(order=order, parcel=parcel))
+
+
+@orders.on(ParcelShipped, emits=[OrderConfirmed])
+def confirm_order(event: ParcelShipped, context: HandlerContext) -> None:
+    ledger.begin(_step(context, event.order, "close"), event.order.order_id).answer = "confirmed"
+    context.emit(OrderConfirmed(order=event.order, parcel=event.parcel))
+
+
+@notifications.on(OrderConfirmed)
+def send_confirmation(event: OrderConfirmed, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "send_confirmation")
+    mail.confirm(order.order_id, order.customer, event.parcel, step)
+
+
+# -- backward -----------------------------------------------------------------------------------------------------
+
+
+@payments.on(ParcelRefused, emits=[PaymentRefunded], compensates=[PaymentReceived])
+def refund_payment(event: ParcelRefused, context: HandlerContext) -> None:
+    provider.refund(event.order.order_id, _step(context, event.order, "take_payment"))
+    context.emit(PaymentRefunded(order=event.order, reason=event.reason))
+
+
+@inventory.on(PaymentDeclined, PaymentRefunded, emits=[StockReleased], compensates=[StockReserved])
+def release_stock(event: PaymentDeclined | PaymentRefunded, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "reserve_stock")
+    warehouse.release(order.order_id, order.sku, order.quantity, step)
+    context.emit(StockReleased(order=order, reason=event.reason))
+
+
+@orders.on(StockRefused, StockReleased, emits=[OrderCancelled], compensates=[OrderPlaced])
+def cancel_order(event: StockRefused | StockReleased, context: HandlerContext) -> None:
+    ledger.begin(_step(context, event.order, "close"), event.order.order_id).answer = f"cancelled: {event.reason}"
+    context.emit(OrderCancelled(order=event.order, reason=event.reason))
+
+
+@notifications.on(OrderCancelled)
+def send_apology(event: OrderCancelled, context: HandlerContext) -> None:
+    mail.apologize(
+        event.order.order_id, event.order.customer, event.reason, _step(context, event.order, "send_apology")
+    )
+
+
+# -- the participants, as they are --------------------------------------------------------------------------------
+
+
+def _step(context: HandlerContext, order: PlaceOrder, name: str) -> StepContext:
+    """Let a participant take a handler for a step. What undoes has the name of what it undoes: they share their key."""
+
+    def emit(message: Any, key: str | None) -> None:
+        context.emit(message, key=key)
+
+    return StepContext(
+        saga="order",
+        saga_id=order.order_id,
+        key=order.order_id,
+        step=name,
+        attempt=context.attempt,
+        correlation_id=context.correlation_id,
+        _open_session=lambda: context.session,
+        _emit=emit,
+    )
+
+
+def _try(context: HandlerContext, act: Callable[[], T]) -> T:
+    """Call a participant so that a refusal leaves nothing behind, and the handler can go on to tell of it."""
+    with context.session.begin_nested():
+        return act()

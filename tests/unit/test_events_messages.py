@@ -1,0 +1,263 @@
+"""Declaring events and commands, and keeping their data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pydantic
+import pytest
+
+from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
+from sagas.events import Kind, command, event, type_of
+from sagas.events.messages import dump
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    orders.order.placed payments.payment.failed stock.item.put_back users.password.reset orders.order.paid
+    orders.order.sent_back shipping.parcel.handed_over a.b.c.d.ended mail.letter.not_delivered
+    """.split(),
+)
+def test_facts(name: str) -> None:
+    assert type_of(event(name)(type("Fact", (), {}))).name == name
+
+
+@pytest.mark.parametrize("name", "orders.order.place orders.order.new orders.order.proceed payments.refund".split())
+def test_what_is_no_fact_is_no_event(name: str) -> None:
+    with pytest.raises(DefinitionError, match=r"does not say what has happened.*check_name=False.*a wish is a command"):
+        event(name)(type("Wish", (), {}))
+    event(name, check_name=False)(type("Wish", (), {}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    "payments.refund_payment users.reset_password orders.mark_shipped cats.feed jobs.run orders.proceed a.put".split(),
+)
+def test_wishes(name: str) -> None:
+    assert type_of(command(name)(type("Wish", (), {}))).kind is Kind.COMMAND
+
+
+@pytest.mark.parametrize("name", "orders.placed payments.paid_back".split())
+def test_what_is_no_wish_is_no_command(name: str) -> None:
+    with pytest.raises(DefinitionError, match=r"in the imperative.*a fact is an event"):
+        command(name)(type("Fact", (), {}))
+    command(name, check_name=False)(type("Fact", (), {}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "placed",
+        "Orders.order.placed",
+        "orders..placed",
+        "orders.order.placed ",
+        "a.b.c.d.e.placed",
+        "1.placed",
+        "ö.placed",
+        "orders." + "x" * 100 + "ed",
+    ],
+)
+def test_names_that_will_not_do(name: str) -> None:
+    with pytest.raises(DefinitionError, match="two to five words"):
+        event(name)(type("Fact", (), {}))
+
+
+def test_what_was_declared() -> None:
+    @event("orders.order.placed", version=3, failure=True, upcasters={1: dict, 2: dict})
+    class OrderPlaced:
+        order_id: str
+
+    declared = type_of(OrderPlaced)
+    assert declared is type_of(OrderPlaced(order_id="o-1"))
+    assert (declared.kind, declared.context, declared.topic) == (Kind.EVENT, "orders", "orders.order.placed.v3")
+    assert (declared.failure, declared.versions, declared.cls) == (True, (1, 2, 3), OrderPlaced)
+
+
+def test_what_was_not_declared() -> None:
+    @event("orders.order.placed")
+    class OrderPlaced:
+        order_id: str
+
+    class Special(OrderPlaced):
+        pass
+
+    for thing in (Special, int, 3):
+        with pytest.raises(DefinitionError, match="neither an event nor a command"):
+            type_of(thing)
+
+
+# -- classes ------------------------------------------------------------------------------------------------------
+
+
+@event("orders.order.placed")
+class Plain:
+    order_id: str
+    amount: Decimal = Decimal("1.10")
+    on: date = date(2024, 2, 29)
+
+
+@event("orders.order.placed")
+@dataclass(frozen=True)
+class Data:
+    order_id: str
+    amount: Decimal = Decimal("1.10")
+    on: date = date(2024, 2, 29)
+
+
+@event("orders.order.placed")
+class Model(pydantic.BaseModel, frozen=True):
+    order_id: str
+    amount: Decimal = Decimal("1.10")
+    on: date = date(2024, 2, 29)
+
+
+@event("orders.order.placed")
+class Struct(msgspec.Struct, frozen=True):
+    order_id: str
+    amount: Decimal = Decimal("1.10")
+    on: date = date(2024, 2, 29)
+
+
+@pytest.mark.parametrize("cls", [Plain, Data, Model, Struct])
+def test_any_kind_of_class_comes_back_as_it_was(cls: Any) -> None:
+    message = cls(order_id="o-1")
+    data = dump(message)
+    assert msgspec.json.decode(data) == {"order_id": "o-1", "amount": "1.10", "on": "2024-02-29"}
+    assert type_of(cls).load(data, 1) == message
+    assert type_of(cls).load(b'{"order_id": "o-2", "new": 1}', 1) == cls(order_id="o-2")  # additions are skipped
+
+
+@pytest.mark.parametrize("cls", [Plain, Data, Model, Struct])
+def test_messages_cannot_be_changed(cls: Any) -> None:
+    message = cls(order_id="o-1")
+    with pytest.raises((dataclasses.FrozenInstanceError, pydantic.ValidationError, AttributeError)):
+        message.order_id = "o-2"
+
+
+@dataclass
+class LooseData:
+    order_id: str
+
+
+class LooseModel(pydantic.BaseModel):
+    order_id: str
+
+
+class LooseStruct(msgspec.Struct):
+    order_id: str
+
+
+@pytest.mark.parametrize("cls", [LooseData, LooseModel, LooseStruct])
+def test_classes_that_can_be_changed_are_refused(cls: Any) -> None:
+    with pytest.raises(DefinitionError, match=rf"'orders.order.placed': {cls.__name__} can be changed.*make it frozen"):
+        event("orders.order.placed")(cls)
+
+
+def test_what_cannot_be_kept_is_refused_when_it_is_declared() -> None:
+    with pytest.raises(DefinitionError, match="'orders.order.placed'.*cannot be kept as JSON"):
+
+        @event("orders.order.placed")
+        class Odd:
+            file: Odder
+
+    with pytest.raises(DefinitionError, match="name 'Nowhere' is not defined"):
+
+        @event("orders.order.placed")
+        class Lost:
+            what: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+
+class Odder: ...
+
+
+@event("sensors.value.measured")
+class Measured:
+    value: float
+    at: datetime | None = None
+    id: UUID | None = None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", None])
+def test_what_no_reader_could_read_is_not_written(value: Any) -> None:
+    with pytest.raises(InvalidMessage, match="'sensors.value.measured': nobody could read it again.*value"):
+        dump(Measured(value=value))
+
+
+def test_what_is_no_json_is_not_written() -> None:
+    with pytest.raises(InvalidMessage, match="'sensors.value.measured': cannot be kept as JSON"):
+        dump(Measured(value=object()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"value": "x"}', b"{}", b'{"value":' + b"[" * 100_000])
+def test_data_that_is_not_what_was_declared(data: bytes) -> None:
+    with pytest.raises(InvalidMessage, match="event 'sensors.value.measured' version 1: "):
+        type_of(Measured).load(data, 1)
+
+
+# -- versions -----------------------------------------------------------------------------------------------------
+
+
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    first, _, last = data["name"].partition(" ")
+    return {"first": first, "last": last, "since": data["since"]}
+
+
+def _counted(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "orders": 0}
+
+
+@event("users.user.registered", version=3, upcasters={1: _named, 2: _counted})
+class Registered:
+    first: str
+    last: str
+    since: datetime
+    orders: int
+
+
+@event("users.user.registered", version=3, upcasters={1: _named, 2: _counted})
+class RegisteredModel(pydantic.BaseModel, frozen=True):
+    first: str
+    last: str
+    since: datetime
+    orders: int
+
+
+@pytest.mark.parametrize("cls", [Registered, RegisteredModel])
+def test_upcasters_lead_up_from_every_version(cls: Any) -> None:
+    since = datetime(2024, 1, 1, tzinfo=UTC)
+    new = cls(first="Ann", last="Lee", since=since, orders=0)
+    load = type_of(cls).load
+    assert load(b'{"name": "Ann Lee", "since": "2024-01-01T00:00:00Z"}', 1) == new
+    assert load(b'{"first": "Ann", "last": "Lee", "since": "2024-01-01T00:00:00Z"}', 2) == new
+    assert load(dump(new), 3) == new
+    with pytest.raises(InvalidMessage, match="version 2(.|\n)*first"):
+        load(b'{"first": 1, "last": "Lee", "since": "2024-01-01T00:00:00Z"}', 2)
+
+
+@pytest.mark.parametrize("version", [0, 4])
+def test_a_version_from_nowhere(version: int) -> None:
+    with pytest.raises(
+        UnknownVersion, match=rf"no way from version {version} to 3.*Readable: 1, 2, 3. Add an upcaster"
+    ):
+        type_of(Registered).load(b"{}", version)
+
+
+@pytest.mark.parametrize(
+    ("version", "upcasters", "says"),
+    [
+        (0, {}, "count from 1"),
+        (3, {1: dict}, r"lead from \[1\].*they must lead from \[1, 2\]"),
+        (2, {2: dict}, r"lead from \[2\]"),
+        (2, {1: dict, 3: dict}, r"they must lead from \[1\]"),
+    ],
+)
+def test_versions_that_make_no_sense(version: int, upcasters: Any, says: str) -> None:
+    with pytest.raises(DefinitionError, match=says):
+        event("orders.order.placed", version=version, upcasters=upcasters)(type("Fact", (), {}))
