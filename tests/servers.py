@@ -486,13 +486,13 @@ class RabbitMQ(Server):
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5) as connection:
             connection.connect()
 
-    def has_saved_queues(self) -> bool:
-        """Tell whether it would still know its quorum queues after a kill: it notes new ones within a second.
+    def has_saved(self, queue: str) -> bool:
+        """Tell whether it would still know a quorum queue after a kill: it notes new ones within a second.
 
         The file of their names is Erlang's DETS: a mark at its beginning says that it is closed, or was saved.
         """
-        files = list((self.folder / "mnesia").glob("*/quorum/*/names.dets"))
-        return bool(files) and all(file.read_bytes()[8:12] == b"\0\0\0\1" for file in files)
+        files = (self.folder / "mnesia").glob("*/quorum/*/names.dets")
+        return any(text[8:12] == b"\0\0\0\1" and queue.encode() in text for text in map(Path.read_bytes, files))
 
     def stop(self) -> None:
         super().stop()
