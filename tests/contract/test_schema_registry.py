@@ -23,7 +23,7 @@ from sagas.events.schema_registry.confluent import ConfluentSchemaRegistry
 from sagas.events.schema_registry.glue import GlueSchemaRegistry
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 from tests.rig import ROOT
-from tests.schema_server import SchemaServer
+from tests.schema_server import Refused, SchemaServer
 
 PLACED = "orders.order.placed.v1"
 FORMATS = (JSON, AVRO)
@@ -347,6 +347,15 @@ def test_what_goes_away_by_itself_is_tried_again(server: SchemaServer, failure: 
     assert server.requests == ["GET /subjects"] * 3
 
 
+def test_so_is_a_registration(server: SchemaServer) -> None:
+    def fail() -> None:
+        raise Refused(503, 50301, "no luck")
+
+    server.before_post = fail
+    assert ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders") == 1
+    assert server.requests.count(f"POST /subjects/{PLACED}/versions") == 2
+
+
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
@@ -439,10 +448,11 @@ def test_glue_thinks_for_a_while(glue: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_glue_says_no(glue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagas.events.schema_registry.glue._PAUSE", 0.01)
-    registry = GlueSchemaRegistry("shop", client=Deciding(glue, ["FAILURE"]))
+    registry = GlueSchemaRegistry("shop", client=Deciding(glue, ["FAILURE"] * 3))
     registry.register(PLACED, FIRST, "orders")
     with pytest.raises(SchemaRefused, match="Glue refused version 2"):
         registry.register(PLACED, ADDED, "orders")
+    assert [each.revision for each in registry.revisions(PLACED)] == [1]
 
 
 def test_two_that_meet_in_glue_are_found_out(glue: Any) -> None:

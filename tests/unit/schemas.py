@@ -141,6 +141,50 @@ def _tagged(rnd: random.Random, depth: int) -> Schema:
     return {rnd.choice(["oneOf", "anyOf"]): branches, "discriminator": {"propertyName": "kind"}}
 
 
+# -- small ones of one kind ----------------------------------------------------------------------------------------
+
+
+def number(rnd: random.Random) -> Schema:
+    return rnd.choice([_integer, _number, _enum])(rnd)
+
+
+def text(rnd: random.Random) -> Schema:
+    return rnd.choice([_text, _text, _enum])(rnd)
+
+
+def values(rnd: random.Random) -> Schema:
+    kinds: list[Callable[[random.Random], Schema]] = [_enum, lambda r: _types(r, 0), lambda r: {"const": _value(r)}]
+    return rnd.choice(kinds)(rnd)
+
+
+def array(rnd: random.Random) -> Schema:
+    kinds: list[Callable[[random.Random], Schema]] = [
+        lambda r: {"type": "array", "items": number(r)},
+        lambda r: _array(r, 0),
+        lambda r: _tuple(r, 0),
+    ]
+    return {**rnd.choice(kinds)(rnd), **_maybe(rnd, "uniqueItems", True), **_maybe(rnd, "maxItems", 1, 2)}
+
+
+def map_(rnd: random.Random) -> Schema:
+    made = {**_map(rnd, 0), "additionalProperties": number(rnd)}
+    if rnd.random() < 0.5:
+        made["properties"] = {name: number(rnd) for name in rnd.sample(NAMES, 1)}
+    return made
+
+
+def record(rnd: random.Random) -> Schema:
+    names = rnd.sample(NAMES, 2)
+    return {
+        "type": "object",
+        "properties": {name: rnd.choice([{}, {"type": "integer"}, number(rnd)]) for name in names},
+        "required": [name for name in names if rnd.random() < 0.5],
+        **_maybe(rnd, "additionalProperties", False),
+        **_maybe(rnd, "maxProperties", 1, 2),
+        **_maybe(rnd, "minProperties", 1),
+    }
+
+
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +241,9 @@ def _change(rnd: random.Random, raw: dict[str, Any]) -> None:
             raw["anyOf"].pop(rnd.randrange(len(raw["anyOf"])))
     elif "enum" in raw:
         values = raw["enum"]
-        if rnd.random() < 0.6:
+        if rnd.random() < 0.3 and 1 in values and True not in values:
+            values[values.index(1)] = True
+        elif rnd.random() < 0.6:
             values.append("new")
         elif len(values) > 1:
             values.pop()
@@ -205,12 +251,14 @@ def _change(rnd: random.Random, raw: dict[str, Any]) -> None:
         raw.pop("multipleOf", None)
         raw["type"] = "number"
     elif kind in ("integer", "number"):
-        raw["minimum"] = rnd.choice([-1, 0, 1, 3])
+        raw[rnd.choice(["minimum", "exclusiveMinimum"])] = rnd.choice([-1, 0, 1, 3])
     elif kind == "string":
         raw.pop("pattern", None)
         raw["maxLength"] = rnd.choice([1, 2, 3, 9])
     elif kind == "array" and rnd.random() < 0.7:
-        raw["maxItems"] = rnd.choice([1, 2, 9])
+        raw.update(rnd.choice([{"maxItems": 1}, {"maxItems": 9}, {"uniqueItems": True}]))
+    elif kind == "object":
+        raw.update(rnd.choice([{"maxProperties": 1}, {"minProperties": 1}, {"propertyNames": {"pattern": "^[ab]$"}}]))
     elif "$ref" not in raw and "oneOf" not in raw and "$defs" not in raw and kind != "object":
         raw.clear()
         raw.update(schema(rnd, 1))
