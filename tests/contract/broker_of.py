@@ -20,11 +20,11 @@ from tests.servers import die_with_parent, wait_for
 LEASE = 2.0
 
 
-def broker_of(kind: str, address: str, *, timeout: float = 15.0, prefetch: int = 100) -> Broker:
+def broker_of(kind: str, address: str, *, timeout: float = 15.0, lease: float = LEASE) -> Broker:
     makers: dict[str, Callable[[], Broker]] = {
-        "rabbitmq": lambda: RabbitBroker(address, lease=LEASE, timeout=timeout, prefetch=prefetch),
-        "redis": lambda: RedisBroker(address, lease=LEASE, timeout=timeout),
-        "kafka": lambda: KafkaBroker(address, partitions=3, lease=LEASE, timeout=timeout),
+        "rabbitmq": lambda: RabbitBroker(address, lease=lease, timeout=timeout),
+        "redis": lambda: RedisBroker(address, lease=lease, timeout=timeout),
+        "kafka": lambda: KafkaBroker(address, partitions=3, lease=lease, timeout=timeout),
     }
     return makers[kind]()
 
