@@ -274,9 +274,28 @@ class CannotWrite(Exception):
 def document(rnd: random.Random, definition: Schema) -> Any:
     """A document that a writer of this schema may write: valid, and with no more in it than is named."""
     found = _write(rnd, definition, definition, 5)
-    if not Draft202012Validator(definition).is_valid(found):
+    if not Draft202012Validator(_closed(definition)).is_valid(found):
         raise CannotWrite
     return found
+
+
+def _closed(raw: Any) -> Any:
+    """The schema of what is written: with nothing in it that is not named."""
+    if isinstance(raw, list):
+        return [_closed(each) for each in raw]
+    if not isinstance(raw, dict):
+        return raw
+    made = {word: value if word in ("enum", "const") else _closed(value) for word, value in raw.items()}
+    if (
+        isinstance(raw.get("properties"), dict)
+        and "additionalProperties" not in raw
+        and isinstance(raw.get("type"), str)
+    ):
+        named = dict.fromkeys(raw.get("required", []), True)
+        made |= {"additionalProperties": False, "properties": {**named, **made["properties"]}}
+    if "prefixItems" in raw and "items" not in raw:
+        made["items"] = False
+    return made
 
 
 def _write(rnd: random.Random, raw: Schema, root: Schema, depth: int) -> Any:

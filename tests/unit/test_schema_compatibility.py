@@ -136,6 +136,7 @@ CASES: list[tuple[Any, Any, str]] = [
         "$ items",
     ),
     ({"type": "array", "items": INT}, {"type": "array", "prefixItems": [STR]}, "$[0] type"),
+    ({"type": "array", "prefixItems": [INT, STR]}, {"type": "array", "prefixItems": [INT]}, ""),
 ]
 
 
