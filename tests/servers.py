@@ -494,6 +494,12 @@ class RabbitMQ(Server):
         files = (self.folder / "mnesia").glob("*/quorum/*/names.dets")
         return any(text[8:12] == b"\0\0\0\1" and queue.encode() in text for text in map(Path.read_bytes, files))
 
+    def forget(self, queue: str) -> None:
+        """Delete a queue with all that is in it, if it is there."""
+        with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=5, read_timeout=20) as connection:
+            connection.connect()
+            connection.channel().queue_delete(queue)
+
     def stop(self) -> None:
         super().stop()
         if self._mapper is not None:
