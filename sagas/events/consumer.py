@@ -172,6 +172,7 @@ class Consumer:
         self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
         self._reader: Reader | None = None
         self._leased_until = 0.0  # by the monotonic clock
+        self._ask_again_at = 0.0  # for the lease, after the database was away
         self._resume_at = 0.0  # nothing is begun or received before
         self._pause = 0.0
         self._stop = threading.Event()
@@ -302,7 +303,15 @@ class Consumer:
         now = time.monotonic()
         if now < self._leased_until - self._lease * 2 / 3:
             return True
-        if leases.take(self._engine, self.queue, self._owner, self._lease):
+        if now < self._ask_again_at:
+            return False
+        try:
+            ours = leases.take(self._engine, self.queue, self._owner, self._lease)
+        except StoreUnavailable as error:
+            self._rest(str(error))
+            self._ask_again_at = self._resume_at
+            return False
+        if ours:
             self._leased_until = now + self._lease
             return True
         if self._leased_until:
@@ -321,6 +330,7 @@ class Consumer:
             if job.running or job.due > now or not self._admitted(job):
                 continue
             if job.again and not self._alone.acquire(blocking=False):
+                job.due = now + _BUSY
                 continue
             if (seconds := self._breaker.wait()) > 0:
                 self._resume_at = time.monotonic() + seconds

@@ -28,7 +28,7 @@ from sagas.errors import (
     NotOwner,
     StoreUnavailable,
 )
-from sagas.events import Envelope, Events, HandlerContext, Service, command, event, inbox
+from sagas.events import Envelope, Events, HandlerContext, Service, command, event, inbox, leases
 from sagas.events.brokers import Outgoing
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.consumer import InProcess, InThread
@@ -721,6 +721,25 @@ def test_an_ordered_queue_has_one_reader(ordered: Shop) -> None:
     wait_for(lambda: ordered.seen == ["1", "2", "3"], 5)  # it took over at once: the first had let go
     second.stop(1)
     assert second.join(5)
+
+
+def test_an_ordered_queue_rests_while_its_lease_cannot_be_asked_for(
+    ordered: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = leases.take, []
+
+    def away(*arguments: Any) -> bool:
+        asked.append(time.monotonic())
+        if len(asked) <= 2:
+            raise StoreUnavailable("away")
+        return real(*arguments)
+
+    monkeypatch.setattr(leases, "take", away)
+    ordered.deliver("1", key="a")
+    with ordered.consuming(QUEUE):
+        wait_for(lambda: ordered.seen == ["1"], 10)
+    assert asked[1] - asked[0] >= 0.5
+    assert asked[2] - asked[1] >= 1.0
 
 
 def test_topology(shop: Shop) -> None:
