@@ -286,7 +286,7 @@ def test_two_processes_register_at_once(request: pytest.FixtureRequest, tmp_path
 
 def test_a_database_that_is_away() -> None:
     store = SqlStore("postgresql+psycopg://x@127.0.0.1:1/x")
-    with pytest.raises(StoreUnavailable, match="the database of the schemas did not answer"):
+    with pytest.raises(StoreUnavailable, match="the database did not answer"):
         SqlSchemaRegistry(store.engine).subjects()
     store.engine.dispose()
 

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from sagas import SqlStore
 from sagas.cli.projection import projection as cli
 from sagas.events import ANY, Events, EventStore, Projection, StoredEvent, event
+from sagas.events.brokers.memory import MemoryBroker
 from tests.rig import ROOT
 from tests.servers import wait_for
 
@@ -108,9 +109,8 @@ class Commands:
     """Runs commands on an app of these projections."""
 
     def __init__(self, store: EventStore | None, *projections: Projection) -> None:
-        broker: Any = None
-        engine: Any = store.engine if store else None
-        events = Events([], engine=engine, broker=broker, store=store, projections=projections)
+        engine = store.engine if store else create_engine("sqlite://")
+        events = Events([], engine=engine, broker=MemoryBroker(), store=store, projections=projections)
         self.obj = SimpleNamespace(app=SimpleNamespace(sagas=SimpleNamespace(events=events)))
 
     def __call__(self, *words: str) -> Result:

@@ -144,7 +144,7 @@ def test_a_registry_that_is_away(run: Run) -> None:
     gone = SqlStore("postgresql+psycopg://x@127.0.0.1:1/x")
     done = run("schema", "check", types=[placed(a=int)], registry=SqlSchemaRegistry(gone.engine))
     assert done.exit_code == 2
-    assert "the database of the schemas did not answer" in done.stderr
+    assert "the database did not answer" in done.stderr
     gone.engine.dispose()
 
 

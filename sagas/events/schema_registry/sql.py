@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine, RowMapping, insert, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
-from sagas.errors import StoreUnavailable
 from sagas.events.schema_registry.compatibility import Mode
 from sagas.events.schema_registry.registry import JSON, Format, Schema, SchemaRegistry, canonical
+from sagas.stores.engines import reading, translated
 from sagas.stores.schema import event_schemas
 
 __all__ = ["SqlSchemaRegistry"]
@@ -47,34 +46,23 @@ class SqlSchemaRegistry(SchemaRegistry):
 
     def revisions(self, subject: str) -> Sequence[Schema]:
         query = select(*_COLUMNS).where(event_schemas.c.subject == subject).order_by(event_schemas.c.revision)
-        with self._translated(), self.engine.connect() as connection:
+        with reading(self.engine) as connection:
             return [_schema(row) for row in connection.execute(query).mappings()]
 
     def subjects(self) -> Sequence[str]:
         query = select(event_schemas.c.subject).distinct()
-        with self._translated(), self.engine.connect() as connection:
+        with reading(self.engine) as connection:
             return sorted(connection.execute(query).scalars())
 
     def _write(self, schema: Schema, before: Sequence[Schema]) -> int | None:  # noqa: ARG002
         row = {column.name: getattr(schema, column.name) for column in _COLUMNS}
         row |= {"definition": canonical(schema.definition), "created_at": datetime.now(UTC)}
         try:
-            with self._translated(), self.engine.begin() as connection:
+            with translated(self.engine), self.engine.begin() as connection:
                 connection.execute(insert(event_schemas), row)
         except IntegrityError:  # the key: somebody else has just taken this number
             return None
         return schema.revision
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (OperationalError, InterfaceError) as error:
-            raise StoreUnavailable(f"the database of the schemas did not answer: {error.orig}") from error
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            raise StoreUnavailable(f"the database of the schemas closed the connection: {error.orig}") from error
 
 
 def _schema(row: RowMapping) -> Schema:
