@@ -479,6 +479,12 @@ class RabbitMQ(Server):
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5) as connection:
             connection.connect()
 
+    def forget(self, queue: str) -> None:
+        """Delete a queue with all that is in it, if it is there."""
+        with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=5, read_timeout=20) as connection:
+            connection.connect()
+            connection.channel().queue_delete(queue)
+
     def stop(self) -> None:
         super().stop()
         if self._mapper is not None:

@@ -2,6 +2,7 @@
 
 from sagas.events.bus import Events
 from sagas.events.envelope import Envelope
+from sagas.events.local import LocalBus
 from sagas.events.messages import Kind, MessageType, command, event, type_of
 from sagas.events.projections import Projection, Projections, ProjectionState
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
@@ -21,6 +22,7 @@ __all__ = [
     # carrying
     "Events",
     "Envelope",
+    "LocalBus",
     # keeping
     "EventStore",
     "StoredEvent",

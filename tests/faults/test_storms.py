@@ -21,7 +21,7 @@ from sagas.events.choreography import graph, problems
 from sagas.events.consumer import InProcess
 from sagas.events.guards import Guards
 from sagas.stores import schema
-from tests.servers import wait_for
+from tests.servers import RabbitMQ, wait_for
 
 
 @event("ping.ball.hit", check_name=False)
@@ -88,7 +88,11 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
                 store, broker = SqlStore(f"sqlite:///{tmp_path / 'storm.db'}"), MemoryBroker()
                 return _begin(stack, store, broker, guards)
             store = SqlStore(request.getfixturevalue("postgres").database())
-            return _begin(stack, store, RabbitBroker(request.getfixturevalue("rabbitmq").url), guards)
+            server: RabbitMQ = request.getfixturevalue("rabbitmq")
+            for service in (ping, pong, calm):
+                for subscription in service.subscriptions:
+                    server.forget(subscription.queue)  # another storm may have left something in it
+            return _begin(stack, store, RabbitBroker(server.url), guards)
 
         yield begin
 

@@ -206,6 +206,9 @@ def test_services_in_processes_of_which_one_dies(rabbitmq: RabbitMQ, postgres: P
     database = postgres.database()
     store = SqlStore(database)
     prepare(store)
+    for service in SERVICES:
+        for subscription in service.subscriptions:
+            rabbitmq.forget(subscription.queue)
     events = Events(SERVICES, engine=store.engine, broker=RabbitBroker(rabbitmq.url), exchange="shop.events")
     events.apply_topology()
     processes = Processes(rabbitmq, database, tmp_path)
