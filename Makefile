@@ -34,7 +34,7 @@ format: $(VENV)/installed
 docs: $(VENV)/installed ## draw the states from the table of legal moves
 	$(BIN)/python docs/generate_states.py
 
-servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, which the tests start by themselves
+servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, Kafka, which the tests start by themselves
 	scripts/install-servers
 
 $(VENV)/installed: pyproject.toml

@@ -20,7 +20,7 @@ class Channel(filesystem.Channel):
         # Readers take files in the order of their names, and none that does not end as the message does.
         file = Path(self.data_folder_out, f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}.msg")
         draft = file.with_suffix(".draft")
-        draft.write_text(dumps(payload))  # type: ignore[no-untyped-call]
+        draft.write_text(dumps(payload))
         draft.rename(file)
 
 

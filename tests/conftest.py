@@ -14,7 +14,7 @@ import pytest
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import TERMINAL
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
-from tests.servers import MariaDB, Postgres, RabbitMQ, Redis, wait_for
+from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +38,12 @@ def mariadb() -> Iterator[MariaDB]:
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
     with RabbitMQ() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    with Kafka() as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""Real servers that the tests own, so that they can kill them: Redis, PostgreSQL, MariaDB, RabbitMQ.
+"""Real servers that the tests own, so that they can kill them: Redis, PostgreSQL, MariaDB, RabbitMQ, Kafka.
 
 Each runs from the installed binary, on free ports of 127.0.0.1, with its data in a temporary folder that goes with it.
 """
@@ -6,10 +6,12 @@ Each runs from the installed binary, on free ports of 127.0.0.1, with its data i
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import ctypes
 import glob
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,6 +29,7 @@ import psutil
 import psycopg
 import pymysql
 import redis
+from confluent_kafka.admin import AdminClient
 
 _WHERE = (
     "/usr/lib/postgresql/*/bin",
@@ -314,10 +317,14 @@ def _alive(process: psutil.Process) -> bool:
 
 
 class Redis(Server):
+    def __init__(self, *, durable: bool = False) -> None:
+        super().__init__()
+        self.durable = durable
+
     def command(self) -> Sequence[str]:
         return [
             binary("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-            "--dir", str(self.folder), "--appendonly", "no",
+            "--dir", str(self.folder), "--appendonly", "yes" if self.durable else "no", "--appendfsync", "always",
         ]  # fmt: skip
 
     def client(self) -> redis.Redis:
@@ -479,6 +486,14 @@ class RabbitMQ(Server):
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5) as connection:
             connection.connect()
 
+    def has_saved(self, queue: str) -> bool:
+        """Tell whether it would still know a quorum queue after a kill: it notes new ones within a second.
+
+        The file of their names is Erlang's DETS: a mark at its beginning says that it is closed, or was saved.
+        """
+        files = (self.folder / "mnesia").glob("*/quorum/*/names.dets")
+        return any(text[8:12] == b"\0\0\0\1" and queue.encode() in text for text in map(Path.read_bytes, files))
+
     def forget(self, queue: str) -> None:
         """Delete a queue with all that is in it, if it is there."""
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=5, read_timeout=20) as connection:
@@ -494,3 +509,66 @@ class RabbitMQ(Server):
     @property
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+
+class Kafka(Server):
+    """One node that is broker and controller, run from Kafka's own jars, which `scripts/install-servers` fetches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.controller_port = free_port()
+
+    def _java(self, program: str, *arguments: str) -> list[str]:
+        pom = Path(__file__).parent.parent / "scripts" / "kafka" / "pom.xml"
+        found = re.search("^  <version>(.*)</version>", pom.read_text(), re.MULTILINE)
+        assert found is not None
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jars = cache / "celery-sagas" / f"kafka-{found[1]}"
+        if not jars.is_dir():
+            raise MissingServer(f"Kafka {found[1]} is not in {jars}; run `make servers` (it needs Java 17 and Maven)")
+        return [
+            binary("java"), "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+            "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", f"{jars}/*", program, *arguments,
+        ]  # fmt: skip
+
+    def prepare(self) -> None:
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": self.folder / "data",
+            "num.network.threads": 2,
+            "num.io.threads": 2,
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            # As on a cluster where somebody takes care: nothing is made by the mere mention of its name.
+            "auto.create.topics.enable": "false",
+            # So that the tests need not wait.
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 500,
+            "broker.heartbeat.interval.ms": 500,
+            "broker.session.timeout.ms": 3000,
+        }
+        file = self.folder / "settings"
+        file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        self.run(*self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file)))
+
+    def command(self) -> Sequence[str]:
+        return self._java("kafka.Kafka", str(self.folder / "settings"))
+
+    def ping(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), 1):
+            pass  # a client would log each vain attempt
+        AdminClient({"bootstrap.servers": self.address}).list_topics(timeout=5)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -29,6 +30,10 @@ __all__ = ["SAGAS", "Events"]
 
 #: Who publishes what becomes of sagas, and sends the commands of their steps.
 SAGAS = "sagas"
+
+#: The lease on an ordered queue, in leases of the broker: after one of these, or with RabbitMQ after two, it gives out
+#: again what a silent reader had. Ours may be taken over when two thirds of it have passed.
+_LEASES = 4
 
 
 class Events:
@@ -288,6 +293,7 @@ class Events:
         wanted = list(ours) if queues is None else list(queues)
         if unknown := [queue for queue in wanted if queue not in ours]:
             raise ConfigurationError(f"there is no queue {unknown[0]!r}; there is: {_names(ours)}")
+        alone = threading.Lock()
         return Consumers(
             Consumer(
                 ours[queue],
@@ -300,6 +306,8 @@ class Events:
                 guards=self.guards,
                 window=self._window,
                 concurrency=self._concurrency,
+                lease=_LEASES * getattr(self.broker, "lease", 10.0),
+                alone=alone,
             )
             for queue in wanted
         )

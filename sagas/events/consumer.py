@@ -95,6 +95,11 @@ class _Job:
     running: bool = False
     admitted: bool = False
 
+    @property
+    def again(self) -> bool:
+        """Whether it was given out, or begun, before, and nobody heard of it."""
+        return self.delivery.deliveries > 1 or self.lost > 0
+
 
 @dataclass(slots=True)
 class _Lanes:
@@ -127,6 +132,10 @@ class Consumer:
 
     `declare`: makes the topology at the broker; called before the queue is read, and after an error.
     `window`: how many messages are held at once. `concurrency`: how many of them may run at once.
+    `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
+        be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
+    `alone`: held while a message runs that was given out before. One that kills its process must not take others with
+        it each time, for these would look as guilty; so all consumers of a process share it.
     """
 
     def __init__(
@@ -142,6 +151,8 @@ class Consumer:
         guards: Admits | None = None,
         window: int = 20,
         concurrency: int = 4,
+        lease: float = 30.0,
+        alone: threading.Lock | None = None,
     ) -> None:
         self.subscription = subscription
         self.queue = subscription.queue
@@ -154,11 +165,14 @@ class Consumer:
         self._guards = guards
         self._window = window
         self._concurrency = concurrency
+        self._lease = lease
+        self._alone = alone or threading.Lock()
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._lanes = _Lanes()
         self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
         self._reader: Reader | None = None
         self._leased_until = 0.0  # by the monotonic clock
+        self._ask_again_at = 0.0  # for the lease, after the database was away
         self._resume_at = 0.0  # nothing is begun or received before
         self._pause = 0.0
         self._stop = threading.Event()
@@ -287,10 +301,18 @@ class Consumer:
         if not self.subscription.ordered:
             return True
         now = time.monotonic()
-        if now < self._leased_until - leases.LEASE * 2 / 3:
+        if now < self._leased_until - self._lease * 2 / 3:
             return True
-        if leases.take(self._engine, self.queue, self._owner):
-            self._leased_until = now + leases.LEASE
+        if now < self._ask_again_at:
+            return False
+        try:
+            ours = leases.take(self._engine, self.queue, self._owner, self._lease)
+        except StoreUnavailable as error:
+            self._rest(str(error))
+            self._ask_again_at = self._resume_at
+            return False
+        if ours:
+            self._leased_until = now + self._lease
             return True
         if self._leased_until:
             logger.warning("%s: another process reads it now", self.queue)
@@ -307,8 +329,13 @@ class Consumer:
                 return
             if job.running or job.due > now or not self._admitted(job):
                 continue
+            if job.again and not self._alone.acquire(blocking=False):
+                job.due = now + _BUSY
+                continue
             if (seconds := self._breaker.wait()) > 0:
                 self._resume_at = time.monotonic() + seconds
+                if job.again:
+                    self._alone.release()
                 return
             self._begin(job)
             running += 1
@@ -332,7 +359,7 @@ class Consumer:
             topic=job.delivery.topic,
             body=job.delivery.body,
             attempt=job.attempts + 1,
-            again=job.delivery.deliveries > 1 or job.lost > 0,
+            again=job.again,
             owner=self._owner if self.subscription.ordered else None,
         )
         job.running = True
@@ -345,6 +372,8 @@ class Consumer:
 
     def _finish(self, job: _Job, future: Future[Outcome]) -> None:
         job.running = False
+        if job.again:
+            self._alone.release()
         error = future.exception()
         outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
         if job.reader is not self._reader:
@@ -386,7 +415,7 @@ class Consumer:
         if job.lost > MOST_BEGUN:
             self._bury(job, f"whoever handled it died {job.lost} times: {outcome.error}")
             return
-        job.due = time.monotonic() + min(job.lost, 5)
+        job.due = time.monotonic() + self.subscription.retry.delay_after(job.lost, job.envelope.event_id)
 
     def _bury(self, job: _Job, error: str) -> None:
         letter = self._dead_letters.file(self.queue, job.envelope, error=error, attempts=job.attempts)

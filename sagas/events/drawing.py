@@ -12,7 +12,7 @@ from typing import Literal
 from sagas.events.choreography import Graph
 from sagas.events.messages import Kind
 
-__all__ = ["FORMATS", "Format", "render"]
+__all__ = ["FORMATS", "render"]
 
 Format = Literal["mermaid", "dot", "svg"]
 FORMATS: tuple[Format, ...] = ("mermaid", "dot", "svg")

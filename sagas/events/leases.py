@@ -10,21 +10,18 @@ from sqlalchemy.exc import IntegrityError
 from sagas.stores import schema
 from sagas.stores.engines import database_now, translated
 
-__all__ = ["LEASE", "is_mine", "release", "take"]
-
-#: Seconds for which a reader of an ordered queue that is not heard of keeps it. It is renewed after a third.
-LEASE = 15.0
+__all__ = ["is_mine", "release", "take"]
 
 _TABLE = schema.readers
 
 
-def take(engine: Engine, queue: str, owner: str) -> bool:
-    """Take the lease of a queue, or renew it; tell whether it is ours. Raises `StoreUnavailable`."""
+def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
+    """Take the lease of a queue for so long, or renew it; tell whether it is ours. Raises `StoreUnavailable`."""
     with translated(engine):
         try:
             with engine.begin() as connection:
                 now = connection.execute(select(database_now(engine.dialect.name))).scalar_one()
-                until = now + timedelta(seconds=LEASE)
+                until = now + timedelta(seconds=seconds)
                 free = (_TABLE.c.owner == owner) | (_TABLE.c.lease_until < now)
                 mine = update(_TABLE).where(_TABLE.c.queue == queue, free).values(owner=owner, lease_until=until)
                 if connection.execute(mine).rowcount == 1:

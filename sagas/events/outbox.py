@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from sagas.errors import InvalidMessage
 from sagas.events.envelope import Envelope
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
@@ -22,8 +21,6 @@ SHARDS = 16
 #: Rows that are deleted at once.
 _BATCH = 1000
 
-_LONGEST = 200
-
 
 def shard_of(key: str) -> int:
     """Return the part of the outbox that a key belongs to: the same in every process."""
@@ -34,13 +31,7 @@ def outbox_row(envelope: Envelope, queue: str | None = None) -> dict[str, Any]:
     """Return the row of `events_outbox` that has the relay send a message.
 
     `queue`: to this queue alone, as a command or a replay; None: to everybody who listens to its topic.
-    Raises `InvalidMessage` for a key or a correlation id of more than 200 characters.
     """
-    for name, value in (("key", envelope.key), ("correlation id", envelope.correlation_id)):
-        if value is not None and len(value) > _LONGEST:
-            raise InvalidMessage(
-                f"{envelope.kind} {envelope.event_type!r}: its {name} has {len(value)} characters, more than {_LONGEST}"
-            )
     return {
         "shard": shard_of(envelope.event_id if envelope.key is None else envelope.key),
         "event_id": envelope.event_id,

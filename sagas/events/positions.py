@@ -179,16 +179,17 @@ class _Mysql(Writing):
 
 
 # The lock of a writer: its first half is the table, its second the low half of the last position that was given out.
-# Taken once a transaction, in which nothing but a savepoint can end it; then the setting goes back with it.
+# Taken once a transaction and table: the setting says for which. If a savepoint takes the lock back, the setting too.
 _MARK = """
 mark AS MATERIALIZED (
-    SELECT CASE WHEN coalesce(current_setting('sagas.appending', true), '') = '' THEN
-        set_config('sagas.appending', '1', true) || CAST(pg_advisory_xact_lock_shared(
-            CAST(CAST(CAST('events_event' AS regclass) AS oid) AS int),
+    SELECT CASE WHEN current_setting('sagas.appending', true) IS DISTINCT FROM CAST(here.id AS text) THEN
+        set_config('sagas.appending', CAST(here.id AS text), true) || CAST(pg_advisory_xact_lock_shared(
+            CAST(here.id AS int),
             CAST(CAST((SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_event_position_seq)
                       AS bit(32)) AS int)
         ) AS text)
     END
+    FROM (SELECT CAST(CAST('events_event' AS regclass) AS oid) AS id) AS here
 )"""
 _ON_CONFLICT = """
     INSERT INTO events_stream AS s (name, version) SELECT CAST(:stream AS varchar), CAST(:count AS int) FROM mark
@@ -214,13 +215,15 @@ WITH {mark}, moved AS ({moved}
 )
 SELECT version FROM moved"""
 
-
 _ENCODER = msgspec.json.Encoder()
 
 
 class _Postgres(Writing):
     at_once = True
-    _append = {how: text(_APPEND.format(mark=_MARK, moved=moved)) for how, moved in _MOVED.items()}  # noqa: RUF012
+    # With its column declared, SQLAlchemy need not look at the result anew each time.
+    _append = {  # noqa: RUF012
+        how: text(_APPEND.format(mark=_MARK, moved=moved)).columns(streams.c.version) for how, moved in _MOVED.items()
+    }
     _begin = postgresql.insert(streams).values(name=bindparam("stream"), version=0).on_conflict_do_nothing()
     _lock = select(streams.c.name).where(streams.c.name == bindparam("stream")).with_for_update()
     _last = text(

@@ -110,10 +110,12 @@ class _Failure:
     @property
     def told(self) -> str:
         row = self.row
-        return (
+        told = (
             f"{type(self.error).__name__} at event {row.event_id}, {row.type} version {row.version}, number "
             f"{row.stream_version} of {row.stream!r}: {self.error}"
         )
+        # What the databases can keep: an error may quote anything.
+        return told.replace("\0", "\\0").encode(errors="replace").decode()
 
 
 @dataclass
@@ -385,7 +387,9 @@ class Projections:
                 transaction.commit()
                 return live
         self.advance(projection)  # stops there, and says so
-        raise StoreUnavailable(f"projection {projection}: an event could not be handled at first; try again")
+        raise StoreUnavailable(f"projection {projection}: an event could not be handled; try again") from (
+            batch.failure.error
+        )
 
     def resume(self, projection: Projection) -> None:
         """Let a projection that stopped try the failing event again, once its code is mended."""

@@ -128,6 +128,8 @@ class Relay:
                 try:
                     self._broker.publish([message])
                 except (NoHandler, InvalidMessage) as error:
+                    if queue is None and isinstance(error, NoHandler):
+                        raise  # it is the exchange that is not there: declaring it again helps
                     told = f"{type(error).__name__}: {error}"
                     letter = self._dead_letters.file_in(connection, queue or "", envelope, error=told, attempts=0)
                     logger.error("dead letter %d: %s %s: %s", letter, message.topic, message.id, told)  # noqa: TRY400

@@ -85,10 +85,17 @@ class SqlStore:
     def now(self) -> datetime:
         return self._clock.read(self._ask_time)
 
-    def _ask_time(self) -> datetime:
+    def _ask_time(self) -> tuple[datetime, float]:
+        """Return the database's time, and when that was by our monotonic clock."""
         query = select(self._now)
-        now: datetime = self._read(lambda connection: connection.execute(query).scalar_one())
-        return now
+
+        def ask(connection: Connection) -> tuple[datetime, float]:
+            before = time.monotonic()  # to connect may take long, and tells nothing about the age of the answer
+            now = connection.execute(query).scalar_one()
+            # The answer is as old as half the way there and back.
+            return now, (before + time.monotonic()) / 2
+
+        return self._read(ask)
 
     # -- one saga -----------------------------------------------------------------------------------------------
 
@@ -319,13 +326,10 @@ class _Clock:
         """When the database was last asked, by the monotonic clock."""
         return None if self._known is None else self._known[1]
 
-    def read(self, ask: Any) -> datetime:
+    def read(self, ask: Callable[[], tuple[datetime, float]]) -> datetime:
         known = self._known
         if known is None or time.monotonic() - known[1] > _CLOCK_TRUST:
-            before = time.monotonic()
-            answer = ask()
-            # The answer is as old as half the way there and back.
-            known = self._known = (answer, (before + time.monotonic()) / 2)
+            known = self._known = ask()
         return known[0] + timedelta(seconds=time.monotonic() - known[1])
 
 

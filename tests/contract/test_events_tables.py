@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from sagas.events import Envelope, Events, HandlerContext, Service, event, lease
 from sagas.events.brokers import Outgoing
 from sagas.events.inbox import Call, End
 from sagas.stores import schema
-from tests.servers import wait_for
 
 
 @event("books.page.turned")
@@ -202,7 +201,7 @@ def test_what_is_parked_while_the_first_is_discarded_is_not_forgotten(events: Ev
         head = letters.first(parking, QUEUE, "k")
         assert head is not None
         discarding = threads.submit(events.discard, [torn], reason="x")
-        wait_for(lambda: not discarding.done(), 1)
+        assert not wait([discarding], timeout=0.5).done  # it waits, however long one looks
         letters.file_in(parking, QUEUE, second, error="parked", attempts=0, behind=head.id)
         parking.commit()
         discarding.result(20)
@@ -212,23 +211,23 @@ def test_what_is_parked_while_the_first_is_discarded_is_not_forgotten(events: Ev
 
 def test_leases(events: Events) -> None:
     engine = events.engine
-    assert leases.take(engine, QUEUE, "a")
-    assert leases.take(engine, QUEUE, "a")
-    assert not leases.take(engine, QUEUE, "b")
+    assert leases.take(engine, QUEUE, "a", 30)
+    assert leases.take(engine, QUEUE, "a", 30)
+    assert not leases.take(engine, QUEUE, "b", 30)
     leases.release(engine, QUEUE, "b")
-    assert not leases.take(engine, QUEUE, "b")
+    assert not leases.take(engine, QUEUE, "b", 30)
     with engine.begin() as connection:
         assert leases.is_mine(connection, QUEUE, "a")
         past = datetime.now(UTC) - timedelta(seconds=1)
         connection.execute(update(schema.readers).values(lease_until=past))
-    assert leases.take(engine, QUEUE, "b")
+    assert leases.take(engine, QUEUE, "b", 30)
     leases.release(engine, QUEUE, "b")
     with ThreadPoolExecutor(4) as threads:
-        assert sum(threads.map(lambda n: leases.take(engine, QUEUE, str(n)), range(8))) == 1
+        assert sum(threads.map(lambda n: leases.take(engine, QUEUE, str(n), 30), range(8))) == 1
 
 
 def test_who_lost_the_lease_changes_nothing(events: Events) -> None:
-    leases.take(events.engine, QUEUE, "b")
+    leases.take(events.engine, QUEUE, "b", 30)
     [envelope] = publish(events, 1, key="k")
     assert events.handle(call(envelope, owner="a")).end is End.LOST
     assert effects(events.engine) == []

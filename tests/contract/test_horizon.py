@@ -80,6 +80,25 @@ def test_many_appends_take_one_lock(store: EventStore) -> None:
         assert locks == 1
 
 
+def test_each_schema_has_marks_of_its_own(store: EventStore) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(text("create schema other"))
+    url = store.engine.url.update_query_dict({"options": "-csearch_path=other"})
+    kept = SqlStore(url.render_as_string(hide_password=False))
+    kept.upgrade()
+    other = EventStore(kept.engine, TYPES)
+    with Session(store.engine) as session:
+        store.append(session, "a", deposits(1), expected=NO_STREAM)
+        session.execute(text("set local search_path to other"))
+        other.append(session, "a", deposits(2), expected=NO_STREAM)
+        other.append(None, "b", deposits(3), expected=NO_STREAM)
+        assert other.read_all() == []
+        session.commit()
+    assert [each.event.cents for each in store.read_all()] == [1]
+    assert [each.event.cents for each in other.read_all()] == [2, 3]
+    kept.engine.dispose()
+
+
 def test_a_replica_is_refused() -> None:
     with Postgres() as server:
         kept = SqlStore(server.database())

@@ -119,7 +119,7 @@ def test_many_runners_share_the_work(store: EventStore) -> None:
 
 
 def fail(_: Session) -> None:
-    raise ZeroDivisionError("no cents")
+    raise ZeroDivisionError("no cents \0 \ud800 💶")
 
 
 def break_a_rule(session: Session) -> None:
@@ -213,6 +213,23 @@ def test_a_database_in_trouble_is_not_the_events_fault(store: EventStore) -> Non
     with pytest.raises(ProjectionStopped, match="deadlock found"):
         projections.advance(projection)
     assert troubles == 97
+
+
+def test_one_process_at_a_time_is_at_work(store: EventStore) -> None:
+    flaw = Flaw()
+    projection = lines(flaw=flaw)
+    fill(store, *range(4))
+    at_once: list[int] = []
+
+    def look(_: Session) -> None:
+        flaw.cents = None
+        if store.engine.dialect.name != "sqlite":  # there it would wait for this one
+            at_once.append(Projections(store, [projection]).advance(projection))
+
+    flaw.cents, flaw.do = 2, look
+    assert Projections(store, [projection]).advance(projection) == 4
+    assert sum(at_once) == 0
+    assert written(store, projection) == [0, 1, 2, 3]
 
 
 def test_two_processes_at_the_same_events(store: EventStore) -> None:

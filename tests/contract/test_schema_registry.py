@@ -23,7 +23,7 @@ from sagas.events.schema_registry.confluent import ConfluentSchemaRegistry
 from sagas.events.schema_registry.glue import GlueSchemaRegistry
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 from tests.rig import ROOT
-from tests.schema_server import SchemaServer
+from tests.schema_server import Refused, SchemaServer
 
 PLACED = "orders.order.placed.v1"
 FORMATS = (JSON, AVRO)
@@ -305,6 +305,31 @@ def test_the_level_of_a_subject_is_set_once(server: SchemaServer) -> None:
     assert server.levels[PLACED] == "BACKWARD"
 
 
+def test_somebody_is_quicker(server: SchemaServer) -> None:
+    class Late(ConfluentSchemaRegistry):
+        """Somebody else registers after this one has looked, and before it asks for a number."""
+
+        def _write(self, schema: Schema, before: Sequence[Schema]) -> int | None:
+            other = obj("order_id", order_id={"type": "string"}, note={"type": "integer"})
+            ConfluentSchemaRegistry(server.url).register(PLACED, other, "orders")
+            return super()._write(schema, before)
+
+    ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders")
+    with pytest.raises(SchemaRefused, match=r"\$\.note: revision 2 may write an integer"):
+        Late(server.url).register(PLACED, ADDED, "orders")
+    assert len(ConfluentSchemaRegistry(server.url).revisions(PLACED)) == 2
+
+
+def test_somebody_is_quicker_still(server: SchemaServer) -> None:
+    """They register after this one has asked for its number: the server takes that number only once."""
+    ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders")
+    other = obj("order_id", order_id={"type": "string"}, note={"type": "integer"})
+    server.before_post = lambda: server._register(PLACED, {"schema": json.dumps(other), "schemaType": "JSON"})
+    with pytest.raises(SchemaRefused, match=r"\$\.note: revision 2 may write an integer"):
+        ConfluentSchemaRegistry(server.url).register(PLACED, ADDED, "orders")
+    assert len(ConfluentSchemaRegistry(server.url).revisions(PLACED)) == 2
+
+
 def test_numbers_that_were_deleted_are_not_given_again(server: SchemaServer) -> None:
     registry = ConfluentSchemaRegistry(server.url)
     registry.register(PLACED, FIRST, "orders")
@@ -320,6 +345,15 @@ def test_what_goes_away_by_itself_is_tried_again(server: SchemaServer, failure: 
     registry = ConfluentSchemaRegistry(server.url)
     assert registry.subjects() == []
     assert server.requests == ["GET /subjects"] * 3
+
+
+def test_so_is_a_registration(server: SchemaServer) -> None:
+    def fail() -> None:
+        raise Refused(503, 50301, "no luck")
+
+    server.before_post = fail
+    assert ConfluentSchemaRegistry(server.url).register(PLACED, FIRST, "orders") == 1
+    assert server.requests.count(f"POST /subjects/{PLACED}/versions") == 2
 
 
 @pytest.mark.parametrize(
@@ -414,10 +448,11 @@ def test_glue_thinks_for_a_while(glue: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_glue_says_no(glue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagas.events.schema_registry.glue._PAUSE", 0.01)
-    registry = GlueSchemaRegistry("shop", client=Deciding(glue, ["FAILURE"]))
+    registry = GlueSchemaRegistry("shop", client=Deciding(glue, ["FAILURE"] * 3))
     registry.register(PLACED, FIRST, "orders")
     with pytest.raises(SchemaRefused, match="Glue refused version 2"):
         registry.register(PLACED, ADDED, "orders")
+    assert [each.revision for each in registry.revisions(PLACED)] == [1]
 
 
 def test_two_that_meet_in_glue_are_found_out(glue: Any) -> None:

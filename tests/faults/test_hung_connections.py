@@ -68,6 +68,18 @@ def test_a_transaction_that_nobody_ends_frees_its_saga(database: tuple[Rig, Prox
     near.engine.dispose()
 
 
+def test_a_slow_connection_does_not_make_the_clock_wrong(database: tuple[Rig, Proxy], postgres: Postgres) -> None:
+    """To connect takes seconds; the question for the time, which is asked then, takes less."""
+    rig, proxy = database
+    near, far = SqlStore(_directly(rig, postgres)), SqlStore(rig.settings["database"])
+    proxy.delay(0.2)
+    behind, now, ahead = near.now(), far.now(), near.now()
+    assert (ahead - behind).total_seconds() > 1.5
+    assert abs((now - ahead).total_seconds()) < 0.5
+    for store in (near, far):
+        store.engine.dispose()
+
+
 def test_what_a_step_asks_may_take_longer(database: tuple[Rig, Proxy]) -> None:
     rig, _ = database
     with rig.sagas.store.transaction() as session:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from sagas.events.brokers.memory import MemoryBroker
 from sqlalchemy import select
 
 from sagas import ConfigurationError, Saga, Sagas, SqlStore, Step, StepContext
 from sagas.events import Envelope, Events, Service, command, event, type_of
+from sagas.events.brokers.memory import MemoryBroker
 from sagas.stores import schema
 from sagas.testing import Inline
 

@@ -141,6 +141,50 @@ def _tagged(rnd: random.Random, depth: int) -> Schema:
     return {rnd.choice(["oneOf", "anyOf"]): branches, "discriminator": {"propertyName": "kind"}}
 
 
+# -- small ones of one kind ----------------------------------------------------------------------------------------
+
+
+def number(rnd: random.Random) -> Schema:
+    return rnd.choice([_integer, _number, _enum])(rnd)
+
+
+def text(rnd: random.Random) -> Schema:
+    return rnd.choice([_text, _text, _enum])(rnd)
+
+
+def values(rnd: random.Random) -> Schema:
+    kinds: list[Callable[[random.Random], Schema]] = [_enum, lambda r: _types(r, 0), lambda r: {"const": _value(r)}]
+    return rnd.choice(kinds)(rnd)
+
+
+def array(rnd: random.Random) -> Schema:
+    kinds: list[Callable[[random.Random], Schema]] = [
+        lambda r: {"type": "array", "items": number(r)},
+        lambda r: _array(r, 0),
+        lambda r: _tuple(r, 0),
+    ]
+    return {**rnd.choice(kinds)(rnd), **_maybe(rnd, "uniqueItems", True), **_maybe(rnd, "maxItems", 1, 2)}
+
+
+def map_(rnd: random.Random) -> Schema:
+    made = {**_map(rnd, 0), "additionalProperties": number(rnd)}
+    if rnd.random() < 0.5:
+        made["properties"] = {name: number(rnd) for name in rnd.sample(NAMES, 1)}
+    return made
+
+
+def record(rnd: random.Random) -> Schema:
+    names = rnd.sample(NAMES, 2)
+    return {
+        "type": "object",
+        "properties": {name: rnd.choice([{}, {"type": "integer"}, number(rnd)]) for name in names},
+        "required": [name for name in names if rnd.random() < 0.5],
+        **_maybe(rnd, "additionalProperties", False),
+        **_maybe(rnd, "maxProperties", 1, 2),
+        **_maybe(rnd, "minProperties", 1),
+    }
+
+
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +241,9 @@ def _change(rnd: random.Random, raw: dict[str, Any]) -> None:
             raw["anyOf"].pop(rnd.randrange(len(raw["anyOf"])))
     elif "enum" in raw:
         values = raw["enum"]
-        if rnd.random() < 0.6:
+        if rnd.random() < 0.3 and 1 in values and True not in values:
+            values[values.index(1)] = True
+        elif rnd.random() < 0.6:
             values.append("new")
         elif len(values) > 1:
             values.pop()
@@ -205,12 +251,14 @@ def _change(rnd: random.Random, raw: dict[str, Any]) -> None:
         raw.pop("multipleOf", None)
         raw["type"] = "number"
     elif kind in ("integer", "number"):
-        raw["minimum"] = rnd.choice([-1, 0, 1, 3])
+        raw[rnd.choice(["minimum", "exclusiveMinimum"])] = rnd.choice([-1, 0, 1, 3])
     elif kind == "string":
         raw.pop("pattern", None)
         raw["maxLength"] = rnd.choice([1, 2, 3, 9])
     elif kind == "array" and rnd.random() < 0.7:
-        raw["maxItems"] = rnd.choice([1, 2, 9])
+        raw.update(rnd.choice([{"maxItems": 1}, {"maxItems": 9}, {"uniqueItems": True}]))
+    elif kind == "object":
+        raw.update(rnd.choice([{"maxProperties": 1}, {"minProperties": 1}, {"propertyNames": {"pattern": "^[ab]$"}}]))
     elif "$ref" not in raw and "oneOf" not in raw and "$defs" not in raw and kind != "object":
         raw.clear()
         raw.update(schema(rnd, 1))
@@ -226,9 +274,28 @@ class CannotWrite(Exception):
 def document(rnd: random.Random, definition: Schema) -> Any:
     """A document that a writer of this schema may write: valid, and with no more in it than is named."""
     found = _write(rnd, definition, definition, 5)
-    if not Draft202012Validator(definition).is_valid(found):
+    if not Draft202012Validator(_closed(definition)).is_valid(found):
         raise CannotWrite
     return found
+
+
+def _closed(raw: Any) -> Any:
+    """The schema of what is written: with nothing in it that is not named."""
+    if isinstance(raw, list):
+        return [_closed(each) for each in raw]
+    if not isinstance(raw, dict):
+        return raw
+    made = {word: value if word in ("enum", "const") else _closed(value) for word, value in raw.items()}
+    if (
+        isinstance(raw.get("properties"), dict)
+        and "additionalProperties" not in raw
+        and isinstance(raw.get("type"), str)
+    ):
+        named = dict.fromkeys(raw.get("required", []), True)
+        made |= {"additionalProperties": False, "properties": {**named, **made["properties"]}}
+    if "prefixItems" in raw and "items" not in raw:
+        made["items"] = False
+    return made
 
 
 def _write(rnd: random.Random, raw: Schema, root: Schema, depth: int) -> Any:

@@ -136,6 +136,7 @@ CASES: list[tuple[Any, Any, str]] = [
         "$ items",
     ),
     ({"type": "array", "items": INT}, {"type": "array", "prefixItems": [STR]}, "$[0] type"),
+    ({"type": "array", "prefixItems": [INT, STR]}, {"type": "array", "prefixItems": [INT]}, ""),
 ]
 
 
@@ -249,7 +250,7 @@ def fits(writer: Any, reader: Any) -> bool | None:
         return None
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**64))
 def test_what_is_compatible_is_never_rejected(seed: int) -> None:
     """In both directions, with documents that know nothing of the checker."""
@@ -267,11 +268,30 @@ def test_what_is_compatible_is_never_rejected(seed: int) -> None:
             assert schemas.reads(reader, found), (writer, reader, found)
 
 
+def test_what_two_small_schemas_have_in_common() -> None:
+    """Of two that have nothing to do with each other, every rule gets its turn."""
+    rnd = random.Random(13)
+    compatible = 0
+    for _ in range(6_000):
+        kind = rnd.choice([schemas.number, schemas.text, schemas.values, schemas.array, schemas.map_, schemas.record])
+        writer, reader = kind(rnd), kind(rnd)
+        if not fits(writer, reader):
+            continue
+        compatible += 1
+        for _ in range(4):
+            try:
+                found = schemas.document(rnd, writer)
+            except schemas.CannotWrite:
+                continue
+            assert schemas.reads(reader, found), (writer, reader, found)
+    assert compatible > 600, compatible
+
+
 def test_most_of_what_is_incompatible_has_a_witness() -> None:
     """The checker may call compatible things incompatible, but seldom."""
     rnd = random.Random(7)
     shown = claimed = compatible = 0
-    for _ in range(500):
+    for _ in range(300):
         old = schemas.document_type(rnd)
         new = schemas.change(rnd, old)
         verdict = fits(old, new)
@@ -287,7 +307,7 @@ def test_most_of_what_is_incompatible_has_a_witness() -> None:
             if not schemas.reads(new, found):
                 shown += 1
                 break
-    assert compatible > 120, compatible
+    assert compatible > 60, compatible
     assert shown / claimed > 0.8, (shown, claimed)
 
 

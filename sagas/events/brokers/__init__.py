@@ -3,6 +3,7 @@
 - What `publish` has returned for is kept by the broker: it reaches every queue that `declare` had bound to its topic.
 - What `receive` gave out and nobody acknowledged is given out again once its reader is closed, or dead.
 - Messages of one key come out of a queue in the order in which they were published, unless one is given out again.
+  Two readers that share a queue may still work on them at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Delivery:
     body: bytes
     headers: Mapping[str, str]
     key: str | None
-    deliveries: int  #: how often it has been given out, this time included; from 1
+    #: How often it has been given out, this time included; from 1. RabbitMQ counts what it has sent, also when the
+    #: reader was closed before it asked for it.
+    deliveries: int
     tag: Any = field(repr=False)  #: the broker's own
 
 
@@ -59,33 +62,47 @@ class Reader(Protocol):
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return up to `limit` messages, as soon as there is one, or none after `timeout` seconds.
 
-        Raises `BrokerUnavailable`; the next call tries to connect again.
+        There may be none while a hundred, or what the broker was told, are not acknowledged.
+        Raises `BrokerUnavailable`, also for a queue that is not there; the next call tries to connect again. What had
+        been received before is then given out again, to this reader or another.
         """
 
     def ack(self, delivery: Delivery) -> None:
-        """Let the broker forget it. Any order will do."""
+        """Let the broker forget it. Any order will do.
+
+        Never raises for a broker that is away: the message is then given out again.
+        """
 
     def close(self) -> None:
-        """Give back what was received and not acknowledged."""
+        """Give back what was received and not acknowledged. Does not raise."""
 
 
 class Broker(Protocol):
     """Carries messages. Safe to use from any thread; it connects when it has to, and anew after a fork."""
 
     def declare(self, topology: Topology) -> Sequence[str]:
-        """Make what is missing of it, and say what was made. What is there already stays, also when unknown."""
+        """Make what is missing of it, and say what was made. What is there already stays, also when unknown.
+
+        From then on this broker publishes to the exchange of that topology, also in a fork. Raises `BrokerUnavailable`,
+        and `ConfigurationError` when the broker refuses, or has another idea of what is there.
+        """
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Hand messages over, in order; return once all are kept.
 
-        Raises `BrokerUnavailable` when that is not sure, and `NoHandler` for a message to a queue that is not there.
+        Raises `BrokerUnavailable` when that is not sure, `NoHandler` for a message to a queue that is not there,
+        `InvalidMessage` for one that the broker cannot take, and `ConfigurationError` before `declare`. In each case
+        some of the messages may have been published.
         """
 
     def reader(self, queue: str) -> Reader:
         """Open a queue. Several readers of one queue share its messages."""
 
     def depth(self, queue: str) -> int:
-        """Return how many messages the queue holds, roughly."""
+        """Return how many messages the queue holds, roughly.
+
+        Raises `BrokerUnavailable`, also for a queue that is not there.
+        """
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections. Readers are closed by those who opened them."""

@@ -85,6 +85,9 @@ class ConfluentSchemaRegistry(SchemaRegistry):
             level = Mode.NONE if schema.format == JSON.name else self.mode
             self._ask("PUT", config, {"compatibility": str(level)})
         number = self._next(path)
+        # Looked at once more after that: else the number could follow a revision that this one was not judged against.
+        if (self._ask("GET", path) or []) != [each.revision for each in before]:
+            return None
         body = {"schema": canonical(schema.definition), "schemaType": schema.format.upper(), "version": number}
         try:
             self._ask("POST", path, body)

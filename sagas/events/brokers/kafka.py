@@ -1,0 +1,623 @@
+"""A broker on Kafka, by confluent-kafka: one Kafka topic for an exchange, and one for each queue.
+
+All events go to the topic of the exchange, so that those of one key stay in order whatever their types are; the readers
+of a queue are a consumer group, and pass over what is not bound to it. What is sent to one queue goes to the topic of
+that queue. Which queues there are, and what is bound to them, is kept in the compacted topic `sagas.bindings`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler
+from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
+from sagas.events.brokers.shared import exchange_of, in_forks
+
+__all__ = ["KafkaBroker"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Where bindings are kept, for all exchanges of a cluster.
+_BINDINGS = "sagas.bindings"
+
+#: A record header of ours: the rest are the publisher's.
+_TOPIC = "sagas-topic"
+
+#: The largest record, in bytes. Kafka's own default is just under one megabyte.
+_LARGEST = 4 * 1024 * 1024
+
+
+class _Binding(msgspec.Struct, frozen=True, array_like=True):
+    """What one record of `sagas.bindings` says: that there is a queue, or that a topic is bound to it."""
+
+    queue: str
+    exchange: str = ""
+    topic: str = ""
+
+
+class KafkaBroker:
+    """Carries messages through Kafka 2.4 or newer.
+
+    `servers`: as in `bootstrap.servers`. `partitions`: how many an exchange, or a queue of commands, is made with,
+    which is how many readers of one queue can work at the same time; Kafka's own defaults decide on replication and
+    retention.
+    `lease`: a reader that was silent for so many seconds is dead, and others are given what it had. `timeout`: how long
+    Kafka may take to answer, and to confirm. `config`: more settings of librdkafka, for producers and consumers, as
+    `{"security.protocol": "SASL_SSL"}`.
+
+    A reader that did not call `receive` for `max.poll.interval.ms`, five minutes, counts as dead too. Messages that
+    were not read within the retention of their topic are gone; that is logged as an error.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        *,
+        partitions: int = 12,
+        lease: float = 30.0,
+        timeout: float = 10.0,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.servers = servers
+        self.lease = lease
+        self.timeout = timeout
+        self._partitions = partitions
+        self._config = dict(config or {})
+        self._exchange: str | None = None
+        self._producer: Producer | None = None
+        self._begin()
+        in_forks(self)
+
+    def __repr__(self) -> str:
+        return f"<KafkaBroker {self.servers}>"
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self.bindings = _Bindings(self)
+
+    def after_fork(self) -> None:
+        _leave_to_parent(self._producer)
+        _leave_to_parent(self.bindings.consumer)
+        self._producer = None
+        self._begin()
+
+    def config(self, **settings: Any) -> dict[str, Any]:
+        """Return the configuration of a client of librdkafka."""
+        ours = {"bootstrap.servers": self.servers, "socket.timeout.ms": _milliseconds(self.timeout), "logger": logger}
+        return {**ours, **{name.replace("_", "."): value for name, value in settings.items()}, **self._config}
+
+    # -- declaring ------------------------------------------------------------------------------------------------
+
+    def declare(self, topology: Topology) -> Sequence[str]:
+        with _asked(self):
+            made = self._create(topology)
+            known = self.bindings.all()
+            for queue in topology.queues:
+                if queue.topics and not any(b.queue == queue.name and b.exchange == topology.exchange for b in known):
+                    self._begin_here(queue.name, topology.exchange)
+            new = [binding for binding in _bindings_of(topology) if binding not in known]
+            self._produce([(_BINDINGS, msgspec.json.encode(binding), b"", []) for binding in new])
+        self._exchange = topology.exchange
+        return made + [f"binding {binding.topic} -> {binding.queue}" for binding in new if binding.topic]
+
+    def _create(self, topology: Topology) -> list[str]:
+        largest = {"max.message.bytes": str(_LARGEST)}
+        wanted = [
+            NewTopic(_BINDINGS, 1, -1, config={"cleanup.policy": "compact"}),
+            NewTopic(topology.exchange, self._partitions, -1, config=largest),
+        ]
+        # One is enough for replays; and as partitions are shared out whatever they carry, with more of them one reader
+        # might get all of the replays and another all of the events.
+        wanted += [
+            NewTopic(queue.name, 1 if queue.topics else self._partitions, -1, config=largest)
+            for queue in topology.queues
+        ]
+        what = {_BINDINGS: "the bindings of all queues", topology.exchange: f"exchange {topology.exchange}"}
+        made = []
+        admin = AdminClient(self.config())  # it must outlive its futures
+        futures = admin.create_topics(wanted, operation_timeout=self.timeout, request_timeout=self.timeout)
+        for name, future in futures.items():
+            # Not raised: its traceback would keep the client, perhaps into a fork, where it cannot be destroyed.
+            error = future.exception()  # it ends by itself, with the client's timeout
+            if error is None:
+                made.append(what.get(name, f"queue {name}"))
+            elif not isinstance(error, KafkaException):
+                raise error
+            elif error.args[0].retriable() or error.args[0].code() < 0:  # less than 0: said by the client
+                raise KafkaException(error.args[0])
+            elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise ConfigurationError(f"{self!r} does not make the topic {name!r}: {error.args[0].str()}")
+        return made
+
+    def _begin_here(self, queue: str, exchange: str) -> None:
+        """Have a new queue begin at the present end of an exchange."""
+        consumer = Consumer(self.config(group_id=queue, enable_auto_commit=False))
+        try:
+            places = [TopicPartition(exchange, number) for number in self._numbers(consumer, exchange)]
+            # The end is read first: should another process do the same, what is published once either is done counts.
+            for place in places:
+                _, place.offset = _ends(consumer, place, self.timeout)
+            already = _committed(consumer, [TopicPartition(p.topic, p.partition) for p in places], self.timeout)
+            if all(place.offset == OFFSET_INVALID for place in already):
+                _patiently(lambda: consumer.commit(offsets=places, asynchronous=False), self.timeout)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_MEMBER_ID:
+                raise
+            # It has a reader by now: another process has declared it.
+        finally:
+            consumer.close()
+
+    def _numbers(self, consumer: Consumer, topic: str) -> list[int]:
+        """Return the numbers of a topic's partitions, which may have been made a moment ago."""
+        give_up = time.monotonic() + self.timeout
+        while True:
+            told = consumer.list_topics(topic, timeout=self.timeout).topics[topic]
+            if told.error is None:
+                return sorted(told.partitions)
+            if time.monotonic() > give_up:
+                raise KafkaException(told.error)
+            time.sleep(0.05)
+
+    # -- publishing -----------------------------------------------------------------------------------------------
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        exchange = exchange_of(self._exchange) if any(message.queue is None for message in messages) else ""
+        records = []
+        for message in messages:
+            headers = [(name, value.encode()) for name, value in message.headers.items()]
+            headers.append((_TOPIC, message.topic.encode()))
+            key = None if message.key is None else message.key.encode()
+            records.append((message.queue or exchange, key, message.body, headers))
+        with _asked(self):
+            for queue in {message.queue for message in messages if message.queue is not None}:
+                if not self.bindings.has(queue):
+                    raise NoHandler(f"there is no queue {queue!r} at {self!r}: declare it")
+            self._produce(records)
+
+    def _produce(self, records: Sequence[tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]]) -> None:
+        failures: list[KafkaError] = []
+
+        def told(error: KafkaError | None, _message: Message) -> None:
+            if error is not None:
+                failures.append(error)
+
+        with self._lock:
+            producer = self._producer or self._new_producer()
+            self._producer = None  # what a failed one still sends might arrive after what is published next
+            try:
+                for topic, key, body, headers in records:
+                    self._produce_one(producer, topic, key, body, headers, told)
+            except BaseException:
+                producer.purge()
+                raise
+            unanswered = producer.flush(self.timeout + 1)
+            if not unanswered and not failures:
+                self._producer = producer
+                return
+            producer.purge()
+        why = failures[0].str() if failures else "no answer"
+        count = unanswered + len(failures)
+        raise BrokerUnavailable(f"{self!r} did not confirm {count} of {len(records)} messages: {why}")
+
+    def _new_producer(self) -> Producer:
+        return Producer(
+            self.config(
+                enable_idempotence=True,
+                acks="all",
+                linger_ms=5,
+                message_timeout_ms=_milliseconds(self.timeout),
+                message_max_bytes=_LARGEST,
+                partitioner="murmur2_random",  # as Java's
+            )
+        )
+
+    def _produce_one(
+        self, producer: Producer, topic: str, key: bytes | None, body: bytes, headers: Any, told: Any
+    ) -> None:
+        while True:
+            try:
+                producer.produce(topic, body, key, headers=headers, on_delivery=told)
+            except BufferError:  # its own queue is full
+                producer.poll(0.1)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                raise InvalidMessage(
+                    f"a message of {len(body):,} bytes is too large for Kafka, which is asked to take {_LARGEST:,} at "
+                    "most. Keep the data elsewhere and publish where it is"
+                ) from error
+            else:
+                return
+
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def reader(self, queue: str) -> Reader:
+        return _Reader(self, queue)
+
+    def depth(self, queue: str) -> int:
+        """Return how many records are before its readers, with those that are not bound to the queue."""
+        consumer = Consumer(self.config(group_id=queue, enable_auto_commit=False))
+        try:
+            with _asked(self):
+                places = [
+                    TopicPartition(topic, number)
+                    for topic in self.sources(queue)
+                    for number in self._numbers(consumer, topic)
+                ]
+                depth = 0
+                for place in _committed(consumer, places, self.timeout):
+                    first, end = _ends(consumer, place, self.timeout)
+                    depth += end - max(place.offset, first)
+                return depth
+        finally:
+            consumer.close()
+
+    def sources(self, queue: str) -> list[str]:
+        """Return the Kafka topics that a queue is read from."""
+        bindings = [binding for binding in self.bindings.all() if binding.queue == queue]
+        if not bindings:
+            raise BrokerUnavailable(f"there is no queue {queue!r} at {self!r}: declare it")
+        return sorted({queue, *(binding.exchange for binding in bindings if binding.exchange)})
+
+    def close(self) -> None:
+        with self._lock:
+            self._producer = None
+        self.bindings.close()
+
+
+class _Bindings:
+    """Reads `sagas.bindings`, each record once."""
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._known: frozenset[_Binding] = frozenset()
+        self._read = 0  # how far
+        self.consumer: Consumer | None = None
+
+    def has(self, queue: str) -> bool:
+        return _Binding(queue) in self._known or _Binding(queue) in self.all()
+
+    def of(self, queue: str, exchange: str, *, now: bool) -> frozenset[str]:
+        """Return the topics that are bound to a queue, `now` or as far as is known."""
+        known = self.all() if now else self._known
+        return frozenset(b.topic for b in known if b.queue == queue and b.exchange == exchange)
+
+    def all(self) -> frozenset[_Binding]:
+        """Return what there is now, with all that had been declared when this was called."""
+        timeout = self._broker.timeout
+        with self._lock:
+            if self.consumer is None:
+                self.consumer = Consumer(
+                    self._broker.config(group_id=_BINDINGS, enable_auto_commit=False, auto_offset_reset="earliest")
+                )
+                self.consumer.assign([TopicPartition(_BINDINGS, 0, self._read)])
+            give_up = time.monotonic() + timeout
+            _, end = _ends(self.consumer, TopicPartition(_BINDINGS, 0), timeout)
+            while self._read < end:
+                message = self.consumer.poll(0.1)
+                if message is not None and message.error() is None:
+                    key, offset = message.key(), message.offset()
+                    assert key is not None
+                    assert offset is not None
+                    self._known |= {msgspec.json.decode(key, type=_Binding)}
+                    self._read = offset + 1
+                elif time.monotonic() > give_up:
+                    raise BrokerUnavailable(f"{self._broker!r} did not send {_BINDINGS!r} within {timeout:g} s")
+            return self._known
+
+    def close(self) -> None:
+        with self._lock:
+            if self.consumer is not None:
+                self.consumer.close()
+                self.consumer = None
+
+
+@dataclass(slots=True, eq=False)
+class Partition:
+    """How far one partition was given out and acknowledged, and how often what is unacknowledged was given out.
+
+    `history` says so of what was given out before: (end, count) stands for the messages from the end before it up to
+    this one. It is kept in the metadata of the committed offset.
+    """
+
+    position: int | None  #: the next to be read; None: not known yet
+    history: tuple[tuple[int, int], ...] = ()
+    given: int = 0  #: the end of what was given out here
+    unacknowledged: dict[int, None] = field(default_factory=dict)  #: in order
+    committed: tuple[int, str] | None = None  #: what was last sent to be committed
+    is_noted: bool = False  #: whether Kafka knows that something was given out here
+
+    @classmethod
+    def of(cls, committed: TopicPartition) -> Partition:
+        if committed.offset < 0:
+            return cls(None)
+        try:
+            history = msgspec.json.decode(committed.metadata or "[]", type=tuple[tuple[int, int], ...])
+        except msgspec.MsgspecError:  # somebody else has committed it
+            history = ()
+        return cls(committed.offset, history)
+
+    def read(self, offset: int) -> int:
+        """Take a message, and return how many before it are missing."""
+        missing = 0 if self.position is None else offset - self.position
+        self.position = offset + 1
+        self.unacknowledged[offset] = None
+        return missing
+
+    def give(self, offset: int) -> None:
+        """Note that a message is given out."""
+        self.given = offset + 1
+
+    def deliveries(self, offset: int) -> int:
+        """Return how often a message has been given out, this time included."""
+        return 1 + next((count for end, count in self.history if offset < end), 0)
+
+    def to_commit(self) -> tuple[int, str] | None:
+        """Return the offset up to which all is acknowledged, and the history from there on as metadata."""
+        if self.position is None:
+            return None
+        offset = start = next(iter(self.unacknowledged), self.position)
+        ranges: list[tuple[int, int]] = []
+        for end, count in self.history:
+            again = min(end, max(start, self.given))  # the end of what was given out once more
+            if again > start:
+                ranges.append((again, count + 1))
+            if end > max(again, start):
+                ranges.append((end, count))
+            start = max(start, end)
+        if self.given > start:
+            ranges.append((self.given, 1))
+        return offset, msgspec.json.encode(ranges[:_RANGES]).decode() if ranges else ""
+
+
+#: How many ranges of one partition are told apart; Kafka keeps metadata of 4,096 bytes.
+_RANGES = 50
+
+
+class _Reader:
+    """A member of a consumer group. Its offsets are committed up to the first message that is not acknowledged."""
+
+    def __init__(self, broker: KafkaBroker, queue: str) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._consumer: Consumer | None = None
+        self._begin()
+        in_forks(self)
+
+    def __repr__(self) -> str:
+        return f"<reader of {self._queue}>"
+
+    def _begin(self) -> None:
+        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._down: KafkaError | None = None
+
+    def after_fork(self) -> None:
+        _leave_to_parent(self._consumer)
+        self._consumer = None
+        self._begin()
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        try:
+            with _asked(self._broker):
+                return self._receive(self._consumer or self._open(), limit, timeout)
+        except BaseException:
+            self._end()
+            raise
+
+    def _open(self) -> Consumer:
+        sources = self._broker.sources(self._queue)
+        settings = self._broker.config(
+            group_id=self._queue,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy="cooperative-sticky",
+            session_timeout_ms=_milliseconds(self._broker.lease),
+            heartbeat_interval_ms=_milliseconds(self._broker.lease / 10),
+        )
+        self._consumer = Consumer({**settings, "error_cb": self._on_error})
+        self._consumer.subscribe(sources, self._on_assign, self._on_revoke, self._on_lost)
+        return self._consumer
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN or error.fatal():  # noqa: SLF001 - its public name
+            self._down = error
+
+    def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        for place in _committed(consumer, places, self._broker.timeout):
+            self._partitions[place.topic, place.partition] = Partition.of(place)
+
+    def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        self._commit(consumer, [(place.topic, place.partition) for place in places], wait=True)
+        self._on_lost(consumer, places)
+
+    def _on_lost(self, _consumer: Consumer, places: list[TopicPartition]) -> None:
+        for place in places:
+            self._partitions.pop((place.topic, place.partition), None)
+
+    def _receive(self, consumer: Consumer, limit: int, timeout: float) -> list[Delivery]:
+        give_up = time.monotonic() + timeout
+        while True:
+            read = self._read(consumer, limit, max(0.0, give_up - time.monotonic()))
+            deliveries = self._bound(read)
+            # Before the first of a partition are handed out: else one that kills each reader would be new to each.
+            fresh = [key for key, p in self._partitions.items() if p.unacknowledged and not p.is_noted]
+            self._commit(consumer, fresh, wait=True)
+            self._commit(consumer, self._partitions)
+            if deliveries or time.monotonic() >= give_up:
+                return deliveries
+            if self._down is not None and not read:
+                down, self._down = self._down, None
+                raise KafkaException(down)
+
+    def _read(self, consumer: Consumer, limit: int, timeout: float) -> list[tuple[Partition, Message]]:
+        """Wait for a message, and take those that have come with it."""
+        read: list[tuple[Partition, Message]] = []
+        while len(read) < limit:
+            message = consumer.poll(0 if read else min(timeout, 1.0))
+            if message is None:
+                break
+            if (error := message.error()) is not None:
+                raise KafkaException(error)
+            partition = self._partitions.get((message.topic() or "", message.partition() or 0))
+            if partition is not None:
+                if (missing := partition.read(message.offset() or 0)) > 0:
+                    where = f"{message.topic()}[{message.partition()}]"
+                    logger.error("%d messages of %s were deleted before %r had read them", missing, where, self)
+                read.append((partition, message))
+        current = set(self._partitions.values())  # some may have been revoked meanwhile
+        return [(partition, message) for partition, message in read if partition in current]
+
+    def _bound(self, read: list[tuple[Partition, Message]]) -> list[Delivery]:
+        """Keep what is bound to the queue."""
+        topics: dict[str, frozenset[str]] = {}
+        for exchange in {message.topic() or "" for _, message in read} - {self._queue}:
+            came = {_headers(message).get(_TOPIC, "") for _, message in read if message.topic() == exchange}
+            topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=False)
+            if not came <= topics[exchange]:
+                # Before anything is passed over: it may have been bound since, and before it was published.
+                topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=True)
+        deliveries = []
+        for partition, message in read:
+            headers = _headers(message)
+            topic = headers.pop(_TOPIC, "")
+            offset, key = message.offset() or 0, message.key()
+            if message.topic() != self._queue and topic not in topics[message.topic() or ""]:
+                del partition.unacknowledged[offset]
+                continue
+            partition.give(offset)
+            deliveries.append(
+                Delivery(
+                    queue=self._queue,
+                    topic=topic,
+                    body=message.value() or b"",
+                    headers=headers,
+                    key=None if key is None else key.decode(),
+                    deliveries=partition.deliveries(offset),
+                    tag=(partition, message.topic(), message.partition(), offset),
+                )
+            )
+        return deliveries
+
+    def _commit(self, consumer: Consumer, keys: Iterable[tuple[str, int]], *, wait: bool = False) -> None:
+        places, partitions = [], []
+        for key in keys:
+            partition = self._partitions.get(key)
+            to_commit = None if partition is None else partition.to_commit()
+            if partition is None or to_commit is None or (to_commit == partition.committed and not wait):
+                continue
+            partition.committed = to_commit
+            places.append(TopicPartition(*key, *to_commit))
+            partitions.append(partition)
+        if not places:
+            return
+        try:
+            if wait:
+                consumer.commit(offsets=places, asynchronous=False)
+            else:
+                consumer.commit(offsets=places)
+        except KafkaException as error:  # it has lost them, or Kafka is away: they will be given out again
+            logger.debug("%r: could not commit %s: %s", self, places, error)
+            return
+        for partition in partitions if wait else ():
+            partition.is_noted |= bool(partition.unacknowledged)
+
+    def ack(self, delivery: Delivery) -> None:
+        partition, *key, offset = delivery.tag
+        partition.unacknowledged.pop(offset, None)
+        current = self._partitions.get(tuple(key)) is partition  # else it has been given to another reader
+        if current and not partition.unacknowledged and self._consumer is not None:
+            self._commit(self._consumer, [tuple(key)])
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._commit(self._consumer, self._partitions, wait=True)
+            self._end()
+
+    def _end(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        self._begin()
+        if consumer is not None:
+            try:
+                consumer.close()
+            except KafkaException as error:
+                logger.debug("%r: did not end well: %s", self, error)
+
+
+def _headers(message: Message) -> dict[str, str]:
+    headers: Any = message.headers() or ()  # pairs, whatever else its stubs allow
+    return {name: (value or b"").decode() for name, value in headers}
+
+
+def _bindings_of(topology: Topology) -> Iterator[_Binding]:
+    for queue in topology.queues:
+        yield _Binding(queue.name)
+        for topic in queue.topics:
+            yield _Binding(queue.name, topology.exchange, topic)
+
+
+@contextmanager
+def _asked(broker: KafkaBroker) -> Iterator[None]:
+    """Say of whatever goes wrong with Kafka that the broker is unavailable."""
+    try:
+        yield
+    except KafkaException as error:
+        raise BrokerUnavailable(f"{broker!r}: {error.args[0].str()}") from error
+
+
+#: What Kafka says of what was made, or moved, a moment ago.
+_NOT_YET = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001 - its public name
+)
+
+
+def _patiently(ask: Callable[[], T], timeout: float) -> T:
+    """Ask again while Kafka is not ready to answer."""
+    give_up = time.monotonic() + timeout
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_YET or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+
+
+def _ends(consumer: Consumer, place: TopicPartition, timeout: float) -> tuple[int, int]:
+    """Return the first offset of a partition, and the one that comes next."""
+    return _patiently(lambda: consumer.get_watermark_offsets(place, timeout=timeout), timeout)
+
+
+def _committed(consumer: Consumer, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+    """Return how far a queue has been read, with the metadata."""
+    return _patiently(lambda: consumer.committed(places, timeout=timeout), timeout)
+
+
+def _leave_to_parent(client: object) -> None:
+    """In a fork: see to it that a client is never destroyed, for its threads are not here to end."""
+    if client is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,199 @@
+"""A broker inside one process, for tests and demonstrations. What it holds ends with the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
+from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
+from sagas.events.brokers.shared import exchange_of, in_forks
+
+__all__ = ["MemoryBroker"]
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    outgoing: Outgoing
+    deliveries: int = 0
+
+
+#: What one reader was given and has not acknowledged, oldest first.
+_Given = dict[int, _Message]
+
+
+@dataclass(slots=True)
+class _Queue:
+    waiting: deque[_Message] = field(default_factory=deque)
+    unacknowledged: int = 0
+    orphans: deque[_Given] = field(default_factory=deque)  #: of readers that were forgotten without being closed
+
+    def take(self, limit: int) -> _Given:
+        while self.orphans:
+            self.give_back(self.orphans.popleft())
+        taken = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
+        self.unacknowledged += len(taken)
+        for message in taken:
+            message.deliveries += 1
+        return {id(message): message for message in taken}
+
+    def give_back(self, given: _Given) -> None:
+        self.unacknowledged -= len(given)
+        self.waiting.extendleft(reversed(given.values()))
+        given.clear()
+
+
+class MemoryBroker:
+    """Carries messages between the threads of one process.
+
+    >>> from sagas.events.brokers import Outgoing, Queue, Topology
+    >>> broker = MemoryBroker()
+    >>> queue = Queue("inventory.reserve_stock", ("orders.order.placed.v1",))
+    >>> made = broker.declare(Topology("shop.events", (queue,)))
+    >>> broker.publish([Outgoing(id="1", topic="orders.order.placed.v1", body=b"{}", headers={})])
+    >>> reader = broker.reader("inventory.reserve_stock")
+    >>> [delivery] = reader.receive(limit=10, timeout=1)
+    >>> reader.ack(delivery)
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queues: dict[str, _Queue] = {}
+        self._exchanges: dict[str, dict[str, list[str]]] = {}  # the queues of each topic of each
+        self._exchange: str | None = None
+        self._forked = False
+        in_forks(self)
+
+    def __repr__(self) -> str:
+        return "<MemoryBroker>"
+
+    def declare(self, topology: Topology) -> Sequence[str]:
+        self._check()
+        made = []
+        with self._changed:
+            self._exchange = topology.exchange
+            if topology.exchange not in self._exchanges:
+                self._exchanges[topology.exchange] = {}
+                made.append(f"exchange {topology.exchange}")
+            for queue in topology.queues:
+                if queue.name not in self._queues:
+                    self._queues[queue.name] = _Queue()
+                    made.append(f"queue {queue.name}")
+                for topic in queue.topics:
+                    bound = self._exchanges[topology.exchange].setdefault(topic, [])
+                    if queue.name not in bound:
+                        bound.append(queue.name)
+                        made.append(f"binding {topic} -> {queue.name}")
+        return made
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        self._check()
+        with self._changed:
+            for message in messages:
+                if message.queue is not None and message.queue not in self._queues:
+                    raise NoHandler(f"there is no queue {message.queue!r} to send {message.topic!r} to; declare it")
+            for message in messages:
+                if message.queue is not None:
+                    names = [message.queue]
+                else:
+                    names = self._exchanges[exchange_of(self._exchange)].get(message.topic, [])
+                for name in names:
+                    self._queues[name].waiting.append(_Message(message))
+            self._changed.notify_all()
+
+    def reader(self, queue: str) -> Reader:
+        self._check()
+        return _Reader(self, queue)
+
+    def depth(self, queue: str) -> int:
+        self._check()
+        with self._changed:
+            found = self._found(queue)
+            return len(found.waiting) + found.unacknowledged
+
+    def close(self) -> None:
+        """Do nothing: there is no connection, and what the broker holds stays."""
+
+    def after_fork(self) -> None:
+        self._forked = True
+
+    def _check(self) -> None:
+        if self._forked:
+            raise ConfigurationError(
+                "this MemoryBroker was made in another process, which would never see what happens here. Use one of "
+                "the brokers that are servers, or threads"
+            )
+
+    def _found(self, queue: str) -> _Queue:
+        try:
+            return self._queues[queue]
+        except KeyError:
+            raise BrokerUnavailable(f"there is no queue {queue!r}: declare it") from None
+
+    # -- for readers ----------------------------------------------------------------------------------------------
+
+    def take(self, queue: str, limit: int, timeout: float) -> _Given:
+        """Wait for messages of a queue."""
+        self._check()
+        give_up = time.monotonic() + timeout
+        with self._changed:
+            found = self._found(queue)
+            while not (taken := found.take(limit)):
+                left = give_up - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return taken
+
+    def settle(self, queue: str) -> None:
+        """Forget a message that was taken."""
+        with self._changed:
+            self._queues[queue].unacknowledged -= 1
+
+    def give_back(self, queue: str, given: _Given) -> None:
+        """Let others take what was taken."""
+        with self._changed:
+            if given:
+                self._queues[queue].give_back(given)
+                self._changed.notify_all()
+
+    def orphan(self, queue: str, given: _Given) -> None:
+        """Have what a forgotten reader had be given back. It may run at any moment, and so takes no lock."""
+        if given:
+            self._queues[queue].orphans.append(given)
+
+
+class _Reader:
+    def __init__(self, broker: MemoryBroker, queue: str) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._given: _Given = {}
+        # A reader that nobody has any more is dead, as one whose process is.
+        weakref.finalize(self, broker.orphan, queue, self._given)
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        taken = self._broker.take(self._queue, limit, timeout)
+        self._given.update(taken)
+        return [
+            Delivery(
+                queue=self._queue,
+                topic=message.outgoing.topic,
+                body=message.outgoing.body,
+                headers=dict(message.outgoing.headers),
+                key=message.outgoing.key,
+                deliveries=message.deliveries,
+                tag=tag,
+            )
+            for tag, message in taken.items()
+        ]
+
+    def ack(self, delivery: Delivery) -> None:
+        if self._given.pop(delivery.tag, None):
+            self._broker.settle(self._queue)
+
+    def close(self) -> None:
+        self._broker.give_back(self._queue, self._given)

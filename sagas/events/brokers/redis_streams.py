@@ -1,0 +1,357 @@
+"""A broker on Redis Streams, by redis-py: a stream for each queue, which holds what nobody has acknowledged.
+
+Publishing adds a message to the stream of every queue that is bound to its topic, in one script: so the messages of
+several topics stay in order, and an acknowledged message can be deleted at once: nothing has to be trimmed.
+
+    sagas:exchange:<exchange>        that it was declared
+    sagas:topic:<exchange>:<topic>   the set of queues bound to it
+    sagas:queue:<queue>              the stream; its one group is `readers`
+    sagas:reader:<reader>            expires when the reader is dead
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import redis
+import uuid_utils
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
+from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
+from sagas.events.brokers.shared import Pulse, exchange_of, in_forks
+
+__all__ = ["RedisBroker"]
+
+logger = logging.getLogger(__name__)
+
+_GROUP = "readers"
+
+#: How many messages one script adds: Redis does nothing else meanwhile.
+_BATCH = 200
+
+_DECLARE = """
+local exchange, made = ARGV[1], {}
+if redis.call('SET', 'sagas:exchange:' .. exchange, '1', 'NX') then made[#made + 1] = 'exchange ' .. exchange end
+local queue
+for i = 2, #ARGV, 2 do
+    if ARGV[i] == 'queue' then
+        queue = ARGV[i + 1]
+        local stream = 'sagas:queue:' .. queue
+        local created = redis.pcall('XGROUP', 'CREATE', stream, 'readers', '0', 'MKSTREAM')
+        if not created.err then
+            made[#made + 1] = 'queue ' .. queue
+        elseif not string.find(created.err, 'BUSYGROUP') then
+            return created
+        end
+    elseif redis.call('SADD', 'sagas:topic:' .. exchange .. ':' .. ARGV[i + 1], queue) == 1 then
+        made[#made + 1] = 'binding ' .. ARGV[i + 1] .. ' -> ' .. queue
+    end
+end
+return made
+"""
+
+# All is looked up before anything is added.
+_PUBLISH = """
+local exchange, targets = ARGV[1], {}
+for i = 2, #ARGV, 4 do
+    if ARGV[i] ~= '' then
+        if redis.call('EXISTS', 'sagas:queue:' .. ARGV[i]) == 0 then return {'queue', ARGV[i]} end
+        targets[i] = {ARGV[i]}
+    else
+        if redis.call('EXISTS', 'sagas:exchange:' .. exchange) == 0 then return {'exchange', exchange} end
+        targets[i] = redis.call('SMEMBERS', 'sagas:topic:' .. exchange .. ':' .. ARGV[i + 1])
+    end
+end
+for i = 2, #ARGV, 4 do
+    for _, queue in ipairs(targets[i]) do
+        redis.call('XADD', 'sagas:queue:' .. queue, '*', 'about', ARGV[i + 2], 'body', ARGV[i + 3])
+    end
+end
+return {}
+"""
+
+# Takes over what dead readers had. Those without anything are removed.
+_TAKE_OVER = """
+local stream, me, limit, taken = KEYS[1], ARGV[1], tonumber(ARGV[2]), {}
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, 'readers')) do
+    local consumer = {}
+    for i = 1, #row, 2 do consumer[row[i]] = row[i + 1] end
+    if consumer.name ~= me and redis.call('EXISTS', 'sagas:reader:' .. consumer.name) == 0 then
+        if consumer.pending == 0 then
+            redis.call('XGROUP', 'DELCONSUMER', stream, 'readers', consumer.name)
+        elseif #taken < limit then
+            local pending = redis.call('XPENDING', stream, 'readers', '-', '+', limit - #taken, consumer.name)
+            for _, entry in ipairs(pending) do
+                local claimed = redis.call('XCLAIM', stream, 'readers', me, 0, entry[1])
+                if claimed[1] and claimed[1][2] then
+                    taken[#taken + 1] = {entry[1], claimed[1][2], entry[4] + 1}
+                end
+            end
+        end
+    end
+end
+return taken
+"""
+
+
+class _About(msgspec.Struct, omit_defaults=True):
+    """What is kept of a message beside its body."""
+
+    topic: str
+    headers: dict[str, str]
+    key: str | None = None
+
+
+class RedisBroker:
+    """Carries messages through Redis 6.2 or newer; not through a Redis Cluster.
+
+    `url`: as redis-py reads it, `redis://127.0.0.1:6379/1`. `lease`: a reader that was silent for so many seconds is
+    dead, and others take over what it had; a thread of its process speaks for it while it works. `timeout`: how long
+    Redis may take to answer. Other options go to `redis.Redis.from_url`.
+
+    A message is as safe as Redis keeps it: without `appendonly yes` a restart loses all of them, without
+    `appendfsync always` the last second, and a failover what its replica had not yet got. `declare` refuses a Redis
+    that may evict keys.
+    """
+
+    def __init__(self, url: str, *, lease: float = 30.0, timeout: float = 10.0, **options: Any) -> None:
+        self.lease = lease
+        self.timeout = timeout
+        # A command that was sent may have been done: it is for the caller to decide whether it is sent again.
+        self.client = redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+        self._declare = self.client.register_script(_DECLARE)
+        self._publish = self.client.register_script(_PUBLISH)
+        self.take_over = self.client.register_script(_TAKE_OVER)
+        self._topology: dict[str, Topology] = {}  # what was declared, by exchange
+        self._exchange: str | None = None
+        self.pulse = Pulse(lease)
+        in_forks(self)
+
+    def __repr__(self) -> str:
+        where = self.client.connection_pool.connection_kwargs
+        return f"<RedisBroker {where.get('host', where.get('path'))}:{where.get('port', '')}/{where.get('db', 0)}>"
+
+    def declare(self, topology: Topology) -> Sequence[str]:
+        with self.asked():
+            self._check_eviction()
+            made = self._make(topology)
+        self._exchange = topology.exchange
+        before = self._topology.get(topology.exchange, Topology(topology.exchange, ()))
+        queues = {queue.name: queue for queue in (*before.queues, *topology.queues)}
+        self._topology[topology.exchange] = Topology(topology.exchange, tuple(queues.values()))
+        return made
+
+    def _make(self, topology: Topology) -> list[str]:
+        arguments = [topology.exchange]
+        for queue in topology.queues:
+            arguments += ["queue", queue.name]
+            for topic in queue.topics:
+                arguments += ["topic", topic]
+        return [made.decode() for made in self._declare(args=arguments)]
+
+    def _check_eviction(self) -> None:
+        memory = self.client.info("memory")
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if policy.startswith("allkeys") and memory.get("maxmemory"):
+            raise ConfigurationError(
+                f"{self!r} has maxmemory-policy {policy}: when it is full it deletes queues, with all that is in them. "
+                "Set maxmemory-policy noeviction; publishing then fails when it is full, and is tried again"
+            )
+
+    def heal(self) -> None:
+        """Make again what this process has declared: somebody has flushed Redis."""
+        for topology in self._topology.values():
+            for made in self._make(topology):
+                logger.error("%r was flushed; made again: %s", self, made)
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        if any(message.queue is None for message in messages):
+            exchange_of(self._exchange)
+        for begin in range(0, len(messages), _BATCH):
+            self._publish_batch(messages[begin : begin + _BATCH])
+
+    def _publish_batch(self, messages: Sequence[Outgoing]) -> None:
+        arguments: list[bytes | str] = [self._exchange or ""]
+        for message in messages:
+            about = _About(topic=message.topic, headers=dict(message.headers), key=message.key)
+            arguments += [message.queue or "", message.topic, msgspec.json.encode(about), message.body]
+        with self.asked():
+            missing = self._publish(args=arguments)
+            if missing:
+                self.heal()
+                missing = self._publish(args=arguments)
+        if missing:
+            raise NoHandler(f"there is no {missing[0].decode()} {missing[1].decode()!r} to publish to: declare it")
+
+    def reader(self, queue: str) -> Reader:
+        return _Reader(self, queue)
+
+    def depth(self, queue: str) -> int:
+        with self.asked():
+            questions = self.client.pipeline()
+            questions.exists(_stream(queue))
+            questions.xlen(_stream(queue))
+            there, depth = questions.execute()
+        if not there:
+            raise BrokerUnavailable(f"there is no queue {queue!r}: declare it")
+        return int(depth)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def after_fork(self) -> None:
+        self.pulse.reset()  # redis-py itself sees that it was forked
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Say of whatever goes wrong with Redis that the broker is unavailable."""
+        try:
+            yield
+        except redis.RedisError as error:
+            raise BrokerUnavailable(f"{self!r}: {error}") from error
+
+
+class _Reader:
+    def __init__(self, broker: RedisBroker, queue: str) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._stream = _stream(queue)
+        self._begin()
+
+    def __repr__(self) -> str:
+        return f"<reader {self._name} of {self._queue}>"
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # between this reader's thread and the pulse
+        self._is_known = False
+        self._rename()
+
+    def _rename(self) -> None:
+        """Take another name: whoever had the old one is dead, and all that it was given is given out again."""
+        self._name = f"{self._pid}-{uuid_utils.uuid4()}"
+        self._next_look = 0.0  # when to look again for dead readers
+
+    def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
+        if self._pid != os.getpid():
+            self._begin()
+        try:
+            with self._broker.asked():
+                return self._receive(limit, timeout)
+        except BrokerUnavailable as error:
+            # What was being sent to us may be lost on the way, while Redis believes that we have it.
+            self._end()
+            if not isinstance(error.__cause__, redis.ResponseError) or not _is_missing(error.__cause__):
+                raise
+            with self._broker.asked():
+                self._broker.heal()
+            raise BrokerUnavailable(f"there was no queue {self._queue!r} at {self._broker!r}: declare it") from error
+
+    def _receive(self, limit: int, timeout: float) -> list[Delivery]:
+        if not self._is_known:
+            self._is_known = True
+            self.beat()
+            self._broker.pulse.add(self)
+        give_up = time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            if now >= self._next_look:
+                taken = self._broker.take_over(keys=[self._stream], args=[self._name, limit])
+                if len(taken) < limit:  # else there may be more
+                    self._next_look = now + self._broker.lease / 3
+                if taken:
+                    return [
+                        self._delivery(entry, dict(zip(fields[::2], fields[1::2], strict=True)), deliveries)
+                        for entry, fields, deliveries in sorted(taken, key=_place)
+                    ]
+            wait = min(give_up - now, self._next_look - now, self._broker.timeout / 2)
+            if entries := self._read(limit, wait):
+                return [self._delivery(entry, fields, 1) for entry, fields in entries]
+            if time.monotonic() >= give_up:
+                return []
+
+    def _read(self, limit: int, wait: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        block = max(1, round(wait * 1000))  # 0 would be for ever
+        read: Any = self._broker.client.xreadgroup(_GROUP, self._name, {self._stream: ">"}, count=limit, block=block)
+        return read[0][1] if read else []
+
+    def _delivery(self, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Delivery:
+        about = _ABOUT.decode(fields[b"about"])
+        return Delivery(
+            queue=self._queue,
+            topic=about.topic,
+            body=fields[b"body"],
+            headers=about.headers,
+            key=about.key,
+            deliveries=deliveries,
+            tag=entry,
+        )
+
+    def ack(self, delivery: Delivery) -> None:
+        commands = self._broker.client.pipeline()
+        commands.xack(self._stream, _GROUP, delivery.tag)
+        commands.xdel(self._stream, delivery.tag)
+        try:
+            commands.execute()
+        except redis.RedisError as error:
+            logger.warning("%r: an acknowledgement failed; all it has will be given out again: %s", self, error)
+            self._end()
+
+    def beat(self) -> None:
+        """Stay alive for one more lease."""
+        with self._lock:
+            if self._is_known:
+                self._broker.client.set(_alive(self._name), "1", px=round(self._broker.lease * 1000))
+
+    def close(self) -> None:
+        if self._pid == os.getpid():
+            self._end()
+
+    def _end(self) -> None:
+        """Die, so that others may take over. The next `receive` begins a new life."""
+        self._broker.pulse.discard(self)
+        with self._lock:
+            if not self._is_known:
+                return
+            self._is_known = False
+            try:
+                self._broker.client.delete(_alive(self._name))
+            except redis.RedisError as error:
+                logger.debug("%r: Redis was not told of its end, and will notice: %s", self, error)
+            self._rename()
+
+
+_ABOUT = msgspec.json.Decoder(_About)
+
+
+def _stream(queue: str) -> str:
+    return f"sagas:queue:{queue}"
+
+
+def _alive(reader: str) -> str:
+    return f"sagas:reader:{reader}"
+
+
+def _place(taken: Sequence[Any]) -> tuple[int, int]:
+    milliseconds, _, number = taken[0].partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _is_missing(error: redis.ResponseError) -> bool:
+    return "NOGROUP" in str(error) or "no such key" in str(error)

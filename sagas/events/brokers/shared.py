@@ -1,0 +1,95 @@
+"""What several brokers need of their process: to begin anew in a fork, and to show that a reader is alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from typing import Protocol
+
+from sagas.errors import ConfigurationError
+
+__all__ = ["Pulse", "exchange_of", "in_forks"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Inherited(Protocol):
+    def after_fork(self) -> None:
+        """In a child: let go of the connections, threads and locks, which are its parent's."""
+
+
+_ALL: weakref.WeakSet[_Inherited] = weakref.WeakSet()
+
+
+def in_forks(thing: _Inherited) -> None:
+    """Have its `after_fork` called in every fork of this process."""
+    _ALL.add(thing)
+
+
+def _after_fork() -> None:
+    for thing in list(_ALL):
+        thing.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Beating(Protocol):
+    def beat(self) -> None:
+        """Tell the broker that this reader is alive."""
+
+
+class Pulse:
+    """A thread that keeps readers alive while their own threads are at work on what they received.
+
+    It ends when no reader is left; readers that are forgotten without being closed count as gone.
+    """
+
+    def __init__(self, lease: float) -> None:
+        self._pause = lease / 3
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all readers."""
+        self._readers: weakref.WeakSet[_Beating] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, reader: _Beating) -> None:
+        with self._lock:
+            self._readers.add(reader)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sagas-readers", daemon=True)
+                self._thread.start()
+
+    def discard(self, reader: _Beating) -> None:
+        with self._lock:
+            self._readers.discard(reader)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._pause)
+            with self._lock:
+                readers = list(self._readers)
+                if not readers:
+                    self._thread = None
+                    return
+            for reader in readers:
+                try:
+                    reader.beat()
+                except Exception as error:  # noqa: BLE001 - the broker is away: the reader itself will say so
+                    logger.debug("%r: could not tell the broker that it is alive: %r", reader, error)
+            del readers, reader  # else this thread would keep them
+
+
+def exchange_of(declared: str | None) -> str:
+    """Return the exchange that a broker has declared. Raises `ConfigurationError` when it has declared none."""
+    if declared is None:
+        raise ConfigurationError(
+            "this broker does not know which exchange to publish to: call declare(topology) before the first publish. "
+            "Each process does so once, also one that only publishes"
+        )
+    return declared

@@ -1,0 +1,95 @@
+"""`celery -A app sagas events ...`, as typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sagas.cli.events import events
+from tests.event_rig import EventRig
+from tests.rig import ROOT
+from tests.servers import Redis, wait_for
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def rig(redis_server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRig:
+    monkeypatch.setenv("RIG_FOLDER", str(tmp_path))
+    return EventRig(redis_server.url, "memory://", f"sqlite:///{tmp_path / 'e.db'}", tmp_path)
+
+
+@pytest.fixture
+def run(rig: EventRig) -> Run:
+    return lambda *words: CliRunner().invoke(events, words, obj=SimpleNamespace(app=rig.app))
+
+
+def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
+    shown = run("topology", "show")
+    assert shown.stdout.splitlines()[0] == "queue\ttopics"
+    assert "inventory.reserve_stock\torders.order.placed.v1" in shown.stdout
+    assert run("topology", "apply").stdout == "nothing was missing\n"  # the rig has done it
+
+    rig.publish(1, fault="refuse", key="k")
+    assert json.loads(run("outbox", "--json").stdout)[0]["unsent"] == 1
+
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.event_worker",
+        "sagas",
+        "events",
+        "consume",
+        "--threads",
+        "2",
+    ]
+    environment = {**os.environ, "RIG": json.dumps(rig.settings), "RIG_FOLDER": str(rig.folder)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(rig.events.dead_letters, 30, "a dead letter")
+        rig.wait_for_done("shipping.pack", 1)
+        process.terminate()
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert "events: consuming" in told
+    assert run("outbox").stdout.splitlines()[1].startswith("0\t0")
+
+    [letter] = json.loads(run("dlq", "list", "--queue", "inventory.reserve_stock", "--json").stdout)
+    number = str(letter["id"])
+    assert (letter["type"], letter["error"]) == ("orders.order.placed", "Terminal: refused")
+    assert '"number":1' in run("dlq", "show", number).stdout
+    assert "no dead letters" in run("dlq", "list", "--key", "other").stderr
+
+    refused = run("dlq", "replay", "--reason", "x")
+    assert refused.exit_code == 2
+    assert "say which" in refused.stderr
+    assert "would replay 1" in run("dlq", "replay", number, "--reason", "x", "--dry-run").stdout
+    assert run("dlq", "replay", number, "--reason", "x").exit_code == 1  # nobody said yes
+    assert rig.events.outbox_unsent() == 0
+    assert "1 replayed" in run("dlq", "replay", number, "--reason", "mended", "--by", "me", "--yes").stdout
+    assert rig.events.outbox_unsent() == 1
+    [replaying] = rig.events.dead_letters()
+    assert (replaying.resolution, replaying.reason, replaying.by) == ("replaying", "mended", "me")
+
+    assert "1 discarded" in run("dlq", "discard", "--key", "k", "--reason", "no", "--yes").stdout
+    assert "discarded" in run("dlq", "list", "--resolved").stdout
+    assert "nothing to discard" in run("dlq", "discard", number, "--reason", "no", "--yes").stdout
+    assert "there is no dead letter 77" in run("dlq", "show", "77").stderr
+    assert run("outbox", "purge", "--days", "30").stdout == "0 rows deleted\n"
+    rig.close()
+
+
+def test_a_queue_that_is_not_there(rig: EventRig, run: Run) -> None:
+    done = run("consume", "--queues", "no.such")
+    assert done.exit_code == 1
+    assert "Error: there is no queue 'no.such'; there is: 'inventory.reserve_stock'" in done.stderr
+    rig.close()
