@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from celery import Celery
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from sagas import ConfigurationError, Saga, Sagas, SqlStore, Step, StepContext
-from sagas.events import Envelope, Events, Service, command, event, type_of
+from sagas.events import NO_STREAM, Envelope, Events, EventStore, Service, command, event, type_of
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.stores import schema
 from sagas.testing import Inline
@@ -90,3 +91,18 @@ def test_events_and_sagas_must_share_a_database(store: SqlStore, tmp_path: Path)
     other = SqlStore(f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(ConfigurationError, match="one transaction"):
         Sagas(Celery("x", broker="memory://", set_as_current=False), store, events=events_of(other))
+
+
+def test_an_event_is_kept_and_published_in_one_transaction(store: SqlStore) -> None:
+    events, kept = events_of(store), EventStore(store.engine, types=[StockReserved])
+    with Session(store.engine) as session:
+        envelope = events.publish(session, StockReserved(sku="tea"), key="tea")
+        kept.append(session, "stock-tea", [envelope], expected=NO_STREAM)
+        session.commit()
+    with Session(store.engine) as session:
+        again = events.publish(session, StockReserved(sku="tea"), key="tea")
+        kept.append(session, "stock-tea", [again], expected=1)
+        session.rollback()
+    [row], [stored] = rows_of(store), kept.read("stock-tea")
+    assert row["event_id"] == stored.event_id == envelope.event_id
+    assert stored.event == StockReserved(sku="tea")
