@@ -15,7 +15,7 @@ from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.services import parameters
 from sagas.stores.commits import Commits
 
-__all__ = ["LocalBus", "When"]
+__all__ = ["LocalBus"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
