@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | table`: what the library costs, measured on this machine."""
+"""`python -m benchmarks throughput | growth | table | brokers`: what the library costs, measured on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks import contenders
+from benchmarks.brokers import brokers
 from benchmarks.growth import growth
 from benchmarks.measure import run_here
 from benchmarks.table import table
@@ -22,6 +23,7 @@ def main() -> None:
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
+        ("brokers", "messages through the brokers of events, beside FastStream"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
@@ -33,6 +35,7 @@ def main() -> None:
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
+    commands.choices["brokers"].add_argument("--messages", type=int, default=2_000)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)
     given = parser.parse_args()
@@ -44,6 +47,8 @@ def main() -> None:
         report = throughput(given.only, rounds, seconds, given.steps)
     elif given.command == "growth":
         report = growth(rounds, seconds)
+    elif given.command == "brokers":
+        report = brokers(rounds, given.messages)
     else:
         report = table(given.sagas, rounds, seconds)
     report.show()

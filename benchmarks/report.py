@@ -25,7 +25,10 @@ from tests.servers import MissingServer, binary
 __all__ = ["Report", "median", "ratio", "spread"]
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-PACKAGES = ("celery-sagas", "celery", "kombu", "sqlalchemy", "psycopg", "dbos", "restate-sdk", "temporalio")
+PACKAGES = (
+    "celery-sagas", "celery", "kombu", "redis", "confluent-kafka", "sqlalchemy", "psycopg", "dbos", "restate-sdk",
+    "temporalio", "faststream",
+)  # fmt: skip
 SERVERS = (
     ("postgres", "--version"),
     ("redis-server", "--version"),
