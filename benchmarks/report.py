@@ -26,16 +26,9 @@ __all__ = ["Report", "median", "ratio", "spread"]
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 PACKAGES = (
-    "celery-sagas",
-    "celery",
-    "kombu",
-    "sqlalchemy",
-    "psycopg",
-    "dbos",
-    "restate-sdk",
-    "temporalio",
-    "eventsourcing",
-)
+    "celery-sagas", "celery", "kombu", "redis", "confluent-kafka", "sqlalchemy", "psycopg", "dbos", "restate-sdk",
+    "temporalio", "eventsourcing", "faststream",
+)  # fmt: skip
 SERVERS = (
     ("postgres", "--version"),
     ("redis-server", "--version"),

@@ -486,6 +486,11 @@ class RabbitMQ(Server):
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=2, read_timeout=5) as connection:
             connection.connect()
 
+    def control(self, *arguments: str) -> None:
+        """Run `rabbitmqctl`."""
+        script = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+        self.run(str(script) if script.exists() else binary("rabbitmqctl"), *arguments)
+
     def has_saved(self, queue: str) -> bool:
         """Tell whether it would still know a quorum queue after a kill: it notes new ones within a second.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
+import shlex
 import uuid
+from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -146,6 +149,29 @@ def test_what_rabbitmq_gives_up_is_kept(rabbitmq: RabbitMQ) -> None:
     [dead] = take(broker.reader(f"dlq.{queue}"), 1)
     assert (dead.body, dead.topic, dead.key, dict(dead.headers)) == (b"1", PLACED, "k", {"n": "1"})
     broker.close()
+
+
+def test_a_delivery_limit_of_rabbitmq_ends_what_nobody_can_handle(rabbitmq: RabbitMQ) -> None:
+    """By the policy that docs/brokers.md advises."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "brokers.md").read_text()
+    found = re.search(r"`rabbitmqctl (set_policy poison [^`]*)`", page)
+    assert found is not None
+    rabbitmq.control(*shlex.split(found[1].replace("20}", "2}")))
+    try:
+        broker = RabbitBroker(rabbitmq.url)
+        topology, queue = _topology()
+        broker.declare(topology)
+        broker.publish([message("poison")])
+        reader = broker.reader(queue)
+        for deliveries in (1, 2, 3):
+            [delivery] = take(reader, 1)
+            assert delivery.deliveries == deliveries
+            reader.close()
+        [dead] = take(broker.reader(f"dlq.{queue}"), 1)
+        assert dead.body == b"poison"
+        assert broker.depth(queue) == 0
+    finally:
+        rabbitmq.control("clear_policy", "poison")
 
 
 def test_rabbitmq_that_has_it_otherwise_is_refused(rabbitmq: RabbitMQ) -> None:
