@@ -563,7 +563,8 @@ class Kafka(Server):
         }
         file = self.folder / "settings"
         file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        cluster = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        # Its name is base64 of 16 bytes, but one that began with a "-" would be read as an option.
+        cluster = base64.urlsafe_b64encode(b"k" + secrets.token_bytes(15)).decode().rstrip("=")
         self.run(*self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file)))
 
     def command(self) -> Sequence[str]:
