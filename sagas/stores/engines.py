@@ -64,6 +64,9 @@ def open_engine(given: str) -> Engine:
             what: value for what, value in _CONNECT_ARGS.get(url.get_driver_name(), {}).items() if what not in url.query
         },
     )
+    # SQLAlchemy asks for it at the first connection of a process, once. A child that is forked in that moment believes
+    # that it was asked, and could not put a connection back into its pool.
+    engine.dialect.default_isolation_level = "READ COMMITTED"
     if engine.driver == "psycopg":
         _limit_psycopg(engine)
     return engine
