@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -559,8 +559,12 @@ def _outage(seam: Seam, server: Server) -> None:
 
 
 def _published(broker: Broker, outgoing: Outgoing) -> bool:
+    return _succeeds(lambda: broker.publish([outgoing]))
+
+
+def _succeeds(ask: Callable[[], object]) -> bool:
     try:
-        broker.publish([outgoing])
+        ask()
     except BrokerUnavailable as error:
         print(error)
         return False
@@ -569,9 +573,9 @@ def _published(broker: Broker, outgoing: Outgoing) -> bool:
 
 def test_a_server_that_does_not_answer(remote: Seam) -> None:
     remote.declare(one=(PLACED,))
-    impatient = remote.another(timeout=1)
-    impatient.declare(remote.topology(one=(PLACED,)))
-    impatient.publish([message(1)])
+    impatient = remote.another(timeout=2)
+    wait_for(lambda: _succeeds(lambda: impatient.declare(remote.topology(one=(PLACED,)))), 30, "it is declared")
+    wait_for(lambda: _published(impatient, message(1)), 30, "one is published")
     assert remote.server is not None
     remote.server.pause()
     try:

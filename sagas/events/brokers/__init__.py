@@ -64,7 +64,7 @@ class Reader(Protocol):
 
         There may be none while a hundred, or what the broker was told, are not acknowledged.
         Raises `BrokerUnavailable`, also for a queue that is not there; the next call tries to connect again. What had
-        been received before is then given out again, to this reader or another.
+        been received before may then be given out again, to this reader or another.
         """
 
     def ack(self, delivery: Delivery) -> None:

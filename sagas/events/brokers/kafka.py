@@ -11,7 +11,7 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -414,10 +414,16 @@ class _Reader:
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         try:
             with _asked(self._broker):
-                return self._receive(self._consumer or self._open(), limit, timeout)
+                deliveries = self._receive(self._consumer or self._open(), limit, timeout)
         except BaseException:
-            self._end()
+            self._end()  # some that were read may not be handed out
             raise
+        down, self._down = self._down, None
+        if down is not None and not deliveries:
+            if down.fatal():
+                self._end()
+            raise BrokerUnavailable(f"{self._broker!r}: {down.str()}")  # the consumer finds back by itself
+        return deliveries
 
     def _open(self) -> Consumer:
         sources = self._broker.sources(self._queue)
@@ -438,16 +444,23 @@ class _Reader:
             self._down = error
 
     def _on_assign(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        for place in _committed(consumer, places, self._broker.timeout):
-            self._partitions[place.topic, place.partition] = Partition.of(place)
+        if consumer is self._consumer:
+            for place in _committed(consumer, places, self._broker.timeout):
+                self._partitions[place.topic, place.partition] = Partition.of(place)
 
     def _on_revoke(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        self._commit(consumer, [(place.topic, place.partition) for place in places], wait=True)
-        self._on_lost(consumer, places)
+        if consumer is self._consumer:
+            self._commit(consumer, self._held(places), wait=True)
+            self._on_lost(consumer, places)
 
-    def _on_lost(self, _consumer: Consumer, places: list[TopicPartition]) -> None:
-        for place in places:
-            self._partitions.pop((place.topic, place.partition), None)
+    def _on_lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        if consumer is self._consumer:
+            for key in self._held(places):
+                del self._partitions[key]
+
+    def _held(self, places: list[TopicPartition]) -> dict[tuple[str, int], Partition]:
+        keys = [(place.topic, place.partition) for place in places]
+        return {key: self._partitions[key] for key in keys if key in self._partitions}
 
     def _receive(self, consumer: Consumer, limit: int, timeout: float) -> list[Delivery]:
         give_up = time.monotonic() + timeout
@@ -455,14 +468,11 @@ class _Reader:
             read = self._read(consumer, limit, max(0.0, give_up - time.monotonic()))
             deliveries = self._bound(read)
             # Before the first of a partition are handed out: else one that kills each reader would be new to each.
-            fresh = [key for key, p in self._partitions.items() if p.unacknowledged and not p.is_noted]
+            fresh = {key: p for key, p in self._partitions.items() if p.unacknowledged and not p.is_noted}
             self._commit(consumer, fresh, wait=True)
             self._commit(consumer, self._partitions)
-            if deliveries or time.monotonic() >= give_up:
+            if deliveries or self._down is not None or time.monotonic() >= give_up:
                 return deliveries
-            if self._down is not None and not read:
-                down, self._down = self._down, None
-                raise KafkaException(down)
 
     def _read(self, consumer: Consumer, limit: int, timeout: float) -> list[tuple[Partition, Message]]:
         """Wait for a message, and take those that have come with it."""
@@ -513,16 +523,13 @@ class _Reader:
             )
         return deliveries
 
-    def _commit(self, consumer: Consumer, keys: Iterable[tuple[str, int]], *, wait: bool = False) -> None:
-        places, partitions = [], []
-        for key in keys:
-            partition = self._partitions.get(key)
-            to_commit = None if partition is None else partition.to_commit()
-            if partition is None or to_commit is None or (to_commit == partition.committed and not wait):
-                continue
-            partition.committed = to_commit
-            places.append(TopicPartition(*key, *to_commit))
-            partitions.append(partition)
+    def _commit(self, consumer: Consumer, held: Mapping[tuple[str, int], Partition], *, wait: bool = False) -> None:
+        places = []
+        for key, partition in held.items():
+            to_commit = partition.to_commit()
+            if to_commit is not None and (wait or to_commit != partition.committed):
+                partition.committed = to_commit
+                places.append(TopicPartition(*key, *to_commit))
         if not places:
             return
         try:
@@ -533,7 +540,7 @@ class _Reader:
         except KafkaException as error:  # it has lost them, or Kafka is away: they will be given out again
             logger.debug("%r: could not commit %s: %s", self, places, error)
             return
-        for partition in partitions if wait else ():
+        for partition in held.values() if wait else ():
             partition.is_noted |= bool(partition.unacknowledged)
 
     def ack(self, delivery: Delivery) -> None:
@@ -541,21 +548,29 @@ class _Reader:
         partition.unacknowledged.pop(offset, None)
         current = self._partitions.get(tuple(key)) is partition  # else it has been given to another reader
         if current and not partition.unacknowledged and self._consumer is not None:
-            self._commit(self._consumer, [tuple(key)])
+            self._commit(self._consumer, {tuple(key): partition})
 
     def close(self) -> None:
-        if self._consumer is not None:
-            self._commit(self._consumer, self._partitions, wait=True)
-            self._end()
+        self._end(commit=True)
 
-    def _end(self) -> None:
+    def _end(self, *, commit: bool = False) -> None:
+        """Leave the group. It is not waited for longer than the timeout: while Kafka is away it may take minutes."""
         consumer, self._consumer = self._consumer, None
-        self._begin()
-        if consumer is not None:
+        partitions, self._partitions, self._down = self._partitions, {}, None
+        if consumer is None:
+            return
+
+        def leave() -> None:
             try:
+                if commit:
+                    self._commit(consumer, partitions, wait=True)
                 consumer.close()
             except KafkaException as error:
                 logger.debug("%r: did not end well: %s", self, error)
+
+        leaving = threading.Thread(target=leave, name="sagas-reader-leaves", daemon=True)
+        leaving.start()
+        leaving.join(self._broker.timeout)
 
 
 def _headers(message: Message) -> dict[str, str]:
