@@ -17,6 +17,7 @@ from benchmarks.processes import cpu_seconds
 from benchmarks.report import Report, ratio, spread
 from sagas import SqlStore
 from sagas.checkpoints import SagaStatus
+from sagas.stores import Filter
 from tests.servers import Postgres
 
 OURS, BASE = "sagas_redis", "celery_chain"
@@ -110,6 +111,8 @@ def _steps(saga_id: str, i: int, at: datetime) -> Iterable[Sequence[Any]]:
         )
 
 
+_COMPENSATED, _STUCK = frozenset({SagaStatus.COMPENSATED}), frozenset({SagaStatus.STUCK})
+
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 
@@ -122,13 +125,13 @@ def _explain(report: Report, url: str) -> None:
         "sweep: what is due": lambda: store.due(100, 10.0),
         "load by id": lambda: store.load(newest.id),
         "find by key": lambda: store.find(newest.name, newest.key),
-        "list, newest": lambda: store.select(limit=100),
-        "list, a page in the middle": lambda: store.select(limit=100, before=middle),
-        "list, by status COMPENSATED": lambda: store.select(status=SagaStatus.COMPENSATED, limit=100),
-        "list, by status STUCK (none)": lambda: store.select(status=SagaStatus.STUCK, limit=100),
-        "list, by name": lambda: store.select(name="refund", limit=100),
-        "list, by name and status": lambda: store.select(name="refund", status=SagaStatus.COMPENSATED, limit=100),
-        "list, by name and status (none)": lambda: store.select(name="refund", status=SagaStatus.STUCK, limit=100),
+        "list, newest": store.select,
+        "list, a page in the middle": lambda: store.select(before=middle),
+        "list, by status COMPENSATED": lambda: store.select(Filter(statuses=_COMPENSATED)),
+        "list, by status STUCK (none)": lambda: store.select(Filter(statuses=_STUCK)),
+        "list, by name": lambda: store.select(Filter(name="refund")),
+        "list, by name and status": lambda: store.select(Filter(name="refund", statuses=_COMPENSATED)),
+        "list, by name and status (none)": lambda: store.select(Filter(name="refund", statuses=_STUCK)),
     }
     rows = []
     for what, ask in asked.items():

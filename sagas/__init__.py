@@ -4,6 +4,7 @@ from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
 from sagas.definition import Parallel, Pivot, Retry, Saga, Step, StepContext
 from sagas.errors import (
+    AmbiguousSaga,
     ConfigurationError,
     DefinitionError,
     DefinitionMissing,
@@ -58,6 +59,7 @@ __all__ = [
     "PayloadTooLarge",
     "KeyReused",
     "SagaNotFound",
+    "AmbiguousSaga",
     "DefinitionMissing",
     "NotAllowed",
     "SagaNotCompleted",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from sagas.canvas import Canvas, check_app
-from sagas.checkpoints import SagaRecord
+from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.events import Events
@@ -38,6 +38,7 @@ class Sagas:
     `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
+    `masked`: names of fields of inputs and results whose values operators do not see, in the command line or in Flower.
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
     Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
@@ -63,6 +64,7 @@ class Sagas:
         max_payload: int = 1_048_576,
         follow_on: bool = True,
         events: Events | None = None,
+        masked: Iterable[str] = (),
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
@@ -79,6 +81,7 @@ class Sagas:
         self.store = store
         self.follow_on = follow_on
         self.events = events
+        self.masked = frozenset(masked)
         self.orchestrator = Orchestrator(
             store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload, events=events
         )
@@ -169,6 +172,24 @@ class Sagas:
     def mark_failed(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Take a stuck pivot as not done, by hand, and turn the saga back. Raises `NotAllowed` for any other step."""
         return self._launch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
+
+    def resume(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
+        """Launch what is left of a saga now, without waiting for its retry or for recovery.
+
+        Raises `NotAllowed` when nothing is left, it is stuck, or a worker is at work on it.
+        """
+        return self._launch(self.orchestrator.resume(saga_id, reason, by))
+
+    def compensate(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
+        """Turn a saga back, also one that is stuck at its pivot: that counts as not done.
+
+        Raises `NotAllowed` when it can no longer be undone.
+        """
+        record = self.store.load(saga_id)
+        pivot = self.orchestrator.definition(record).pivot
+        if record.status is SagaStatus.STUCK and pivot and record.step(pivot.name).status is StepStatus.STUCK:
+            return self.mark_failed(saga_id, pivot.name, reason=reason, by=by)
+        return self.cancel(saga_id, reason, by=by)
 
     def _launch(self, next_: Next) -> SagaRecord:
         self.canvas.launch_or_leave(next_.plan)

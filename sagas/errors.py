@@ -12,6 +12,7 @@
     │   ├── PayloadTooLarge        more than the store is asked to hold
     │   └── KeyReused              the same key with another input
     ├── SagaNotFound             no saga has this id or key
+    ├── AmbiguousSaga            several sagas have what was given
     ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
     ├── NotAllowed               the saga's state forbids what was asked
     ├── SagaNotCompleted         a result was asked of a saga that has none
@@ -41,6 +42,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "AmbiguousSaga",
     "BrokerUnavailable",
     "ConfigurationError",
     "DefinitionError",
@@ -113,6 +115,10 @@ class KeyReused(StartError):
 
 class SagaNotFound(SagaError, LookupError):
     """No saga has this id, or this name and key."""
+
+
+class AmbiguousSaga(SagaError):
+    """The start of an id, or a key, is that of several sagas."""
 
 
 class DefinitionMissing(SagaError):

@@ -332,6 +332,11 @@ class Orchestrator:
             saga_id, lambda saga, record, now: transitions.cancel(saga, record, reason, now, self.timing, by)
         )
 
+    def resume(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        return self._change(
+            saga_id, lambda saga, record, now: transitions.resume(saga, record, reason, now, self.timing, by)
+        )
+
     def repair(
         self, saga_id: str, step: str, how: Repair, *, reason: str, by: str | None = None, result: Any = None
     ) -> Next:

@@ -338,6 +338,28 @@ def cancel(saga: Saga, record: SagaRecord, reason: str, now: datetime, timing: T
     return _turn_back(saga, record, reason, now, timing, by=by)
 
 
+def resume(saga: Saga, record: SagaRecord, reason: str, now: datetime, timing: Timing, by: str | None = None) -> Change:
+    """Launch what is left now, without waiting for a retry or for recovery."""
+    about = f"saga {record.name!r} ({record.id})"
+    stage = _current(saga, record)
+    if record.status in AT_REST or stage is None:
+        hint = "retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else "nothing is left of it"
+        raise NotAllowed(f"{about} is {record.status} and cannot be resumed: {hint}")
+    for step in stage:
+        state = record.step(step.name)
+        if not state.held and state.due_at is not None:
+            record = record.with_step(replace(state, due_at=now))
+    if not any(_is_ready(record.step(step.name), record.direction, now) for step in stage):
+        at_work = [state for step in stage if (state := record.step(step.name)).held]
+        why = ", ".join(f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC" for s in at_work)
+        raise NotAllowed(f"{about} cannot be resumed: {why or 'none of its steps is ready'}")
+    # While siblings are at work the epoch stays: a new one would make the messages of their chord stale.
+    epoch = record.epoch if any(record.step(step.name).held for step in stage) else record.epoch + 1
+    history = (_entry(record, now, "operator: resume", None, reason, by),)
+    record = replace(record, epoch=epoch, stalls=0)
+    return _done(saga, record, Verdict.LAUNCH, now, timing, "resumed", history)
+
+
 class Repair(enum.Enum):
     """What an operator can do about a step that is stuck."""
 

@@ -7,14 +7,15 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
+from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
 from sagas.stores.sql import SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["CheckpointStore", "SqlStore"]
+__all__ = ["EVERYTHING", "CheckpointStore", "Filter", "InFlight", "SqlStore", "Tally"]
 
 
 class CheckpointStore(Protocol):
@@ -65,15 +66,5 @@ class CheckpointStore(Protocol):
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         """Return what happened to a saga beside its plain way forward, oldest first."""
 
-    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
-
-    def select(
-        self,
-        *,
-        name: str | None = None,
-        status: SagaStatus | None = None,
-        limit: int = 100,
-        before: str | None = None,
-    ) -> Sequence[SagaRecord]:
-        """Return sagas without their steps, newest first; `before` an id, for the next page."""

@@ -39,10 +39,11 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
-from sagas.errors import ConfigurationError, SagaNotFound, StoreUnavailable
-from sagas.stores import schema
+from sagas.errors import AmbiguousSaga, ConfigurationError, SagaNotFound, StoreUnavailable
+from sagas.stores import lists, schema
 from sagas.stores.commits import Commits
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
+from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
 
 __all__ = ["SqlStore"]
 
@@ -243,28 +244,66 @@ class SqlStore:
         query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
         return [HistoryEntry(**_pick(row, _HISTORY_FIELDS)) for row in self._rows(query)]
 
-    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
+        if saga_id is not None:
+            query = query.where(schema.dead_letters.c.saga_id == saga_id)
         if unresolved:
             query = query.where(schema.dead_letters.c.resolved_at.is_(None))
         return [_letter(row) for row in self._rows(query)]
 
     def select(
         self,
+        where: Filter = EVERYTHING,
         *,
-        name: str | None = None,
-        status: SagaStatus | None = None,
         limit: int = 100,
         before: str | None = None,
+        after: str | None = None,
+        with_steps: bool = False,
     ) -> Sequence[SagaRecord]:
-        query = select(schema.sagas).order_by(schema.sagas.c.id.desc()).limit(limit)
-        if name is not None:
-            query = query.where(schema.sagas.c.name == name)
-        if status is not None:
-            query = query.where(schema.sagas.c.status == status)
-        if before is not None:
-            query = query.where(schema.sagas.c.id < before)
-        return [_saga(row, []) for row in self._rows(query)]
+        """Return the sagas that fit a filter, newest first.
+
+        `before`: an id, for the next page. `after`: an id, or "" for the first page, to get them oldest first.
+        `with_steps`: load their steps too; left out, the records have none.
+        """
+        rows = self._rows(lists.listed(where, limit=limit, before=before, after=after))
+        steps: dict[str, list[RowMapping]] = {row["id"]: [] for row in rows}
+        if with_steps and rows:
+            for step in self._rows(lists.steps_of(list(steps))):
+                steps[step["saga_id"]].append(step)
+        return [_saga(row, steps[row["id"]]) for row in rows]
+
+    def count(self, where: Filter = EVERYTHING) -> int:
+        """Return how many sagas fit a filter."""
+        return int(self._read(lambda connection: connection.execute(lists.counted(where)).scalar_one()))
+
+    def tally(self) -> Sequence[Tally]:
+        """Return how many sagas of each name have each status."""
+        return [Tally(row["name"], SagaStatus(row["status"]), row["count"]) for row in self._rows(lists.tallied())]
+
+    def in_flight(self) -> Sequence[InFlight]:
+        """Return the unfinished sagas, by name, version, shape and status."""
+        return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in self._rows(lists.in_flight())]
+
+    def resolve(self, text: str) -> SagaRecord:
+        """Return the saga, with its steps, that an operator means by its id, the start of its id, or its key.
+
+        Raises `SagaNotFound`; `AmbiguousSaga` where there are several.
+        """
+        few = 10
+        queries = (
+            lists.listed(Filter(ids=(text,)), limit=1, before=None, after=None),
+            lists.with_prefix(text, few),
+            lists.listed(Filter(key=text), limit=few, before=None, after=""),
+        )
+        rows = next((rows for query in queries if text and (rows := self._rows(query))), [])
+        if not rows:
+            raise SagaNotFound(f"there is no saga whose id begins with, or whose key is, {text!r}")
+        if len(rows) > 1:
+            found = ", ".join(f"{row['id']} ({row['name']}, key {row['key']})" for row in rows)
+            more = " and more" if len(rows) == few else ""
+            raise AmbiguousSaga(f"{text!r} may mean {found}{more}: give the whole id")
+        return self.load(rows[0]["id"])
 
     # -- the tables ---------------------------------------------------------------------------------------------
 

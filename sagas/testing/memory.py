@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -99,25 +99,12 @@ class MemoryStore:
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         return [entry for of, entry in self._history if of == saga_id]
 
-    def dead_letters(self, *, unresolved: bool = True) -> Sequence[DeadLetter]:
-        return [letter for letter in self._letters if letter.resolved_at is None or not unresolved]
-
-    def select(
-        self,
-        *,
-        name: str | None = None,
-        status: SagaStatus | None = None,
-        limit: int = 100,
-        before: str | None = None,
-    ) -> Sequence[SagaRecord]:
-        found = [
-            replace(record, steps={})
-            for record in sorted(self._records.values(), key=lambda record: record.id, reverse=True)
-            if name in (None, record.name)
-            and status in (None, record.status)
-            and (before is None or record.id < before)
+    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        return [
+            letter
+            for letter in self._letters
+            if saga_id in (None, letter.saga_id) and (letter.resolved_at is None or not unresolved)
         ]
-        return found[:limit]
 
 
 def _no_transactions() -> ConfigurationError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session
 
 from sagas import (
+    AmbiguousSaga,
     ConfigurationError,
     Direction,
     SagaNotFound,
@@ -27,7 +28,9 @@ from sagas import (
     StoreUnavailable,
 )
 from sagas.checkpoints import DeadLetter, HistoryEntry
-from sagas.stores import migrate, schema
+from sagas.stores import Filter, InFlight, Tally, migrate, schema
+
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])
@@ -218,13 +221,98 @@ def test_history_and_dead_letters(store: SqlStore) -> None:
     assert store.dead_letters(unresolved=False) == [resolved]
 
 
+def ids(found: Sequence[SagaRecord]) -> list[str]:
+    return [each.id for each in found]
+
+
 def test_lists(store: SqlStore) -> None:
     for number in range(5):
         store.insert(record(number, status=SagaStatus.STUCK if number % 2 else SagaStatus.RUNNING, name=f"n{number}"))
-    assert [r.id for r in store.select(limit=2)] == ["id-0004", "id-0003"]
-    assert [r.id for r in store.select(before="id-0002")] == ["id-0001", "id-0000"]
-    assert [r.id for r in store.select(status=SagaStatus.STUCK)] == ["id-0003", "id-0001"]
-    assert [r.id for r in store.select(name="n3")] == ["id-0003"]
+    assert ids(store.select(limit=2)) == ["id-0004", "id-0003"]
+    assert ids(store.select(before="id-0002")) == ["id-0001", "id-0000"]
+    assert ids(store.select(after="", limit=2)) == ["id-0000", "id-0001"]
+    assert ids(store.select(after="id-0002")) == ["id-0003", "id-0004"]
+    assert ids(store.select(Filter(statuses=frozenset({SagaStatus.STUCK})))) == ["id-0003", "id-0001"]
+    assert ids(store.select(Filter(name="n3"))) == ["id-0003"]
+    assert ids(store.select(Filter(ids=("id-0001", "id-0002")))) == ["id-0002", "id-0001"]
+    assert store.count() == 5
+    assert store.count(Filter(statuses=frozenset({SagaStatus.STUCK, SagaStatus.RUNNING}), name="n1")) == 1
+
+
+def test_filters(store: SqlStore) -> None:
+    plain = store.insert(record(0))
+    at = plain.created_at
+    waiting = store.insert(record(1))
+    old = store.insert(record(2, correlation_id="story", version=2, created_at=at - 2 * HOUR, updated_at=at - HOUR))
+    step = StepRecord(name="pay", status=StepStatus.RUNNING, position=1)
+    other = StepRecord(name="ship", status=StepStatus.DONE, position=2, result='"100%_sure"')
+    failed = replace(waiting, error="Bank said: 100%_no").with_step(step).with_step(other)
+    assert store.save(waiting, failed) is not None
+    for where, expected in (
+        (Filter(step="pay"), [waiting]),
+        (Filter(step="ship"), []),
+        (Filter(error="bank SAID"), [waiting]),
+        (Filter(error="100%_n"), [waiting]),
+        (Filter(error="100__n"), []),
+        (Filter(correlation_id="story"), [old]),
+        (Filter(version=2), [old]),
+        (Filter(key=old.key), [old]),
+        (Filter(created_before=at - HOUR), [old]),
+        (Filter(created_after=at - HOUR), [waiting, plain]),
+        (Filter(updated_before=at), [old]),
+    ):
+        assert ids(store.select(where)) == ids(expected), where
+    assert store.select()[1].steps == {}
+    assert [found.steps for found in store.select(with_steps=True)] == [{}, {"pay": step, "ship": other}, {}]
+
+
+def test_what_needs_a_person(store: SqlStore) -> None:
+    at = store.insert(record(0)).created_at
+    store.insert(record(1, status=SagaStatus.STUCK, wake_at=None))
+    store.insert(record(2, stalls=3, wake_at=at))
+    store.insert(record(3, stalls=2, wake_at=at))
+    undone = store.insert(record(4, status=SagaStatus.COMPENSATED, wake_at=None))
+    letter = DeadLetter(saga_id=undone.id, step="pay", direction=Direction.FORWARD, error="late", created_at=at)
+    saved = store.save(undone, replace(undone, epoch=2), dead_letters=[letter])
+    assert saved is not None
+    assert ids(store.select(Filter(attention=True))) == ["id-0004", "id-0002", "id-0001"]
+    assert store.dead_letters("id-0001") == []
+    assert store.dead_letters("id-0004") == [letter]
+    store.save(saved, replace(saved, epoch=3), dead_letters=[replace(letter, resolved_at=at, resolution="x")])
+    assert ids(store.select(Filter(attention=True))) == ["id-0002", "id-0001"]
+
+
+def test_counts(store: SqlStore) -> None:
+    assert store.tally() == []
+    assert store.in_flight() == []
+    first = store.insert(record(0, name="a"))
+    store.insert(record(1, name="a"))
+    store.insert(record(2, name="a", status=SagaStatus.STUCK, shape="x"))
+    store.insert(record(3, name="b", status=SagaStatus.COMPLETED))
+    assert sorted(store.tally(), key=str) == [
+        Tally("a", first.status, 2),
+        Tally("a", SagaStatus.STUCK, 1),
+        Tally("b", SagaStatus.COMPLETED, 1),
+    ]
+    assert sorted(store.in_flight(), key=lambda each: each.example) == [
+        InFlight("a", 1, first.shape, first.status, 2, first.created_at, first.id),
+        InFlight("a", 1, "x", SagaStatus.STUCK, 1, first.created_at, "id-0002"),
+    ]
+
+
+def test_what_an_operator_means(store: SqlStore) -> None:
+    first = store.insert(record(0, name="a", key="order-1"))
+    store.insert(record(1, name="b", key="order-1"))
+    other = store.insert(record(2, name="b", key="id-000"))
+    assert store.resolve(first.id) == first
+    assert store.resolve("id-0002") == other
+    with pytest.raises(AmbiguousSaga, match=r"id-0000 \(a, key order-1\), id-0001 \(b, key order-1\): give the whole"):
+        store.resolve("order-1")
+    with pytest.raises(AmbiguousSaga, match="id-0001"):
+        store.resolve("id-000")  # the ids come first, also where it is a key
+    for nothing in ("", "order-2", "id-%"):
+        with pytest.raises(SagaNotFound, match="begins with"):
+            store.resolve(nothing)
 
 
 def test_a_start_commits_and_rolls_back_with_its_caller(store: SqlStore) -> None:

@@ -1,0 +1,145 @@
+"""What an operator sees of sagas and does to them. The command line, Flower and the admin all work from this desk."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sagas import transitions
+from sagas.app import Sagas
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepStatus
+from sagas.errors import ConfigurationError, DefinitionMissing, NotAllowed
+from sagas.stores import Filter, SqlStore
+
+__all__ = ["Action", "Choice", "Desk", "Outcome"]
+
+#: Sagas taken at once by what is done to all that fit a filter.
+_PAGE = 100
+
+
+class Action(enum.StrEnum):
+    """What an operator can do to a saga. Each is kept in its history, with the reason and the name."""
+
+    RETRY = "retry"  #: try its stuck step again, with all attempts
+    SKIP = "skip"  #: leave its stuck step as it is, and go on
+    DONE = "done"  #: take its stuck step as done, or as undone, by hand
+    COMPENSATE = "compensate"  #: turn it back, also when it is stuck at its pivot
+    CANCEL = "cancel"  #: turn it back
+    RESUME = "resume"  #: launch what is left of it now
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Something that may be done to a saga as it is now."""
+
+    action: Action
+    step: str | None = None  #: the stuck step that it is about
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one saga of many."""
+
+    record: SagaRecord
+    error: str | None = None  #: why nothing was done
+
+
+class Desk:
+    """The operator's side of an app with sagas in SQL.
+
+    Raises `ConfigurationError` where they are kept in anything else: that has no lists.
+    """
+
+    def __init__(self, sagas: Sagas) -> None:
+        if not isinstance(sagas.store, SqlStore):
+            raise ConfigurationError(f"{sagas.store!r} has no lists for operators; keep the sagas in a SqlStore")
+        self.sagas = sagas
+        self.store = sagas.store
+
+    def choices(self, record: SagaRecord) -> tuple[Choice, ...]:
+        """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""
+        try:
+            definition = self.sagas.orchestrator.definition(record)
+        except DefinitionMissing:
+            return ()
+        if record.status is SagaStatus.STUCK:
+            stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
+            found = [Choice(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.DONE)]
+            if definition.pivot is not None and definition.pivot.name in stuck:
+                found.append(Choice(Action.COMPENSATE))
+            return tuple(found)
+        # The rules are pure, so whether they allow something can be tried.
+        now, timing, found = self.store.now(), self.sagas.orchestrator.timing, []
+        if record.direction is Direction.FORWARD:
+            with suppress(NotAllowed):
+                transitions.cancel(definition, record, "", now, timing)
+                found.append(Choice(Action.CANCEL))
+        with suppress(NotAllowed):
+            transitions.resume(definition, record, "", now, timing)
+            found.append(Choice(Action.RESUME))
+        return tuple(found)
+
+    def act(
+        self, action: Action, saga_id: str, *, by: str, reason: str, step: str | None = None, result: Any = None
+    ) -> SagaRecord:
+        """Do something to one saga, and return what it is then.
+
+        `step`: the stuck step that is meant; left out, each one that is stuck. `result`: see `Sagas.mark_done`.
+        Raises `NotAllowed` when its state forbids it, or no reason is given.
+        """
+        if not reason.strip():
+            raise NotAllowed(f"saga {saga_id}, {action}: say why; it is kept with the saga")
+        sagas = self.sagas
+        match action:
+            case Action.CANCEL:
+                return sagas.cancel(saga_id, reason, by=by)
+            case Action.COMPENSATE:
+                return sagas.compensate(saga_id, reason=reason, by=by)
+            case Action.RESUME:
+                return sagas.resume(saga_id, reason=reason, by=by)
+        record = self.store.load(saga_id)
+        stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
+        if not stuck:
+            raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
+        if action is Action.DONE and step is None and len(stuck) > 1:
+            raise NotAllowed(f"saga {record.name!r} ({saga_id}) is stuck at {', '.join(stuck)}: say which step is done")
+        for name in stuck if step is None else [step]:
+            match action:
+                case Action.RETRY:
+                    record = sagas.retry(saga_id, name, reason=reason, by=by)
+                case Action.SKIP:
+                    record = sagas.skip(saga_id, name, reason=reason, by=by)
+                case _:
+                    record = sagas.mark_done(saga_id, name, reason=reason, by=by, result=result)
+        return record
+
+    def act_on_all(self, action: Action, where: Filter, *, by: str, reason: str, limit: int) -> Iterator[Outcome]:
+        """Do something to the sagas that fit a filter, oldest first, at most `limit`; yield what became of each.
+
+        One that cannot be done does not keep the others from it. A database that does not answer ends it.
+        """
+        after, left = "", limit
+        while left > 0:
+            page = self.store.select(where, after=after, limit=min(_PAGE, left))
+            for record in page:
+                try:
+                    yield Outcome(self.act(action, record.id, by=by, reason=reason))
+                except (NotAllowed, DefinitionMissing) as error:
+                    yield Outcome(record, str(error))
+            if len(page) < min(_PAGE, left):
+                return
+            after, left = page[-1].id, left - len(page)
+
+    def shown(self, text: str | None) -> Any:
+        """Return what an input or a result may be shown as: its JSON, without the values that are masked."""
+        return None if text is None else _masked(json.loads(text), self.sagas.masked)
+
+
+def _masked(value: Any, names: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: "•••" if name in names else _masked(inner, names) for name, inner in value.items()}
+    return [_masked(inner, names) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,58 @@
+"""What operators ask of a store: which sagas, and how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sagas.checkpoints import SagaStatus
+
+__all__ = ["EVERYTHING", "Filter", "InFlight", "Tally"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Says which sagas are meant: those that all of its fields fit. A field that is left out fits every saga.
+
+    >>> Filter(name="place_order", statuses=frozenset({SagaStatus.STUCK})).name
+    'place_order'
+    """
+
+    ids: tuple[str, ...] = ()
+    name: str | None = None
+    version: int | None = None
+    statuses: frozenset[SagaStatus] = frozenset()
+    key: str | None = None
+    correlation_id: str | None = None
+    step: str | None = None  #: stands at a step of this name: it has begun and is not settled
+    error: str | None = None  #: its error has this in it, in upper or lower case
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    updated_before: datetime | None = None  #: nothing has happened to it since
+    attention: bool = False  #: needs a person: it is stuck, has an open dead letter, or stands still
+
+
+#: The filter that every saga fits.
+EVERYTHING = Filter()
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many sagas of one name have one status."""
+
+    name: str
+    status: SagaStatus
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """The unfinished sagas that were started with one definition and have one status."""
+
+    name: str
+    version: int
+    shape: str
+    status: SagaStatus
+    count: int
+    oldest: datetime  #: when the oldest of them was started
+    example: str  #: the id of one of them: the oldest
