@@ -54,6 +54,7 @@ def test_every_message_doubled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_doubled_headers_are_joined_once(rig: Rig) -> None:
+    rig.configure(stall_after=120)  # no relaunch on a slow machine: that would be another epoch
     worker = rig.worker(concurrency=4)
     handle = rig.start("full", one="slow")
     rig.begun(handle, "one")
