@@ -10,6 +10,8 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils.imports import symbol_by_name
 
+from sagas.cli.check import check
+from sagas.cli.doctor import doctor
 from sagas.cli.events import events
 from sagas.cli.retention import audit, purge, reencrypt
 from sagas.definition import Saga
@@ -29,7 +31,7 @@ def sagas(context: click.Context) -> None:
         raise click.ClickException(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
 
 
-for command in (events, purge, audit):
+for command in (events, purge, audit, check, doctor):
     sagas.add_command(command)
 
 
