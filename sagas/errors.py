@@ -18,6 +18,7 @@
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
+    ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
     ├── StepFailed               a step failed for good; the saga turns back
     └── EventError               something about events and commands
@@ -57,6 +58,7 @@ __all__ = [
     "NotAllowed",
     "NotOwner",
     "PayloadTooLarge",
+    "PayloadUnreadable",
     "ProjectionStopped",
     "Retryable",
     "SagaError",
@@ -139,6 +141,10 @@ class WaitTimeout(SagaError, TimeoutError):
 
 class StoreUnavailable(SagaError):
     """The database did not answer or asked to be tried again."""
+
+
+class PayloadUnreadable(SagaError):
+    """A stored input or result cannot be decrypted: its key is missing, or it was tampered with. Nothing was run."""
 
 
 class UnserialisableResult(SagaError):

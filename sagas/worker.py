@@ -29,6 +29,8 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        import sagas.control  # noqa: F401, PLC0415 - a worker has all of it loaded; others would take 0.1 s for it
+
         self._recovery: Recovery = parent.app.sagas.recovery
         warn_of_ignored_limits(parent)
         warn_of_silence(parent.app)
@@ -92,14 +94,15 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._events: Events = parent.app.sagas.events
-        self._queues = _take_event_queues(self._events, parent.app.amqp.queues)
+        #: Those that this worker consumes.
+        self.event_queues = _take_event_queues(self._events, parent.app.amqp.queues)
         self._pool: _InPool | None = None
 
     def start(self, parent: Any) -> None:
         runner: Runner = InThread(self._events.handle)
         if _pool_of(parent) in _POOLS:
             runner = self._pool = _InPool(parent, self._events)
-        self._consumers = self._events.consumers(runner, self._queues)
+        self._consumers = self._events.consumers(runner, self.event_queues)
         self._consumers.start()
         self._events.relay.start()
         signals.worker_shutdown.connect(self._finish, weak=False)

@@ -32,7 +32,7 @@ def outbox(context: click.Context, as_json: bool) -> None:
 @click.option("--days", type=click.FloatRange(min=1), required=True, help="Keep what is younger than that.")
 @click.pass_obj
 def purge(obj: Any, days: float) -> None:
-    """Forget what was sent, and what was handled, so many days ago and longer.
+    """Forget what was sent, what was handled, and dead letters that were resolved, so many days ago and longer.
 
     A message that comes back after its handling was forgotten is handled again: keep more days than one may be on its
     way, or wait in a queue.

@@ -10,7 +10,10 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils.imports import symbol_by_name
 
+from sagas.cli.check import check
+from sagas.cli.doctor import doctor
 from sagas.cli.events import events
+from sagas.cli.retention import audit, purge, reencrypt
 from sagas.definition import Saga
 from sagas.errors import SagaError
 from sagas.testing import rehearse as rehearse_saga
@@ -28,7 +31,8 @@ def sagas(context: click.Context) -> None:
         raise click.ClickException(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
 
 
-sagas.add_command(events)
+for command in (events, purge, audit, check, doctor):
+    sagas.add_command(command)
 
 
 @sagas.group()
@@ -46,6 +50,9 @@ def upgrade(obj: Any) -> None:
     except SagaError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{store!r} is up to date")
+
+
+db.add_command(reencrypt)
 
 
 @sagas.command()

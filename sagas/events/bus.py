@@ -259,11 +259,11 @@ class Events:
         return outbox.unsent(self.engine)
 
     def purge(self, older: timedelta) -> int:
-        """Forget what was sent, and what was handled, longer ago than that. Returns how many rows were deleted.
+        """Forget what was sent, handled, or resolved, longer ago than that. Returns how many rows were deleted.
 
         Keep the inbox for longer than a message may be on its way: one that comes back later is handled again.
         """
-        return outbox.purge(self.engine, older) + self._inbox.purge(older)
+        return outbox.purge(self.engine, older) + self._inbox.purge(older) + self._letters.purge(older)
 
     # -- consuming ----------------------------------------------------------------------------------------------
 

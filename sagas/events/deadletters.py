@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -31,6 +31,9 @@ REPLAYING = "replaying"
 
 #: A header of ours: how the body is kept that is no text.
 _ENCODING = "sagas-body"
+
+#: Rows that are deleted at once.
+_BATCH = 1000
 
 _TABLE = schema.event_dead_letters.c
 
@@ -282,6 +285,19 @@ class DeadLetters:
         """Tell whether somebody decided that a message will not be handled, though it is on its way."""
         query = select(_TABLE.resolution).where(_TABLE.id == letter)
         return connection.execute(query).scalar() == "discarded"
+
+    def purge(self, older: timedelta) -> int:
+        """Delete those that were resolved longer ago than that. Returns how many. Each thousand is a transaction."""
+        table, before, total = schema.event_dead_letters, datetime.now(UTC) - older, 0
+        found = select(_TABLE.id).where(_TABLE.resolved_at < before).order_by(_TABLE.resolved_at).limit(_BATCH)
+        while True:
+            with translated(self._engine), self._engine.begin() as connection:
+                ids = connection.execute(found).scalars().all()
+                if ids:
+                    connection.execute(delete(table).where(_TABLE.id.in_(ids)))
+            total += len(ids)
+            if len(ids) < _BATCH:
+                return total
 
     @staticmethod
     def _first(connection: Connection, queue: str, key: str | None) -> int | None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
+from sagas.stores.codecs import Codec
 from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
 from sagas.stores.sql import SqlStore
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["EVERYTHING", "CheckpointStore", "Filter", "InFlight", "SqlStore", "Tally"]
+__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Filter", "InFlight", "SqlStore", "Tally"]
 
 
 class CheckpointStore(Protocol):

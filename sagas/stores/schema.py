@@ -33,6 +33,7 @@ __all__ = [
     "steps",
     "history",
     "dead_letters",
+    "audit",
     # events
     "outbox",
     "relay_shards",
@@ -184,6 +185,20 @@ dead_letters = Table(
     Column("by", String(200)),
     Index(None, "saga_id", "step"),
     Index(None, "resolved_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: What was done to the sagas as a whole, and is in no history: that goes with its saga.
+audit = Table(
+    "sagas_audit",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String(200)),
+    Column("what", String(50), nullable=False),
+    Column("detail", LongText, nullable=False),
+    Column("reason", LongText, nullable=False),
+    Column("count", BigInteger, nullable=False),  # of the sagas that it was done to
     **MYSQL_OPTIONS,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -41,11 +41,12 @@ from sagas.checkpoints import (
 )
 from sagas.errors import AmbiguousSaga, ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import lists, schema
+from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
 from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
 
-__all__ = ["SqlStore"]
+__all__ = ["SqlStore", "entry_of", "letter_of", "saga_of"]
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ class SqlStore:
 
     `timeout`: seconds after which a database that does not answer one of the engine's own statements counts as gone.
     It holds on PostgreSQL by a URL (psycopg), not for an `Engine`, and not for what a step asks of `step.session`.
+    `codec`: what inputs and results are encrypted with: `sagas.stores.encryption.AesGcm`. Left out, they are stored as
+    they are.
 
     >>> store = SqlStore("sqlite:///:memory:")
     >>> store.upgrade()
@@ -67,10 +70,11 @@ class SqlStore:
     []
     """
 
-    def __init__(self, bind: str | Engine, *, timeout: float = 10.0) -> None:
+    def __init__(self, bind: str | Engine, *, timeout: float = 10.0, codec: Codec = PLAIN) -> None:
         if not timeout > 0:
             raise ConfigurationError(f"timeout={timeout!r} must be more than zero seconds")
         self._timeout = timeout
+        self.codec = codec
         self.engine = open_engine(bind) if isinstance(bind, str) else bind
         self.dialect = self.engine.dialect.name
         self._now = database_now(self.dialect)
@@ -116,17 +120,19 @@ class SqlStore:
         if self.dialect == "postgresql":
             with self._translated(), self.engine.connect() as connection:
                 return self._insert(connection.execution_options(isolation_level="AUTOCOMMIT"), record)
-        with self._writing() as connection:
+        with self.writing() as connection:
             return self._insert(connection, record)
 
     def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
         dialect = _DIALECTS[self.dialect]
-        inserted = connection.execute(dialect.insert_or_keep, _row(record, _SAGA_FIELDS)).rowcount
+        row = _row(record, _SAGA_FIELDS)
+        row["input"] = self.codec.encode(record.input, input_of(record.id))
+        inserted = connection.execute(dialect.insert_or_keep, row).rowcount
         if inserted == 1 and dialect.counts_inserts:
             return record
         # A locking read: the row that was in the way may be younger than this transaction's snapshot.
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
-        return _saga(connection.execute(query.with_for_update(read=True)).mappings().one(), [])
+        return saga_of(connection.execute(query.with_for_update(read=True)).mappings().one(), [], self.codec)
 
     def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
         Commits.of(session).after(then)
@@ -145,8 +151,8 @@ class SqlStore:
             if row is None:
                 raise SagaNotFound(missing)
             if row["revision"] == 1:  # as it was inserted: no step has begun
-                return _saga(row, [])
-            return _saga(row, connection.execute(_STEPS, {"saga_id": row["id"]}).mappings().all())
+                return saga_of(row, [], self.codec)
+            return saga_of(row, connection.execute(_STEPS, {"saga_id": row["id"]}).mappings().all(), self.codec)
 
         return self._read(read)
 
@@ -165,13 +171,13 @@ class SqlStore:
                 return self._save(session.connection(), before, after, history, dead_letters, outbox)
         if self.dialect == "postgresql" and not (history or dead_letters or outbox):
             return self._save_at_once(before, after)
-        with self._writing() as connection:
+        with self.writing() as connection:
             return self._save(connection, before, after, history, dead_letters, outbox)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
         after = replace(after, revision=before.revision + 1)
-        rows = _changed_steps(before, after)
+        rows = self._changed_steps(before, after)
         values = _compared_and_set(before, after)
         for number, row in enumerate(rows):
             values |= {f"{name}_{number}": value for name, value in row.items()}
@@ -191,7 +197,7 @@ class SqlStore:
         after = replace(after, revision=before.revision + 1)
         if connection.execute(_COMPARE_AND_SET, _compared_and_set(before, after)).rowcount != 1:
             return None
-        if rows := _changed_steps(before, after):
+        if rows := self._changed_steps(before, after):
             connection.execute(_DIALECTS[self.dialect].upsert, rows)
         if history:
             connection.execute(
@@ -202,6 +208,17 @@ class SqlStore:
         if outbox:
             connection.execute(insert(schema.outbox), outbox)
         return after
+
+    def _changed_steps(self, before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
+        rows = [
+            {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
+            for step in after.steps.values()
+            if step != before.steps.get(step.name)
+        ]
+        for row in rows:
+            if row["result"] is not None:
+                row["result"] = self.codec.encode(row["result"], result_of(after.id, row["name"]))
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -223,7 +240,7 @@ class SqlStore:
         # Most looks find nothing: those cost one read, and on SQLite no lock.
         if self._read(lambda connection: connection.execute(ids.limit(1)).first()) is None:
             return []
-        with self._writing() as connection:
+        with self.writing() as connection:
             found = list(connection.execute(ids.with_for_update(skip_locked=True)).scalars())
             if found:
                 later = now + timedelta(seconds=lease)
@@ -235,14 +252,14 @@ class SqlStore:
         sagas = schema.sagas.c
         ahead = sagas.wake_at > now, sagas.updated_at > now + CLOCKS_DIFFER
         if self._read(lambda connection: connection.execute(select(sagas.id).where(*ahead).limit(1)).first()):
-            with self._writing() as connection:
+            with self.writing() as connection:
                 connection.execute(update(schema.sagas).where(*ahead).values(wake_at=now))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
-        return [HistoryEntry(**_pick(row, _HISTORY_FIELDS)) for row in self._rows(query)]
+        return [entry_of(row) for row in self._rows(query)]
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
@@ -250,7 +267,7 @@ class SqlStore:
             query = query.where(schema.dead_letters.c.saga_id == saga_id)
         if unresolved:
             query = query.where(schema.dead_letters.c.resolved_at.is_(None))
-        return [_letter(row) for row in self._rows(query)]
+        return [letter_of(row) for row in self._rows(query)]
 
     def select(
         self,
@@ -271,7 +288,7 @@ class SqlStore:
         if with_steps and rows:
             for step in self._rows(lists.steps_of(list(steps))):
                 steps[step["saga_id"]].append(step)
-        return [_saga(row, steps[row["id"]]) for row in rows]
+        return [saga_of(row, steps[row["id"]], self.codec) for row in rows]
 
     def count(self, where: Filter = EVERYTHING) -> int:
         """Return how many sagas fit a filter."""
@@ -339,7 +356,8 @@ class SqlStore:
             return attempt()
 
     @contextmanager
-    def _writing(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
+        """Open a transaction that ends with the block, and that the database ends if it hears no more of us."""
         with self._translated(), self.engine.begin() as connection:
             self._free_if_lost(connection)
             yield connection
@@ -424,14 +442,6 @@ _DIALECTS: Mapping[str, _Dialect] = {
 }
 
 
-def _changed_steps(before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
-    return [
-        {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
-        for step in after.steps.values()
-        if step != before.steps.get(step.name)
-    ]
-
-
 def _fields(record: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(record))
 
@@ -486,14 +496,30 @@ def _pick(row: RowMapping, fields: Sequence[str]) -> dict[str, Any]:
     return {name: row[name] for name in fields}
 
 
-def _saga(row: RowMapping, step_rows: Sequence[RowMapping]) -> SagaRecord:
+def saga_of(row: RowMapping, step_rows: Iterable[RowMapping], codec: Codec) -> SagaRecord:
+    """Return the record that the rows of a saga and of its steps are."""
     values = _pick(row, _SAGA_FIELDS)
     values["status"], values["direction"] = SagaStatus(row["status"]), Direction(row["direction"])
-    steps = [StepRecord(**{**_pick(step, _STEP_FIELDS), "status": StepStatus(step["status"])}) for step in step_rows]
+    values["input"] = codec.decode(row["input"], input_of(row["id"]))
+    steps = [_step(row["id"], step, codec) for step in step_rows]
     return SagaRecord(**values, steps={step.name: step for step in steps})
 
 
-def _letter(row: RowMapping) -> DeadLetter:
+def _step(saga_id: str, row: RowMapping, codec: Codec) -> StepRecord:
+    values = _pick(row, _STEP_FIELDS)
+    values["status"] = StepStatus(row["status"])
+    if row["result"] is not None:
+        values["result"] = codec.decode(row["result"], result_of(saga_id, row["name"]))
+    return StepRecord(**values)
+
+
+def entry_of(row: RowMapping) -> HistoryEntry:
+    """Return the entry that a row of the history is."""
+    return HistoryEntry(**_pick(row, _HISTORY_FIELDS))
+
+
+def letter_of(row: RowMapping) -> DeadLetter:
+    """Return the dead letter that a row is."""
     return DeadLetter(**{**_pick(row, _LETTER_FIELDS), "direction": Direction(row["direction"])})
 
 

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,20 +28,35 @@ from sagas import (
 )
 from sagas.checkpoints import DeadLetter, HistoryEntry
 from sagas.stores import Filter, InFlight, Tally, migrate, schema
+from sagas.stores.codecs import PLAIN
+from sagas.stores.encryption import AesGcm
 
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(params=["sqlite", "postgres", "mariadb"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'store.db'}"
+DATABASES = ["sqlite", "postgres", "mariadb"]
+
+
+@pytest.fixture(scope="module", params=[*DATABASES, *(f"{name} encrypted" for name in DATABASES)])
+def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
+    """A database with the tables, one for all tests: migrating takes longer than they do."""
+    database, _, encrypted = request.param.partition(" ")
+    if database == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
     else:
-        url = request.getfixturevalue(request.param).database()
-    store = SqlStore(url)
+        url = request.getfixturevalue(database).database()
+    store = SqlStore(url, codec=AesGcm({"k": bytes(32)}, current="k") if encrypted else PLAIN)
     store.upgrade()
     yield store
     store.engine.dispose()
+
+
+@pytest.fixture
+def store(migrated: SqlStore) -> SqlStore:
+    with migrated.engine.begin() as connection:
+        for table in (schema.outbox, schema.sagas):  # the others follow
+            connection.execute(table.delete())
+    return SqlStore(migrated.engine, codec=migrated.codec)
 
 
 def record(number: int = 1, **changes: Any) -> SagaRecord:
@@ -359,6 +373,7 @@ def test_what_follows_a_commit(store: SqlStore) -> None:
 def test_an_effect_and_its_checkpoint_are_one(store: SqlStore) -> None:
     first = store.insert(record())
     with store.engine.begin() as connection:
+        connection.execute(text("drop table if exists effect"))
         connection.execute(text("create table effect (n integer)"))
     with store.transaction() as session:
         session.execute(text("insert into effect values (1)"))
@@ -375,6 +390,7 @@ def test_an_effect_and_its_checkpoint_are_one(store: SqlStore) -> None:
 def test_the_migrations_make_the_schema(store: SqlStore) -> None:
     with store.engine.connect() as connection:
         options = {"version_table": migrate.VERSION_TABLE, "compare_type": True}
+        connection.execute(text("drop table if exists effect"))  # another test's
         context = MigrationContext.configure(connection, opts=options)
         differences = compare_metadata(context, schema.metadata)
     assert not differences, f"add a migration to sagas/stores/migrations/versions: {differences}"

@@ -1,0 +1,75 @@
+"""`celery -A yourapp sagas check`: which sagas in flight this code would strand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from sagas.check import check as check_flights
+from sagas.cli.tables import AS_JSON, show
+from sagas.errors import SagaError
+
+__all__ = ["Refusal", "check"]
+
+
+class Refusal(click.ClickException):
+    """It could not even be looked at; 1 is for what was looked at and is not ok."""
+
+    exit_code = 2
+
+
+class _Count(click.ParamType[int | str]):
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value != "all" and not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a number nor all", param, ctx)
+        return "all" if value == "all" else int(value)
+
+
+@click.command()
+@click.option(
+    "--values",
+    type=_Count(),
+    default=100,
+    show_default=True,
+    help="Read the stored inputs and results of so many sagas of each definition.",
+)
+@AS_JSON
+@click.pass_obj
+def check(obj: Any, values: int | str, as_json: bool) -> None:
+    """Hold this code against the sagas in flight.
+
+    It needs the database that they are in, and no broker; it changes nothing. Run it with the new code before that is
+    deployed. The exit code is 1 when there are sagas that this code could not bring on, and 2 when that could not be
+    found out.
+    """
+    try:
+        flights = check_flights(obj.app.sagas, values=None if isinstance(values, str) else values)
+    except SagaError as error:
+        raise Refusal(str(error)) from error
+    if as_json:
+        show([{**asdict(flight), "ok": flight.ok} for flight in flights], as_json=True)
+    else:
+        show(
+            [
+                {
+                    "saga": flight.name,
+                    "version": flight.version,
+                    "count": flight.count,
+                    "oldest": flight.oldest,
+                    "values read": flight.read,
+                    "result": "ok" if flight.ok else f"{len(flight.problems)} problems, see below",
+                }
+                for flight in flights
+            ]
+        )
+        for flight in flights:
+            for problem in flight.problems:
+                click.echo(f"{flight.name} {flight.version}, for example {flight.example}: {problem}")
+        if not flights:
+            click.echo("no sagas are in flight", err=True)
+    if not all(flight.ok for flight in flights):
+        raise click.exceptions.Exit(1)

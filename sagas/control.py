@@ -1,0 +1,27 @@
+"""What a worker tells of itself to whoever asks through Celery: `app.control.inspect()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker.control import inspect_command
+
+__all__ = ["COMMAND", "tell"]
+
+COMMAND = "sagas"
+
+
+@inspect_command(name=COMMAND)  # type: ignore[untyped-decorator]
+def tell(state: Any) -> dict[str, Any]:
+    """Tell which sagas this worker can run, which queues of events it consumes, and how it is set up."""
+    sagas, worker = state.app.sagas, state.consumer.controller
+    queues = [queue for step in worker.steps for queue in getattr(step, "event_queues", ())]
+    return {
+        "definitions": {f"{name} {version}": saga.shape for (name, version), saga in sagas.orchestrator.sagas.items()},
+        "event_queues": queues,
+        "pool": getattr(worker.pool_cls, "__module__", "").rpartition(".")[2],
+        "time_limit": worker.time_limit,
+        "soft_time_limit": worker.soft_time_limit,
+        "lease": sagas.orchestrator.timing.lease,
+        "stall_after": sagas.orchestrator.timing.stall,
+    }

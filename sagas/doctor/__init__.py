@@ -1,0 +1,40 @@
+"""Looks at everything that sagas stand on, and says what is wrong and what to do: `celery -A yourapp sagas doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sagas.app import Sagas
+from sagas.doctor import broker, database, setup, work, workers
+from sagas.doctor.findings import Finding, Level
+from sagas.errors import ConfigurationError
+from sagas.stores import SqlStore
+
+__all__ = ["Finding", "Level", "examine"]
+
+
+def examine(sagas: Sagas, *, timeout: float = 2.0) -> Sequence[Finding]:
+    """Look at the app, its broker, its database, its workers and the work that waits; return what was found.
+
+    It changes nothing. `timeout`: seconds that the broker has to answer, and that workers have.
+    Raises `ConfigurationError` where sagas are not kept in a `SqlStore`.
+    """
+    if not isinstance(sagas.store, SqlStore):
+        raise ConfigurationError(f"the doctor knows databases, not {sagas.store!r}; keep the sagas in a SqlStore")
+    return tuple(_examine(sagas, sagas.store, timeout))
+
+
+def _examine(sagas: Sagas, store: SqlStore, timeout: float) -> Iterator[Finding]:
+    yield from setup.examine(sagas)
+    found = tuple(broker.examine(sagas.app, timeout))
+    yield from found
+    if broker.UNREACHABLE not in [finding.code for finding in found]:
+        yield from workers.examine(sagas, timeout)
+    tables_are_there = True
+    for finding in database.examine(sagas, store):
+        tables_are_there &= finding.code not in (database.UNREACHABLE, database.OUTDATED)
+        yield finding
+    if tables_are_there:  # else there is nothing to look at, or not in these columns
+        yield from work.examine(sagas, store)
+    if sagas.events is not None:
+        yield from work.examine_queues(sagas.events)

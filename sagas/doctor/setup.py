@@ -1,0 +1,126 @@
+"""How the app is set up: its settings, and the definitions of its sagas. Nothing is asked of anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sagas.app import Sagas
+from sagas.canvas import FAIL, JOIN, task_name
+from sagas.checkpoints import Direction
+from sagas.doctor.findings import Finding, ok, problem, warning
+
+__all__ = ["examine", "longest_step", "needed_queues", "queue_of", "tasks_of"]
+
+
+def examine(sagas: Sagas) -> Iterator[Finding]:
+    yield from _definitions(sagas)
+    yield from _settings(sagas.app.conf)
+    yield from _tasks(sagas)
+    yield from _timeouts(sagas)
+
+
+def _definitions(sagas: Sagas) -> Iterator[Finding]:
+    known = sagas.orchestrator.sagas
+    if not known and sagas.events is None:
+        yield problem(
+            "no-definitions",
+            "no sagas are registered with this app, so it can run none",
+            "register every saga that is kept in this database: Sagas(app, store, [place_order, ...])",
+        )
+    elif known:
+        yield ok("definitions", "sagas: " + ", ".join(f"{name} {version}" for name, version in sorted(known)))
+
+
+def _settings(conf: Any) -> Iterator[Finding]:
+    accepted = set(conf.accept_content or ())
+    if not accepted & {"json", "application/json"}:
+        yield problem(
+            "json-refused",
+            f"accept_content is {sorted(accepted)}: workers refuse the messages of sagas, which are JSON",
+            "add 'json' to accept_content",
+        )
+    if conf.task_always_eager:
+        yield problem(
+            "eager",
+            "task_always_eager is on: steps run within start(), each within the one before it, and none is retried",
+            "turn it off; in tests use sagas.testing.Inline",
+        )
+    if conf.worker_prefetch_multiplier != 1:
+        yield warning(
+            "prefetch",
+            f"worker_prefetch_multiplier is {conf.worker_prefetch_multiplier}: messages fetched ahead wait behind a "
+            "long step while other workers are idle, and wait for recovery when their worker is killed",
+            "set worker_prefetch_multiplier = 1",
+        )
+
+
+def _tasks(sagas: Sagas) -> Iterator[Finding]:
+    """Find what `task_annotations` may have done to the tasks of sagas."""
+    wanted = {"acks_late": True, "reject_on_worker_lost": True, "acks_on_failure_or_timeout": True}
+    for name in sorted({JOIN, FAIL, *tasks_of(sagas)}):
+        task = sagas.app.tasks[name]
+        wrong = [f"{what}={getattr(task, what)}" for what, value in wanted.items() if getattr(task, what) != value]
+        if wrong:
+            yield problem(
+                "acks",
+                f"task {name} has {', '.join(wrong)}: a killed worker takes its message along, and each such step "
+                "waits for recovery",
+                "leave the tasks of sagas out of task_annotations; they come set up as they must be",
+            )
+
+
+def _timeouts(sagas: Sagas) -> Iterator[Finding]:
+    lease, limit = sagas.orchestrator.timing.lease, sagas.app.conf.task_time_limit
+    for (name, version), saga in sorted(sagas.orchestrator.sagas.items()):
+        steps = saga.steps.values()
+        short = [f"{step.name} ({step.step.timeout:g} s)" for step in steps if step.step.timeout <= lease]
+        if short:
+            yield warning(
+                "lease",
+                f"saga {name} {version}: the timeout of {', '.join(short)} is no longer than lease={lease:g} s, so a "
+                "killed worker counts as an attempt that failed",
+                "set a timeout above the lease, or a shorter Sagas(lease=)",
+            )
+        cut = [f"{step.name} ({step.step.timeout:g} s)" for step in steps if limit and limit <= step.step.timeout]
+        if cut:
+            yield warning(
+                "time-limit",
+                f"saga {name} {version}: task_time_limit={limit:g} s kills the worker process before the timeout of "
+                f"{', '.join(cut)} is over; a step that is killed so often is given up as in doubt",
+                "set task_time_limit above the longest timeout, or leave it out: Step(timeout=) holds on every pool",
+            )
+
+
+def longest_step(sagas: Sagas) -> float:
+    """Return the longest timeout of all steps, in seconds; 0 without any."""
+    return max((s.step.timeout for saga in sagas.orchestrator.sagas.values() for s in saga.steps.values()), default=0.0)
+
+
+def tasks_of(sagas: Sagas) -> set[str]:
+    """Return the names of the tasks that the steps of all sagas are run, and undone, by."""
+    return {task for saga in sagas.orchestrator.sagas.values() for task, _ in _steps(saga)}
+
+
+def _steps(saga: Any) -> Iterator[tuple[str, Any]]:
+    for step in saga.steps.values():
+        yield task_name(saga, step.name, Direction.FORWARD), step
+        if step.compensation is not None:
+            yield task_name(saga, step.name, Direction.BACKWARD), step
+
+
+def needed_queues(sagas: Sagas) -> dict[str, set[str]]:
+    """Return the queues that the tasks of sagas are sent to, each with those tasks, as `canvas` sends them."""
+    needed: dict[str, set[str]] = {}
+    for saga in sagas.orchestrator.sagas.values():
+        for task, step in _steps(saga):
+            helpers = [FAIL, *([JOIN] if len(saga.stages[step.stage]) > 1 else [])]
+            for sent in (task, *helpers):
+                needed.setdefault(step.queue or queue_of(sagas, sent), set()).add(sent)
+    return needed
+
+
+def queue_of(sagas: Sagas, task: str) -> str:
+    """Return the queue that Celery routes a task to."""
+    queue = sagas.app.amqp.router.route({}, task)["queue"]
+    return str(getattr(queue, "name", queue))

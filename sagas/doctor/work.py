@@ -1,0 +1,104 @@
+"""The work that waits: sagas that stand still, dead letters, the outbox, the queues of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from sagas.app import Sagas
+from sagas.check import check
+from sagas.doctor.findings import Finding, ok, problem, warning
+from sagas.errors import BrokerUnavailable, ConfigurationError
+from sagas.events import Events
+from sagas.stores import SqlStore
+from sagas.stores.inspection import Backlog, backlog
+
+__all__ = ["check_backlog", "check_outbox", "examine", "examine_queues"]
+
+#: An unfinished saga that is older is worth a look.
+_OLD = timedelta(days=1)
+
+#: Seconds that messages may wait in the outbox.
+_WAITS, _STANDS = 30.0, 300.0
+
+
+def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
+    yield from check_backlog(backlog(store), store.now())
+    for flight in check(sagas, values=0):
+        if not flight.ok:
+            yield problem(
+                "stranded",
+                f"{flight.count} sagas {flight.name} {flight.version} in flight, for example {flight.example}, cannot "
+                f"go on: {flight.problems[0]}",
+                "celery -A yourapp sagas check says more",
+            )
+    if sagas.events is not None:
+        yield from check_outbox(sagas.events.outbox_unsent(), sagas.events.outbox_age())
+
+
+def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
+    def ago(moment: datetime | None) -> str:
+        return "" if moment is None else f", the oldest for {str(now - moment).partition('.')[0]}"
+
+    yield ok("in-flight", f"{found.unfinished.count} sagas are unfinished")
+    oldest = found.unfinished.oldest
+    if oldest is not None and now - oldest > _OLD:
+        yield warning(
+            "old-saga",
+            f"saga {found.unfinished.example} was started {str(now - oldest).partition('.')[0]} ago and goes on",
+            "look at it; Saga(timeout=) turns a saga back that takes too long",
+        )
+    if found.stuck.count:
+        yield problem(
+            "stuck",
+            f"{found.stuck.count} sagas are STUCK{ago(found.stuck.oldest)}: for example {found.stuck.example}",
+            "retry, skip or mark the stuck step; docs/operations.md says when which",
+        )
+    if found.standing.count:
+        yield problem(
+            "standing-still",
+            f"{found.standing.count} sagas are launched again and again and nobody begins their next step"
+            f"{ago(found.standing.oldest)}: for example {found.standing.example}",
+            "see whether a worker listens on the queue of that step; it may also have too much to do",
+        )
+    if found.letters.count > found.stuck.count:  # each stuck saga has at least one, and was told of
+        yield problem(
+            "dead-letters",
+            f"{found.letters.count} dead letters of sagas are open{ago(found.letters.oldest)}: for example of saga "
+            f"{found.letters.example}",
+            "each is a step that a person must decide on",
+        )
+    if found.event_letters.count:
+        yield warning(
+            "event-dead-letters",
+            f"{found.event_letters.count} messages could not be handled{ago(found.event_letters.oldest)}",
+            "celery -A yourapp sagas events dlq list, then replay or discard",
+        )
+
+
+def check_outbox(unsent: int, age: float) -> Iterator[Finding]:
+    if age > _WAITS:
+        level = problem if age > _STANDS else warning
+        yield level(
+            "outbox",
+            f"{unsent} messages wait in the outbox, the oldest for {age:.0f} s: no relay sends them, or its broker is "
+            "away",
+            "a worker has a relay, or start one: celery -A yourapp sagas events relay",
+        )
+
+
+def examine_queues(events: Events) -> Iterator[Finding]:
+    """Look for the queues of events at their broker, without making them."""
+    missing = []
+    for subscription in events.subscriptions:
+        try:
+            events.broker.depth(subscription.queue)
+        except (BrokerUnavailable, ConfigurationError) as error:
+            missing.append(f"{subscription.queue} ({error})")
+    if missing:
+        yield problem(
+            "event-queue-missing",
+            f"the broker of events has no queue, or does not answer for: {'; '.join(missing)}. An event that is sent "
+            "before its queue is there is not kept for it",
+            "celery -A yourapp sagas events topology apply",
+        )

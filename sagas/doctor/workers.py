@@ -1,0 +1,151 @@
+"""The workers that answer: what they listen to, which sagas they can run, and how they are set up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sagas.app import Sagas
+from sagas.canvas import FAIL, JOIN
+from sagas.control import COMMAND
+from sagas.doctor.findings import Finding, ok, problem, warning
+from sagas.doctor.setup import needed_queues, tasks_of
+
+__all__ = ["Worker", "ask", "check", "examine"]
+
+_WITHOUT_LIMITS = ("thread", "threads", "solo")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one worker says of itself."""
+
+    name: str
+    queues: frozenset[str]
+    tasks: frozenset[str]
+    about: Mapping[str, Any] | None  #: what `sagas.control` tells; None for a worker that does not know the command
+
+
+def examine(sagas: Sagas, timeout: float) -> Iterator[Finding]:
+    yield from check(sagas, ask(sagas, timeout))
+
+
+def ask(sagas: Sagas, timeout: float) -> list[Worker]:
+    """Ask all workers. Those that do not answer within so many seconds are not among them."""
+    control = sagas.app.control
+    names = sorted(control.inspect(timeout=timeout).ping() or {})
+    if not names:
+        return []
+    # Now that it is known who is there, the rest need not wait for whoever else might answer.
+    inspect = control.inspect(destination=names, timeout=timeout, limit=len(names))
+    queues, tasks = inspect.active_queues() or {}, inspect.registered() or {}
+    told = control.broadcast(COMMAND, destination=names, reply=True, timeout=timeout, limit=len(names)) or ()
+    about = {name: answer for each in told for name, answer in each.items() if "definitions" in answer}
+    return [
+        Worker(
+            name,
+            frozenset(queue["name"] for queue in queues.get(name) or ()),
+            frozenset(task.split(" ")[0] for task in tasks.get(name) or ()),
+            about.get(name),
+        )
+        for name in names
+    ]
+
+
+def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    if not workers:
+        yield problem(
+            "no-workers",
+            "no worker answers: nothing runs, and nothing is recovered",
+            "start one: celery -A yourapp worker. One that is busy in the solo pool does not answer either",
+        )
+        return
+    yield ok("workers", f"{len(workers)} workers answer: {', '.join(worker.name for worker in workers)}")
+    yield from _queues(sagas, workers)
+    yield from _code(sagas, workers)
+    yield from _set_up(sagas, workers)
+    yield from _event_queues(sagas, workers)
+
+
+def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    for queue, tasks in sorted(needed_queues(sagas).items()):
+        if any(queue in worker.queues for worker in workers):
+            continue
+        named = ", ".join(sorted(tasks)[:5]) + (" and more" if len(tasks) > 5 else "")
+        start = f"start a worker with -Q {queue}, or route these tasks to a queue that has one"
+        if tasks <= {FAIL, JOIN}:
+            yield warning(
+                "queue-of-helpers",
+                f"no worker listens on {queue!r}, where {named} go: sagas turn back, and leave parallel stages, only "
+                "by recovery, after stall_after",
+                start,
+            )
+        else:
+            yield problem(
+                "queue", f"no worker listens on {queue!r}, where {named} go: those steps wait for ever", start
+            )
+
+
+def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    """Find workers whose code is not this one's."""
+    ours = {f"{name} {version}": saga.shape for (name, version), saga in sagas.orchestrator.sagas.items()}
+    for worker in workers:
+        if worker.about is None:
+            if missing := sorted(task for task in tasks_of(sagas) if task not in worker.tasks):
+                yield problem(
+                    "worker-without-sagas",
+                    f"worker {worker.name} has no sagas that it tells of, and lacks {missing[0]}: a message for it "
+                    "that this worker takes is discarded, and waits for recovery",
+                    "have every worker of this broker's queues load the app with all sagas, or give it other queues",
+                )
+            continue
+        theirs: Mapping[str, str] = worker.about["definitions"]
+        lacks = sorted(set(ours) - set(theirs))
+        others = sorted(name for name in set(ours) & set(theirs) if ours[name] != theirs[name])
+        if lacks or others:
+            says = [f"lacks {', '.join(lacks)}"] if lacks else []
+            says += [f"has other steps for {', '.join(others)}"] if others else []
+            yield problem(
+                "worker-definitions",
+                f"worker {worker.name} {' and '.join(says)}: it leaves those sagas alone, and recovery there logs an "
+                "error for each",
+                "deploy the same code to all workers of one database; changed steps need a new version",
+            )
+
+
+def _set_up(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    timing = sagas.orchestrator.timing
+    for worker in workers:
+        about = worker.about
+        if about is None:
+            continue
+        limits = {f"task_{name}": about[name] for name in ("time_limit", "soft_time_limit") if about[name]}
+        if limits and about["pool"] in _WITHOUT_LIMITS:
+            given = ", ".join(f"{name}={value:g}" for name, value in limits.items())
+            yield warning(
+                "ignored-limits",
+                f"worker {worker.name} has {given}, which its pool ({about['pool']}) ignores",
+                "use Step(timeout=): it holds on every pool",
+            )
+        if (about["lease"], about["stall_after"]) != (timing.lease, timing.stall):
+            yield warning(
+                "timing-differs",
+                f"worker {worker.name} has lease={about['lease']:g} and stall_after={about['stall_after']:g}, and this "
+                f"app {timing.lease:g} and {timing.stall:g}: how soon a saga is recovered depends on who did it last",
+                "give all processes of one database the same",
+            )
+
+
+def _event_queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    if sagas.events is None:
+        return
+    read = {queue for worker in workers if worker.about for queue in worker.about["event_queues"]}
+    missing = sorted({subscription.queue for subscription in sagas.events.subscriptions} - read)
+    if missing:
+        yield warning(
+            "event-queues",
+            f"no worker reads the queues of events {', '.join(missing)}; whether a process of `sagas events consume` "
+            "does cannot be seen from here",
+            "start a worker without -Q, or with these, or celery -A yourapp sagas events consume",
+        )

@@ -1,0 +1,140 @@
+"""Stored payloads written anew with the current key, while workers go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
+
+from sagas.errors import NotAllowed, StoreUnavailable
+from sagas.stores import audit, schema
+from sagas.stores.codecs import input_of, result_of
+from sagas.stores.engines import reading
+
+if TYPE_CHECKING:
+    from sagas.stores.sql import SqlStore
+
+__all__ = ["reencrypt"]
+
+_sagas, _steps = schema.sagas.c, schema.steps.c
+
+#: How often, and seconds apart, it comes back to sagas that workers were quicker to change.
+_ROUNDS, _PAUSE = 50, 0.2
+
+_INPUT = (
+    update(schema.sagas)
+    .where(_sagas.id == bindparam("_id"), _sagas.revision == bindparam("_revision"))
+    .values(input=bindparam("_input"), revision=bindparam("_revision") + 1)
+)
+_RESULT = (
+    update(schema.steps)
+    .where(_steps.saga_id == bindparam("_id"), _steps.name == bindparam("_name"))
+    .values(result=bindparam("_result"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stale:
+    """A saga with payloads that are not as they would be stored today, and those as they would."""
+
+    saga_id: str
+    revision: int
+    input: str
+    results: Mapping[str, str]
+
+
+def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int = 200) -> Iterator[tuple[int, int]]:
+    """Write every payload anew that is not encrypted with the current key; yield (sagas seen, sagas written) so far.
+
+    Safe beside workers: a saga is written by compare-and-set on its revision, and one that a worker holds is come back
+    to. Archives stay as they are: keep the keys for those.
+    Raises `NotAllowed` without a reason, `PayloadUnreadable` for what cannot be read, `StoreUnavailable` when there
+    are sagas that workers have held all the time: run it again.
+    """
+    if not reason.strip():
+        raise NotAllowed("say why; it is kept in sagas_audit")
+    entry, after, seen, written = None, "", 0, 0
+    while True:
+        began = time.monotonic()
+        ids = _page(store, after, batch)
+        if not ids:
+            return
+        waiting: Sequence[str] = ids
+        for _ in range(_ROUNDS):
+            stale = _stale(store, waiting)
+            if not stale:
+                break
+            with store.writing() as connection:
+                done = _write(connection, stale)
+                if done:
+                    entry = entry or audit.note(connection, _entry(store, reason=reason, by=by))
+                    audit.count_up(connection, entry, len(done))
+            written += len(done)
+            waiting = [each.saga_id for each in stale if each.saga_id not in done]
+            if not waiting:
+                break
+            time.sleep(_PAUSE)
+        else:
+            raise StoreUnavailable(f"saga {waiting[0]} is held by a worker all the time; run it again later")
+        after, seen = ids[-1], seen + len(ids)
+        yield seen, written
+        time.sleep(time.monotonic() - began)  # workers get at least half of the time
+
+
+def _entry(store: SqlStore, *, reason: str, by: str | None) -> audit.AuditEntry:
+    return audit.AuditEntry(at=store.now(), by=by, what="reencrypt", detail=repr(store.codec), reason=reason, count=0)
+
+
+def _page(store: SqlStore, after: str, limit: int) -> Sequence[str]:
+    with reading(store.engine) as connection:
+        query = select(_sagas.id).where(_sagas.id > after).order_by(_sagas.id).limit(limit)
+        return connection.execute(query).scalars().all()
+
+
+def _stale(store: SqlStore, ids: Sequence[str]) -> list[_Stale]:
+    """Return those of the sagas that are to be written, each as it is to be."""
+    # The sagas before their steps: the revision is then never younger than what is read.
+    with reading(store.engine) as connection:
+        columns = select(_sagas.id, _sagas.revision, _sagas.input).where(_sagas.id.in_(ids))
+        rows = connection.execute(columns).mappings().all()
+        query = select(_steps.saga_id, _steps.name, _steps.result)
+        with_result = query.where(_steps.saga_id.in_(ids), _steps.result.is_not(None))
+        results: dict[str, list[RowMapping]] = {}
+        for step in connection.execute(with_result).mappings():
+            results.setdefault(step["saga_id"], []).append(step)
+    found = []
+    for row in rows:
+        old = [step for step in results.get(row["id"], ()) if not store.codec.is_current(step["result"])]
+        if old or not store.codec.is_current(row["input"]):
+            found.append(
+                _Stale(
+                    row["id"],
+                    row["revision"],
+                    _again(store, row["input"], input_of(row["id"])),
+                    {step["name"]: _again(store, step["result"], result_of(row["id"], step["name"])) for step in old},
+                )
+            )
+    return found
+
+
+def _again(store: SqlStore, stored: str, about: str) -> str:
+    return store.codec.encode(store.codec.decode(stored, about), about)
+
+
+def _write(connection: Connection, stale: Sequence[_Stale]) -> set[str]:
+    """Write those that nobody holds or has changed, and return their ids."""
+    free = select(_sagas.id).where(_sagas.id.in_([each.saga_id for each in stale]))
+    ids = set(connection.execute(free.with_for_update(skip_locked=True)).scalars())
+    done = set()
+    results: list[dict[str, Any]] = []
+    for each in stale:
+        values = {"_id": each.saga_id, "_revision": each.revision, "_input": each.input}
+        if each.saga_id in ids and connection.execute(_INPUT, values).rowcount == 1:
+            done.add(each.saga_id)
+            results += [{"_id": each.saga_id, "_name": name, "_result": text} for name, text in each.results.items()]
+    if results:
+        connection.execute(_RESULT, results)
+    return done

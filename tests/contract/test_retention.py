@@ -1,0 +1,345 @@
+"""What is kept and for how long: purges, archives, encryption and its keys, on every database."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine, func, select
+
+from sagas import Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
+from sagas.errors import ConfigurationError, KeyReused, NotAllowed, PayloadUnreadable
+from sagas.stores import Codec, Filter, schema
+from sagas.stores.archive import Archive, load_archive
+from sagas.stores.audit import audit
+from sagas.stores.codecs import AS_STORED, PLAIN
+from sagas.stores.encryption import AesGcm
+from sagas.stores.reencryption import reencrypt
+from sagas.stores.retention import Expired, count_expired, purge
+
+DAY = timedelta(days=1)
+OLD, NEW = {"old": bytes(32)}, {"new": bytes(range(32))}
+WHICH = Expired(older_than=30 * DAY)
+
+
+@pytest.fixture
+def engine(migrated: Engine) -> Engine:
+    with migrated.begin() as connection:
+        for table in (schema.sagas, schema.audit):
+            connection.execute(table.delete())
+    return migrated
+
+
+@pytest.fixture
+def store(engine: Engine) -> SqlStore:
+    return SqlStore(engine)
+
+
+def add(store: SqlStore, number: int, *, days: float, status: SagaStatus = SagaStatus.COMPLETED, **more: Any) -> str:
+    """Store a saga with a step, its history and a resolved dead letter, that ended so many days ago."""
+    at = store.now() - days * DAY
+    stored = store.insert(
+        SagaRecord(
+            id=id_of(at, number), name=more.pop("name", "order"), version=1, key=f"key-{number}", shape="a",
+            correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, ready_at=at,
+        )
+    )  # fmt: skip
+    step = StepRecord(name="a", status=StepStatus.DONE, position=1, result=f'"receipt-{number}"')
+    entry = HistoryEntry(at=at, what="x", epoch=1, detail="ü💶")
+    letter = DeadLetter(saga_id=stored.id, step="a", direction=Direction.FORWARD, error="e", created_at=at)
+    after = replace(stored, status=status, **more).with_step(step)
+    saved = store.save(stored, after, [entry], [letter, replace(letter, resolved_at=at, resolution="skip", reason="r")])
+    assert saved is not None
+    return stored.id
+
+
+def id_of(at: datetime, number: int) -> str:
+    digits = f"{int(at.timestamp() * 1000):012x}7{number:03x}8{0:015x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def left(store: SqlStore) -> list[str]:
+    return [record.id for record in store.select(after="", limit=1000)]
+
+
+def rows(store: SqlStore) -> list[int]:
+    tables = (schema.sagas, schema.steps, schema.history, schema.dead_letters)
+    with store.engine.connect() as connection:
+        return [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
+
+
+def test_only_what_has_ended_long_ago_goes(store: SqlStore) -> None:
+    gone = [add(store, 1, days=31), add(store, 2, days=40, status=SagaStatus.COMPENSATED)]
+    kept = [
+        add(store, 3, days=29),
+        *(add(store, 10 + i, days=90, status=status) for i, status in enumerate(UNFINISHED)),
+        add(store, 4, days=90, updated_at=store.now()),  # began long ago and ended now
+    ]
+    waits = add(store, 5, days=90, status=SagaStatus.COMPENSATED)
+    record = store.load(waits)
+    letter = DeadLetter(saga_id=waits, step="a", direction=Direction.FORWARD, error="late", created_at=store.now())
+    assert store.save(record, replace(record, epoch=2), dead_letters=[letter])
+    assert count_expired(store, WHICH) == 2
+    assert sum(purge(store, WHICH, reason="policy", by="ann")) == 2
+    assert left(store) == sorted([*kept, waits])
+    assert rows(store) == [7, 7, 7, 8]
+    assert not set(gone) & set(left(store))
+    [entry] = audit(store)
+    assert (entry.what, entry.by, entry.reason, entry.count) == ("purge", "ann", "policy", 2)
+    assert list(purge(store, WHICH, reason="policy")) == []
+    assert len(audit(store)) == 1
+
+
+class Named(TypedDict):
+    name: str
+
+
+UNFINISHED = [status for status in SagaStatus if status not in WHICH.statuses]
+
+
+def test_which_can_be_chosen(store: SqlStore) -> None:
+    add(store, 1, days=60)
+    undone = add(store, 2, days=61, status=SagaStatus.COMPENSATED)
+    other = add(store, 3, days=62, name="refund")
+    assert sum(purge(store, replace(WHICH, name="order", statuses=frozenset({SagaStatus.COMPLETED})), reason="x")) == 1
+    assert left(store) == sorted([undone, other])
+    for status in UNFINISHED:
+        with pytest.raises(NotAllowed, match=f"not {status}"):
+            replace(WHICH, statuses=frozenset({status, SagaStatus.COMPLETED}))
+    with pytest.raises(NotAllowed, match="more than nothing"):
+        Expired(older_than=timedelta())
+    with pytest.raises(NotAllowed, match="say why"):
+        next(purge(store, WHICH, reason=" "))
+
+
+def test_batches(store: SqlStore) -> None:
+    for number in range(25):
+        add(store, number, days=60 + number)
+    assert list(purge(store, WHICH, reason="x", batch=10)) == [10, 10, 5]
+    assert rows(store) == [0, 0, 0, 0]
+    assert [entry.count for entry in audit(store)] == [25]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_what_is_archived_reads_back(store: SqlStore, tmp_path: Path, name: str) -> None:
+    expected = []
+    for number in range(5):
+        saga = add(store, number, days=60 + number)
+        expected.append(
+            (store.load(saga), tuple(store.history(saga)), tuple(store.dead_letters(saga, unresolved=False)))
+        )
+    with Archive(tmp_path / name) as archive:
+        assert sum(purge(store, WHICH, reason="x", archive=archive, batch=2)) == 5
+    found = [(each.record, each.history, each.dead_letters) for each in load_archive(tmp_path / name)]
+    assert found == expected[::-1]
+    with pytest.raises(ConfigurationError, match="is there already"):
+        Archive(tmp_path / name)
+
+
+def test_an_archive_that_was_cut_off(store: SqlStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(4):
+        add(store, number, days=60)
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        with Archive(tmp_path / name) as archive:
+            for _ in range(2):
+                archive.write(list(_archived(store)))
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:-30])
+        caplog.clear()
+        assert 4 <= len(list(load_archive(tmp_path / name))) < 8
+        assert "was cut off" in caplog.text
+    (tmp_path / "other.jsonl").write_text('{"some": "json"}\n')
+    with pytest.raises(ConfigurationError, match="line 1, is not a saga"):
+        next(load_archive(tmp_path / "other.jsonl"))
+
+
+def _archived(store: SqlStore) -> Iterator[Any]:
+    from sagas.stores.retention import _read  # noqa: PLC0415
+
+    with store.engine.connect() as connection:
+        yield from _read(connection, left(store))
+
+
+def test_what_a_worker_holds_is_left_to_the_next_run(store: SqlStore) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("has one writer")
+    held, free = add(store, 1, days=60), add(store, 2, days=50)
+    with store.engine.begin() as connection:
+        connection.execute(select(schema.sagas.c.id).where(schema.sagas.c.id == held).with_for_update())
+        assert list(purge(store, WHICH, reason="x")) == [1]
+    assert left(store) == [held]
+    assert free not in left(store)
+    assert list(purge(store, WHICH, reason="x")) == [1]
+
+
+def test_a_run_that_is_killed_loses_nothing(migrated: Engine, store: SqlStore, tmp_path: Path) -> None:
+    """Whatever is not in the tables is in an archive, wherever the run was cut off."""
+    ids = {add(store, number, days=60 + number / 100) for number in range(300)}
+    script = (
+        "import sys, time\nfrom datetime import timedelta\nfrom sagas import SqlStore\n"
+        "from sagas.stores.archive import Archive\nfrom sagas.stores.retention import Expired, purge\n"
+        "archive = Archive(sys.argv[2])\n"
+        "for n in purge(SqlStore(sys.argv[1]), Expired(older_than=timedelta(days=30)), reason='x', archive=archive,"
+        " batch=3): print(n, flush=True)\n"
+    )
+    url = migrated.url.render_as_string(hide_password=False)
+    found: set[str] = set()
+    for run in range(3):
+        file = tmp_path / f"{run}.jsonl.gz"
+        process = subprocess.Popen([sys.executable, "-c", script, url, str(file)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(2 + run):
+            process.stdout.readline()
+        time.sleep(run * 0.0007)  # anywhere in the next batch
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        found |= {each.record.id for each in load_archive(file)}
+        assert found | set(left(store)) == ids
+    assert len(left(store)) < 300 - 3 * 3
+    assert sum(entry.count for entry in audit(store)) == 300 - len(left(store))
+
+
+# -- encryption -----------------------------------------------------------------------------------------------------
+
+
+def stored(store: SqlStore) -> list[str]:
+    with store.engine.connect() as connection:
+        inputs = connection.execute(select(schema.sagas.c.input)).scalars().all()
+        return [*inputs, *connection.execute(select(schema.steps.c.result)).scalars().all()]
+
+
+def with_codec(store: SqlStore, codec: Codec) -> SqlStore:
+    return SqlStore(store.engine, codec=codec)
+
+
+def test_payloads_are_stored_encrypted(store: SqlStore) -> None:
+    sealed = with_codec(store, AesGcm(NEW, current="new"))
+    saga = add(sealed, 1, days=1)
+    assert all(text.startswith("~aesgcm:new:") for text in stored(store))
+    assert not any("4111" in text or "receipt" in text for text in stored(store))
+    assert sealed.load(saga).input == '{"card":"4111-1"}'
+    assert sealed.select(with_steps=True)[0].step("a").result == '"receipt-1"'
+    assert sealed.resolve("key-1").id == sealed.resolve(saga).id == saga
+    assert [each.id for each in sealed.select(Filter(name="order", key="key-1"))] == [saga]
+    with pytest.raises(PayloadUnreadable, match=r":input is encrypted, and this store has no codec"):
+        store.load(saga)
+
+
+def test_a_moved_or_changed_value_is_refused(store: SqlStore) -> None:
+    sealed = with_codec(store, AesGcm(NEW, current="new"))
+    one, two = add(sealed, 1, days=1), add(sealed, 2, days=1)
+    table = schema.sagas
+    with store.engine.begin() as connection:
+        theirs = connection.execute(select(table.c.input).where(table.c.id == two)).scalar_one()
+        connection.execute(table.update().where(table.c.id == one).values(input=theirs))
+    with pytest.raises(PayloadUnreadable, match=f"{one}:input is not what was encrypted"):
+        sealed.load(one)
+    for text_, says in (
+        (theirs[:-8] + "AAAAAAA=", "is not what was encrypted"),
+        ("~aesgcm:new:%%", "is not what was encrypted"),
+        (theirs.replace(":new:", ":gone:"), "with the key 'gone', and there is only 'new'"),
+        ("~other:x", "with the key '~other'"),
+        ('{"card":"1"}', "is not encrypted, and this store reads nothing else"),
+    ):
+        with store.engine.begin() as connection:
+            connection.execute(table.update().where(table.c.id == one).values(input=text_))
+        with pytest.raises(PayloadUnreadable, match=says):
+            sealed.load(one)
+    assert sealed.load(two).input == '{"card":"4111-2"}'
+
+
+def test_a_key_is_rotated(store: SqlStore) -> None:
+    plain = add(store, 1, days=1)
+    old = add(with_codec(store, AesGcm(OLD, current="old")), 2, days=1)
+    both = with_codec(store, AesGcm(OLD | NEW, current="new", reads_plain=True))
+    new = add(both, 3, days=1)
+    before = {saga: both.load(saga) for saga in (plain, old, new)}
+    assert list(reencrypt(both, reason="rotation", by="ann", batch=2)) == [(2, 2), (3, 2)]
+    assert all(text.startswith("~aesgcm:new:") for text in stored(store))
+    only_new = with_codec(store, AesGcm(NEW, current="new"))
+    for saga, record in before.items():
+        assert only_new.load(saga) == replace(record, revision=record.revision + (saga != new))
+    assert list(reencrypt(both, reason="again")) == [(3, 0)]
+    assert [(entry.what, entry.count) for entry in audit(store)] == [("reencrypt", 2)]
+    with pytest.raises(NotAllowed, match="say why"):
+        next(reencrypt(both, reason=""))
+
+
+def test_rotation_beside_workers_loses_no_save(store: SqlStore) -> None:
+    """Savers go on by compare-and-set, as workers do; what they count must all be there at the end."""
+    old = with_codec(store, AesGcm(OLD, current="old"))
+    ids = [add(old, number, days=1) for number in range(10)]
+    both = with_codec(store, AesGcm(OLD | NEW, current="new"))
+    stop, counts = threading.Event(), dict.fromkeys(ids, 0)
+
+    def work(saga: str) -> None:
+        while not stop.is_set():
+            record = both.load(saga)
+            step = replace(record.step("a"), lost=record.step("a").lost + 1, result=f'"{record.step("a").lost + 1}"')
+            if both.save(record, record.with_step(step)):
+                counts[saga] += 1
+            time.sleep(0.02)  # as a step would take
+
+    threads = [threading.Thread(target=work, args=(saga,)) for saga in ids[:3]]
+    for thread in threads:
+        thread.start()
+    try:
+        assert list(reencrypt(both, reason="x", batch=4))[-1][0] == 10
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert list(reencrypt(both, reason="x"))[-1] == (10, 0)
+    for saga, count in counts.items():
+        step = with_codec(store, AesGcm(NEW, current="new")).load(saga).step("a")
+        assert (step.lost, step.result) == (count, f'"{count}"' if count else step.result)
+
+
+def test_an_archive_holds_what_was_stored(store: SqlStore, tmp_path: Path) -> None:
+    sealed = with_codec(store, AesGcm(NEW, current="new"))
+    saga = add(sealed, 1, days=60)
+    record = sealed.load(saga)
+    file = tmp_path / "a.jsonl"
+    with Archive(file) as archive:
+        assert sum(purge(store, WHICH, reason="x", archive=archive)) == 1  # needs no key
+    assert "4111" not in file.read_text()
+    assert json.loads(file.read_text())["record"]["input"].startswith("~aesgcm:new:")
+    assert next(load_archive(file, sealed.codec)).record == record
+    assert next(load_archive(file, AS_STORED)).record.id == saga
+    with pytest.raises(PayloadUnreadable):
+        next(load_archive(file, PLAIN))
+
+
+def test_a_key_with_another_input_is_refused_also_where_inputs_are_encrypted(store: SqlStore) -> None:
+    app = Celery("keep", broker="memory://", set_as_current=False)
+    saga = Saga("greet", Step("hello", lambda: "hi", compensation=None), input=Named)
+    sagas = Sagas(app, with_codec(store, AesGcm(NEW, current="new")), [saga])
+    first = saga.start({"name": "ann"}, key="k")
+    assert saga.start({"name": "ann"}, key="k").id == first.id
+    with pytest.raises(KeyReused):
+        saga.start({"name": "bob"}, key="k")
+    assert sagas.find("greet", "k").id == first.id
+    app.close()
+
+
+def test_keys_that_cannot_be() -> None:
+    for keys, current, says in (
+        (NEW, "old", "current='old' is none of the keys: 'new'"),
+        ({"a:b": bytes(32)}, "a:b", "key id 'a:b'"),
+        ({"a": bytes(31)}, "a", "key 'a' must be 16, 24 or 32"),
+    ):
+        with pytest.raises(ConfigurationError, match=says):
+            AesGcm(keys, current=current)
+    assert "\\x" not in repr(AesGcm(NEW, current="new"))
