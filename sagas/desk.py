@@ -99,9 +99,9 @@ class Desk:
         sagas = self.sagas
         match action:
             case Action.CANCEL:
-                return sagas.cancel(saga_id, reason, by=by)
+                return sagas.cancel(self._not_yet_back(saga_id), reason, by=by)
             case Action.COMPENSATE:
-                return sagas.compensate(saga_id, reason=reason, by=by)
+                return sagas.compensate(self._not_yet_back(saga_id), reason=reason, by=by)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, by=by)
         record = self.store.load(saga_id)
@@ -120,6 +120,13 @@ class Desk:
                     typed = self._typed(record, name, result)
                     record = sagas.mark_done(saga_id, name, reason=reason, by=by, result=typed)
         return record
+
+    def _not_yet_back(self, saga_id: str) -> str:
+        record = self.store.load(saga_id)
+        if record.direction is Direction.BACKWARD:
+            hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
+            raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
+        return saga_id
 
     def _typed(self, record: SagaRecord, step: str, result: Any) -> Any:
         if result is None:

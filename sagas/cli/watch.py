@@ -39,7 +39,7 @@ _SHARE = 5
         celery -A yourapp sagas watch --saga place_order --attention
     """,
 )
-@click.argument("saga", metavar="[ID]", required=False)
+@click.argument("wanted", metavar="[ID]", required=False)
 @filters
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="Between two looks.")
 @click.option("--timeout", type=DURATION, help="After which to stop watching. Left out, never.")
@@ -49,7 +49,7 @@ _SHARE = 5
 def watch(
     obj: Any,
     /,
-    saga: str | None,
+    wanted: str | None,
     where: Where,
     interval: timedelta,
     timeout: timedelta | None,
@@ -63,17 +63,17 @@ def watch(
 
     To a pipe, a line is printed for each change, with tabs between its fields.
     """
-    if saga is not None and where:
+    if wanted is not None and where:
         raise click.UsageError("give an ID or options that choose, not both")
     desk = Desk(obj.app.sagas)
     give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
     looks = _looks(interval.total_seconds(), give_up)
     tty = None if as_json else terminal()
     try:
-        if saga is None:
+        if wanted is None:
             _watch_list(desk, where, limit, tty, as_json, looks)
             return
-        code = _watch_one(desk, desk.store.resolve(saga), tty, as_json, looks)
+        code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     raise click.exceptions.Exit(code)
@@ -156,19 +156,19 @@ class _Lines:
         _warn(error)
 
 
-_FIELDS = ("at", "step", "status", "attempt", "error")
+_FIELDS = ("at", "step", "status", "failures", "lost", "error")
 
 
 def _changes(before: SagaRecord | None, record: SagaRecord) -> Iterator[dict[str, Any]]:
-    def change(step: str | None, status: str, attempt: int | None, error: str | None) -> dict[str, Any]:
-        return dict(zip(_FIELDS, (record.updated_at, step, status, attempt, error), strict=True))
+    def change(*values: Any) -> dict[str, Any]:
+        return dict(zip(_FIELDS, (record.updated_at, *values), strict=True))
 
     for step in sorted(record.steps.values(), key=lambda step: step.position):
         old = None if before is None else before.steps.get(step.name)
         if old is None or (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
-            yield change(step.name, step.status.value, step.attempt, step.error)
+            yield change(step.name, step.status.value, step.failures, step.lost, step.error)
     if before is None or (before.status, before.error) != (record.status, record.error):
-        yield change(None, record.status.value, None, record.error)
+        yield change(None, record.status.value, None, None, record.error)
 
 
 class _Page:
