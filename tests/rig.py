@@ -66,6 +66,9 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             wait_for((Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists, 30, pause=0.02)
         case "second":
             time.sleep(1)
+        case "away":
+            if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
+                raise RuntimeError("the bank is away")
     _write("undo" if what.endswith(".undo") else "do", what, step, known)
     match kind:
         case "kill_after":

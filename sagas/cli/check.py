@@ -8,16 +8,10 @@ from typing import Any
 import click
 
 from sagas.check import check as check_flights
+from sagas.cli.command import Command
 from sagas.cli.tables import AS_JSON, show
-from sagas.errors import SagaError
 
-__all__ = ["Refusal", "check"]
-
-
-class Refusal(click.ClickException):
-    """It could not even be looked at; 1 is for what was looked at and is not ok."""
-
-    exit_code = 2
+__all__ = ["check"]
 
 
 class _Count(click.ParamType[int | str]):
@@ -29,7 +23,7 @@ class _Count(click.ParamType[int | str]):
         return "all" if value == "all" else int(value)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--values",
     type=_Count(),
@@ -46,10 +40,7 @@ def check(obj: Any, values: int | str, as_json: bool) -> None:
     deployed. The exit code is 1 when there are sagas that this code could not bring on, and 2 when that could not be
     found out.
     """
-    try:
-        flights = check_flights(obj.app.sagas, values=None if isinstance(values, str) else values)
-    except SagaError as error:
-        raise Refusal(str(error)) from error
+    flights = check_flights(obj.app.sagas, values=None if isinstance(values, str) else values)
     if as_json:
         show([{**asdict(flight), "ok": flight.ok} for flight in flights], as_json=True)
     else:

@@ -7,17 +7,16 @@ from typing import Any
 
 import click
 
-from sagas.cli.check import Refusal
+from sagas.cli.command import Command
 from sagas.cli.tables import AS_JSON, show
 from sagas.doctor import Level, examine
-from sagas.errors import SagaError
 
 __all__ = ["doctor"]
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds for answers.")
 @AS_JSON
 @click.pass_obj
@@ -27,10 +26,7 @@ def doctor(obj: Any, timeout: float, as_json: bool) -> None:
     It changes nothing. The exit code is 1 when there is a problem; warnings do not count. Run it with the settings that
     the workers have.
     """
-    try:
-        findings = examine(obj.app.sagas, timeout=timeout)
-    except SagaError as error:
-        raise Refusal(str(error)) from error
+    findings = examine(obj.app.sagas, timeout=timeout)
     if as_json:
         show([asdict(finding) for finding in findings], as_json=True)
     else:

@@ -1,10 +1,8 @@
-"""`celery -A yourapp sagas purge`, `db reencrypt` and `audit`: what is kept, for how long, and in what form."""
+"""`celery -A yourapp sagas purge`, `db reencrypt` and `db audit`: what is kept, for how long, and in what form."""
 
 from __future__ import annotations
 
-import getpass
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
@@ -13,9 +11,11 @@ from typing import Any
 import click
 
 from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.cli.command import Command
+from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
-from sagas.errors import SagaError
-from sagas.stores import SqlStore, retention
+from sagas.desk import Desk
+from sagas.stores import retention
 from sagas.stores.archive import Archive
 from sagas.stores.audit import audit as entries
 from sagas.stores.reencryption import reencrypt as reencrypt_all
@@ -23,43 +23,22 @@ from sagas.stores.retention import Expired
 
 __all__ = ["audit", "purge", "reencrypt"]
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
-
-class _Age(click.ParamType[timedelta]):
-    name = "AGE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        found = re.fullmatch(r"(\d+)([smhdw])", value)
-        if not found:
-            self.fail(f"{value!r} is no age: write 90d, 12h, 30m, 8w", param, ctx)
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
-
-
-def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--by", default=getpass.getuser, help="Who decides. Left out: you."),
-        click.option("--reason", help="Why; it is kept in sagas_audit."),
-    ):
-        command = option(command)
-    return command
-
-
-@click.command()
-@click.option("--older-than", type=_Age(), required=True, help="Since they ended: 90d, 12h, 8w.")
+@click.command(cls=Command)
+@click.option("--older-than", type=DURATION, required=True, help="Since they ended: 90d, 12h, 8w.")
 @click.option(
     "--status",
     "statuses",
-    type=click.Choice(sorted(TERMINAL)),
+    type=click.Choice(sorted(TERMINAL), case_sensitive=False),
     multiple=True,
     help="Only these; may be given twice. Left out: both.",
 )
-@click.option("--saga", help="Only those of this name.")
+@click.option("--saga", type=TEXT, metavar="NAME", help="Only those of this name.")
 @click.option("--archive", "file", type=click.Path(), help="Keep them in this new file first: .jsonl or .jsonl.gz.")
 @click.option("--batch", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Deleted at once.")
 @click.option("--dry-run", is_flag=True, help="Only say how many.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_decides
+@signed
 @click.pass_obj
 def purge(
     obj: Any,
@@ -70,7 +49,7 @@ def purge(
     batch: int,
     dry_run: bool,
     yes: bool,
-    reason: str | None,
+    reason: str,
     by: str,
 ) -> None:
     """Delete finished sagas, with their steps and history, oldest first.
@@ -80,65 +59,41 @@ def purge(
 
     Keep sagas for longer than any action may hang, and than a key may be used again: a deleted key starts a new saga.
     """
-    store = _store(obj)
-    try:
-        which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or TERMINAL, name=saga)
-        count = retention.count_expired(store, which)
-        click.echo(f"{count:,} {which}", err=True)
-        if dry_run or not count:
-            click.echo(f"{'would delete' if dry_run else 'deleted'} {count}")
-            return
-        reason = _reason(reason)
-        if not yes:
-            click.confirm(f"delete these {count:,}{'' if file else ', without an archive'}?", abort=True, err=True)
-        with nullcontext() if file is None else Archive(file) as archive:
-            total = 0
-            for deleted in retention.purge(store, which, reason=reason, by=by, archive=archive, batch=batch):
-                total += deleted
-                click.echo(f"{total:,} of {count:,}", err=True)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    store = Desk(obj.app.sagas).store
+    which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or TERMINAL, name=saga)
+    count = retention.count_expired(store, which)
+    click.echo(f"{count:,} {which}", err=True)
+    if dry_run or not count:
+        click.echo(f"{'would delete' if dry_run else 'deleted'} {count}")
+        return
+    if not yes:
+        click.confirm(f"delete these {count:,}{'' if file else ', without an archive'}?", abort=True, err=True)
+    total = 0
+    with nullcontext() if file is None else Archive(file) as archive:
+        for deleted in retention.purge(store, which, reason=reason, by=by, archive=archive, batch=batch):
+            total += deleted
+            click.echo(f"{total:,} of {count:,}", err=True)
     click.echo(f"deleted {total}")
 
 
-@click.command()
-@_decides
+@click.command(cls=Command)
+@signed
 @click.pass_obj
-def reencrypt(obj: Any, reason: str | None, by: str) -> None:
+def reencrypt(obj: Any, reason: str, by: str) -> None:
     """Encrypt anew what is stored plain, or with an old key. Workers may run; it may be interrupted and repeated.
 
     When it is through, old keys are needed for archives only.
     """
-    store, written = _store(obj), 0
-    try:
-        for seen, written in reencrypt_all(store, reason=_reason(reason), by=by):
-            click.echo(f"{seen:,} sagas seen, {written:,} written", err=True)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    store, written = Desk(obj.app.sagas).store, 0
+    for seen, written in reencrypt_all(store, reason=reason, by=by):
+        click.echo(f"{seen:,} sagas seen, {written:,} written", err=True)
     click.echo(f"{written} sagas are encrypted anew; all are now as {store.codec!r} keeps them")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @AS_JSON
 @click.pass_obj
 def audit(obj: Any, limit: int, as_json: bool) -> None:
     """List what was done to the sagas as a whole, newest first: purges, encryption."""
-    try:
-        rows = [asdict(entry) for entry in entries(_store(obj), limit)]
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
-    show(rows, as_json=as_json)
-
-
-def _reason(reason: str | None) -> str:
-    if not (reason or "").strip():
-        raise click.UsageError("say why: --reason; it is kept in sagas_audit")
-    return str(reason)
-
-
-def _store(obj: Any) -> SqlStore:
-    store = obj.app.sagas.store
-    if not isinstance(store, SqlStore):
-        raise click.ClickException(f"{store!r} is no SqlStore")
-    return store
+    show([asdict(entry) for entry in entries(Desk(obj.app.sagas).store, limit)], as_json=as_json)

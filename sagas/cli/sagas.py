@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 from celery.utils.imports import symbol_by_name
 
+from sagas.cli.actions import actions
+from sagas.cli.audit import audit
 from sagas.cli.check import check
+from sagas.cli.command import Command, Refusal
 from sagas.cli.doctor import doctor
 from sagas.cli.events import events
-from sagas.cli.retention import audit, purge, reencrypt
+from sagas.cli.listing import list_
+from sagas.cli.options import JSON_FILE, json_object
+from sagas.cli.retention import audit as audit_of_all
+from sagas.cli.retention import purge, reencrypt
+from sagas.cli.showing import history, show
+from sagas.cli.start import start
+from sagas.cli.watch import watch
 from sagas.definition import Saga
 from sagas.errors import SagaError
 from sagas.testing import rehearse as rehearse_saga
@@ -31,7 +39,10 @@ def sagas(context: click.Context) -> None:
         raise click.ClickException(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
 
 
-for command in (events, purge, audit, check, doctor):
+_COMMANDS: tuple[click.Command, ...] = (
+    list_, show, history, watch, *actions, audit, purge, start, check, doctor, events,
+)  # fmt: skip
+for command in _COMMANDS:
     sagas.add_command(command)
 
 
@@ -40,24 +51,22 @@ def db() -> None:
     """The tables that sagas are kept in."""
 
 
-@db.command(cls=CeleryCommand)
+@db.command(cls=Command)
 @click.pass_obj
 def upgrade(obj: Any) -> None:
     """Bring the tables to what this version needs."""
     store = obj.app.sagas.store
-    try:
-        store.upgrade()
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    store.upgrade()
     click.echo(f"{store!r} is up to date")
 
 
 db.add_command(reencrypt)
+db.add_command(audit_of_all)
 
 
-@sagas.command()
+@sagas.command(cls=Command)
 @click.argument("saga")
-@click.option("--input", "file", type=click.File(encoding="utf-8"), help="A JSON file with the input; - for stdin.")
+@click.option("--input", "file", type=JSON_FILE, help="A JSON file with the input; - for stdin.")
 @click.option(
     "--state",
     metavar="MODULE:FUNCTION",
@@ -75,7 +84,7 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None) -> None:
     """
     app = obj.app.sagas
     definition = _newest(app.orchestrator.sagas.values(), saga)
-    given = None if file is None else _json(file)
+    given = None if file is None else json_object(file)
     snapshot = None if state is None else _function(state)
     click.echo(f"Calling the real actions and compensations of {saga!r}; sagas are kept in {app.store!r}.", err=True)
     try:
@@ -88,7 +97,7 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None) -> None:
             max_payload=app.orchestrator.max_payload,
         )
     except SagaError as error:
-        raise _Refusal(f"{saga!r} could not be rehearsed: {error}") from error
+        raise Refusal(f"{saga!r} could not be rehearsed: {error}") from error
     click.echo(rehearsal.table())
     if snapshot is None:
         click.echo("Without --state nobody has looked at what the runs left behind.")
@@ -100,31 +109,15 @@ def _newest(definitions: Iterable[Saga], name: str) -> Saga:
     versions = [saga for saga in definitions if saga.name == name]
     if not versions:
         known = ", ".join(sorted({saga.name for saga in definitions})) or "none"
-        raise _Refusal(f"no saga {name!r} is registered; there is: {known}")
+        raise Refusal(f"no saga {name!r} is registered; there is: {known}")
     return max(versions, key=lambda saga: saga.version)
-
-
-def _json(file: Any) -> dict[str, Any]:
-    try:
-        given = json.load(file)
-    except ValueError as error:  # also for bytes that are no text
-        raise _Refusal(f"{file.name} is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise _Refusal(f"{file.name} holds no JSON object: the input is one, with the fields of the saga's input type")
-    return given
 
 
 def _function(path: str) -> Callable[[], object]:
     try:
         function: Callable[[], object] = symbol_by_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise _Refusal(f"--state {path} cannot be imported: {error}") from error
+        raise Refusal(f"--state {path} cannot be imported: {error}") from error
     if not callable(function):
-        raise _Refusal(f"--state {path} is not a function")
+        raise Refusal(f"--state {path} is not a function")
     return function
-
-
-class _Refusal(click.ClickException):
-    """It could not even be tried; 1 is for what was tried and is not ok."""
-
-    exit_code = 2

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from sagas.errors import SagaError
+from sagas.cli.command import Refusal, told
 from sagas.events import Events
 from sagas.events.schema_registry import Finding, Schema, SchemaRegistry, review
 from sagas.events.schema_registry import register as register_types
@@ -24,7 +23,7 @@ _format = click.option("--format", "format_", default="json", show_default=True,
 def schema(obj: Any) -> None:
     """Look after the schemas of events and commands."""
     if obj.app.sagas.events.registry is None:
-        raise _NotDone(
+        raise Refusal(
             "these events have no schema registry: Events(..., registry=SqlSchemaRegistry(store.engine)), from "
             "sagas.events.schema_registry.sql"
         )
@@ -39,7 +38,7 @@ def check(obj: Any, format_: str) -> None:
     The exit code is 1 when something is refused, or cannot be read by this code: for CI.
     """
     events = obj.app.sagas.events
-    with _errors():
+    with told():
         _report(review(events.types, _registry(events), owners=events.services, format=format_))
 
 
@@ -52,7 +51,7 @@ def register(obj: Any, format_: str) -> None:
     What is refused does not keep the rest from being registered; the exit code is then 1.
     """
     events = obj.app.sagas.events
-    with _errors():
+    with told():
         _report(register_types(events.types, _registry(events), owners=events.services, format=format_))
 
 
@@ -61,7 +60,7 @@ def register(obj: Any, format_: str) -> None:
 def list_(obj: Any) -> None:
     """List the subjects, each with its newest revision."""
     registry = _registry(obj.app.sagas.events)
-    with _errors():
+    with told():
         for subject in registry.subjects():
             latest = registry.latest(subject)
             if latest is not None:
@@ -74,7 +73,7 @@ def list_(obj: Any) -> None:
 @click.pass_obj
 def show(obj: Any, subject: str, revision: int | None) -> None:
     """Print the definition of SUBJECT as JSON."""
-    with _errors():
+    with told():
         revisions = _revisions(_registry(obj.app.sagas.events), subject)
         found = _pick(revisions, revision)
     click.echo(json.dumps(found.definition, indent=2, ensure_ascii=False))
@@ -89,7 +88,7 @@ def diff(obj: Any, subject: str, old: int | None, new: int | None) -> None:
     """Say what readers and writers of two revisions of SUBJECT do not understand of each other."""
     events: Events = obj.app.sagas.events
     registry = _registry(events)
-    with _errors():
+    with told():
         revisions = _revisions(registry, subject)
         before = _pick(revisions, old)
         how = registry.format(before.format)
@@ -116,7 +115,7 @@ def _revisions(registry: SchemaRegistry, subject: str) -> Sequence[Schema]:
     revisions = registry.revisions(subject)
     if not revisions:
         known = ", ".join(registry.subjects()) or "none"
-        raise _NotDone(f"there is no subject {subject!r}; there is: {known}")
+        raise Refusal(f"there is no subject {subject!r}; there is: {known}")
     return revisions
 
 
@@ -125,7 +124,7 @@ def _pick(revisions: Sequence[Schema], number: int | None) -> Schema:
         if each.revision == (revisions[-1].revision if number is None else number):
             return each
     there = ", ".join(str(each.revision) for each in revisions)
-    raise _NotDone(f"{revisions[0].subject} has no revision {number}; there is: {there}")
+    raise Refusal(f"{revisions[0].subject} has no revision {number}; there is: {there}")
 
 
 def _declared(events: Events, registry: SchemaRegistry, subject: str, format_: str) -> Any:
@@ -133,7 +132,7 @@ def _declared(events: Events, registry: SchemaRegistry, subject: str, format_: s
     for declared in events.types:
         if how.subject(declared) == subject:
             return how.derive(declared)
-    raise _NotDone(f"this code declares nothing for {subject!r}; say --to, with a revision")
+    raise Refusal(f"this code declares nothing for {subject!r}; say --to, with a revision")
 
 
 def _report(findings: Sequence[Finding]) -> None:
@@ -148,17 +147,3 @@ def _report(findings: Sequence[Finding]) -> None:
     if bad:
         click.echo(f"{bad} of {len(findings)} will not do", err=True)
         raise click.exceptions.Exit(1)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except SagaError as error:
-        raise _NotDone(str(error)) from error
-
-
-class _NotDone(click.ClickException):
-    """It could not be done at all; 1 is for schemas that will not do."""
-
-    exit_code = 2

@@ -3,52 +3,84 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
-__all__ = ["show"]
+__all__ = ["AS_JSON", "ago", "document", "line", "lines", "plain", "readable", "show", "terminal"]
 
 #: The option that every command which lists things has.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+#: Characters that would do something to a terminal, or cannot be printed at all.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
     """Print rows that have the same fields. Nothing is printed for none, other than as JSON."""
     if as_json:
-        click.echo(json.dumps([{name: _plain(value) for name, value in row.items()} for row in rows], indent=2))
-        return
-    if not rows:
-        return
-    cells = [["" if value is None else str(_plain(value)) for value in row.values()] for row in rows]
-    table = _rich_table() if sys.stdout.isatty() else None
-    if table is None:
-        for line in ([str(name) for name in rows[0]], *cells):
-            click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in line))
-        return
-    for name in rows[0]:
-        table.add_column(str(name))
-    for line in cells:
-        table.add_row(*line)
-    _print(table)
+        document(rows)
+    elif rows and (tty := terminal()) is not None:
+        tty.console().print(tty.table(rows))
+    elif rows:
+        lines(rows)
 
 
-def _plain(value: Any) -> Any:
+def document(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(plain(value), indent=2))
+
+
+def lines(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the names of the fields and then the rows, a line each, with tabs between the cells."""
+    if rows:
+        click.echo("\t".join(map(str, rows[0])))
+        for row in rows:
+            line(row)
+
+
+def line(row: Mapping[str, Any]) -> None:
+    """Print one row, with tabs between its cells."""
+    click.echo("\t".join(readable(cell).replace("\t", " ").replace("\n", " ") for cell in row.values()))
+
+
+def readable(value: Any) -> str:
+    """Return a cell as text that does nothing to a terminal."""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(readable, value))
+    text = json.dumps(plain(value), ensure_ascii=False) if isinstance(value, dict) else str(plain(value))
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with moments as ISO 8601 in it."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
     return value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
 
 
-def _rich_table() -> Any:
-    try:
-        from rich.table import Table  # noqa: PLC0415 - slow to import, and not required
-    except ImportError:
+def ago(duration: timedelta) -> str:
+    """Return a duration as people say it: 42s, 7m, 30h, 12d."""
+    seconds = max(0, int(duration.total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def terminal() -> Any:
+    """Return `sagas.cli.terminal` where somebody looks at a terminal and rich is installed; else None."""
+    if not sys.stdout.isatty() or find_spec("rich") is None:
         return None
-    return Table(box=None)
+    from sagas.cli import terminal  # noqa: PLC0415 - rich is slow to import, and not required
 
-
-def _print(table: Any) -> None:
-    from rich.console import Console  # noqa: PLC0415 - as above
-
-    Console().print(table)
+    return terminal

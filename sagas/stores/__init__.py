@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
 from sagas.stores.codecs import Codec
-from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
+from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
 from sagas.stores.sql import SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Filter", "InFlight", "SqlStore", "Tally"]
+__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Deed", "Filter", "InFlight", "SqlStore", "Tally"]
 
 
 class CheckpointStore(Protocol):

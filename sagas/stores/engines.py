@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sagas.errors import ConfigurationError, StoreUnavailable
 from sagas.stores import schema
 
-__all__ = ["READ_ONLY", "database_now", "forget_after_fork", "open_engine", "reading", "translated"]
+__all__ = ["READ_ONLY", "database_now", "forget_after_fork", "lacks_tables", "open_engine", "reading", "translated"]
 
 T = TypeVar("T")
 
@@ -137,6 +137,20 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
         raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error
     finally:
         _LIMIT.reset(unlimited)
+
+
+def lacks_tables(error: BaseException | None) -> bool:
+    """Tell whether a database that did answer said that a table or a column is not there."""
+    if isinstance(error, StoreUnavailable):  # what SQLite says of it is an OperationalError
+        error = error.__cause__
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return False
+    said = error.orig.args[0] if error.orig.args else None
+    return (
+        getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # PostgreSQL
+        or said in (1054, 1146)  # MySQL, MariaDB
+        or str(said).startswith(("no such table", "no such column"))  # SQLite
+    )
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sagas.checkpoints import SagaStatus
+from sagas.checkpoints import HistoryEntry, SagaStatus
 
-__all__ = ["EVERYTHING", "Filter", "InFlight", "Tally"]
+__all__ = ["EVERYTHING", "Deed", "Filter", "InFlight", "Tally"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +56,14 @@ class InFlight:
     count: int
     oldest: datetime  #: when the oldest of them was started
     example: str  #: the id of one of them: the oldest
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Something that an operator did to a saga."""
+
+    number: int  #: of the entry in the history; goes up with time
+    saga_id: str
+    name: str
+    key: str
+    entry: HistoryEntry

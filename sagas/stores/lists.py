@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, or_, select
@@ -11,9 +12,9 @@ from sagas.checkpoints import TERMINAL, SagaStatus, StepStatus
 from sagas.stores import schema
 from sagas.stores.filters import Filter
 
-__all__ = ["MANY_STALLS", "counted", "filtered", "in_flight", "listed", "steps_of", "tallied", "with_prefix"]
+__all__ = ["MANY_STALLS", "audited", "counted", "filtered", "in_flight", "listed", "steps_of", "tallied", "with_prefix"]
 
-_sagas, _steps, _letters = schema.sagas.c, schema.steps.c, schema.dead_letters.c
+_sagas, _steps, _letters, _history = schema.sagas.c, schema.steps.c, schema.dead_letters.c, schema.history.c
 
 _UNFINISHED = tuple(status for status in SagaStatus if status not in TERMINAL)
 _SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
@@ -66,9 +67,27 @@ def counted(where: Filter) -> Select[Any]:
     return select(func.count()).select_from(schema.sagas).where(*filtered(where))
 
 
-def tallied() -> Select[Any]:
-    """How many there are, by name and status."""
-    return select(_sagas.name, _sagas.status, func.count().label("count")).group_by(_sagas.name, _sagas.status)
+def tallied(where: Filter) -> Select[Any]:
+    """How many of those that fit there are, by name and status."""
+    by = _sagas.name, _sagas.status
+    return select(*by, func.count().label("count")).where(*filtered(where)).group_by(*by).order_by(*by)
+
+
+def audited(*, by: str | None, name: str | None, since: datetime | None, limit: int, before: int | None) -> Select[Any]:
+    """What operators did, newest first."""
+    each: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
+        (by, _history.by.__eq__),
+        (name, _sagas.name.__eq__),
+        (since, _history.at.__ge__),
+        (before, _history.id.__lt__),
+    )
+    return (
+        select(schema.history, _sagas.name, _sagas.key)
+        .join(schema.sagas, _sagas.id == _history.saga_id)
+        .where(_history.by.is_not(None), *(fits(value) for value, fits in each if value is not None))
+        .order_by(_history.id.desc())
+        .limit(limit)
+    )
 
 
 def in_flight() -> Select[Any]:

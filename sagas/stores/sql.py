@@ -44,7 +44,7 @@ from sagas.stores import lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
-from sagas.stores.filters import EVERYTHING, Filter, InFlight, Tally
+from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
 
 __all__ = ["SqlStore", "entry_of", "letter_of", "saga_of"]
 
@@ -294,9 +294,29 @@ class SqlStore:
         """Return how many sagas fit a filter."""
         return int(self._read(lambda connection: connection.execute(lists.counted(where)).scalar_one()))
 
-    def tally(self) -> Sequence[Tally]:
-        """Return how many sagas of each name have each status."""
-        return [Tally(row["name"], SagaStatus(row["status"]), row["count"]) for row in self._rows(lists.tallied())]
+    def tally(self, where: Filter = EVERYTHING) -> Sequence[Tally]:
+        """Return how many of the sagas that fit a filter have each name and status."""
+        rows = self._rows(lists.tallied(where))
+        return [Tally(row["name"], SagaStatus(row["status"]), row["count"]) for row in rows]
+
+    def audit(
+        self,
+        *,
+        by: str | None = None,
+        name: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        before: int | None = None,
+    ) -> Sequence[Deed]:
+        """Return what operators did, newest first: one of them, to sagas of one name, since a moment.
+
+        `before`: the number of a deed, for the next page.
+        """
+        rows = self._rows(lists.audited(by=by, name=name, since=since, limit=limit, before=before))
+        return [
+            Deed(row["id"], row["saga_id"], row["name"], row["key"], HistoryEntry(**_pick(row, _HISTORY_FIELDS)))
+            for row in rows
+        ]
 
     def in_flight(self) -> Sequence[InFlight]:
         """Return the unfinished sagas, by name, version, shape and status."""

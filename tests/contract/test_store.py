@@ -30,6 +30,7 @@ from sagas.checkpoints import DeadLetter, HistoryEntry
 from sagas.stores import Filter, InFlight, Tally, migrate, schema
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
+from sagas.stores.engines import lacks_tables
 
 HOUR = timedelta(hours=1)
 
@@ -308,10 +309,37 @@ def test_counts(store: SqlStore) -> None:
         Tally("a", SagaStatus.STUCK, 1),
         Tally("b", SagaStatus.COMPLETED, 1),
     ]
+    assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [Tally("a", SagaStatus.STUCK, 1)]
     assert sorted(store.in_flight(), key=lambda each: each.example) == [
         InFlight("a", 1, first.shape, first.status, 2, first.created_at, first.id),
         InFlight("a", 1, "x", SagaStatus.STUCK, 1, first.created_at, "id-0002"),
     ]
+
+
+def test_what_operators_did(store: SqlStore) -> None:
+    first, second = store.insert(record(0, name="a", key="k")), store.insert(record(1, name="b"))
+    at = first.created_at
+    retried = HistoryEntry(at=at - HOUR, what="operator: retry", epoch=1, step="s", detail="why", by="ann")
+    cancelled = HistoryEntry(at=at, what="turned back", epoch=1, detail="no", by="bob")
+    store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what="step failed", epoch=1), retried])
+    store.save(second, replace(second, epoch=2), [cancelled])
+    newest, oldest = store.audit()
+    assert (newest.saga_id, newest.name, newest.entry) == (second.id, "b", cancelled)
+    assert (oldest.saga_id, oldest.name, oldest.key, oldest.entry) == (first.id, "a", "k", retried)
+    assert store.audit(by="ann") == store.audit(name="a") == [oldest]
+    assert store.audit(since=at) == store.audit(limit=1) == [newest]
+    assert store.audit(before=newest.number) == [oldest]
+    assert store.audit(by="ann", name="b") == []
+
+
+def test_tables_that_are_not_there(store: SqlStore) -> None:
+    """That can be told from a database that does not answer."""
+    schema.metadata.drop_all(store.engine)
+    with pytest.raises(Exception, match="sagas_saga") as raised:
+        store.select()
+    assert lacks_tables(raised.value)
+    assert not lacks_tables(StoreUnavailable("the database did not answer"))
+    assert not lacks_tables(ValueError("no such table: x"))
 
 
 def test_what_an_operator_means(store: SqlStore) -> None:

@@ -30,7 +30,7 @@ def test_db_upgrade(tmp_path: Path) -> None:
 
 def test_a_database_that_is_away() -> None:
     done = run("config", "db", "upgrade", SAGAS_DATABASE_URL="postgresql+psycopg://x@127.0.0.1:1/x")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Error: the database did not answer" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -1,0 +1,289 @@
+"""`celery -A yourapp sagas retry`, `skip`, `done`, `compensate`, `cancel`, `resume`: what operators do to sagas."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from sagas.checkpoints import SagaStatus
+from sagas.cli.command import Command, Refusal
+from sagas.cli.listing import show_sagas
+from sagas.cli.options import Where, filters, signed
+from sagas.cli.rows import row
+from sagas.cli.tables import AS_JSON, document, line, terminal
+from sagas.desk import Action, Desk, Outcome
+from sagas.errors import SagaError
+from sagas.stores import Filter
+
+__all__ = ["actions"]
+
+#: Ids that are asked for at once.
+_PAGE = 100
+#: Sagas that are shown before somebody says yes.
+_SHOWN = 10
+_INTERRUPTED = 130
+#: What a bulk action is about unless --status says otherwise: the others would only refuse it.
+_STUCK = frozenset({SagaStatus.STUCK})
+_FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
+_STATUSES = {
+    Action.RETRY: _STUCK,
+    Action.SKIP: _STUCK,
+    Action.DONE: _STUCK,
+    Action.COMPENSATE: _FORWARD | _STUCK,
+    Action.CANCEL: _FORWARD,
+    Action.RESUME: _FORWARD | {SagaStatus.COMPENSATING},
+}
+_ABOUT = {
+    Action.RETRY: "Try the stuck step again, with all its attempts.",
+    Action.SKIP: "Leave the stuck step as it is, and go on with the rest.",
+    Action.DONE: "Take the stuck step as done by hand or, where the saga goes backward, as undone by hand.",
+    Action.COMPENSATE: "Turn sagas back, also those that are stuck at their pivot. What has begun is undone; a pivot "
+    "that is stuck counts as not done, so be sure that it had no effect.",
+    Action.CANCEL: "Turn sagas back. What has begun is undone.",
+    Action.RESUME: "Launch what is left now, without waiting for a retry or for recovery.",
+}
+_RULES = """
+Which: ID... (ids, starts of ids, or keys), or options that choose, and then you are asked before anything is done.
+Without --status, options choose {statuses} alone. One that cannot be done does not keep the others from it.{more}
+
+The exit code is 0 when all was done, 1 when some refused, 2 when it could not be tried.
+"""
+_WHICH_STEP = " With IDs, --step says which stuck step is meant, where there are several."
+_EXAMPLES = """
+    celery -A yourapp sagas {action} order-123{step} --reason "{why}"
+    celery -A yourapp sagas {action} --saga place_order --error "timed out" --reason "{why}" --dry-run
+    celery -A yourapp sagas {action} --saga place_order --older-than 1h --limit 500 --reason "{why}" --yes
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What is to be done, whatever it is done to."""
+
+    action: Action
+    reason: str
+    by: str
+    step: str | None = None
+    result: Any = None
+
+    @property
+    def on_step(self) -> bool:
+        return _STATUSES[self.action] == _STUCK
+
+
+def _command(action: Action) -> click.Command:
+    on_step = _STATUSES[action] == _STUCK
+
+    @click.command(
+        action.value,
+        cls=Command,
+        help=_ABOUT[action]
+        + "\n"
+        + _RULES.format(statuses=", ".join(sorted(_STATUSES[action])), more=_WHICH_STEP if on_step else ""),
+        epilog=_EXAMPLES.format(
+            action=action, step=" --step capture_payment" if on_step else "", why="the bank is back"
+        ),
+        short_help=_ABOUT[action].partition(". ")[0],
+    )
+    @click.argument("sagas", metavar="[ID]...", nargs=-1)
+    @signed
+    @filters
+    @click.option(
+        "--limit", type=click.IntRange(min=1, max=10_000), default=100, show_default=True, help="Of those chosen."
+    )
+    @click.option("--dry-run", is_flag=True, help="Only say which.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @AS_JSON
+    @click.pass_obj
+    def command(
+        obj: Any,
+        /,
+        sagas: Sequence[str],
+        where: Where,
+        reason: str,
+        by: str,
+        limit: int,
+        dry_run: bool,
+        yes: bool,
+        as_json: bool,
+        result: str | None = None,
+    ) -> None:
+        order = _Order(action=action, reason=reason, by=by, step=where.step if on_step else None, result=_json(result))
+        _check(order, sagas, where)
+        desk = Desk(obj.app.sagas)
+        if sagas:
+            # All of them are known before anything is done to one.
+            ids = list(dict.fromkeys(desk.store.resolve(saga).id for saga in sagas))
+            chosen = Filter()
+        else:
+            chosen = where.at(desk.store.now())
+            chosen = replace(chosen, statuses=chosen.statuses or _STATUSES[action])
+            ids = _found(desk, chosen, limit)
+        if dry_run:
+            _show_which(desk, ids, as_json=as_json, most=len(ids))
+            click.echo(f"would {action} {len(ids)}", err=True)
+            return
+        if not sagas and not yes:
+            _agree(desk, action, ids)
+        _carry_out(desk, order, ids, chosen, as_json=as_json, bulk=not sagas)
+
+    if action is Action.DONE:
+        about = "What the step would have returned, as JSON, if a later one needs it."
+        command = click.option("--result", metavar="JSON", help=about)(command)
+    return command
+
+
+def _json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(
+            f"--result {text!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
+        ) from error
+
+
+def _check(order: _Order, sagas: Sequence[str], where: Where) -> None:
+    if sagas and (replace(where, step=None) if order.on_step else where):
+        raise click.UsageError("give IDs or options that choose, not both")
+    if not sagas and not where:
+        raise click.UsageError("say which: IDs, or options that choose, such as --saga or --error; not simply all")
+
+
+def _found(desk: Desk, chosen: Filter, limit: int) -> list[str]:
+    """Return the ids of those that fit, oldest first."""
+    ids: list[str] = []
+    while len(ids) < limit:
+        wanted = min(_PAGE, limit - len(ids))
+        page = desk.store.select(chosen, after=ids[-1] if ids else "", limit=wanted)
+        ids += [record.id for record in page]
+        if len(page) < wanted:
+            break
+    if not ids:
+        raise Refusal("no saga fits: nothing was done")
+    if len(ids) == limit and (there := desk.store.count(chosen)) > limit:
+        click.echo(f"{there} fit; this is about the oldest {limit} of them (--limit)", err=True)
+    return ids
+
+
+def _show_which(desk: Desk, ids: Sequence[str], *, as_json: bool, most: int) -> None:
+    shown = list(ids[:most])
+    rows = []
+    for start in range(0, len(shown), _PAGE):
+        page = Filter(ids=tuple(shown[start : start + _PAGE]))
+        rows += [row(desk, each) for each in desk.store.select(page, after="", limit=_PAGE, with_steps=True)]
+    show_sagas(desk, rows, as_json=as_json)
+    if len(ids) > most:
+        click.echo(f"and {len(ids) - most} more", err=True)
+
+
+def _agree(desk: Desk, action: Action, ids: Sequence[str]) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"nobody can be asked whether to {action} {len(ids)} sagas: add --yes, or --dry-run")
+    _show_which(desk, ids, as_json=False, most=_SHOWN)
+    if not click.confirm(f"{action} {'this saga' if len(ids) == 1 else f'these {len(ids)} sagas'}?", err=True):
+        raise Refusal("nothing was done")
+
+
+def _outcomes(desk: Desk, order: _Order, ids: Sequence[str], chosen: Filter) -> Iterator[tuple[str, Outcome | None]]:
+    """Do it to each; None for one that no longer fits what was chosen: somebody else was quicker."""
+    for start in range(0, len(ids), _PAGE):
+        page = tuple(ids[start : start + _PAGE])
+        waiting = iter(page)
+        for outcome in desk.act_on_all(
+            order.action,
+            replace(chosen, ids=page),
+            by=order.by,
+            reason=order.reason,
+            limit=len(page),
+            step=order.step,
+            result=order.result,
+        ):
+            for saga_id in waiting:
+                if saga_id == outcome.record.id:
+                    break
+                yield saga_id, None
+            yield outcome.record.id, outcome
+        for saga_id in waiting:
+            yield saga_id, None
+
+
+def _carry_out(desk: Desk, order: _Order, ids: list[str], chosen: Filter, *, as_json: bool, bulk: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    tty = None if as_json else terminal()
+    progress = tty.bar(order.action.value, len(ids)) if tty is not None and bulk else None
+    say = _sayer(tty, progress, as_json=as_json, bulk=bulk)
+    ids.sort()  # as they are done: the oldest first
+    try:
+        with progress or nullcontext():
+            for saga_id, outcome in _outcomes(desk, order, ids, chosen):
+                rows.append(_row(saga_id, outcome, order.action))
+                say(rows[-1])
+    except SagaError as error:
+        raise Refusal(
+            f"{error}. {_sum(rows)}, {len(ids) - len(rows)} not tried: repeat the command for those"
+        ) from error
+    except KeyboardInterrupt:
+        click.echo(f"interrupted. {_sum(rows)}, {len(ids) - len(rows)} not tried", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
+    finally:
+        if as_json:
+            document(rows)
+    click.echo(_sum(rows), err=True)
+    if any(each["outcome"] == "refused" for each in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _row(saga_id: str, outcome: Outcome | None, action: Action) -> dict[str, Any]:
+    if outcome is None:
+        error = f"it no longer fits what was chosen, so that nothing was done to {action} it"
+        return {"id": saga_id, "saga": None, "key": None, "outcome": "refused", "status": None, "error": error}
+    record = outcome.record
+    return {
+        "id": saga_id,
+        "saga": record.name,
+        "key": record.key,
+        "outcome": "done" if outcome.error is None else "refused",
+        "status": record.status.value,
+        "error": outcome.error,
+    }
+
+
+def _sayer(tty: Any, progress: Any, *, as_json: bool, bulk: bool) -> Callable[[dict[str, Any]], None]:
+    """Return what tells one outcome: to a terminal, of many only those that could not be done."""
+    if as_json:
+        return lambda _: None
+    if tty is None:
+        named = False
+
+        def in_lines(each: dict[str, Any]) -> None:
+            nonlocal named
+            if not named:
+                click.echo("\t".join(each))
+                named = True
+            line(each)
+
+        return in_lines
+
+    say = tty.console().print if progress is None else progress.console.print
+
+    def to_a_person(each: dict[str, Any]) -> None:
+        if progress is not None:
+            progress.advance(progress.task_ids[0])
+        if not bulk or each["outcome"] == "refused":
+            say(tty.outcome(each))
+
+    return to_a_person
+
+
+def _sum(rows: Sequence[dict[str, Any]]) -> str:
+    refused = sum(each["outcome"] == "refused" for each in rows)
+    return f"{len(rows) - refused} done" + (f", {refused} refused" if refused else "")
+
+
+actions = tuple(_command(action) for action in Action)

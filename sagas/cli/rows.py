@@ -1,0 +1,109 @@
+"""How a saga is told: in a row of a list, and in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.cli.command import spelled
+from sagas.desk import Action, Choice, Desk
+from sagas.errors import DefinitionMissing
+from sagas.plan import plan
+
+__all__ = ["described", "row", "stands_at"]
+
+_AT_WORK = (StepStatus.RUNNING, StepStatus.UNDOING)
+
+
+def row(desk: Desk, record: SagaRecord) -> dict[str, Any]:
+    """Return what lists show of a saga, for programs. `record`: with its steps."""
+    return {
+        "id": record.id,
+        "saga": record.name,
+        "version": record.version,
+        "key": record.key,
+        "correlation_id": record.correlation_id,
+        "status": record.status.value,
+        "step": stands_at(desk, record),
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "error": record.error,
+    }
+
+
+def stands_at(desk: Desk, record: SagaRecord) -> list[str]:
+    """Return the steps that a saga stands at: those that are stuck or at work, or else those that come next."""
+    if record.status in TERMINAL:
+        return []
+    wanted = (StepStatus.STUCK,) if record.status is SagaStatus.STUCK else _AT_WORK
+    begun = [step.name for step in _in_order(record) if step.status in wanted]
+    if begun:
+        return begun
+    try:
+        left = plan(desk.sagas.orchestrator.definition(record), record)
+    except DefinitionMissing:
+        return [step.name for step in _in_order(record) if step.status is StepStatus.PENDING]
+    return list(left.stages[0]) if left else []
+
+
+def described(desk: Desk, record: SagaRecord) -> dict[str, Any]:
+    """Return everything of a saga that operators are shown: what `show --json` prints."""
+    steps = list(_in_order(record))
+    missing = None
+    try:
+        definition = desk.sagas.orchestrator.definition(record)
+    except DefinitionMissing as error:
+        missing = str(error)
+    else:
+        steps = [record.step(name) for name in definition.steps]
+    return {
+        **row(desk, record),
+        "direction": record.direction.value,
+        "deadline": record.deadline,
+        "definition_missing": missing,
+        "choices": [
+            {"action": choice.action.value, "step": choice.step, "command": _command(choice, record)}
+            for choice in desk.choices(record)
+        ],
+        "steps": [_step(desk, step) for step in steps],
+        "input": desk.shown(record.input),
+        "dead_letters": [
+            {
+                "step": letter.step,
+                "direction": letter.direction.value,
+                "created_at": letter.created_at,
+                "error": letter.error,
+            }
+            for letter in desk.store.dead_letters(record.id)
+        ],
+    }
+
+
+def _step(desk: Desk, step: StepRecord) -> Mapping[str, Any]:
+    return {
+        "step": step.name,
+        "status": step.status.value,
+        "failures": step.failures,
+        "lost": step.lost,
+        "started_at": step.started_at,
+        "finished_at": step.finished_at,
+        "due_at": step.due_at,
+        "owner": step.owner,
+        "lease_until": step.lease_until,
+        "result": desk.shown(step.result),
+        "error": step.error,
+    }
+
+
+def _command(choice: Choice, record: SagaRecord) -> str:
+    words = [choice.action.value, record.id]
+    if choice.step is not None:
+        words += ["--step", choice.step]
+    if choice.action is Action.DONE and record.direction is Direction.FORWARD:
+        words += ["--result", "JSON"]
+    return f"{spelled(*words)} --reason WHY"
+
+
+def _in_order(record: SagaRecord) -> list[StepRecord]:
+    return sorted(record.steps.values(), key=lambda step: step.position)

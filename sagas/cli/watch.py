@@ -1,0 +1,225 @@
+"""`celery -A yourapp sagas watch`: one saga until its end, or a list of them for as long as one likes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
+
+import click
+
+from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
+from sagas.cli.command import Command, spelled
+from sagas.cli.listing import counted
+from sagas.cli.options import DURATION, Where, filters
+from sagas.cli.rows import described, row
+from sagas.cli.tables import line, plain, terminal
+from sagas.desk import Desk
+from sagas.errors import StoreUnavailable
+from sagas.stores import Filter
+
+__all__ = ["watch"]
+
+_ENDS = {SagaStatus.COMPLETED: 0, SagaStatus.COMPENSATED: 1, SagaStatus.STUCK: 3}
+_TIME_IS_UP = 4
+_INTERRUPTED = 130
+#: The looks of a list may take so large a part of the database's time: to count a large table takes long.
+_SHARE = 5
+
+
+@click.command(
+    cls=Command,
+    short_help="Watch one saga until its end, or a list.",
+    epilog="""
+        celery -A yourapp sagas watch order-123 && echo done
+        celery -A yourapp sagas watch order-123 --timeout 10m --json | jq -r .status
+        celery -A yourapp sagas watch --saga place_order --attention
+    """,
+)
+@click.argument("wanted", metavar="[ID]", required=False)
+@filters
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Between two looks.")
+@click.option("--timeout", type=DURATION, help="After which to stop watching. Left out, never.")
+@click.option("--limit", type=click.IntRange(min=1, max=1000), default=20, show_default=True, help="Of a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each change, a line each.")
+@click.pass_obj
+def watch(
+    obj: Any,
+    /,
+    wanted: str | None,
+    where: Where,
+    interval: timedelta,
+    timeout: timedelta | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Watch one saga until its end, or without ID the list of those that fit the options.
+
+    Of one saga the exit code says how it ended: 0 COMPLETED, 1 COMPENSATED, 3 STUCK; 4 when the timeout was over
+    before, 2 when it could not be watched. A list is watched until it is interrupted (130) or the timeout is over (0).
+
+    To a pipe, a line is printed for each change, with tabs between its fields.
+    """
+    if wanted is not None and where:
+        raise click.UsageError("give an ID or options that choose, not both")
+    desk = Desk(obj.app.sagas)
+    give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
+    looks = _looks(interval.total_seconds(), give_up)
+    tty = None if as_json else terminal()
+    try:
+        if wanted is None:
+            _watch_list(desk, where, limit, tty, as_json, looks)
+            return
+        code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    raise click.exceptions.Exit(code)
+
+
+def _looks(interval: float, give_up: float | None) -> Iterator[None]:
+    """Come round for each look, until the time is up."""
+    while True:
+        began = time.monotonic()
+        yield
+        pause = max(interval, _SHARE * (time.monotonic() - began))
+        if give_up is not None:
+            pause = min(pause, give_up - time.monotonic())
+            if pause <= 0:
+                return
+        time.sleep(pause)
+
+
+@contextmanager
+def _patient(away: Callable[[StoreUnavailable], None]) -> Iterator[None]:
+    """Bear with a database that does not answer: it answered before, and may be back at the next look."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        away(error)
+
+
+def _warn(error: StoreUnavailable) -> None:
+    click.echo(f"{error}; still trying", err=True)
+
+
+# -- one saga -------------------------------------------------------------------------------------------------------
+
+
+class _View(Protocol):
+    def show(self, before: SagaRecord | None, record: SagaRecord) -> None: ...
+    def away(self, error: StoreUnavailable) -> None: ...
+
+
+def _watch_one(desk: Desk, record: SagaRecord, tty: Any, as_json: bool, looks: Iterator[None]) -> int:
+    if tty is None:
+        return _follow(desk, record, _Lines(desk, as_json=as_json), looks)
+    with tty.live("") as live:
+        code = _follow(desk, record, _Page(desk, tty, live), looks)
+    if code == _ENDS[SagaStatus.STUCK]:
+        click.echo(f"\nwhat may be done about it: {spelled('show', record.id)}")
+    return code
+
+
+def _follow(desk: Desk, record: SagaRecord, view: _View, looks: Iterator[None]) -> int:
+    before: SagaRecord | None = None
+    for _ in looks:
+        with _patient(view.away):
+            if before is not None:
+                record = desk.store.load(record.id)
+            view.show(before, record)
+            before = record
+            if record.status in AT_REST:
+                return _ENDS[record.status]
+    return _TIME_IS_UP
+
+
+class _Lines:
+    """A line for each change: of the saga, with `step` empty, and of each of its steps."""
+
+    def __init__(self, desk: Desk, *, as_json: bool) -> None:
+        self._desk = desk
+        self._as_json = as_json
+
+    def show(self, before: SagaRecord | None, record: SagaRecord) -> None:
+        if before is None and not self._as_json:
+            click.echo("\t".join(_FIELDS))
+        for change in _changes(before, record):
+            if self._as_json:
+                click.echo(json.dumps(plain(change)))
+            else:
+                line(change)
+
+    def away(self, error: StoreUnavailable) -> None:
+        _warn(error)
+
+
+_FIELDS = ("at", "step", "status", "failures", "lost", "error")
+
+
+def _changes(before: SagaRecord | None, record: SagaRecord) -> Iterator[dict[str, Any]]:
+    def change(*values: Any) -> dict[str, Any]:
+        return dict(zip(_FIELDS, (record.updated_at, *values), strict=True))
+
+    for step in sorted(record.steps.values(), key=lambda step: step.position):
+        old = None if before is None else before.steps.get(step.name)
+        if old is None or (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
+            yield change(step.name, step.status.value, step.failures, step.lost, step.error)
+    if before is None or (before.status, before.error) != (record.status, record.error):
+        yield change(None, record.status.value, None, None, record.error)
+
+
+class _Page:
+    """The saga on a terminal, drawn again at each look: ages go on while nothing happens."""
+
+    def __init__(self, desk: Desk, tty: Any, live: Any) -> None:
+        self._desk, self._tty, self._live = desk, tty, live
+
+    def show(self, before: SagaRecord | None, record: SagaRecord) -> None:  # noqa: ARG002 - it shows all of it
+        saga = described(self._desk, record)
+        self._live.update(self._tty.watched(saga, self._desk.store.now()), refresh=True)
+
+    def away(self, error: StoreUnavailable) -> None:
+        self._live.console.print(f"{error}; still trying", markup=False, style="red")
+
+
+# -- a list ---------------------------------------------------------------------------------------------------------
+
+
+def _watch_list(desk: Desk, where: Where, limit: int, tty: Any, as_json: bool, looks: Iterator[None]) -> None:
+    if tty is None:
+        _follow_list(desk, where, limit, as_json, looks)
+        return
+    with tty.live("") as live:
+        for _ in looks:
+            with _patient(lambda error: live.console.print(f"{error}; still trying", markup=False, style="red")):
+                now = desk.store.now()
+                chosen = where.at(now)
+                found = [row(desk, record) for record in desk.store.select(chosen, limit=limit, with_steps=True)]
+                live.update(tty.board(counted(desk, chosen), found, now), refresh=True)
+
+
+def _follow_list(desk: Desk, where: Where, limit: int, as_json: bool, looks: Iterator[None]) -> None:
+    """Print those that fit, then each again when it has changed, also when it no longer fits because of that."""
+    known: dict[str, int] = {}
+    named = as_json
+    for _ in looks:
+        with _patient(_warn):
+            chosen = where.at(desk.store.now())
+            found = list(desk.store.select(chosen, limit=limit, with_steps=True))
+            there = {record.id for record in found}
+            gone = tuple(saga_id for saga_id in known if saga_id not in there)
+            if gone:
+                found += desk.store.select(Filter(ids=gone), limit=len(gone), with_steps=True)
+            changed = [record for record in reversed(found) if known.get(record.id) != record.revision]
+            for each in [row(desk, record) for record in changed]:
+                if not named:
+                    click.echo("\t".join(each))
+                    named = True
+                if as_json:
+                    click.echo(json.dumps(plain(each)))
+                else:
+                    line(each)
+            known = {record.id: record.revision for record in found if record.id in there}
