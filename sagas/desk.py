@@ -12,8 +12,9 @@ from typing import Any
 from sagas import transitions
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepStatus
-from sagas.errors import ConfigurationError, DefinitionMissing, NotAllowed
+from sagas.errors import ConfigurationError, DefinitionMissing, InvalidInput, NotAllowed, SagaNotFound
 from sagas.stores import Filter, SqlStore
+from sagas.values import encode, load
 
 __all__ = ["Action", "Choice", "Desk", "Outcome"]
 
@@ -88,17 +89,19 @@ class Desk:
     ) -> SagaRecord:
         """Do something to one saga, and return what it is then.
 
-        `step`: the stuck step that is meant; left out, each one that is stuck. `result`: see `Sagas.mark_done`.
-        Raises `NotAllowed` when its state forbids it, or no reason is given.
+        `step`: the stuck step that is meant; left out, each one that is stuck.
+        `result`: of a step that is done, as JSON has it; it is read as the type that the action declares.
+        Raises `NotAllowed` when its state forbids it, or no reason is given; `InvalidInput` for a result that is not
+        of its type.
         """
         if not reason.strip():
             raise NotAllowed(f"saga {saga_id}, {action}: say why; it is kept with the saga")
         sagas = self.sagas
         match action:
             case Action.CANCEL:
-                return sagas.cancel(saga_id, reason, by=by)
+                return sagas.cancel(self._not_yet_back(saga_id), reason, by=by)
             case Action.COMPENSATE:
-                return sagas.compensate(saga_id, reason=reason, by=by)
+                return sagas.compensate(self._not_yet_back(saga_id), reason=reason, by=by)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, by=by)
         record = self.store.load(saga_id)
@@ -114,10 +117,40 @@ class Desk:
                 case Action.SKIP:
                     record = sagas.skip(saga_id, name, reason=reason, by=by)
                 case _:
-                    record = sagas.mark_done(saga_id, name, reason=reason, by=by, result=result)
+                    typed = self._typed(record, name, result)
+                    record = sagas.mark_done(saga_id, name, reason=reason, by=by, result=typed)
         return record
 
-    def act_on_all(self, action: Action, where: Filter, *, by: str, reason: str, limit: int) -> Iterator[Outcome]:
+    def _not_yet_back(self, saga_id: str) -> str:
+        record = self.store.load(saga_id)
+        if record.direction is Direction.BACKWARD:
+            hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
+            raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
+        return saga_id
+
+    def _typed(self, record: SagaRecord, step: str, result: Any) -> Any:
+        if result is None:
+            return None
+        where = f"saga {record.name!r} ({record.id}), result of step {step!r}"
+        if record.direction is Direction.BACKWARD:
+            raise NotAllowed(f"{where}: it goes backward, so that its step is undone by hand; that has no result")
+        bound = self.sagas.orchestrator.definition(record).steps.get(step)
+        try:
+            return result if bound is None else load(encode(result).decode(), bound.action.returns)
+        except (TypeError, ValueError) as error:  # msgspec's and pydantic's are ValueErrors
+            raise InvalidInput(f"{where}: {error}") from error
+
+    def act_on_all(
+        self,
+        action: Action,
+        where: Filter,
+        *,
+        by: str,
+        reason: str,
+        limit: int,
+        step: str | None = None,
+        result: Any = None,
+    ) -> Iterator[Outcome]:
         """Do something to the sagas that fit a filter, oldest first, at most `limit`; yield what became of each.
 
         One that cannot be done does not keep the others from it. A database that does not answer ends it.
@@ -127,9 +160,11 @@ class Desk:
             page = self.store.select(where, after=after, limit=min(_PAGE, left))
             for record in page:
                 try:
-                    yield Outcome(self.act(action, record.id, by=by, reason=reason))
-                except (NotAllowed, DefinitionMissing) as error:
+                    done = self.act(action, record.id, by=by, reason=reason, step=step, result=result)
+                except (NotAllowed, DefinitionMissing, InvalidInput, SagaNotFound) as error:
                     yield Outcome(record, str(error))
+                else:
+                    yield Outcome(done)
             if len(page) < min(_PAGE, left):
                 return
             after, left = page[-1].id, left - len(page)
