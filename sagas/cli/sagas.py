@@ -11,6 +11,8 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils.imports import symbol_by_name
 
 from sagas.cli.events import events
+from sagas.cli.flower import flower
+from sagas.cli.saga_graph import draw_saga
 from sagas.definition import Saga
 from sagas.errors import SagaError
 from sagas.testing import rehearse as rehearse_saga
@@ -28,7 +30,8 @@ def sagas(context: click.Context) -> None:
         raise click.ClickException(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
 
 
-sagas.add_command(events)
+for command in (events, flower, draw_saga):
+    sagas.add_command(command)
 
 
 @sagas.group()
