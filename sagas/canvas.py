@@ -37,7 +37,7 @@ from sagas.orchestrator import Claim, Next, Orchestrator
 from sagas.plan import Plan
 from sagas.transitions import Verdict
 
-__all__ = ["FAIL", "JOIN", "Canvas", "task_name"]
+__all__ = ["FAIL", "JOIN", "Canvas", "task_id", "task_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,19 @@ _CLOSED = Verdict.CLOSED.value
 def task_name(saga: Saga, step: str, direction: Direction) -> str:
     """Return the name of the Celery task that runs a step, or undoes it."""
     return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.undo"
+
+
+def task_id(saga_id: str, step: str, direction: Direction, epoch: int, helper: str | None = None) -> str:
+    """Return the id of the Celery task of a step, or with `helper` of the `JOIN` or `FAIL` that goes with it.
+
+    The same message has the same id however often it is sent, and another one in another epoch.
+
+    >>> task_id("0198", "pay", Direction.BACKWARD, 2)
+    '0198:pay:undo:2'
+    """
+    if helper is not None:
+        return f"{saga_id}:{helper}:{step}:{epoch}"
+    return f"{saga_id}:{step}:{epoch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{epoch}"
 
 
 class Canvas:
@@ -130,13 +143,9 @@ class Canvas:
         if step.queue is not None:  # the helpers follow their step: its queue is the one that surely has a worker
             options["queue"] = step.queue
         kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
-        if task in (JOIN, FAIL):
-            what = f"{task}:{step.name}"
-        else:
-            what = step.name if plan.direction is Direction.FORWARD else f"{step.name}:undo"
-        # The same message has the same id however often it is sent, and another one in another epoch.
-        task_id = f"{plan.saga_id}:{what}:{plan.epoch}"
-        return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=task_id, **options)
+        helper = task if task in (JOIN, FAIL) else None
+        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.epoch, helper)
+        return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=id_, **options)
 
     # -- receiving ----------------------------------------------------------------------------------------------
 

@@ -66,9 +66,8 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             wait_for((Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists, 30, pause=0.02)
         case "second":
             time.sleep(1)
-        case "away":
-            if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
-                raise RuntimeError("the bank is away")
+        case "away" if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
+            raise RuntimeError("the bank is away")
     _write("undo" if what.endswith(".undo") else "do", what, step, known)
     match kind:
         case "kill_after":
@@ -130,8 +129,9 @@ def sagas() -> list[Saga]:
     long = Saga("long", _step("one"), _step("two", timeout=20), input=Faults)
     short = Saga("short", _step("one"), _step("two", timeout=20), input=Faults, timeout=1.5)
     nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
+    later = Saga("later", _step("one", queue="nobody"), input=Faults)
     once = Saga("once", _step("one", max_deliveries=1), _step("two", timeout=20, max_deliveries=1), input=Faults)
-    return [line, full, waits, long, short, nobody, once]
+    return [line, full, waits, long, short, nobody, once, later]
 
 
 def make_app(

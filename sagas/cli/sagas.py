@@ -15,10 +15,12 @@ from sagas.cli.check import check
 from sagas.cli.command import Command, Refusal
 from sagas.cli.doctor import doctor
 from sagas.cli.events import events
+from sagas.cli.flower import flower
 from sagas.cli.listing import list_
 from sagas.cli.options import JSON_FILE, json_object
 from sagas.cli.retention import audit as audit_of_all
 from sagas.cli.retention import purge, reencrypt
+from sagas.cli.saga_graph import draw_saga
 from sagas.cli.showing import history, show
 from sagas.cli.start import start
 from sagas.cli.watch import watch
@@ -40,7 +42,8 @@ def sagas(context: click.Context) -> None:
 
 
 _COMMANDS: tuple[click.Command, ...] = (
-    list_, show, history, watch, *actions, audit, purge, start, check, doctor, events,
+    list_, show, history, watch, *actions, audit, purge, start, check, doctor, draw_saga,
+    flower, events,
 )  # fmt: skip
 for command in _COMMANDS:
     sagas.add_command(command)

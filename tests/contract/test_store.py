@@ -297,6 +297,18 @@ def test_what_needs_a_person(store: SqlStore) -> None:
     assert ids(store.select(Filter(attention=True))) == ["id-0002", "id-0001"]
 
 
+def test_what_has_ended(store: SqlStore) -> None:
+    at = store.insert(record(0)).updated_at
+    for number, (status, age) in enumerate(
+        [(SagaStatus.COMPLETED, 0), (SagaStatus.COMPENSATED, 0), (SagaStatus.COMPLETED, 2), (SagaStatus.STUCK, 0)], 1
+    ):
+        store.insert(record(number, status=status, updated_at=at - age * HOUR))
+    assert store.ended(at - HOUR) == 2
+    assert store.ended(at - HOUR * 3) == 3
+    assert store.ended(at - HOUR * 3, among=1) == 2  # the newest of each end
+    assert store.ended(at + HOUR) == 0
+
+
 def test_counts(store: SqlStore) -> None:
     assert store.tally() == []
     assert store.in_flight() == []

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sagas import SqlStore
+from sagas import SagaRecord, SqlStore
 from sagas.stores import migrate
 from tests.rig import ROOT
 
@@ -38,3 +38,30 @@ def test_a_database_that_is_away() -> None:
 def test_help_reads_well() -> None:
     done = run("config", "--help")
     assert "Look after sagas and their tables." in done.stdout
+
+
+def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    environment = {"SAGAS_DATABASE_URL": url, "BROKER_URL": "memory://"}
+    store = SqlStore(url)
+    store.upgrade()
+    done = run("config", "graph", "place_order", **environment)
+    assert done.stdout.startswith("flowchart TD\n"), done.stderr
+    assert '{{"capture_payment"}}' in done.stdout
+    at = store.now()
+    shape = "reserve_stock > gone!"
+    store.insert(
+        SagaRecord(
+            id="0198aaaa", name="place_order", version=7, key="order-1", shape=shape, correlation_id="c", input="{}",
+            created_at=at, updated_at=at, ready_at=at,
+        )
+    )  # fmt: skip
+    store.engine.dispose()
+    for word in ("0198aaaa", "0198", "order-1"):
+        done = run("config", "graph", word, "--format", "svg", **environment)
+        assert done.stdout.startswith("<svg "), done.stderr
+        assert ">gone (pivot)</text>" in done.stdout
+    done = run("config", "graph", "nope", **environment)
+    assert (done.returncode, "nor is it one of the definitions: book_stay, place_order" in done.stderr) == (1, True)
+    done = run("config", "graph", "place_order", "--version", "3", **environment)
+    assert (done.returncode, "no version 3 of a saga 'place_order'; there is: 1" in done.stderr) == (1, True)

@@ -1,0 +1,41 @@
+"""`celery -A yourapp sagas graph`: a definition, or one saga coloured by its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sagas.checkpoints import SagaRecord
+from sagas.definition import Saga
+from sagas.desk import Desk
+from sagas.drawing import FORMATS, render
+from sagas.errors import SagaError
+
+__all__ = ["draw_saga"]
+
+
+@click.command("graph")
+@click.argument("saga", metavar="SAGA|ID")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="mermaid", show_default=True)
+@click.option("--version", type=int, help="Of the definition. Left out, the newest.")
+@click.pass_obj
+def draw_saga(obj: Any, saga: str, format_: Any, version: int | None) -> None:
+    """Draw a definition by its name, or one saga by its id, the start of its id, or its key: coloured by state."""
+    click.echo(render(_meant(obj.app.sagas, saga, version), format_), nl=False)
+
+
+def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaRecord:
+    known = sagas.orchestrator.sagas
+    versions = [number for name, number in known if name == text]
+    if version is not None and version not in versions:
+        there = ", ".join(map(str, sorted(versions))) or "none"
+        raise click.ClickException(f"there is no version {version} of a saga {text!r}; there is: {there}")
+    if versions:
+        definition: Saga = known[text, max(versions) if version is None else version]
+        return definition
+    try:
+        return Desk(sagas).store.resolve(text)
+    except SagaError as error:
+        names = ", ".join(sorted({name for name, _ in known})) or "none"
+        raise click.ClickException(f"{error}; nor is it one of the definitions: {names}") from error

@@ -1,0 +1,65 @@
+"""How many sagas there are. Counted for all viewers together: it takes longer than a page may take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sagas.checkpoints import SagaStatus
+from sagas.stores import Filter, SqlStore, Tally
+
+__all__ = ["Counts", "Snapshot"]
+
+#: Seconds for which a snapshot is shown to everybody.
+_FRESH = 5.0
+
+#: Of the sagas that were started last, so many are looked at for the rate.
+_AMONG = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The counts of one moment."""
+
+    tallies: Sequence[Tally]
+    attention: int  #: how many need a person
+    ended_per_minute: int
+    at_least: bool  #: there may have ended more than were looked at
+
+    @property
+    def statuses(self) -> Mapping[SagaStatus, int]:
+        counter: Counter[SagaStatus] = Counter()
+        for tally in self.tallies:
+            counter[tally.status] += tally.count
+        return {status: counter[status] for status in SagaStatus}
+
+    @property
+    def names(self) -> Sequence[str]:
+        return sorted({tally.name for tally in self.tallies})
+
+
+class Counts:
+    """Asks the store at most every 5 s, however many pages are open."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._snapshot: Snapshot | None = None
+        self._at = 0.0
+
+    async def get(self) -> Snapshot:
+        """Return counts that are at most 5 s old. Raises `StoreUnavailable`."""
+        async with self._lock:
+            if self._snapshot is None or time.monotonic() - self._at > _FRESH:
+                self._snapshot = await asyncio.get_running_loop().run_in_executor(None, self._count)
+                self._at = time.monotonic()
+            return self._snapshot
+
+    def _count(self) -> Snapshot:
+        ended = self._store.ended(self._store.now() - timedelta(minutes=1), among=_AMONG)
+        attention = self._store.count(Filter(attention=True))
+        return Snapshot(self._store.tally(), attention, ended, at_least=ended >= _AMONG)

@@ -1,0 +1,50 @@
+"""The definitions in the running code, beside what is in flight in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sagas.definition import Saga
+from sagas.desk import Desk
+from sagas.drawing import render
+from sagas.stores import InFlight
+
+__all__ = ["Known", "Stranger", "look"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A definition of the running code."""
+
+    saga: Saga
+    drawing: str
+    flights: Sequence[InFlight]
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Sagas in flight that the running code cannot bring on."""
+
+    flight: InFlight
+    shape: str | None  #: of the definition that has their name and version; None where there is none
+
+
+def look(desk: Desk) -> tuple[list[Known], list[Stranger]]:
+    """Ask the database what is in flight."""
+    flights = desk.store.in_flight()
+    definitions = desk.sagas.orchestrator.sagas
+    known = [
+        Known(
+            saga,
+            render(saga, "svg", styled=False),
+            [flight for flight in flights if (flight.name, flight.version, flight.shape) == (*key, saga.shape)],
+        )
+        for key, saga in sorted(definitions.items())
+    ]
+    strangers = []
+    for flight in flights:
+        saga = definitions.get((flight.name, flight.version))
+        if saga is None or saga.shape != flight.shape:
+            strangers.append(Stranger(flight, None if saga is None else saga.shape))
+    return known, strangers

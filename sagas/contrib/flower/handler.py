@@ -1,0 +1,122 @@
+"""What all our pages share: Flower's login, our guard against other sites, and SQL off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from flower.views import BaseHandler
+from tornado.web import HTTPError, RequestHandler
+
+from sagas.contrib.flower.counts import Snapshot
+from sagas.desk import Desk
+from sagas.errors import SagaNotFound, StoreUnavailable
+
+__all__ = ["NOBODY", "STATIC", "Handler"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STATIC = Path(__file__).parent / "static"
+
+#: Changes with the files, so that browsers may keep them for ever.
+_VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(STATIC.iterdir()))).hexdigest()[:12]
+
+#: Who did something, where Flower asks nobody who they are.
+NOBODY = "flower (not logged in)"
+
+#: The column has so many characters.
+_LONGEST_NAME = 200
+
+
+class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
+    """Answers for sagas. Methods that need a login are marked with `tornado.web.authenticated`, as Flower's are."""
+
+    @property
+    def desk(self) -> Desk:
+        desk: Desk = self.application.desk
+        return desk
+
+    @property
+    def read_only(self) -> bool:
+        return bool(getattr(self.application.options, "read_only", False))  # Flower 2.0 has no such option
+
+    @property
+    def who(self) -> str:
+        """The name that the history keeps."""
+        user = self.current_user
+        if isinstance(user, str):
+            return user[:_LONGEST_NAME]
+        if self.application.options.basic_auth:  # it has been checked; Flower does not keep the name
+            credentials = b64decode(self.request.headers["Authorization"].split()[1]).decode()
+            return credentials.partition(":")[0][:_LONGEST_NAME]
+        return NOBODY
+
+    def set_default_headers(self) -> None:
+        # Flower's own let every site read the answers where nobody has to log in. These have inputs of sagas in them.
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header(
+            "Content-Security-Policy", "script-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        )
+
+    def check_xsrf_cookie(self) -> None:
+        """Do nothing here: Flower's is not there in every version and login. `guard` is ours."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.request.method not in ("GET", "HEAD", "OPTIONS"):
+            self.guard()
+
+    def guard(self) -> None:
+        """Refuse what changes something, and does not come from a form of ours."""
+        self.refuse_other_sites()
+        RequestHandler.check_xsrf_cookie(self)
+
+    def refuse_other_sites(self) -> None:
+        site, origin = self.request.headers.get("Sec-Fetch-Site"), self.request.headers.get("Origin")
+        if site not in (None, "same-origin", "none"):
+            raise HTTPError(403, "a page of another site asked for this")
+        if origin is not None and urlsplit(origin).netloc != self.request.host:
+            raise HTTPError(403, f"a page of {urlsplit(origin).netloc or 'another site'} asked for this")
+
+    async def ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Ask the database, in a thread. What is not there is 404; a database that is away is 503."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, question, *arguments)
+        except SagaNotFound as error:
+            raise HTTPError(404, str(error)) from error
+        except StoreUnavailable as error:
+            logger.warning("%s", error)
+            raise HTTPError(503, "the database did not answer; try again") from error
+
+    async def ask_counts(self) -> Snapshot:
+        try:
+            counts: Snapshot = await self.application.counts.get()
+        except StoreUnavailable as error:
+            raise HTTPError(503, "the database did not answer; try again") from error
+        return counts
+
+    def value(self, name: str, default: str = "") -> str:
+        """Return a parameter of the URL as it is. Flower's `get_argument` escapes, and templates would do so again."""
+        return self.get_query_argument(name, default).strip() or default
+
+    def show(self, template: str, *, tab: str, **values: Any) -> None:
+        """Render one of our templates."""
+        static = self.reverse_url
+        themed = Path(self.settings["static_path"], "js", "theme.js").is_file()  # from 2.1 on it has dark pages
+        self.render(
+            f"sagas/{template}",
+            tab=tab,
+            themed=themed,
+            read_only=self.read_only,
+            has_events=self.desk.sagas.events is not None,
+            asset=lambda name: f"{static('sagas-static', name)}?v={_VERSION}",
+            **values,
+        )

@@ -1,0 +1,134 @@
+"""The list: what the URL asks for, and the rows that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from urllib.parse import urlencode
+
+from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.desk import Desk
+from sagas.errors import AmbiguousSaga, SagaNotFound
+from sagas.stores import EVERYTHING, Filter
+from sagas.stores.lists import MANY_STALLS
+
+__all__ = ["AGES", "PAGE", "Asked", "Listing", "age", "find", "look"]
+
+#: Rows of a page.
+PAGE = 50
+
+#: For how long nothing has happened to a saga, as one may ask for it.
+AGES: Mapping[str, timedelta] = {
+    "1m": timedelta(minutes=1),
+    "10m": timedelta(minutes=10),
+    "1h": timedelta(hours=1),
+    "1d": timedelta(days=1),
+    "7d": timedelta(days=7),
+}
+
+_STANDS_AT = frozenset({StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the parameters of the URL ask for. Words that nobody knows are left out, as if they were not there."""
+
+    view: str = ""  #: "all", or what needs a person
+    status: str = ""
+    saga: str = ""
+    step: str = ""
+    error: str = ""
+    age: str = ""
+    correlation: str = ""
+    before: str = ""  #: an id: the page after it
+
+    @classmethod
+    def of(cls, value: Callable[[str], str]) -> Asked:
+        asked = cls(**{name: value(name) for name in cls.__slots__})
+        known = asked.status in SagaStatus.__members__
+        return cls(
+            **{
+                **{name: getattr(asked, name) for name in cls.__slots__},
+                "status": asked.status if known else "",
+                "age": asked.age if asked.age in AGES else "",
+                "view": asked.view if asked.view == "all" else "",
+            }
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is asked for: the list opens on what needs a person."""
+        return not any(getattr(self, name) for name in self.__slots__ if name != "before")
+
+    def where(self, now: datetime) -> Filter:
+        if self.plain:
+            return Filter(attention=True)
+        return Filter(
+            name=self.saga or None,
+            statuses=frozenset({SagaStatus(self.status)}) if self.status else frozenset(),
+            step=self.step or None,
+            error=self.error or None,
+            correlation_id=self.correlation or None,
+            updated_before=now - AGES[self.age] if self.age else None,
+        )
+
+    def url(self, **changes: str) -> str:
+        """Return the query of a URL that asks for this, with changes."""
+        values = {name: getattr(self, name) for name in self.__slots__} | {"before": ""} | changes
+        return urlencode({name: value for name, value in values.items() if value})
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of the list."""
+
+    asked: Asked
+    now: datetime
+    rows: Sequence[SagaRecord]  #: newest first, with their steps
+    more: bool  #: there is another page
+    recent: Sequence[SagaRecord] = field(default=())  #: shown where nothing needs a person
+
+    def stands_at(self, record: SagaRecord) -> str:
+        """Return the steps that have begun and are not settled."""
+        names = [step.name for step in record.steps.values() if step.position and step.status not in _STANDS_AT]
+        return ", ".join(names)
+
+    @staticmethod
+    def trouble(record: SagaRecord) -> str:
+        """Return its error; or, where it stands still, that."""
+        if record.error is None and record.stalls >= MANY_STALLS and record.wake_at is not None:
+            return f"stands still: launched {record.stalls} times, and no worker has begun a step"
+        return record.error or ""
+
+
+def look(desk: Desk, asked: Asked) -> Listing:
+    """Ask the database for a page."""
+    now = desk.store.now()
+    rows = desk.store.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
+    recent = desk.store.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
+    return Listing(asked, now, rows[:PAGE], len(rows) > PAGE, recent)
+
+
+def find(desk: Desk, text: str) -> tuple[str | None, str]:
+    """Return the id of the saga that a search means, or None and why there is not the one."""
+    try:
+        return desk.store.resolve(text).id, ""
+    except AmbiguousSaga as error:
+        return None, str(error)
+    except SagaNotFound as error:
+        return None, f"{error}, nor is it a correlation id"
+
+
+def age(then: datetime, now: datetime) -> str:
+    """Return how long ago something was, in one unit.
+
+    >>> from datetime import UTC
+    >>> age(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2, 40, tzinfo=UTC))
+    '2 h'
+    """
+    seconds = max((now - then).total_seconds(), 0.0)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"

@@ -1,0 +1,105 @@
+"""Everything that the page of one saga shows, asked in one go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sagas.canvas import FAIL, JOIN, task_id
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
+from sagas.desk import Action, Choice, Desk
+from sagas.drawing import stages_of
+from sagas.errors import DefinitionMissing
+from sagas.events.trace import Entry, trace
+
+__all__ = ["EXPLAINED", "OneSaga", "Told", "look", "pretty", "tasks_of"]
+
+#: Letters of an input or a result that a page shows.
+_LONGEST = 20_000
+
+#: Epochs, the last ones, whose Celery tasks are looked for.
+_EPOCHS = 20
+
+#: What each button does, for whoever is about to press it.
+EXPLAINED = {
+    Action.RETRY: "The step is tried again, with all its attempts.",
+    Action.SKIP: "The step is left as it is, and the saga goes on. Going forward, its result is then null.",
+    Action.DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
+    Action.COMPENSATE: "The pivot counts as not done: be sure of that. The saga turns back and undoes what has begun.",
+    Action.CANCEL: "The saga turns back and undoes what has begun, last first.",
+    Action.RESUME: "What is left is launched now, without waiting for a retry or for recovery.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A line of the story of its correlation id."""
+
+    depth: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class OneSaga:
+    """A saga, as its page shows it."""
+
+    record: SagaRecord
+    now: datetime
+    missing: str  #: why the running code has no definition for it, where it has none
+    choices: tuple[Choice, ...]
+    history: Sequence[HistoryEntry]
+    letters: Sequence[DeadLetter]
+    story: Sequence[Told]
+    input: str
+    results: dict[str, str]
+
+    @property
+    def steps(self) -> list[StepRecord]:
+        """The steps in the order of the definition, those that have not begun too."""
+        return [self.record.step(place.name) for stage in stages_of(self.record.shape) for place in stage]
+
+
+def look(desk: Desk, saga_id: str) -> OneSaga:
+    """Ask the database. Raises `SagaNotFound`."""
+    record, missing, story = desk.store.load(saga_id), "", list[Told]()
+    try:
+        desk.sagas.orchestrator.definition(record)
+    except DefinitionMissing as error:
+        missing = str(error)
+    if desk.sagas.events is not None:
+        story = list(_told(trace(desk.sagas.events.engine, record.correlation_id), 0))
+    return OneSaga(
+        record,
+        desk.store.now(),
+        missing,
+        desk.choices(record),
+        desk.store.history(saga_id),
+        desk.store.dead_letters(saga_id),
+        story,
+        pretty(desk.shown(record.input)),
+        {step.name: pretty(desk.shown(step.result)) for step in record.steps.values() if step.result is not None},
+    )
+
+
+def pretty(value: Any) -> str:
+    """Return JSON for people, cut where it is very long."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\n… and {len(text) - _LONGEST:,} letters more"
+
+
+def tasks_of(record: SagaRecord, step: str) -> Iterator[tuple[str, str]]:
+    """Yield the ids of the Celery tasks that there may have been for a step, oldest first, each with what it is."""
+    for epoch in range(max(1, record.epoch - _EPOCHS + 1), record.epoch + 1):
+        for direction, what in ((Direction.FORWARD, "action"), (Direction.BACKWARD, "undo")):
+            yield task_id(record.id, step, direction, epoch), f"{what}, epoch {epoch}"
+        for helper in (JOIN, FAIL):
+            yield task_id(record.id, step, record.direction, epoch, helper), f"{helper}, epoch {epoch}"
+
+
+def _told(entries: Sequence[Entry], depth: int) -> Iterator[Told]:
+    for entry in entries:
+        yield Told(depth, entry)
+        yield from _told(entry.children, depth + 1)

@@ -1,0 +1,183 @@
+"""The pages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flower.utils.tasks import get_task_by_id
+from tornado.web import HTTPError, authenticated
+
+from sagas.checkpoints import SagaStatus
+from sagas.contrib.flower import definitions, listing, one
+from sagas.contrib.flower.handler import Handler
+from sagas.contrib.flower.timeline import timeline
+from sagas.desk import Action, Choice
+from sagas.drawing import STYLE, look_of, render
+from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
+from sagas.events.choreography import graph, problems
+from sagas.events.drawing import render as render_choreography
+
+__all__ = ["Act", "Choreography", "ChoreographyImage", "DeadLetters", "Definitions", "OneSaga", "Sagas"]
+
+#: Open dead letters that are shown.
+_LETTERS = 200
+
+
+class Sagas(Handler):
+    """The list. It opens on what needs a person."""
+
+    @authenticated
+    async def get(self) -> None:
+        problem = ""
+        if text := self.value("q"):
+            saga_id, problem = await self.ask(listing.find, self.desk, text)
+            if saga_id is not None:
+                self.redirect(self.reverse_url("saga", saga_id))
+                return
+        asked = listing.Asked(correlation=text) if text else listing.Asked.of(self.value)
+        counts, found = await self.ask_counts(), await self.ask(listing.look, self.desk, asked)
+        self.show(
+            "list.html",
+            tab="list",
+            counts=counts,
+            found=found,
+            asked=asked,
+            text=text,
+            problem="" if found.rows else problem,
+            names=sorted({*counts.names, *(name for name, _ in self.desk.sagas.orchestrator.sagas)}),
+            statuses=list(SagaStatus),
+            ages=list(listing.AGES),
+            age=listing.age,
+        )
+
+
+class OneSaga(Handler):
+    """One saga: what may be done to it, its drawing, its times, all that is known of it."""
+
+    @authenticated
+    async def get(self, saga_id: str) -> None:
+        found = await self.ask(one.look, self.desk, saga_id)
+        record = found.record
+        tasks = {step.name: self._tasks(record, step.name) for step in found.steps}
+        self.show(
+            "saga.html",
+            tab="saga",
+            found=found,
+            record=record,
+            drawing=render(record, "svg", styled=False),
+            style=STYLE,
+            rows=timeline(record, found.history, found.now),
+            looks={step.name: look_of(step, record.direction) for step in found.steps},
+            tasks=tasks,
+            age=listing.age,
+            explained=one.EXPLAINED,
+        )
+
+    def _tasks(self, record: Any, step: str) -> list[tuple[str, str, str]]:
+        """Return the Celery tasks of a step that Flower has seen: id, what it is, and its state."""
+        seen = [
+            (task_id, what, get_task_by_id(self.application.events, task_id))
+            for task_id, what in one.tasks_of(record, step)
+        ]
+        return [(task_id, what, str(task.state)) for task_id, what, task in seen if task is not None]
+
+
+class Act(Handler):
+    """One button: asks why, and does it. A page of its own, so that it works without scripts."""
+
+    @authenticated
+    async def get(self, saga_id: str, action: str) -> None:
+        self._refuse_if_read_only()
+        await self._form(saga_id, self._choice(action))
+
+    @authenticated
+    async def post(self, saga_id: str, action: str) -> None:
+        self._refuse_if_read_only()
+        choice, reason = self._choice(action), self.get_body_argument("reason", "")
+        given = self.get_body_argument("result", "")
+        try:
+            result = json.loads(given) if given.strip() else None
+        except ValueError as error:
+            await self._form(saga_id, choice, problem=f"the result is not JSON: {error}", status=400)
+            return
+        try:
+            await self.ask(lambda: self._act(choice, saga_id, reason, result))
+        except (NotAllowed, InvalidInput, PayloadTooLarge, DefinitionMissing) as error:
+            await self._form(saga_id, choice, problem=str(error), status=409)
+            return
+        self.redirect(self.reverse_url("saga", saga_id))
+
+    def _act(self, choice: Choice, saga_id: str, reason: str, result: Any) -> None:
+        self.desk.act(choice.action, saga_id, by=self.who, reason=reason, step=choice.step, result=result)
+
+    def _choice(self, action: str) -> Choice:
+        return Choice(Action(action), self.value("step") or None)
+
+    def _refuse_if_read_only(self) -> None:
+        if self.read_only:
+            raise HTTPError(403, "this Flower is read-only")
+
+    async def _form(self, saga_id: str, choice: Choice, *, problem: str = "", status: int = 200) -> None:
+        found = await self.ask(one.look, self.desk, saga_id)
+        allowed = choice in found.choices
+        if not allowed and not problem:
+            problem, status = "this cannot be done to the saga as it is now; somebody may have been quicker", 409
+        self.set_status(status)
+        self.show(
+            "act.html",
+            tab="saga",
+            found=found,
+            record=found.record,
+            choice=choice,
+            allowed=allowed,
+            problem=problem,
+            reason=self.get_body_argument("reason", ""),
+            result=self.get_body_argument("result", ""),
+            explained=one.EXPLAINED,
+            who=self.who,
+        )
+
+
+class Definitions(Handler):
+    """Each saga and version of the running code, and what is in flight of it."""
+
+    @authenticated
+    async def get(self) -> None:
+        known, strangers = await self.ask(definitions.look, self.desk)
+        self.show("definitions.html", tab="definitions", known=known, strangers=strangers, style=STYLE)
+
+
+class DeadLetters(Handler):
+    """What waits for a person: steps of sagas, and messages of queues."""
+
+    @authenticated
+    async def get(self) -> None:
+        steps = await self.ask(self.desk.store.dead_letters)
+        events = self.desk.sagas.events
+        messages = [] if events is None else await self.ask(lambda: events.dead_letters(limit=_LETTERS))
+        self.show("dead_letters.html", tab="dead-letters", steps=steps, shown=steps[:_LETTERS], messages=messages)
+
+
+class Choreography(Handler):
+    """The events of an app that has some: who handles and emits what."""
+
+    @authenticated
+    async def get(self) -> None:
+        events = self.desk.sagas.events
+        if events is None:
+            raise HTTPError(404, "this app has no events: Sagas(app, store, [...], events=Events(...))")
+        found = problems(graph(events.services.values()))
+        self.show("choreography.html", tab="choreography", problems=found)
+
+
+class ChoreographyImage(Handler):
+    """Its drawing, as an image of its own: the styles in it are not for pages."""
+
+    @authenticated
+    async def get(self) -> None:
+        events = self.desk.sagas.events
+        if events is None:
+            raise HTTPError(404)
+        self.set_header("Content-Type", "image/svg+xml")
+        self.write(render_choreography(graph(events.services.values()), "svg"))

@@ -1,0 +1,37 @@
+"""Which URL is answered by what. All are below Flower's `--url-prefix`, if it has one.
+
+Metrics are not here: Flower's own /metrics serves what is in prometheus_client's registry, so whoever registers
+metrics of sagas there has them served.
+"""
+
+from __future__ import annotations
+
+from tornado.routing import URLSpec
+from tornado.web import StaticFileHandler
+
+from sagas.contrib.flower import api, pages
+from sagas.contrib.flower.handler import STATIC
+
+__all__ = ["routes"]
+
+_ID = r"([0-9A-Za-z-]{1,36})"
+_ACTION = r"(retry|skip|done|compensate|cancel|resume)"
+
+
+def routes(prefix: str | None) -> list[URLSpec]:
+    """Return the handlers of all pages, with Flower's prefix before each."""
+    before = f"/{prefix.strip('/')}" if prefix else ""
+    return [
+        URLSpec(rf"{before}/sagas", pages.Sagas, name="sagas"),
+        URLSpec(rf"{before}/sagas/definitions", pages.Definitions, name="sagas-definitions"),
+        URLSpec(rf"{before}/sagas/dead-letters", pages.DeadLetters, name="sagas-dead-letters"),
+        URLSpec(rf"{before}/sagas/choreography", pages.Choreography, name="sagas-choreography"),
+        URLSpec(rf"{before}/sagas/choreography\.svg", pages.ChoreographyImage, name="sagas-choreography-image"),
+        URLSpec(rf"{before}/sagas/saga/{_ID}", pages.OneSaga, name="saga"),
+        URLSpec(rf"{before}/sagas/saga/{_ID}/{_ACTION}", pages.Act, name="saga-act"),
+        URLSpec(rf"{before}/sagas/static/(.*)", StaticFileHandler, {"path": str(STATIC)}, name="sagas-static"),
+        URLSpec(rf"{before}/api/sagas", api.Sagas),
+        URLSpec(rf"{before}/api/sagas/counts", api.Counts),
+        URLSpec(rf"{before}/api/sagas/{_ID}", api.OneSaga),
+        URLSpec(rf"{before}/api/sagas/{_ID}/{_ACTION}", api.Act),
+    ]

@@ -1,0 +1,296 @@
+"""The tab for sagas in Flower, asked as programs and forms ask: who may do what, and the API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flower
+import pytest
+from sqlalchemy.orm import Session
+
+from sagas import SagaHandle, SagaStatus, SqlStore
+from tests.conftest import Rig
+from tests.flower import Client, FlowerProcess, environment, running_rig, stuck
+from tests.rig import ROOT
+from tests.servers import Postgres, Redis, wait_for
+
+#: Flower 2.0 knows no --read-only.
+OLD = flower.__version__.startswith("2.0.")
+
+
+@pytest.fixture(scope="module")
+def rig(redis_server: Redis, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running_rig(redis_server, postgres, tmp_path_factory.mktemp("flower"), "flower") as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def open_flower(rig: Rig) -> Iterator[FlowerProcess]:
+    with FlowerProcess(rig.folder, environment=environment(rig, FLOWER_UNAUTHENTICATED_API="true")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def closed_flower(rig: Rig) -> Iterator[FlowerProcess]:
+    with FlowerProcess(
+        rig.folder, "--basic-auth=ann:tea,bob:milk", "--url-prefix=ops/flower", environment=environment(rig)
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def only_read(rig: Rig) -> Iterator[FlowerProcess]:
+    """Flower as somebody runs it already, with a configuration file that shows sagas too."""
+    config = rig.folder / "flowerconfig.py"
+    config.write_text("from sagas.contrib.flower import enable\nenable()\n")
+    options = [f"--conf={config}"] + ([] if OLD else ["--read-only"])
+    with FlowerProcess(rig.folder, *options, words=("flower",), environment=environment(rig)) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def untouched(rig: Rig) -> SagaHandle:
+    """A stuck saga that nothing is ever done to."""
+    return stuck(rig)
+
+
+def done_by(rig: Rig, saga_id: str) -> list[tuple[str | None, str]]:
+    return [(entry.by, entry.what) for entry in rig.sagas.store.history(saga_id) if entry.by]
+
+
+# -- the API ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_api(rig: Rig, open_flower: FlowerProcess) -> None:
+    client, handle = Client(open_flower.url), stuck(rig)
+    listed = client.get("/api/sagas").json()
+    assert handle.id in [row["id"] for row in listed["sagas"]]
+    assert listed["sagas"][0]["stands_at"] == "pivot"
+    one = client.get(f"/api/sagas/{handle.id}").json()
+    assert (one["saga"], one["status"], one["input"]["faults"]) == ("full", "STUCK", {"pivot": "away"})
+    assert {"action": "retry", "step": "pivot"} in one["choices"]
+    assert [letter["step"] for letter in one["dead_letters"]] == ["pivot"]
+    assert [step["name"] for step in one["steps"]] == ["one", "left", "right", "free", "four", "pivot", "last"]
+    rig.go(handle)
+    answer = client.post_json(f"/api/sagas/{handle.id}/retry", {"reason": "the bank is back"})
+    assert (answer.status, answer.json()["status"]) == (200, "RUNNING")
+    rig.assert_done(handle)
+    assert done_by(rig, handle.id) == [("flower (not logged in)", "operator: retry")]
+    counts = wait_for(lambda: (c := client.get("/api/sagas/counts").json())["statuses"]["COMPLETED"] and c, 20)
+    assert counts["ended_per_minute"] >= 1
+
+
+def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess) -> None:
+    client = Client(open_flower.url)
+    ids = [rig.start("later", key=f"page-{number}").id for number in range(53)]
+    first = client.get("/api/sagas?saga=later&status=PENDING").json()
+    assert [row["id"] for row in first["sagas"]] == ids[:2:-1]
+    rest = client.get(f"/api/sagas?saga=later&status=PENDING&before={first['next']}").json()
+    assert ([row["id"] for row in rest["sagas"]], rest["next"]) == (ids[2::-1], None)
+    assert client.get("/api/sagas?saga=later&age=1h").json()["sagas"] == []
+    assert client.get("/api/sagas?saga=nope&view=all").json()["sagas"] == []
+    page = client.get("/sagas?saga=later&status=PENDING").text
+    assert f"before={ids[3]}" in page
+    assert client.get("/sagas?q=page-7").headers["Location"] == f"/sagas/saga/{ids[7]}"
+    assert client.get(f"/sagas?q={ids[7]}").headers["Location"] == f"/sagas/saga/{ids[7]}"
+    assert "there is no saga whose id begins with" in client.get("/sagas?q=%3Cb%3Enobody").text
+    assert "<b>nobody" not in client.get("/sagas?q=%3Cb%3Enobody").text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "text"),
+    [
+        ("skip", {"reason": " "}, {}, 409, "say why"),
+        ("skip", {"reason": "x", "step": "four"}, {}, 409, "its stuck step is 'pivot', not 'four'"),
+        ("done", {"reason": "x", "step": "pivot", "result": {"no": 1}}, {}, 409, "pivot"),
+        ("cancel", {"reason": "x"}, {}, 409, "its pivot 'pivot' is STUCK"),
+        ("skip", b"{", {}, 400, "not JSON"),
+        ("skip", ["x"], {}, 400, "send {"),
+        ("skip", {"reason": "x"}, {"Content_Type": "text/plain"}, 415, "Content-Type"),
+        ("skip", {"reason": "x"}, {"Origin": "http://evil.example"}, 403, "evil.example asked"),
+        ("skip", {"reason": "x"}, {"Origin": "null"}, 403, "another site"),
+        ("skip", {"reason": "x"}, {"Sec_Fetch_Site": "cross-site"}, 403, "another site"),
+        ("purge", {"reason": "x"}, {}, 404, ""),
+    ],
+)
+def test_what_the_api_refuses(
+    rig: Rig,
+    open_flower: FlowerProcess,
+    untouched: SagaHandle,
+    path: str,
+    body: Any,
+    headers: dict[str, str],
+    status: int,
+    text: str,
+) -> None:
+    client, handle = Client(open_flower.url), untouched
+    answer = client.post_json(f"/api/sagas/{handle.id}/{path}", body, **headers)
+    assert answer.status == status
+    if text:
+        assert text in answer.json()["error"]
+    assert handle.status is SagaStatus.STUCK
+    assert done_by(rig, handle.id) == []
+
+
+def test_no_other_site_may_read(open_flower: FlowerProcess) -> None:
+    for path in ("/api/sagas", "/sagas"):
+        headers = Client(open_flower.url).get(path, Origin="http://evil.example").headers
+        assert headers["Access-Control-Allow-Origin"] is None
+        assert "script-src 'self'" in headers["Content-Security-Policy"]
+
+
+def test_what_is_not_there(open_flower: FlowerProcess) -> None:
+    client = Client(open_flower.url)
+    for path in ("/sagas/saga/nope", "/sagas/saga/nope/retry", "/api/sagas/nope", "/sagas/choreography", "/sagas/x"):
+        assert client.get(path).status == 404, path
+    assert "there is no saga with the id" in client.get("/api/sagas/nope").json()["error"]
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_form_needs_its_token_and_its_site(rig: Rig, open_flower: FlowerProcess) -> None:
+    client, handle = Client(open_flower.url), stuck(rig)
+    path = f"/sagas/saga/{handle.id}/skip?step=pivot"
+    form = {"reason": "written off"}
+    assert client.post(path, form).status == 403
+    token = client.token(path)
+    assert Client(open_flower.url).post(path, {**form, "_xsrf": token}).status == 403  # without the cookie
+    assert client.post(path, {**form, "_xsrf": token}, Origin="http://evil.example").status == 403
+    assert client.post(path, {**form, "_xsrf": token}, Sec_Fetch_Site="same-site").status == 403
+    assert done_by(rig, handle.id) == []
+    assert client.post(path, {"_xsrf": token, "reason": ""}).status == 409
+    done = client.post(path, {**form, "_xsrf": token}, Origin=open_flower.url)
+    assert (done.status, done.headers["Location"]) == (302, f"/sagas/saga/{handle.id}")
+    again = client.post(path, {**form, "_xsrf": token})
+    assert (again.status, "none of its steps is stuck" in again.text) == (409, True)
+
+
+# -- logins, read-only, prefix ----------------------------------------------------------------------------------------
+
+
+def test_basic_auth_and_a_prefix(rig: Rig, closed_flower: FlowerProcess) -> None:
+    handle, base = stuck(rig), "/ops/flower"
+    stranger, wrong, ann = (Client(closed_flower.url, login=login) for login in (None, "ann:milk", "ann:tea"))
+    path = f"{base}/sagas/saga/{handle.id}"
+    for client in (stranger, wrong):
+        for each in (
+            f"{base}/sagas",
+            path,
+            f"{path}/skip?step=pivot",
+            f"{base}/api/sagas",
+            f"{base}/sagas/definitions",
+        ):
+            assert client.get(each).status == 401, each
+        assert client.post_json(f"{base}/api/sagas/{handle.id}/skip", {"reason": "x"}).status == 401
+        assert client.post(f"{path}/skip?step=pivot", {"reason": "x"}).status in (401, 403)
+    assert done_by(rig, handle.id) == []
+    assert ann.get("/sagas").status == 404
+    page = ann.get(path).text
+    assert f'href="{base}/sagas"' in page
+    assert f"{path}/retry?step=pivot" in page
+    static = page.partition(f'href="{base}/sagas/static/')[2].partition('"')[0]
+    assert ann.get(f"{base}/sagas/static/{static}").status == 200
+    token = ann.token(f"{path}/skip?step=pivot")
+    done = ann.post(f"{path}/skip?step=pivot", {"reason": "written off", "_xsrf": token})
+    assert done.headers["Location"] == path
+    assert done_by(rig, handle.id) == [("ann", "operator: skip")]
+    other = stuck(rig)
+    bob = Client(closed_flower.url, login="bob:milk")
+    assert bob.post_json(f"{base}/api/sagas/{other.id}/skip", {"reason": "x"}).status == 200
+    assert done_by(rig, other.id) == [("bob", "operator: skip")]
+
+
+def test_an_existing_flower(rig: Rig, only_read: FlowerProcess) -> None:
+    client = Client(only_read.url)
+    assert ">Sagas</a>" in client.get("/workers").text
+    answer = client.get("/api/sagas")
+    assert (answer.status, "FLOWER_UNAUTHENTICATED_API" in answer.text) == (401, True)
+
+
+@pytest.mark.skipif(OLD, reason="Flower 2.0 has no --read-only")
+def test_read_only(rig: Rig, only_read: FlowerProcess, untouched: SagaHandle) -> None:
+    client, handle = Client(only_read.url), untouched
+    path = f"/sagas/saga/{handle.id}"
+    page = client.get(path).text
+    assert "STUCK" in page
+    assert "/retry" not in page
+    assert client.get(f"{path}/skip?step=pivot").status == 403
+    token = "2|0a|" + "0" * 32
+    posted = client.post(f"{path}/skip?step=pivot", {"reason": "x", "_xsrf": token}, Cookie=f"_xsrf={token}")
+    assert posted.status == 403
+    assert done_by(rig, handle.id) == []
+
+
+# -- other apps -------------------------------------------------------------------------------------------------------
+
+
+def test_events(redis_server: Redis, tmp_path: Path) -> None:
+    """The pages of an app that has events: the shop's services."""
+    url = f"sqlite:///{tmp_path / 'events.db'}"
+    settings = {"SAGAS_DATABASE_URL": url, "BROKER_URL": redis_server.url}
+    program = (
+        "from config.choreography import events, store; from sqlalchemy.orm import Session;"
+        "from sagas.events.envelope import Envelope; from tasks import tables;"
+        "store.upgrade(); tables.create_all(store.engine);"
+        "import sagas.stores.schema as s, datetime as d;"
+        "c = store.engine.connect();"
+        "c.execute(s.event_dead_letters.insert().values(queue='inventory.reserve_stock', event_id='e-1',"
+        " type='orders.order.placed', version=1, key='o-1', correlation_id='c-1', headers='{}', body='{}',"
+        " error='<i>no stock</i>', attempts=5, created_at=d.datetime.now(d.UTC))); c.commit()"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={"PATH": "/usr/bin:/bin", **settings}, check=True)
+    with FlowerProcess(tmp_path, app="config.choreography", environment=settings) as process:
+        client = Client(process.url)
+        letters = client.get("/sagas/dead-letters").text
+        assert "inventory.reserve_stock" in letters
+        assert "&lt;i&gt;no stock&lt;/i&gt;" in letters
+        assert "/sagas/choreography.svg" in client.get("/sagas/choreography").text
+        image = client.get("/sagas/choreography.svg")
+        assert image.headers["Content-Type"] == "image/svg+xml"
+        assert "inventory: reserve_stock" in image.text
+        assert "Nothing needs you" in client.get("/sagas").text
+        assert "No saga is registered" in client.get("/sagas/definitions").text
+
+
+def test_a_database_that_is_away(redis_server: Redis, tmp_path: Path) -> None:
+    settings = {"SAGAS_DATABASE_URL": "postgresql+psycopg://x@127.0.0.1:1/x", "BROKER_URL": redis_server.url}
+    with FlowerProcess(tmp_path, app="config", environment={**settings, "FLOWER_UNAUTHENTICATED_API": "1"}) as process:
+        client = Client(process.url)
+        for path in ("/sagas", "/api/sagas", "/api/sagas/counts", "/sagas/saga/x", "/sagas/dead-letters"):
+            answer = client.get(path)
+            assert (answer.status, "the database did not answer" in answer.text) == (503, True), path
+        assert client.get("/workers").status == 200
+
+
+def test_an_app_without_sagas(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("from celery import Celery\napp = Celery('plain', broker='memory://')\n")
+    config = tmp_path / "flowerconfig.py"
+    config.write_text("from sagas.contrib.flower import enable\nenable()\n")
+    command = [sys.executable, "-m", "celery", "--workdir", str(tmp_path), "-A", "plain", "flower", f"--conf={config}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert "the Celery app 'plain' has no sagas to show" in done.stderr
+
+
+def test_every_saga_of_the_rig_is_drawn_and_versions_that_differ_are_told(rig: Rig, open_flower: FlowerProcess) -> None:
+    client, handle = Client(open_flower.url), rig.start("later")
+    page = client.get("/sagas/definitions").text
+    assert page.count('class="saga-drawing"') == page.count('class="sg-card"') == len(rig.sagas.orchestrator.sagas)
+    assert "its steps are others" not in page
+    store = rig.sagas.store
+    assert isinstance(store, SqlStore)
+    with Session(store.engine) as session, session.begin():
+        session.connection().exec_driver_sql(
+            "update sagas_saga set shape = 'one > gone', wake_at = null where id = %s", (handle.id,)
+        )
+    assert "its steps are others" in client.get("/sagas/definitions").text
+    page = client.get(f"/sagas/saga/{handle.id}").text
+    assert "its steps were [one &gt; gone]" in page
+    assert ">gone</text>" in page  # drawn as it was started
+    assert json.loads(client.get(f"/api/sagas/{handle.id}").text)["choices"] == []
