@@ -4,7 +4,8 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
 from config.settings import Settings
-from sagas import Sagas, SqlStore
+from sagas import Sagas, SqlStore, logs
+from sagas.contrib.prometheus import export
 from tasks import tables
 from tasks.bookings import book_stay
 from tasks.orders import place_order
@@ -42,3 +43,6 @@ sagas = Sagas(
     stall_after=settings.stall_after,
     sweep_interval=settings.sweep_interval,
 )
+# `--metrics-address` of workers, and which step a line of a log is about.
+export(sagas)
+logs.install(sagas)

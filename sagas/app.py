@@ -13,6 +13,7 @@ from sagas.definition import Saga
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.events import Events
 from sagas.handle import SagaHandle
+from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
 from sagas.transitions import Repair, Timing, Verdict
@@ -39,6 +40,7 @@ class Sagas:
     result may have.
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
     `masked`: names of fields of inputs and results whose values operators do not see, in the command line or in Flower.
+    `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
     Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
@@ -65,6 +67,7 @@ class Sagas:
         follow_on: bool = True,
         events: Events | None = None,
         masked: Iterable[str] = (),
+        observers: Iterable[Observer] = (),
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
@@ -82,8 +85,14 @@ class Sagas:
         self.follow_on = follow_on
         self.events = events
         self.masked = frozenset(masked)
+        self.observers = Observers() if events is None else events.observers
+        self.observers.add(*observers)
         self.orchestrator = Orchestrator(
-            store, timing=Timing(lease=lease, stall=stall_after), max_payload=max_payload, events=events
+            store,
+            timing=Timing(lease=lease, stall=stall_after),
+            max_payload=max_payload,
+            events=events,
+            observers=self.observers,
         )
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)

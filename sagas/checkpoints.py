@@ -194,6 +194,7 @@ class SagaRecord:
     shape: str  #: the steps of the definition that it was started with
     correlation_id: str
     input: str  #: JSON
+    traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
     epoch: int = 1  #: messages of another epoch are stale

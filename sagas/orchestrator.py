@@ -6,6 +6,7 @@ loses that race loads and decides again. It returns what is to be launched and n
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
@@ -36,6 +37,7 @@ from sagas.errors import (
 from sagas.events.bus import SAGAS
 from sagas.events.life import life
 from sagas.leases import Leases
+from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.plan import Plan, plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 from sagas.values import NO_TYPE, convert, dump, load
@@ -89,7 +91,14 @@ class _Publisher(Protocol):
     """What makes rows of the outbox: `sagas.events.Events`."""
 
     def prepare(
-        self, message: Any, *, key: str, correlation_id: str, causation_id: str, source: str | None = None
+        self,
+        message: Any,
+        *,
+        key: str,
+        correlation_id: str,
+        causation_id: str,
+        source: str | None = None,
+        traceparent: str | None = None,
     ) -> Mapping[str, Any]: ...
 
 
@@ -97,9 +106,16 @@ class Orchestrator:
     """Changes sagas. One per app; safe to use from any thread."""
 
     def __init__(
-        self, store: CheckpointStore, *, timing: Timing, max_payload: int, events: _Publisher | None = None
+        self,
+        store: CheckpointStore,
+        *,
+        timing: Timing,
+        max_payload: int,
+        events: _Publisher | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.store = store
+        self.observers = Observers() if observers is None else observers
         self.events = events
         self.timing = timing
         self.max_payload = max_payload
@@ -176,8 +192,13 @@ class Orchestrator:
             deadline=None if saga.timeout is None else now + timedelta(seconds=saga.timeout),
             wake_at=now + timedelta(seconds=self.timing.stall),
         )
-        stored = self.store.insert(record, session)
+        with self.observers.during(Start(record)) as start:
+            if start.traceparent is not None:
+                record = replace(record, traceparent=start.traceparent)
+            stored = self.store.insert(record, session)
         if stored.id == saga_id:
+            if self.observers:
+                self._tell_started(record, session)
             return Next(Verdict.LAUNCH, "", record, plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
         if stored.input != text and load(stored.input, saga.input) != load(text, saga.input):
@@ -185,6 +206,12 @@ class Orchestrator:
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
         return Next(Verdict.GO_AWAY, "it was started before", stored)
+
+    def _tell_started(self, record: SagaRecord, session: Session | Connection | None) -> None:
+        if session is None:
+            self.observers.changed(None, record)
+        else:
+            self.store.after_commit(session, lambda: self.observers.changed(None, record))
 
     def _encode_input(self, saga: Saga, given: Any) -> str:
         where = f"saga {saga.name!r}, input"
@@ -228,18 +255,21 @@ class Orchestrator:
 
     def _act_and_record(self, claim: Claim, following: str | None) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
-        with self._leases.held(saga_id, name, owner), ExitStack() as resources:
+        seen = Attempt(claim.record, name)
+        with self._leases.held(saga_id, name, owner), ExitStack() as resources, self.observers.during(seen):
             attempt = _Attempt(self, claim.record, name, resources)
             try:
                 result = attempt.act()
                 if attempt.session is not None:
-                    return self._record_within(attempt, owner, result)
+                    return self._record_within(attempt, owner, result, seen)
             except Exception as error:
                 resources.__exit__(type(error), error, error.__traceback__)
                 failure = _failure(error)
+                seen.end(failure.outcome.value, error)
                 if failure.outcome is not Outcome.TERMINAL:
                     logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
                 return self._record(attempt, owner, failure)
+            seen.end(SUCCEEDED)
             return self._record(attempt, owner, result, following)
 
     def _record(
@@ -271,7 +301,7 @@ class Orchestrator:
             return replace(next_, claim=Claim(next_.record, following, next_owner))
         return next_
 
-    def _record_within(self, attempt: _Attempt, owner: str, result: str | None) -> Next:
+    def _record_within(self, attempt: _Attempt, owner: str, result: str | None, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
@@ -279,8 +309,14 @@ class Orchestrator:
                 raise _Fenced(f"rolled back: the saga is {record.status} and no longer wants it")
             return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, result, now, self.timing)
 
-        next_ = self._change(attempt.record.id, record, loaded=attempt.record, session=attempt.session, emitted=attempt)
+        told: list[Callable[[], None]] = []
+        next_ = self._change(
+            attempt.record.id, record, loaded=attempt.record, session=attempt.session, emitted=attempt, told=told
+        )
         attempt.resources.close()  # commits
+        seen.end(SUCCEEDED)
+        for tell in told:
+            tell()
         return next_
 
     # -- the other messages -------------------------------------------------------------------------------------
@@ -374,10 +410,12 @@ class Orchestrator:
         loaded: SagaRecord | None = None,
         session: Session | None = None,
         emitted: _Attempt | None = None,
+        told: list[Callable[[], None]] | None = None,
     ) -> Next:
         """Load, decide, compare and set; again until nobody was quicker.
 
         `emitted`: an attempt that succeeded; what it emitted is stored if it counts.
+        `told`: where to put what observers are told, for after the commit of `session`.
         """
         while True:
             before = loaded or self.store.load(saga_id)
@@ -397,6 +435,9 @@ class Orchestrator:
                     time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
                     continue
                 after = saved
+                if self.observers:
+                    tell = functools.partial(self.observers.changed, before, after, change.history)
+                    tell() if told is None else told.append(tell)
             launch = plan(saga, after) if change.verdict in (Verdict.LAUNCH, Verdict.ACT) else None
             return Next(change.verdict, change.note, after, launch)
 
@@ -411,7 +452,8 @@ class Orchestrator:
                 rows += emitted.messages
         if saga.publish_life and self.events is not None:
             about = {"key": after.id, "correlation_id": after.correlation_id, "causation_id": after.id}
-            rows += [self.events.prepare(message, **about, source=SAGAS) for message in life(before, after)]
+            prepare = functools.partial(self.events.prepare, source=SAGAS, traceparent=after.traceparent)
+            rows += [prepare(message, **about) for message in life(before, after)]
         return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:
@@ -523,6 +565,7 @@ class _Attempt:
                 key=record.key if key is None else key,
                 correlation_id=record.correlation_id,
                 causation_id=f"{record.id}:{self.name}",
+                traceparent=record.traceparent,
             )
         )
 

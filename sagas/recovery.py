@@ -37,7 +37,7 @@ class Recovery:
 
     def sweep(self) -> int:
         """Look once. Returns how many sagas were launched."""
-        launched = 0
+        launched = []
         for next_ in self._orchestrator.sweep(_BATCH):
             if next_.plan:
                 logger.info("saga %s (%s): recovery launches %s", next_.record.name, next_.record.id, next_.plan.stages)
@@ -46,8 +46,10 @@ class Recovery:
                 except Exception:
                     self._orchestrator.not_launched(next_.record)
                     raise
-                launched += 1
-        return launched
+                launched.append(next_.record)
+        if observers := self._orchestrator.observers:
+            observers.swept(launched)
+        return len(launched)
 
     def start(self) -> None:
         self._stop.clear()

@@ -7,6 +7,7 @@ happened against what the database says. What a step does wrong is asked for in 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
 from tests.servers import Clock, die_with_parent, wait_for
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 #: What the history says when a step was given to somebody else, or tried again.
@@ -86,6 +89,7 @@ def _write(event: str, what: str, step: StepContext, known: Receipt | None = Non
         "saga": step.saga_id, "event": event, "step": step.step, "attempt": step.attempt, "key": step.idempotency_key,
         "pid": os.getpid(), "at": time.time(), "known": None if known is None else known.step,
     }  # fmt: skip
+    logger.info("%s %s", event, what)
     with (Path(os.environ["RIG_FOLDER"]) / "ledger").open("a") as ledger:
         ledger.write(json.dumps(line) + "\n")
 
@@ -203,13 +207,14 @@ class Worker:
         pool: str = "prefork",
         concurrency: int = 2,
         clock: Clock | None = None,
+        module: str = "tests.worker",
     ) -> None:
         Worker.count += 1
         self.name = f"w{Worker.count}@rig"
         self.folder = Path(settings["folder"])
         self.log = self.folder / f"worker-{Worker.count}.log"
         self.command = [
-            sys.executable, "-m", "celery", "-A", "tests.worker", "worker", "-n", self.name, "-P", pool,
+            sys.executable, "-m", "celery", "-A", module, "worker", "-n", self.name, "-P", pool,
             "-c", str(concurrency), "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options,
         ]  # fmt: skip
         self.environment = {

@@ -24,6 +24,7 @@ from sagas.events.relay import Relay
 from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
+from sagas.observers import Observers
 from sagas.stores.engines import forget_after_fork
 
 __all__ = ["SAGAS", "Events"]
@@ -82,12 +83,20 @@ class Events:
         self.exchange = exchange
         self.guards = guards
         self.breakers = Breakers()
+        self.observers = Observers()  #: those of `Sagas(observers=)`
         self._window = window
         self._concurrency = concurrency
         queues = {subscription.queue: subscription for subscription in self.subscriptions}
         self._letters = DeadLetters(engine, queues)
-        self._inbox = Inbox(engine, queues, self._letters, self._emit)
-        self.relay = Relay(engine, broker, self._letters, declare=self.apply_topology, interval=relay_interval)
+        self._inbox = Inbox(engine, queues, self._letters, self._emit, self.observers)
+        self.relay = Relay(
+            engine,
+            broker,
+            self._letters,
+            declare=self.apply_topology,
+            interval=relay_interval,
+            observers=self.observers,
+        )
         forget_after_fork(engine)
         self.store = store
         projections = tuple(projections)
@@ -133,7 +142,12 @@ class Events:
         declared = self._publishable(event, Kind.EVENT)
         self._check_owned(declared)
         envelope = Envelope.wrap(
-            event, source=declared.context, key=key, correlation_id=correlation_id, cause=cause, metadata=metadata
+            event,
+            source=declared.context,
+            key=key,
+            correlation_id=correlation_id,
+            cause=cause,
+            metadata=self._with_trace(metadata),
         )
         self._write(session, envelope, None)
         return envelope
@@ -164,18 +178,25 @@ class Events:
             key=key,
             correlation_id=correlation_id,
             cause=cause,
-            metadata=metadata,
+            metadata=self._with_trace(metadata),
         )
         self._write(session, envelope, queue)
         return envelope
 
     def prepare(
-        self, message: Any, *, key: str, correlation_id: str, causation_id: str, source: str | None = None
+        self,
+        message: Any,
+        *,
+        key: str,
+        correlation_id: str,
+        causation_id: str,
+        source: str | None = None,
+        traceparent: str | None = None,
     ) -> Mapping[str, Any]:
         """Return the row of the outbox for a message, for whoever writes it in a transaction of its own.
 
         That is the saga engine: a step emits before its checkpoint. `source`: who publishes, where that is not the
-        owner. Raises as `publish` and `send` do.
+        owner. `traceparent`: what it belongs to where no span is active. Raises as `publish` and `send` do.
         """
         declared, queue = type_of(message), None
         self._publishable(message, declared.kind)
@@ -188,9 +209,14 @@ class Events:
             source=source or declared.context,
             key=key,
             correlation_id=correlation_id,
-            metadata={"causationId": causation_id},
+            metadata=self._with_trace({"causationId": causation_id}, traceparent),
         )
         return outbox.outbox_row(envelope, queue)
+
+    def _with_trace(self, metadata: dict[str, Any] | None, traceparent: str | None = None) -> dict[str, Any]:
+        """Return metadata with the trace that the message belongs to. What the caller says himself comes first."""
+        trace = {} if traceparent is None else {"traceparent": traceparent}
+        return {**trace, **self.observers.carry(), **(metadata or {})}
 
     def _emit(self, session: Session, message: Any, *, key: str | None) -> Envelope:
         give = self.publish if type_of(message).kind is Kind.EVENT else self.send
@@ -308,6 +334,7 @@ class Events:
                 concurrency=self._concurrency,
                 lease=_LEASES * self.broker.lease,
                 alone=alone,
+                observers=self.observers,
             )
             for queue in wanted
         )
@@ -334,6 +361,10 @@ class Events:
         return self._letters.select(
             queue=queue, type=type, key=key, correlation_id=correlation_id, resolved=resolved, limit=limit
         )
+
+    def open_dead_letters(self) -> Mapping[str, int]:
+        """Return how many dead letters of each queue wait for a person. The queue "" is for what nobody could take."""
+        return self._letters.count()
 
     def replay(
         self,

@@ -33,6 +33,7 @@ from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
 from sagas.events.inbox import MOST_BEGUN, Call, End, Outcome
 from sagas.events.services import Subscription
+from sagas.observers import Observers
 
 __all__ = ["Admits", "Consumer", "Consumers", "InProcess", "InThread", "Runner"]
 
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a receive may take: without anything else to see to, and with.
 _IDLE, _BUSY = 1.0, 0.02
+
+#: What observers are told when a dead letter is filed; it comes after how the delivery ended.
+BURIED = "buried"
 
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
@@ -153,7 +157,9 @@ class Consumer:
         concurrency: int = 4,
         lease: float = 30.0,
         alone: threading.Lock | None = None,
+        observers: Observers,
     ) -> None:
+        self._observers = observers
         self.subscription = subscription
         self.queue = subscription.queue
         self._engine = engine
@@ -275,6 +281,7 @@ class Consumer:
                 envelope = Envelope.decode(delivery.body)
             except InvalidMessage as error:
                 letter = self._dead_letters.file_unread(delivery, str(error))
+                self._observers.delivered(self.queue, BURIED)
                 logger.error("%s: dead letter %d: %s", self.queue, letter, error)  # noqa: TRY400
                 self._reader.ack(delivery)
             else:
@@ -376,6 +383,7 @@ class Consumer:
             self._alone.release()
         error = future.exception()
         outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
+        self._observers.delivered(self.queue, outcome.end.value)
         if job.reader is not self._reader:
             self._lanes.remove(job)  # the broker gives it out again, and the inbox knows if it was handled
             return
@@ -419,6 +427,7 @@ class Consumer:
 
     def _bury(self, job: _Job, error: str) -> None:
         letter = self._dead_letters.file(self.queue, job.envelope, error=error, attempts=job.attempts)
+        self._observers.delivered(self.queue, BURIED)
         logger.error(
             "%s: dead letter %d: %s %s: %s", self.queue, letter, job.envelope.event_type, job.envelope.event_id, error
         )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
 from sagas.errors import NotAllowed
 from sagas.events.brokers import Delivery
@@ -206,6 +206,12 @@ class DeadLetters:
         if missing := sorted(wanted - {letter.id for letter in found}):
             raise NotAllowed(f"there is no dead letter {missing[0]}")
         return found
+
+    def count(self) -> dict[str, int]:
+        """Return how many of each queue are open."""
+        query = select(_TABLE.queue, func.count()).where(_TABLE.resolved_at.is_(None)).group_by(_TABLE.queue)
+        with reading(self._engine) as connection:
+            return {queue: count for queue, count in connection.execute(query)}  # noqa: C416 - rows are not pairs
 
     def _rows(self, query: Select[Any]) -> list[DeadLetter]:
         with reading(self._engine) as connection:

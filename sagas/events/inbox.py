@@ -30,6 +30,7 @@ from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import CURRENT, Envelope
 from sagas.events.leases import is_mine
 from sagas.events.services import Handler, HandlerContext, Subscription
+from sagas.observers import Handling, Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 
@@ -95,7 +96,9 @@ class Inbox:
         subscriptions: Mapping[str, Subscription],
         dead_letters: DeadLetters,
         publish: Callable[..., Envelope],
+        observers: Observers,
     ) -> None:
+        self._observers = observers
         self._engine = engine
         self._subscriptions = subscriptions
         self._dead_letters = dead_letters
@@ -122,6 +125,20 @@ class Inbox:
         subscription = self._subscriptions[call.queue]
         envelope = Envelope.decode(call.body)
         handler = _handler(subscription, envelope)
+        seen = Handling(
+            queue=call.queue,
+            type=envelope.event_type,
+            event_id=envelope.event_id,
+            correlation_id=envelope.correlation_id,
+            attempt=call.attempt,
+            metadata=envelope.metadata,
+        )
+        with self._observers.during(seen):
+            end = self._handle_once(call, subscription, envelope, handler)
+            seen.outcome = end.value
+            return end
+
+    def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
         if call.again and not self._begin_again(call.queue, envelope):
             raise Terminal(

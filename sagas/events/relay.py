@@ -15,6 +15,7 @@ from sagas.errors import InvalidMessage, NoHandler, SagaError
 from sagas.events.brokers import Broker, Outgoing
 from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.observers import Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 
@@ -70,7 +71,9 @@ class Relay:
         *,
         declare: Callable[[], object],
         interval: float = 0.2,
+        observers: Observers,
     ) -> None:
+        self._observers = observers
         self._engine = engine
         self._broker = broker
         self._dead_letters = dead_letters
@@ -107,7 +110,9 @@ class Relay:
                     raise
                 sent = update(schema.outbox).where(_TABLE.id.in_([row.id for row in rows]))
                 connection.execute(sent.values(sent_at=datetime.now(UTC)))
-            return len(rows)
+        if rows:
+            self._observers.relayed(len(rows))
+        return len(rows)
 
     def _lock(self, connection: Connection, shard: int) -> bool:
         if connection.dialect.name == "sqlite":

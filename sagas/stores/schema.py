@@ -111,6 +111,7 @@ sagas = Table(
     Column("shape", Text, nullable=False),
     Column("correlation_id", exact(200), nullable=False),
     Column("input", LongText, nullable=False),
+    Column("traceparent", String(55)),
     Column("status", String(12), nullable=False),
     Column("direction", String(8), nullable=False),
     Column("epoch", Integer, nullable=False),

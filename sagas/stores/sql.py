@@ -41,7 +41,7 @@ from sagas.checkpoints import (
     StepStatus,
 )
 from sagas.errors import AmbiguousSaga, ConfigurationError, SagaNotFound, StoreUnavailable
-from sagas.stores import lists, schema
+from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
@@ -329,6 +329,19 @@ class SqlStore:
     def in_flight(self) -> Sequence[InFlight]:
         """Return the unfinished sagas, by name, version, shape and status."""
         return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in self._rows(lists.in_flight())]
+
+    def standing_still(self) -> Mapping[str, int]:
+        """Return how many sagas of each name are launched again and again, and nobody begins a step."""
+        return {row["name"]: row["count"] for row in self._rows(gauges.standing_still())}
+
+    def open_dead_letters(self) -> Mapping[str, int]:
+        """Return how many steps of the sagas of each name wait for a person."""
+        return {row["name"]: row["count"] for row in self._rows(gauges.open_letters())}
+
+    def overdue(self) -> float:
+        """Return for how many seconds the saga that waits longest has been due, and no recovery took it up."""
+        first = self._read(lambda connection: connection.execute(gauges.first_due()).scalar_one())
+        return 0.0 if first is None else max((self.now() - first).total_seconds(), 0.0)
 
     def resolve(self, text: str) -> SagaRecord:
         """Return the saga, with its steps, that an operator means by its id, the start of its id, or its key.

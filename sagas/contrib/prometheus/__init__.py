@@ -1,0 +1,15 @@
+"""Metrics for Prometheus: what workers count, and what the database says. `pip install celery-sagas[prometheus]`.
+
+::
+
+    sagas = Sagas(app, store, [place_order])
+    export(sagas)  # workers then have the option --metrics-address
+
+docs/monitoring.md has the list of them, and alerts.
+"""
+
+from sagas.contrib.prometheus.counters import Metrics
+from sagas.contrib.prometheus.serving import export
+from sagas.contrib.prometheus.snapshot import Snapshot
+
+__all__ = ["Metrics", "Snapshot", "export"]

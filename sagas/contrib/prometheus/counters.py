@@ -1,0 +1,125 @@
+"""What a process counts while it works: an observer that keeps counters and histograms."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.utils import INF
+
+from sagas.checkpoints import AT_REST, Direction, HistoryEntry, SagaRecord
+from sagas.observers import Attempt, Handling, Observer, Start
+
+__all__ = ["Metrics"]
+
+#: Seconds.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, INF)
+
+#: What the history calls it, and what it is counted as.
+_RECOVERED = {"lost": "takeover", "not started": "not_started", "landed late": "landed_late"}
+
+#: The locks of prometheus_client know nothing of forks: a child that is forked while another thread of the worker's
+#: main process counts would find them held for ever. So nobody counts while a child is forked.
+_GATE = threading.Lock()
+os.register_at_fork(before=_GATE.acquire, after_in_parent=_GATE.release, after_in_child=_GATE.release)
+
+
+class Metrics(Observer):
+    """Counts what happens to sagas and to messages in this process. Labels are names from the code, never data.
+
+    `registry`: where the metrics are; left out, that of prometheus_client. Only one may be in a registry.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=_BUCKETS)
+
+        self._started = counter("sagas_started_total", "Sagas that were stored.", "saga")
+        self._ended = counter("sagas_ended_total", "Sagas that came to this status.", "saga", "status")
+        self._turned_back = counter("sagas_turned_back_total", "Sagas that turned back.", "saga")
+        self._attempts = histogram(
+            "sagas_attempt_seconds",
+            "How long an action (FORWARD) or a compensation (BACKWARD) took, without its checkpoint.",
+            "saga", "step", "direction", "outcome",
+        )  # fmt: skip
+        self._retries = counter(
+            "sagas_retries_total", "Attempts that were not the first.", "saga", "step", "direction"
+        )  # fmt: skip
+        self._recovery = counter("sagas_recovery_total", "What recovery had to do.", "saga", "action")
+        self._sweeps = counter("sagas_sweeps_total", "Looks of recovery at what was due.")
+        self._deliveries = counter("sagas_event_deliveries_total", "How deliveries of messages ended.", "queue", "end")
+        self._handling = histogram(
+            "sagas_event_handling_seconds", "How long a handler took, with its transaction.", "queue", "outcome"
+        )
+        self._relayed = counter("sagas_events_relayed_total", "Messages that the relay sent.")
+
+    def during(self, work: Start | Attempt | Handling) -> AbstractContextManager[object]:
+        match work:
+            case Attempt():
+                return self._attempt(work)
+            case Handling():
+                return self._timed(work)
+            case _:
+                return nullcontext()
+
+    @contextmanager
+    def _attempt(self, attempt: Attempt) -> Iterator[None]:
+        labels = attempt.record.name, attempt.step, attempt.record.direction.value
+        if attempt.number > 1:
+            with _GATE:
+                self._retries.labels(*labels).inc()
+        try:
+            yield
+        finally:
+            outcome = (attempt.outcome or "cut off").replace(" ", "_")
+            with _GATE:
+                self._attempts.labels(*labels, outcome).observe(attempt.seconds or time.perf_counter() - attempt.begun)
+
+    @contextmanager
+    def _timed(self, work: Handling) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            with _GATE:
+                self._handling.labels(work.queue, work.outcome or "failed").observe(time.perf_counter() - begun)
+
+    def changed(self, before: SagaRecord | None, after: SagaRecord, history: Sequence[HistoryEntry]) -> None:
+        name = after.name
+        with _GATE:
+            if before is None:
+                self._started.labels(name).inc()
+                return
+            if after.status in AT_REST and before.status is not after.status:
+                self._ended.labels(name, after.status.value).inc()
+            if before.direction is Direction.FORWARD and after.direction is Direction.BACKWARD:
+                self._turned_back.labels(name).inc()
+            for entry in history:
+                if entry.what in _RECOVERED:
+                    self._recovery.labels(name, _RECOVERED[entry.what]).inc()
+            for step, state in before.steps.items():
+                if state.deadline is not None and state.deadline <= after.updated_at:
+                    ended = after.step(step)
+                    if ended.owner != state.owner and ended.failures > state.failures:
+                        self._recovery.labels(name, "timeout").inc()
+
+    def swept(self, launched: Sequence[SagaRecord]) -> None:
+        with _GATE:
+            self._sweeps.inc()
+            for record in launched:
+                self._recovery.labels(record.name, "relaunch").inc()
+
+    def delivered(self, queue: str, end: str) -> None:
+        with _GATE:
+            self._deliveries.labels(queue, end).inc()
+
+    def relayed(self, count: int) -> None:
+        with _GATE:
+            self._relayed.inc(count)

@@ -1,0 +1,31 @@
+"""The statements behind the numbers that are watched. `SqlStore` runs them; each finds what it counts by an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, func, select
+
+from sagas.stores import schema
+from sagas.stores.lists import MANY_STALLS
+
+__all__ = ["first_due", "open_letters", "standing_still"]
+
+_sagas, _letters = schema.sagas.c, schema.dead_letters.c
+
+
+def standing_still() -> Select[Any]:
+    """Count the sagas of each name that are launched again and again, and nobody begins a step."""
+    query = select(_sagas.name, func.count().label("count")).group_by(_sagas.name)
+    return query.where(_sagas.wake_at.is_not(None), _sagas.stalls >= MANY_STALLS)
+
+
+def open_letters() -> Select[Any]:
+    """Count the open dead letters of the sagas of each name."""
+    query = select(_sagas.name, func.count().label("count")).join_from(schema.dead_letters, schema.sagas)
+    return query.where(_letters.resolved_at.is_(None)).group_by(_sagas.name)
+
+
+def first_due() -> Select[Any]:
+    """Say when the saga is due, or was, that recovery has to look at first."""
+    return select(func.min(_sagas.wake_at)).where(_sagas.wake_at.is_not(None))
