@@ -42,7 +42,7 @@ from sagas.values import NO_TYPE, convert, dump, load
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
     from sagas.stores import CheckpointStore
 
@@ -149,7 +149,7 @@ class Orchestrator:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | Connection | None,
+        session: Session | scoped_session[Any] | Connection | None,
     ) -> Next:
         """Store a new saga. The plan is there to be launched once the caller's transaction, if any, has committed."""
         text = self._encode_input(saga, given)
@@ -231,6 +231,7 @@ class Orchestrator:
         with self._leases.held(saga_id, name, owner), ExitStack() as resources:
             attempt = _Attempt(self, claim.record, name, resources)
             try:
+                resources.enter_context(self.store.attempt(attempt.open_session))
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result)
@@ -506,7 +507,7 @@ class _Attempt:
             step=self.name,
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
-            _open_session=self._open_session,
+            _open_session=self.open_session,
             _emit=self._emit,
         )
 
@@ -526,7 +527,7 @@ class _Attempt:
             )
         )
 
-    def _open_session(self) -> Session:
+    def open_session(self) -> Session:
         if self.session is None:
             self.session = self.resources.enter_context(self._orchestrator.store.transaction())
         return self.session
