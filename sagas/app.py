@@ -21,7 +21,7 @@ from sagas.worker import EventsStep, RecoveryStep
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
     from sagas.stores import CheckpointStore
 
@@ -111,6 +111,10 @@ class Sagas:
         """Add a definition. Raises `DuplicateName` for a name and version that is taken."""
         self.orchestrator.register(saga)
         self.canvas.register(saga)
+        self.bind(saga)
+
+    def bind(self, saga: Saga) -> None:
+        """Have `saga.start` start it here. One saga is bound to one app, unless a framework says which it is."""
         saga.bind(self)
 
     # -- what callers do ----------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ class Sagas:
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | Connection | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)

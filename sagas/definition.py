@@ -17,7 +17,7 @@ from sagas.values import NO_TYPE, check_type, field_names
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 
@@ -231,7 +231,7 @@ class _Launcher(Protocol):
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | Connection | None,
+        session: Session | scoped_session[Any] | Connection | None,
     ) -> SagaHandle: ...
 
 
@@ -291,14 +291,15 @@ class Saga:
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | Connection | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
         """Store a new saga, launch it, and return its handle.
 
         `input`: an instance of the saga's input type, or a mapping of its fields.
         `key`: the business key. A second start with the same key and input returns the handle of the first.
         `session`: a SQLAlchemy session or connection of the caller's, on the database that holds the sagas. The saga
-            commits and rolls back with it, and is launched after the commit.
+            commits and rolls back with it, and is launched after the commit. Of an `AsyncSession` give its
+            `sync_session`, within `run_sync`.
 
         Raises `InvalidInput`, `PayloadTooLarge` or `KeyReused`, with nothing stored; `StoreUnavailable` when the
         database does not answer. A broker that does not answer is no error: the saga is stored, and recovery

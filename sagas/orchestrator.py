@@ -44,7 +44,7 @@ from sagas.values import NO_TYPE, convert, dump, load
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
     from sagas.stores import CheckpointStore
 
@@ -165,7 +165,7 @@ class Orchestrator:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | Connection | None,
+        session: Session | scoped_session[Any] | Connection | None,
     ) -> Next:
         """Store a new saga. The plan is there to be launched once the caller's transaction, if any, has committed."""
         text = self._encode_input(saga, given)
@@ -207,7 +207,7 @@ class Orchestrator:
             )
         return Next(Verdict.GO_AWAY, "it was started before", stored)
 
-    def _tell_started(self, record: SagaRecord, session: Session | Connection | None) -> None:
+    def _tell_started(self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None) -> None:
         if session is None:
             self.observers.changed(None, record)
         else:
@@ -259,6 +259,7 @@ class Orchestrator:
         with self._leases.held(saga_id, name, owner), ExitStack() as resources, self.observers.during(seen):
             attempt = _Attempt(self, claim.record, name, resources)
             try:
+                resources.enter_context(self.store.attempt(attempt.open_session))
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
@@ -548,7 +549,7 @@ class _Attempt:
             step=self.name,
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
-            _open_session=self._open_session,
+            _open_session=self.open_session,
             _emit=self._emit,
         )
 
@@ -569,7 +570,7 @@ class _Attempt:
             )
         )
 
-    def _open_session(self) -> Session:
+    def open_session(self) -> Session:
         if self.session is None:
             self.session = self.resources.enter_context(self._orchestrator.store.transaction())
         return self.session

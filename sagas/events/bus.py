@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
@@ -25,6 +25,7 @@ from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
 from sagas.observers import Observers
+from sagas.stores.commits import own_session
 from sagas.stores.engines import forget_after_fork
 
 __all__ = ["SAGAS", "Events"]
@@ -123,7 +124,7 @@ class Events:
 
     def publish(
         self,
-        session: Session | Connection,
+        session: Session | scoped_session[Any] | Connection,
         event: Any,
         *,
         key: str | None = None,
@@ -154,7 +155,7 @@ class Events:
 
     def send(
         self,
-        session: Session | Connection,
+        session: Session | scoped_session[Any] | Connection,
         command: Any,
         *,
         source: str | None = None,
@@ -268,8 +269,11 @@ class Events:
             f"command {declared.name!r}: this process has {_names(self.services)}; say which of them sends it: source="
         )
 
-    def _write(self, session: Session | Connection, envelope: Envelope, queue: str | None) -> None:
-        connection = session.connection() if isinstance(session, Session) else session
+    def _write(
+        self, session: Session | scoped_session[Any] | Connection, envelope: Envelope, queue: str | None
+    ) -> None:
+        own = own_session(session)
+        connection = own.connection() if isinstance(own, Session) else own
         if connection.dialect.name != self.engine.dialect.name:
             raise ConfigurationError(
                 f"the session is on {connection.dialect.name}, the outbox on {self.engine.dialect.name}"

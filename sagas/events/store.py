@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from sagas.errors import (
     ConfigurationError,
@@ -26,6 +26,7 @@ from sagas.errors import (
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.positions import Row, writing_on
+from sagas.stores.commits import own_session
 from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
@@ -152,7 +153,7 @@ class EventStore:
 
     def append(
         self,
-        session: Session | Connection | None,
+        session: Session | scoped_session[Any] | Connection | None,
         stream: str,
         events: Sequence[Any],
         *,
@@ -218,7 +219,7 @@ class EventStore:
         return envelope
 
     @contextmanager
-    def _in(self, session: Session | Connection | None, *, at_once: bool) -> Iterator[Connection]:
+    def _in(self, session: Session | scoped_session[Any] | Connection | None, *, at_once: bool) -> Iterator[Connection]:
         """Give a connection in the caller's transaction, or in one of our own."""
         if session is None and at_once:
             with self._reading() as connection:
@@ -227,7 +228,8 @@ class EventStore:
             with self.engine.begin() as connection:
                 yield connection
         else:
-            connection = session.connection() if isinstance(session, Session) else session
+            own = own_session(session)
+            connection = own.connection() if isinstance(own, Session) else own
             if connection.dialect.name != self.engine.dialect.name:
                 raise ConfigurationError(
                     f"the session is on {connection.dialect.name}, the events are kept on {self.engine.dialect.name}"

@@ -14,7 +14,7 @@ from sagas.stores.sql import SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Deed", "Filter", "InFlight", "SqlStore", "Tally"]
 
@@ -29,13 +29,15 @@ class CheckpointStore(Protocol):
     def now(self) -> datetime:
         """Return the database's time, in UTC. It is the only clock that the engine reads."""
 
-    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+    def insert(
+        self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> SagaRecord:
         """Store a new saga, in the caller's transaction if one is given.
 
         Returns the saga that has this name and key: the given one, or the one that was there before it.
         """
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
+    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:
         """Call `then` once the caller's transaction has committed, and not at all when it rolls back."""
 
     def load(self, saga_id: str) -> SagaRecord:
@@ -56,6 +58,12 @@ class CheckpointStore(Protocol):
         """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first.
 
         `outbox`: rows of the outbox, for messages that leave if and only if this is stored.
+        """
+
+    def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:
+        """Return what an attempt at a step runs in, from before its function is called until it is recorded or failed.
+
+        `open_session`: what `step.session` asks; it opens `transaction`, the first time.
         """
 
     def transaction(self) -> AbstractContextManager[Session]:

@@ -16,7 +16,16 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sagas.errors import ConfigurationError, StoreUnavailable
 from sagas.stores import schema
 
-__all__ = ["READ_ONLY", "database_now", "forget_after_fork", "lacks_tables", "open_engine", "reading", "translated"]
+__all__ = [
+    "READ_ONLY",
+    "database_now",
+    "forget_after_fork",
+    "lacks_tables",
+    "open_engine",
+    "reading",
+    "teach_sqlite",
+    "translated",
+]
 
 T = TypeVar("T")
 
@@ -52,8 +61,8 @@ def open_engine(given: str) -> Engine:
     """Return an engine for a URL, set up as the rules in here want it."""
     url = make_url(given)
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": 30})
-        _teach_sqlite(engine)
+        engine = create_engine(url)
+        teach_sqlite(engine)
         return engine
     # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
     engine = create_engine(
@@ -100,20 +109,25 @@ def _limit_psycopg(engine: Engine) -> None:
         return Limited.connect(*arguments, **options)
 
 
-def _teach_sqlite(engine: Engine) -> None:
+def teach_sqlite(engine: Engine) -> None:
     """Let several processes share the file: a log that readers do not block, and transactions that say if they write.
 
-    The driver's own transactions begin late and then fail when two writers meet ("database is locked", at once).
+    The driver's own transactions begin late and then fail when two writers meet ("database is locked", at once), and
+    its savepoints survive the rollback of what is around them.
     """
 
     @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 30000")  # milliseconds
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        if driver.in_transaction:
+            return  # whoever made the engine begins transactions, too
         reads = connection.get_execution_options().get(READ_ONLY)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from sagas.checkpoints import (
     CLOCKS_DIFFER,
@@ -43,7 +43,7 @@ from sagas.checkpoints import (
 from sagas.errors import AmbiguousSaga, ConfigurationError, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
-from sagas.stores.commits import Commits
+from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
 
@@ -105,11 +105,14 @@ class SqlStore:
 
     # -- one saga -----------------------------------------------------------------------------------------------
 
-    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+    def insert(
+        self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> SagaRecord:
         if session is None:
             # Inserting it once more finds it there, so this may be repeated.
             return self._again_if_stale(lambda: self._insert_alone(record))
-        connection = session.connection() if isinstance(session, Session) else session
+        own = own_session(session)
+        connection = own.connection() if isinstance(own, Session) else own
         if connection.dialect.name != self.dialect:
             raise ConfigurationError(
                 f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
@@ -135,8 +138,8 @@ class SqlStore:
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
         return saga_of(connection.execute(query.with_for_update(read=True)).mappings().one(), [], self.codec)
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
-        Commits.of(session).after(then)
+    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:
+        Commits.of(own_session(session)).after(then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
@@ -220,6 +223,9 @@ class SqlStore:
             if row["result"] is not None:
                 row["result"] = self.codec.encode(row["result"], result_of(after.id, row["name"]))
         return rows
+
+    def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
+        return nullcontext()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["MemoryStore"]
 
@@ -33,13 +33,15 @@ class MemoryStore:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def insert(self, record: SagaRecord, session: Session | Connection | None = None) -> SagaRecord:
+    def insert(
+        self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> SagaRecord:
         if session is not None:
             raise _no_transactions()
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:  # noqa: ARG002
+    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:  # noqa: ARG002
         raise _no_transactions()
 
     def load(self, saga_id: str) -> SagaRecord:
@@ -85,6 +87,9 @@ class MemoryStore:
             else open_
             for open_ in self._letters
         ]
+
+    def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
+        return nullcontext()
 
     def transaction(self) -> AbstractContextManager[Session]:
         raise _no_transactions()

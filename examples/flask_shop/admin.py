@@ -1,0 +1,82 @@
+"""What the people of the shop see: sagas that need one of them, and what may be done."""
+
+from __future__ import annotations
+
+import secrets
+
+from flask import Blueprint, current_app, flash, redirect, render_template, request, session, url_for
+from werkzeug.wrappers import Response
+
+from examples.flask_shop.models import Bank, db
+from sagas import DefinitionMissing, NotAllowed, SagaNotFound
+from sagas.contrib.flask import current_sagas
+from sagas.desk import Action, Desk
+from sagas.stores import Filter
+
+__all__ = ["admin"]
+
+admin = Blueprint("admin", __name__)
+
+WORDS = {
+    Action.RETRY: "Try again:",
+    Action.SKIP: "Skip:",
+    Action.DONE: "Done by hand:",
+    Action.COMPENSATE: "Undo everything",
+    Action.CANCEL: "Cancel",
+    Action.RESUME: "Go on now",
+}
+
+
+@admin.before_request
+def _let_in() -> Response | None:
+    if session.get("admin") or request.endpoint == "admin.login":
+        return None
+    return redirect(url_for("admin.login"))
+
+
+@admin.route("/login", methods=["GET", "POST"])
+def login() -> str | Response:
+    if request.method == "POST":
+        given = request.form.get("password", "")
+        if secrets.compare_digest(given.encode(), str(current_app.config["ADMIN_PASSWORD"]).encode()):
+            session["admin"] = True
+            return redirect(url_for("admin.desk"))
+        flash("That is not the password.")
+    return render_template("login.html")
+
+
+@admin.get("/")
+def desk() -> str:
+    desk = Desk(current_sagas())
+    records = desk.store.select(Filter(attention=True), with_steps=True, limit=50)
+    rows = [
+        {
+            "record": record,
+            "input": desk.shown(record.input),  # without the card
+            "choices": desk.choices(record),
+        }
+        for record in records
+    ]
+    away = db.session.get_one(Bank, 1).away
+    return render_template("admin.html", rows=rows, words=WORDS, tally=desk.store.tally(), away=away)
+
+
+@admin.post("/sagas/<saga_id>")
+def act(saga_id: str) -> Response:
+    action, _, step = request.form["choice"].partition(":")
+    try:
+        record = Desk(current_sagas()).act(
+            Action(action), saga_id, by="admin", reason=request.form.get("reason", ""), step=step or None
+        )
+    except (NotAllowed, SagaNotFound, DefinitionMissing, ValueError) as error:
+        flash(str(error))
+    else:
+        flash(f"{action}: order {record.key} is {record.status} now")
+    return redirect(url_for("admin.desk"))
+
+
+@admin.post("/bank")
+def bank() -> Response:
+    db.session.get_one(Bank, 1).away = request.form["away"] == "yes"
+    db.session.commit()
+    return redirect(url_for("admin.desk"))

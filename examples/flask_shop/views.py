@@ -1,0 +1,84 @@
+"""What customers see."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+
+from flask import Blueprint, abort, redirect, render_template, request, session, url_for
+from sqlalchemy import select
+from werkzeug.wrappers import Response
+
+from examples.flask_shop.models import Order, Product, db
+from examples.flask_shop.orders import PlaceOrder, place_order
+from sagas import SagaRecord
+from sagas.contrib.flask import current_sagas
+
+__all__ = ["is_mine", "shop"]
+
+shop = Blueprint("shop", __name__)
+
+CARDS = {"good": "a card that works", "declined": "a card that is declined"}
+
+
+@shop.app_context_processor
+def _token() -> dict[str, str]:
+    return {"token": session.setdefault("token", secrets.token_hex())}
+
+
+@shop.before_app_request
+def _refuse_foreign_forms() -> None:
+    if request.method == "POST" and not secrets.compare_digest(
+        request.form.get("token", ""), session.get("token", "-")
+    ):
+        abort(400, "The form is too old, or not one of this shop's. Go back, reload, and try again.")
+
+
+@shop.get("/")
+def products() -> str:
+    everything = db.session.scalars(select(Product).order_by(Product.cents)).all()
+    return render_template("products.html", products=everything, cards=CARDS)
+
+
+@shop.post("/orders")
+def place() -> Response:
+    product = db.session.get(Product, request.form["sku"]) or abort(404)
+    quantity, card = request.form.get("quantity", 0, type=int), request.form.get("card", "")
+    if not 1 <= quantity <= 99 or card not in CARDS:
+        abort(400, "A quantity from 1 to 99, please, and one of the cards.")
+    order = Order(id=f"o-{uuid.uuid4()}", customer=_customer(), sku=product.sku, quantity=quantity)
+    handle = place_order.start(
+        PlaceOrder(order.id, product.sku, quantity, quantity * product.cents, card), key=order.id
+    )
+    order.saga_id = handle.id
+    db.session.add(order)
+    db.session.commit()  # the order and its saga, or neither
+    return redirect(url_for("shop.show", order_id=order.id))
+
+
+@shop.get("/orders")
+def mine() -> str:
+    orders = db.session.scalars(select(Order).where(Order.customer == _customer())).all()
+    records = [current_sagas().load(order.saga_id) for order in orders]
+    rows = sorted(zip(records, orders, strict=True), key=lambda row: row[0].id, reverse=True)
+    return render_template("orders.html", rows=rows)
+
+
+@shop.get("/orders/<order_id>")
+def show(order_id: str) -> str:
+    order = db.session.get(Order, order_id)
+    if order is None or order.customer != _customer():
+        abort(404)
+    stages = [[step.name for step in stage] for stage in place_order.stages]
+    return render_template("order.html", order=order, stages=stages)
+
+
+def is_mine(record: SagaRecord) -> bool:
+    """Tell whether the one who asks may see a saga: who placed the order."""
+    order = db.session.get(Order, record.key)
+    return order is not None and order.customer == _customer()
+
+
+def _customer() -> str:
+    customer: str = session.setdefault("customer", secrets.token_hex(8))
+    return customer

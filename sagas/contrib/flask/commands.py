@@ -1,0 +1,21 @@
+"""`flask sagas ...`: the commands of `celery -A yourapp sagas ...`, on the app that Flask has loaded."""
+
+from __future__ import annotations
+
+import click
+from celery import Celery
+from celery.bin.base import CLIContext
+
+from sagas.cli.sagas import sagas
+
+__all__ = ["group_for"]
+
+
+def group_for(celery: Celery) -> click.Group:
+    """Return a group with all commands that there are, also those that are added to the other one later."""
+
+    @click.pass_context
+    def enter(context: click.Context) -> None:
+        context.obj = CLIContext(app=celery, no_color=False, workdir=None)
+
+    return click.Group("sagas", commands=sagas.commands, callback=enter, help=sagas.help)

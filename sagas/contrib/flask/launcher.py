@@ -1,0 +1,92 @@
+"""What `saga.start()` does in a Flask app: the saga joins the transaction of `db.session`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, current_app, has_app_context
+from flask_sqlalchemy import SQLAlchemy
+
+from sagas.app import Sagas
+from sagas.definition import Saga
+from sagas.errors import ConfigurationError
+from sagas.handle import SagaHandle
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
+
+__all__ = ["AppSagas", "current_sagas"]
+
+logger = logging.getLogger(__name__)
+
+#: Where a session keeps what was started in its transaction.
+_STARTED = "sagas_started"
+
+
+class AppSagas(Sagas):
+    """The sagas of one Flask app. As `Sagas`: its own `start` begins a saga at once, in a transaction of its own."""
+
+    db: SQLAlchemy
+
+    def bind(self, saga: Saga) -> None:
+        """Have `saga.start` go to the app whose context is current: the same sagas may be in several."""
+        saga.bind(_CURRENT)
+
+
+def current_sagas() -> AppSagas:
+    """Return the sagas of the current app. Raises `ConfigurationError` outside of one, or in one that has none.
+
+    >>> current_sagas().find("place_order", "order-1").status  # doctest: +SKIP
+    <SagaStatus.COMPLETED: 'COMPLETED'>
+    """
+    if not has_app_context():
+        raise ConfigurationError("this needs to know which app: run it in a request, or `with app.app_context():`")
+    sagas: AppSagas | None = current_app.extensions.get("sagas")
+    if sagas is None:
+        raise ConfigurationError(f"the app {current_app.name!r} has no sagas: FlaskSagas(db, [...]).init_app(app)")
+    return sagas
+
+
+class _Current:
+    """What sagas are bound to: it asks at each start which app that is for."""
+
+    def start(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+    ) -> SagaHandle:
+        sagas = current_sagas()
+        if session is not None:
+            return sagas.start(saga, input, key=key, correlation_id=correlation_id, session=session)
+        own = sagas.db.session()
+        handle = sagas.start(saga, input, key=key, correlation_id=correlation_id, session=own)
+        started = own.info.setdefault(_STARTED, [])
+        started.append((own.get_transaction(), f"{saga.name!r} ({handle.id})"))
+        return handle
+
+
+_CURRENT = _Current()
+
+
+def tell_of_uncommitted(app: Flask, db: SQLAlchemy) -> None:
+    """Log an error when an app context ends well, and a saga goes with it that was started and never committed."""
+
+    @app.teardown_appcontext
+    def _(error: BaseException | None) -> None:
+        if not db.session.registry.has():
+            return
+        session = db.session()
+        transaction = session.get_transaction()
+        lost = [what for began, what in session.info.pop(_STARTED, []) if began is transaction is not None]
+        if lost and error is None:
+            logger.error(
+                "saga %s was started in db.session, which was never committed: it is rolled back, and nothing of it "
+                "will happen. Call db.session.commit() after start()",
+                ", ".join(lost),
+            )

@@ -1,0 +1,79 @@
+"""A blueprint that tells, as JSON, how far a saga is: for a page that polls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from flask import Blueprint, Response, jsonify, request
+
+from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
+from sagas.contrib.flask.launcher import current_sagas
+from sagas.errors import DefinitionMissing, SagaNotFound, StoreUnavailable
+
+__all__ = ["status_blueprint"]
+
+#: Seconds after which a page may ask again.
+_AGAIN = 1
+
+
+def status_blueprint(
+    allow: Callable[[SagaRecord], bool], *, show_error: Callable[[SagaRecord], bool] | None = None
+) -> Blueprint:
+    """Return a blueprint with one route, `/<saga_id>`: where a saga and its steps are.
+
+    `allow`: may the one who asks see this saga? It is called in the request. No is answered as if there was no saga.
+    `show_error`: may they also read why it turned back? Left out, nobody may: an error may have anything in it.
+
+    The answer has `id`, `status`, and `steps` with `name` and `status`; never the input, results or the key. It has an
+    `ETag`, and `Retry-After` (seconds) while the saga goes on. 404 without a saga, 503 while the database is away.
+
+    >>> from flask_login import current_user  # doctest: +SKIP
+    >>> mine = lambda record: record.key.startswith(f"{current_user.id}:")  # doctest: +SKIP
+    >>> app.register_blueprint(status_blueprint(mine), url_prefix="/sagas")  # doctest: +SKIP
+    """
+    blueprint = Blueprint("sagas", __name__)
+
+    @blueprint.get("/<saga_id>")
+    def status(saga_id: str) -> Response:
+        try:
+            record = current_sagas().load(saga_id)
+        except SagaNotFound:
+            return _refusal(404, "there is no such saga")
+        except StoreUnavailable:
+            return _refusal(503, "the database does not answer")
+        if not allow(record):
+            return _refusal(404, "there is no such saga")
+        shown: dict[str, object] = {
+            "id": record.id,
+            "status": record.status,
+            "steps": [{"name": name, "status": state} for name, state in _steps(record)],
+        }
+        if record.error is not None and show_error is not None and show_error(record):
+            shown["error"] = record.error
+        response = jsonify(shown)
+        response.headers["Cache-Control"] = "private, no-cache"
+        if record.status not in AT_REST:
+            response.headers["Retry-After"] = str(_AGAIN)
+        response.set_etag(f"{record.revision}{'e' if 'error' in shown else ''}")
+        response.make_conditional(request)
+        return response
+
+    return blueprint
+
+
+def _steps(record: SagaRecord) -> Iterable[tuple[str, StepStatus]]:
+    """Return the steps in the order of their definition, those that have not begun too."""
+    try:
+        names = list(current_sagas().orchestrator.definition(record).steps)
+    except DefinitionMissing:  # this process has other code: what has begun, in that order
+        names = sorted(record.steps, key=lambda name: record.steps[name].position)
+    return [(name, record.step(name).status) for name in names]
+
+
+def _refusal(code: int, why: str) -> Response:
+    response = jsonify({"error": why})
+    response.status_code = code
+    response.headers["Cache-Control"] = "no-store"
+    if code == 503:
+        response.headers["Retry-After"] = str(_AGAIN)
+    return response

@@ -1,0 +1,132 @@
+"""The page on FastAPI runs as it stands there: an app in this process, a worker, and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+from celery.contrib.testing.worker import start_worker
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from sagas import ConfigurationError
+from sagas.stores import EVERYTHING
+from tests.servers import Postgres, wait_for
+
+PAGE = Path(__file__).parents[2] / "docs" / "fastapi.md"
+ME = {"X-User": "ann"}
+
+
+@pytest.fixture
+def web(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        (tmp_path / re.findall(r"# (\w+\.py)", block)[0]).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", postgres.database())
+    monkeypatch.setenv("BROKER_URL", "memory://")
+    for name in ("orders", "web"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    web = importlib.import_module("web")
+    web.sagas.app.conf.update(
+        broker_transport_options={"polling_interval": 0.01}, task_default_queue=f"fastapi-{tmp_path.name}"
+    )
+    web.store.upgrade()
+    with web.store.engine.begin() as connection:
+        connection.execute(text("create table orders (id varchar(50) primary key, sku varchar(50))"))
+    yield web
+    web.store.engine.dispose()
+    for name in ("orders", "web"):
+        sys.modules.pop(name, None)
+
+
+def orders(web: ModuleType) -> list[str]:
+    with web.store.engine.connect() as connection:
+        return list(connection.execute(text("select id from orders order by id")).scalars())
+
+
+async def polled(client: httpx.AsyncClient, saga_id: str) -> dict[str, object]:
+    """Poll as a page would."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await client.get(f"/sagas/{saga_id}", headers=ME)
+            assert answer.status_code == 200, answer.text
+            if "Retry-After" not in answer.headers:
+                told: dict[str, object] = answer.json()
+                return told
+            await asyncio.sleep(0.05)
+
+
+def test_an_order_and_its_saga(web: ModuleType) -> None:
+    async def requests() -> None:
+        transport = httpx.ASGITransport(app=web.api)
+        async with (
+            web.api.router.lifespan_context(web.api),
+            httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
+        ):
+            placed = await client.post("/orders/ann-1", json={"sku": "tea", "cents": 450})
+            assert placed.status_code == 202
+            told = await polled(client, placed.json()["saga"])
+            assert told["status"] == "COMPLETED"
+            steps = [{"name": "reserve", "status": "DONE"}, {"name": "charge", "status": "DONE"}]
+            assert told["steps"] == steps
+            declined = await client.post("/orders/ann-2", json={"sku": "gold", "cents": 500_000})
+            assert (await polled(client, declined.json()["saga"]))["status"] == "COMPENSATED"
+            for user, saga_id in (("bob", placed.json()["saga"]), ("ann", "none")):
+                assert (await client.get(f"/sagas/{saga_id}", headers={"X-User": user})).status_code == 404
+
+    with start_worker(web.sagas.app, pool="threads", concurrency=2, perform_ping_check=False):
+        asyncio.run(requests())
+    assert orders(web) == ["ann-1", "ann-2"]
+
+
+def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
+    sent: list[str] = []
+    web.sagas.canvas.launch_or_leave = lambda plan: sent.append(plan.saga_id)
+
+    async def requests() -> None:
+        order = web.Order(sku="tea", cents=1)
+        async with web.new_session() as session:
+            handle = await session.run_sync(lambda sync: web.place_order.start(order, key="a", session=sync))
+            assert sent == []
+            await session.rollback()
+        async with web.new_session() as session:
+            with pytest.raises(ConfigurationError, match="Of an AsyncSession give the sync_session"):
+                web.place_order.start(order, key="b", session=session)
+            await session.execute(text("insert into orders values ('kept', 'x')"))
+            async with session.begin_nested() as savepoint:
+                await session.run_sync(lambda sync: web.place_order.start(order, key="c", session=sync))
+                await savepoint.rollback()
+            handle = await session.run_sync(lambda sync: web.place_order.start(order, key="d", session=sync))
+            assert sent == []
+            await session.commit()
+        assert sent == [handle.id]
+        await web.engine.dispose()
+
+    asyncio.run(requests())
+    assert web.store.count(EVERYTHING) == 1
+    assert orders(web) == ["kept"]
+
+
+def test_other_asynchronous_drivers(web: ModuleType) -> None:
+    pytest.importorskip("asyncpg")
+    engine = create_async_engine(web.DATABASE.replace("+psycopg", "+asyncpg"))
+
+    async def requests() -> str:
+        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415
+
+        async with AsyncSession(engine) as session:
+            order = web.Order(sku="tea", cents=1)
+            handle = await session.run_sync(lambda sync: web.place_order.start(order, key="a", session=sync))
+            await session.commit()
+        await engine.dispose()
+        return str(handle.id)
+
+    saga_id = asyncio.run(requests())
+    assert wait_for(lambda: web.sagas.load(saga_id).id, 5) == saga_id

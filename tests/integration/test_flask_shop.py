@@ -1,0 +1,191 @@
+"""The example shop, as people use it: one command, and a real Chromium."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.browser import browser
+from tests.rig import ROOT
+from tests.servers import die_with_parent, free_port, wait_for
+
+
+class Shop:
+    """The command of the README, running."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "shop.log"
+        settings = {"SHOP_FOLDER": str(folder / "shop"), "SHOP_STEP_SECONDS": "0.3", "PORT": str(self.port)}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "examples.flask_shop"],
+                cwd=ROOT, env={**os.environ, **settings, **environment}, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+        wait_for(lambda: "The shop is open" in self.output() and self.workers(), 60, "the shop is open")
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def workers(self) -> list[psutil.Process]:
+        return [child for child in psutil.Process(self.process.pid).children() if child.status() != "zombie"]
+
+    def close(self) -> None:
+        workers = self.workers()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(30)
+        finally:
+            for process in workers:
+                if process.is_running():
+                    process.kill()
+            if self.process.poll() is None:
+                self.process.kill()
+        assert self.process.returncode == 0, self.output()[-3000:]
+
+
+ON_BOTH = pytest.mark.parametrize("shop", ["embedded", "servers"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=["embedded"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    folder = tmp_path_factory.mktemp("shop")
+    servers: dict[str, str] = {}
+    if request.param == "servers":
+        servers["SHOP_SQLALCHEMY_DATABASE_URI"] = request.getfixturevalue("postgres").database()
+        servers["SHOP_BROKER_URL"] = request.getfixturevalue("redis_server").url
+    shop = Shop(folder, **servers)
+    yield shop
+    shop.close()
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+def order(shop: Shop, chrome: Chrome, sku: str, *, quantity: int = 1, card: str = "good") -> None:
+    chrome.get(shop.url)
+    form = chrome.find_element(By.ID, f"product-{sku}")
+    field = form.find_element(By.NAME, "quantity")
+    field.clear()
+    field.send_keys(str(quantity))
+    Select(form.find_element(By.NAME, "card")).select_by_value(card)
+    form.find_element(By.TAG_NAME, "button").click()
+
+
+def until(chrome: Chrome, css: str, timeout: float = 30) -> Any:
+    return WebDriverWait(chrome, timeout, 0.1).until(lambda _: chrome.find_elements(By.CSS_SELECTOR, css))
+
+
+def ends(chrome: Chrome, status: str, timeout: float = 30) -> dict[str, str]:
+    until(chrome, f"#saga[data-status={status}]", timeout)
+    steps = chrome.find_elements(By.CLASS_NAME, "step")
+    return {str(step.get_attribute("id")): str(step.get_attribute("data-status")) for step in steps}
+
+
+def stock(shop: Shop, chrome: Chrome, sku: str) -> int:
+    chrome.get(shop.url)
+    return int(chrome.find_element(By.CSS_SELECTOR, f"#product-{sku} .price .quiet").text.split()[0])
+
+
+def desk(shop: Shop, chrome: Chrome) -> None:
+    chrome.get(f"{shop.url}/admin/")
+    if fields := chrome.find_elements(By.NAME, "password"):
+        fields[0].send_keys("admin")
+        chrome.find_element(By.CSS_SELECTOR, "main button").click()
+    until(chrome, "#bank")
+
+
+@ON_BOTH
+def test_an_order_is_seen_to_its_end(shop: Shop, chrome: Chrome) -> None:
+    before = stock(shop, chrome, "tea")
+    order(shop, chrome, "tea", quantity=2)
+    until(chrome, ".step[data-status=RUNNING]")  # live, without a reload
+    steps = ends(chrome, "COMPLETED")
+    assert set(steps.values()) == {"DONE"}
+    assert stock(shop, chrome, "tea") == before - 2
+    chrome.get(f"{shop.url}/orders")
+    assert "shipped" in chrome.find_element(By.TAG_NAME, "table").text
+
+
+def test_a_declined_card_is_undone(shop: Shop, chrome: Chrome) -> None:
+    before = stock(shop, chrome, "cup")
+    order(shop, chrome, "cup", card="declined")
+    steps = ends(chrome, "COMPENSATED")
+    assert [steps[f"step-{name}"] for name in ("accept_order", "reserve_stock", "authorize_card")] == ["UNDONE"] * 3
+    assert steps["step-capture_payment"] == "PENDING"
+    assert "the card was declined" in chrome.find_element(By.ID, "error").text
+    assert stock(shop, chrome, "cup") == before
+
+
+def test_what_is_out_of_stock_is_undone(shop: Shop, chrome: Chrome) -> None:
+    before = stock(shop, chrome, "pot")
+    order(shop, chrome, "pot", quantity=before + 1)
+    steps = ends(chrome, "COMPENSATED")
+    assert steps["step-authorize_card"] == "UNDONE"
+    assert f"only {before} of Cast-iron pot left" in chrome.find_element(By.ID, "error").text
+    assert stock(shop, chrome, "pot") == before
+
+
+@ON_BOTH
+def test_a_killed_worker_costs_time_only(shop: Shop, chrome: Chrome) -> None:
+    before = stock(shop, chrome, "tea")
+    order(shop, chrome, "tea", quantity=3)
+    until(chrome, ".step[data-status=RUNNING]")
+    [worker] = shop.workers()
+    os.kill(worker.pid, signal.SIGKILL)
+    ends(chrome, "COMPLETED", 90)
+    assert "the worker ended; here is another" in shop.output()
+    assert stock(shop, chrome, "tea") == before - 3
+
+
+def test_a_stuck_order_is_mended_at_the_desk(shop: Shop, chrome: Chrome) -> None:
+    desk(shop, chrome)
+    chrome.find_element(By.CSS_SELECTOR, "#bank button").click()
+    until(chrome, "#bank input[name=away][value=no]")
+    try:
+        order(shop, chrome, "cup")
+        page = chrome.current_url
+        assert ends(chrome, "STUCK")["step-capture_payment"] == "STUCK"
+        desk(shop, chrome)
+        text = chrome.find_element(By.TAG_NAME, "main").text
+        assert "ConnectionError: the bank does not answer" in text
+        assert "card •••" in text
+    finally:
+        desk(shop, chrome)
+        chrome.find_element(By.CSS_SELECTOR, "#bank button").click()
+        until(chrome, "#bank input[name=away][value=yes]")
+    chrome.find_element(By.NAME, "reason").send_keys("the bank is back")
+    chrome.find_element(By.CSS_SELECTOR, "button[value='retry:capture_payment']").click()
+    assert "is RUNNING now" in until(chrome, ".flash")[0].text
+    chrome.get(page)
+    assert set(ends(chrome, "COMPLETED").values()) == {"DONE"}
+
+
+def test_nobody_else_sees_an_order(shop: Shop, chrome: Chrome) -> None:
+    order(shop, chrome, "tea")
+    path = chrome.find_element(By.ID, "saga").get_attribute("data-url")
+    page = chrome.current_url
+    ends(chrome, "COMPLETED")
+    chrome.delete_all_cookies()
+    for url in (page, f"{shop.url}{path}"):
+        chrome.get(url)
+        assert "Not Found" in chrome.page_source or "there is no such saga" in chrome.page_source
+    chrome.get(f"{shop.url}/admin/")
+    assert chrome.current_url.endswith("/admin/login")
