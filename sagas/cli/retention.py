@@ -98,6 +98,8 @@ def purge(
                 click.echo(f"{total:,} of {count:,}", err=True)
     except SagaError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"the archive could not be written, and its sagas are kept: {error}") from error
     click.echo(f"deleted {total}")
 
 
