@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sagas.checkpoints import TERMINAL, SagaStatus
-from sagas.cli.command import Command
+from sagas.cli.command import Command, Refusal
 from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.desk import Desk
@@ -69,10 +69,13 @@ def purge(
     if not yes:
         click.confirm(f"delete these {count:,}{'' if file else ', without an archive'}?", abort=True, err=True)
     total = 0
-    with nullcontext() if file is None else Archive(file) as archive:
-        for deleted in retention.purge(store, which, reason=reason, by=by, archive=archive, batch=batch):
-            total += deleted
-            click.echo(f"{total:,} of {count:,}", err=True)
+    try:
+        with nullcontext() if file is None else Archive(file) as archive:
+            for deleted in retention.purge(store, which, reason=reason, by=by, archive=archive, batch=batch):
+                total += deleted
+                click.echo(f"{total:,} of {count:,}", err=True)
+    except OSError as error:
+        raise Refusal(f"the archive could not be written, and its sagas are kept: {error}") from error
     click.echo(f"deleted {total}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -20,13 +21,14 @@ from sqlalchemy import Engine, func, select
 from sagas import Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
 from sagas.errors import ConfigurationError, KeyReused, NotAllowed, PayloadUnreadable
-from sagas.stores import Codec, Filter, schema
+from sagas.stores import Codec, Filter, retention, schema
 from sagas.stores.archive import Archive, load_archive
 from sagas.stores.audit import audit
 from sagas.stores.codecs import AS_STORED, PLAIN
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import reencrypt
 from sagas.stores.retention import Expired, count_expired, purge
+from tests.servers import wait_for
 
 DAY = timedelta(days=1)
 OLD, NEW = {"old": bytes(32)}, {"new": bytes(range(32))}
@@ -165,10 +167,8 @@ def test_an_archive_that_was_cut_off(store: SqlStore, tmp_path: Path, caplog: py
 
 
 def _archived(store: SqlStore) -> Iterator[Any]:
-    from sagas.stores.retention import _read  # noqa: PLC0415
-
     with store.engine.connect() as connection:
-        yield from _read(connection, left(store))
+        yield from retention._read(connection, left(store))
 
 
 def test_what_a_worker_holds_is_left_to_the_next_run(store: SqlStore) -> None:
@@ -183,32 +183,77 @@ def test_what_a_worker_holds_is_left_to_the_next_run(store: SqlStore) -> None:
     assert list(purge(store, WHICH, reason="x")) == [1]
 
 
-def test_a_run_that_is_killed_loses_nothing(migrated: Engine, store: SqlStore, tmp_path: Path) -> None:
-    """Whatever is not in the tables is in an archive, wherever the run was cut off."""
-    ids = {add(store, number, days=60 + number / 100) for number in range(300)}
-    script = (
-        "import sys, time\nfrom datetime import timedelta\nfrom sagas import SqlStore\n"
-        "from sagas.stores.archive import Archive\nfrom sagas.stores.retention import Expired, purge\n"
-        "archive = Archive(sys.argv[2])\n"
-        "for n in purge(SqlStore(sys.argv[1]), Expired(older_than=timedelta(days=30)), reason='x', archive=archive,"
-        " batch=3): print(n, flush=True)\n"
-    )
-    url = migrated.url.render_as_string(hide_password=False)
-    found: set[str] = set()
-    for run in range(3):
-        file = tmp_path / f"{run}.jsonl.gz"
-        process = subprocess.Popen([sys.executable, "-c", script, url, str(file)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(2 + run):
-            process.stdout.readline()
-        time.sleep(run * 0.0007)  # anywhere in the next batch
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        found |= {each.record.id for each in load_archive(file)}
-        assert found | set(left(store)) == ids
-    assert len(left(store)) < 300 - 3 * 3
-    assert sum(entry.count for entry in audit(store)) == 300 - len(left(store))
+def test_one_that_reopens_meanwhile_stays(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An action landed late between the search and the deletion."""
+    late, other = add(store, 1, days=60, status=SagaStatus.COMPENSATED), add(store, 2, days=50)
+    search = retention._page
+
+    def then_reopen(*args: Any) -> Any:
+        found = search(*args)
+        record = store.load(late)
+        store.save(record, record.move(SagaStatus.COMPENSATING, updated_at=store.now()))
+        return found
+
+    monkeypatch.setattr(retention, "_page", then_reopen)
+    assert list(purge(store, WHICH, reason="x")) == [1]
+    assert left(store) == [late]
+    assert other not in left(store)
+
+
+DIES = """
+import os, signal, sys
+from datetime import timedelta
+from sagas import SqlStore
+from sagas.stores.archive import Archive
+from sagas.stores.retention import Expired, purge
+
+class Dies(Archive):
+    written = 0
+
+    def write(self, sagas):
+        self.written += 1
+        if self.written == 3 and sys.argv[3] == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().write(sagas)
+        if self.written == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+for _ in purge(SqlStore(sys.argv[1]), Expired(older_than=timedelta(days=30)), reason="x", archive=Dies(sys.argv[2]), batch=3):
+    pass
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_that_is_killed_loses_nothing(migrated: Engine, store: SqlStore, tmp_path: Path, moment: str) -> None:
+    """Whatever is not in the tables is in an archive, on whichever side of the writing the run was cut off."""
+    ids = [add(store, number, days=60 - number / 100) for number in range(12)]
+    url, file = migrated.url.render_as_string(hide_password=False), tmp_path / "1.jsonl.gz"
+    died = subprocess.run([sys.executable, "-c", DIES, url, str(file), moment], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    archived = [each.record.id for each in load_archive(file)]
+    assert archived == ids[: 6 if moment == "before" else 9]
+    assert left(store) == ids[6:]
+    with Archive(tmp_path / "2.jsonl.gz") as archive:
+
+        def done() -> bool:  # the database may take a moment to notice that the other is gone
+            return bool(sum(purge(store, WHICH, reason="x", archive=archive))) and not left(store)
+
+        wait_for(done, 20, "the rows are free and gone")
+    assert [each.record.id for each in load_archive(tmp_path / "2.jsonl.gz")] == ids[6:]
+    assert sum(entry.count for entry in audit(store)) == 12
+
+
+def test_an_archive_that_cannot_be_written_keeps_the_sagas(store: SqlStore, tmp_path: Path) -> None:
+    class Full(Archive):
+        def write(self, sagas: Any) -> None:
+            raise OSError("no space left on device")
+
+    saga = add(store, 1, days=60)
+    with pytest.raises(OSError, match="no space"), Full(tmp_path / "a.jsonl") as archive:
+        list(purge(store, WHICH, reason="x", archive=archive))
+    assert left(store) == [saga]
+    assert audit(store) == []
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 # -- encryption -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,206 @@
+"""Which sagas in flight a deployment would strand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from sagas import Parallel, Pivot, Saga, Sagas, SagaStatus, SqlStore, Step
+from sagas.check import Flight, check, differences
+from sagas.errors import ConfigurationError
+from sagas.stores.encryption import AesGcm
+from sagas.testing.memory import MemoryStore
+from tests.rig import ROOT
+
+APP = """
+from celery import Celery
+from sagas import *
+app = Celery("new", broker="memory://")
+Sagas(app, SqlStore("sqlite:///{path}"), [Saga("order", Step("a", lambda: 1, compensation=None), version=2)])
+"""
+
+
+@dataclass
+class Old:
+    sku: str
+    note: str = ""
+
+
+@dataclass
+class New:
+    sku: int
+
+
+@dataclass
+class Receipt:
+    number: int
+
+
+def plain() -> int:
+    return 7
+
+
+def receipt() -> Receipt:
+    return Receipt(7)
+
+
+def nothing() -> None: ...
+
+
+def order(action: Callable[..., Any] = plain, given: Any = Old) -> Saga:
+    return Saga("order", Step("a", action, compensation=None), Step("b", nothing, compensation=None), input=given)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
+    store.upgrade()
+    yield store
+    store.engine.dispose()
+
+
+def code(store: Any, *sagas: Saga) -> Sagas:
+    return Sagas(Celery("code", broker="memory://", set_as_current=False), store, sagas)
+
+
+def started(store: SqlStore, saga: Saga, *, begun: bool = True) -> str:
+    old = code(store, saga)
+    handle = old.start(saga, {"sku": "tea"} if saga.input is Old else None)
+    if begun:
+        old.orchestrator.perform(handle.id, next(iter(saga.steps)), 1)
+    return handle.id
+
+
+def only(flights: Any) -> Flight:
+    [flight] = flights
+    return flight  # type: ignore[no-any-return]
+
+
+def test_nothing_in_flight(store: SqlStore) -> None:
+    assert check(code(store, order())) == []
+
+
+def test_the_same_code_goes_on(store: SqlStore) -> None:
+    first = started(store, order())
+    started(store, order(), begun=False)
+    flight = only(check(code(store, order())))
+    assert (flight.ok, flight.count, flight.read, flight.example) == (True, 2, 2, first)
+    assert flight.statuses == (SagaStatus.PENDING, SagaStatus.RUNNING)
+    assert only(check(code(store, order()), values=1)).read == 1
+    assert only(check(code(store, order()), values=0)).read == 0
+
+
+@pytest.mark.parametrize(
+    ("saga", "says"),
+    [
+        (Saga("other", Step("a", plain, compensation=None)), "no saga of this name"),
+        (Saga("order", Step("a", plain, compensation=None), version=2), "only version 2: keep version 1"),
+        (Saga("order", Step("a", plain, compensation=None)), "step 'b' is gone"),
+    ],
+)
+def test_definitions_that_are_missing(store: SqlStore, saga: Saga, says: str) -> None:
+    started(store, order())
+    flight = only(check(code(store, saga)))
+    assert says in flight.problems[0]
+    assert not flight.ok
+
+
+@pytest.mark.parametrize(
+    ("running", "says"),
+    [
+        (("a > x > b",), ["step 'x' is new"]),
+        (("b > a",), ["the order was a, b and is b, a"]),
+        (("a & b",), ["step 'a' ran alone and runs beside b", "step 'b' ran alone and runs beside a"]),
+        (("a- > b",), ["step 'a' had a compensation and has none"]),
+        (("a > b!",), ["step 'b' had a compensation, or came after the pivot and is the pivot"]),
+        (("a > b",), []),
+    ],
+)
+def test_differences_read_well(running: tuple[str], says: list[str]) -> None:
+    found = differences("a > b", running[0])
+    assert [each.partition(":")[0] for each in found] == says
+
+
+def test_every_change_of_shape_is_told() -> None:
+    step = {name: Step(name, plain, compensation=nothing) for name in "abc"}
+    shapes = {
+        saga.shape
+        for saga in (
+            Saga("s", step["a"], step["b"], step["c"]),
+            Saga("s", step["b"], step["a"], step["c"]),
+            Saga("s", Parallel(step["a"], step["b"]), step["c"]),
+            Saga("s", step["a"], Parallel(step["b"], step["c"])),
+            Saga("s", Parallel(step["b"], step["a"]), step["c"]),
+            Saga("s", step["a"], Pivot("b", plain), Step("c", plain)),
+            Saga("s", step["a"], step["b"]),
+        )
+    }
+    for one in shapes:
+        for other in shapes:
+            assert bool(differences(one, other)) == (one != other), (one, other)
+
+
+@pytest.mark.parametrize(
+    ("saga", "says"),
+    [
+        (order(given=New), "its input does not read as New"),
+        (order(receipt), "the result of step 'a' does not read as Receipt"),
+    ],
+)
+def test_values_that_do_not_read(store: SqlStore, saga: Saga, says: str) -> None:
+    saga_id = started(store, order())
+    sagas = code(store, saga)
+    assert only(check(sagas)).problems[0].startswith(f"saga {saga_id}: {says}")
+    assert only(check(sagas, values=0)).ok
+
+
+def test_a_result_without_a_type_is_read_as_what_asks_for_it(store: SqlStore) -> None:
+    def asks(a: Receipt) -> None: ...
+
+    untyped = lambda: 7  # noqa: E731
+    old = Saga("order", Step("a", untyped, compensation=None), Step("b", nothing, compensation=None))
+    started(store, old)
+    new = Saga("order", Step("a", untyped, compensation=None), Step("b", asks, compensation=None))
+    assert "does not read as Receipt" in only(check(code(store, new))).problems[0]
+
+
+def test_a_key_that_is_missing(store: SqlStore) -> None:
+    sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
+    started(sealed, order())
+    assert "has no codec" in only(check(code(store, order()))).problems[0]
+    assert only(check(code(sealed, order()))).ok
+
+
+def test_a_store_without_lists() -> None:
+    with pytest.raises(ConfigurationError, match="has no lists"):
+        check(code(MemoryStore()))
+
+
+def test_in_ci(store: SqlStore, tmp_path: Path) -> None:
+    (tmp_path / "newcode.py").write_text(APP.format(path=tmp_path / "sagas.db"))
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "celery", "-A", "newcode", "sagas", "check", *words]
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert run().returncode == 0
+    saga_id = started(store, order())
+    done = run("--values", "all")
+    assert done.returncode == 1
+    assert f"order 1, for example {saga_id}: this code has only version 2: keep version 1" in done.stdout
+    found = json.loads(run("--json").stdout)
+    assert (found[0]["ok"], found[0]["example"]) == (False, saga_id)
+    (tmp_path / "newcode.py").write_text(APP.format(path="/no/such/folder/x.db"))
+    away = run()
+    assert away.returncode == 2
+    assert "Error: the database did not answer" in away.stderr

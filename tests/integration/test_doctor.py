@@ -1,0 +1,174 @@
+"""The doctor, on real servers and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from sqlalchemy import create_engine, insert, text
+
+from sagas import Saga, Sagas, SqlStore, Step
+from sagas.doctor import Level, examine
+from sagas.events import Events, Service, event
+from sagas.events.brokers.redis_streams import RedisBroker
+from sagas.stores import schema
+from tests.conftest import Rig
+from tests.rig import ROOT
+from tests.servers import MariaDB, Postgres, Redis
+
+
+@event("patients.patient.admitted")
+class PatientAdmitted:
+    name: str
+
+
+def found(sagas: Sagas, **options: Any) -> dict[str, Level]:
+    findings = examine(sagas, **options)
+    assert all(finding.do for finding in findings if finding.level is not Level.OK)
+    return {finding.code: finding.level for finding in findings}
+
+
+def test_workers_that_answer(rig: Rig) -> None:
+    rig.configure(worker_prefetch_multiplier=1, broker_transport_options={"socket_timeout": 30})
+    queue = rig.settings["options"]["task_default_queue"]
+    assert found(rig.sagas, timeout=0.5)["no-workers"] is Level.PROBLEM
+    rig.worker("-Q", f"{queue},nobody")
+    findings = examine(rig.sagas)
+    bad = {finding.code: finding.says for finding in findings if finding.level is Level.PROBLEM}
+    assert bad == {"durability": bad["durability"]}  # the tests' server does not sync
+    assert "fsync is off" in bad["durability"]
+    assert {finding.code for finding in findings if finding.level is Level.OK} >= {"broker", "database", "workers"}
+    # A definition more than the worker has, with steps that go where nobody listens.
+    rig.sagas.register(Saga("newer", Step("one", lambda: 1, compensation=None, queue="elsewhere")))
+    findings = examine(rig.sagas)
+    says = {finding.code: finding.says for finding in findings if finding.level is Level.PROBLEM}
+    assert "lacks newer 1" in says["worker-definitions"]
+    assert "no worker listens on 'elsewhere', where newer.one, sagas.fail go" in says["queue"]
+
+
+def test_a_worker_without_sagas(redis_server: Redis, postgres: Postgres) -> None:
+    """Another app on the same broker and queue takes the messages of sagas and discards them."""
+    bare = Celery("bare", broker=redis_server.url, set_as_current=False)
+    app = Celery("doctor", broker=redis_server.url, set_as_current=False)
+    bare.conf.task_default_queue = app.conf.task_default_queue = "bare"
+    store = SqlStore(postgres.database())
+    sagas = Sagas(app, store, [Saga("s", Step("a", lambda: 1, compensation=None))])
+    with start_worker(bare, pool="solo", perform_ping_check=False, loglevel="ERROR"):
+        codes = found(sagas, timeout=1)
+    assert codes["worker-without-sagas"] is Level.PROBLEM
+    assert codes["tables"] is Level.PROBLEM  # nobody has made them
+    app.close()
+    store.engine.dispose()
+
+
+def test_events(redis_server: Redis, tmp_path: Path) -> None:
+    patients = Service("patients", publishes=[PatientAdmitted])
+
+    @patients.on(PatientAdmitted)
+    def greet(event: PatientAdmitted) -> None: ...
+
+    store = SqlStore(f"sqlite:///{tmp_path / 'events.db'}")
+    store.upgrade()
+    events = Events([patients], engine=store.engine, broker=RedisBroker(redis_server.url), exchange="doctor")
+    app = Celery("doctor", broker=redis_server.url, set_as_current=False)
+    app.conf.task_default_queue = "doctor"
+    sagas = Sagas(app, store, events=events)
+    with store.engine.begin() as connection:
+        events.publish(connection, PatientAdmitted(name="ann"))
+        long_ago = store.now() - timedelta(hours=1)
+        connection.execute(schema.outbox.update().values(created_at=long_ago))
+        letter = {
+            "queue": "patients.greet", "event_id": "e", "type": "t", "version": 1, "correlation_id": "c", "headers": "{}",
+            "body": "{}", "error": "e", "attempts": 1, "created_at": long_ago,
+        }  # fmt: skip
+        connection.execute(insert(schema.event_dead_letters), letter)
+    codes = found(sagas, timeout=0.5)
+    assert codes["event-queue-missing"] is Level.PROBLEM
+    assert codes["outbox"] is Level.PROBLEM
+    assert codes["event-dead-letters"] is Level.WARNING
+    events.apply_topology()
+    assert "event-queue-missing" not in found(sagas, timeout=0.2)
+    with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR"):
+        assert "event-queues" not in found(sagas)
+    with start_worker(app, pool="solo", perform_ping_check=False, loglevel="ERROR", queues=["doctor"]):
+        assert found(sagas)["event-queues"] is Level.WARNING
+    events.broker.close()
+    app.close()
+    store.engine.dispose()
+
+
+@pytest.mark.parametrize("database", ["postgres", "mariadb", "sqlite"])
+def test_databases(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """What is read of a real one is what the checks ask for."""
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    if database != "sqlite":
+        server: Postgres | MariaDB = request.getfixturevalue(database)
+        url = server.database()
+    engine = create_engine(url, isolation_level="REPEATABLE READ") if database != "sqlite" else create_engine(url)
+    store, good = SqlStore(engine), SqlStore(url)
+    good.upgrade()
+    app = Celery("doctor", broker="memory://", set_as_current=False)
+    sagas = Sagas(app, store, [Saga("s", Step("a", lambda: 1, compensation=None))])
+    codes = found(sagas, timeout=0.2)
+    expected = {"postgres": "isolation", "mariadb": "isolation", "sqlite": "foreign-keys"}[database]
+    assert expected in codes
+    sagas.store = good
+    codes = found(sagas, timeout=0.2)
+    assert expected not in codes
+    assert {"database", "tables-ok"} <= set(codes)
+    if database == "postgres":
+        with good.engine.begin() as connection:
+            connection.execute(text("alter role postgres set idle_in_transaction_session_timeout = '5s'"))
+        good.engine.dispose()
+        assert found(sagas, timeout=0.2)["database-timeout"] is Level.WARNING
+        with good.engine.begin() as connection:
+            connection.execute(text("alter role postgres reset idle_in_transaction_session_timeout"))
+    if database == "mariadb":
+        assert codes["durability"] is codes["wait-timeout"] is Level.WARNING  # as the tests' server is
+    app.close()
+    engine.dispose()
+    good.engine.dispose()
+
+
+def test_work_that_waits(rig: Rig) -> None:
+    first, second, third = (rig.start("line") for _ in range(3))
+    stuck = schema.sagas.update().values(status="STUCK").where(schema.sagas.c.id == first.id)
+    still = schema.sagas.update().values(stalls=5).where(schema.sagas.c.id == second.id)
+    old = schema.sagas.update().where(schema.sagas.c.id == third.id)
+    letter = {"saga_id": third.id, "step": "one", "direction": "FORWARD", "error": "e"}
+    store = rig.sagas.store
+    assert isinstance(store, SqlStore)
+    now = store.now()
+    with store.engine.begin() as connection:
+        connection.execute(stuck)
+        connection.execute(still)
+        connection.execute(old.values(created_at=now - timedelta(days=3), shape="one"))
+        for _ in range(2):
+            connection.execute(insert(schema.dead_letters), {**letter, "created_at": now})
+    codes = found(rig.sagas, timeout=0.2)
+    for code in ("stuck", "standing-still", "dead-letters", "stranded"):
+        assert codes[code] is Level.PROBLEM
+    assert codes["old-saga"] is Level.WARNING
+
+
+def test_as_typed(tmp_path: Path) -> None:
+    def run(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SAGAS_DATABASE_URL": url, "BROKER_URL": "redis://127.0.0.1:1/0"}
+        command = [sys.executable, "-m", "celery", "-A", "config", "sagas", "doctor", "--timeout", "1", *words]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    away = run("postgresql+psycopg://x@127.0.0.1:1/x")
+    assert away.returncode == 1
+    assert "database-unreachable: " in away.stdout
+    assert "broker-unreachable: " in away.stdout
+    assert "Traceback" not in away.stderr
+    printed = json.loads(run(f"sqlite:///{tmp_path / 'x.db'}", "--json").stdout)
+    assert {"level": "problem", "code": "tables"}.items() <= next(f for f in printed if f["code"] == "tables").items()
