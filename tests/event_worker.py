@@ -2,7 +2,14 @@
 
 import json
 import os
+from pathlib import Path
 
+from sagas.contrib.prometheus import export
 from tests.event_rig import make_app
+from tests.spans import trace
 
-app = make_app(json.loads(os.environ["RIG"]))
+settings = json.loads(os.environ["RIG"])
+app = make_app(settings)
+if settings.get("observed"):
+    trace(app.sagas.observers, Path(settings["folder"]))
+    export(app.sagas)

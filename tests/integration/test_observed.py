@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Rig
-from tests.observed import trace
+from tests.event_rig import EventRig
 from tests.rig import ROOT, Worker
-from tests.servers import die_with_parent, free_port, wait_for
+from tests.servers import Postgres, Redis, die_with_parent, free_port, wait_for
+from tests.spans import spans, trace
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 
@@ -33,10 +32,6 @@ def of(metrics: dict[Key, float], name: str, **labels: str) -> float:
     return sum(value for (found, has), value in metrics.items() if found == name and wanted <= has)
 
 
-def spans(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "spans").read_text().splitlines()]
-
-
 def watched(rig: Rig, monkeypatch: pytest.MonkeyPatch, *, pool: str = "prefork", name: str = "a") -> tuple[Worker, int]:
     port = free_port()
     if pool == "prefork":
@@ -46,7 +41,7 @@ def watched(rig: Rig, monkeypatch: pytest.MonkeyPatch, *, pool: str = "prefork",
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_counts_traces_and_says_what_it_does(rig: Rig, monkeypatch: pytest.MonkeyPatch, pool: str) -> None:
-    trace(rig.sagas, rig.folder)
+    trace(rig.sagas.observers, rig.folder)
     worker, port = watched(rig, monkeypatch, pool=pool)
     good, bad = rig.start("full"), rig.start("full", four="terminal", one="error:1")
     rig.assert_done(good)
@@ -86,7 +81,7 @@ def test_a_worker_counts_traces_and_says_what_it_does(rig: Rig, monkeypatch: pyt
 
 
 def test_a_killed_child_and_a_killed_worker_leave_one_trace(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    trace(rig.sagas, rig.folder)
+    trace(rig.sagas.observers, rig.folder)
     first, port = watched(rig, monkeypatch)
     handle = rig.start("long", one="kill_before:1", two="slow:1")
     rig.begun(handle, "two")
@@ -120,6 +115,40 @@ def test_workers_that_would_spoil_each_others_metrics_do_not_start(rig: Rig, mon
     with pytest.raises(RuntimeError, match="Give each worker of a machine its own port"):
         rig.worker("--metrics-address", str(port), module="tests.observed")
     assert of(scraped(port), "sagas_snapshot_up") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_messages_are_counted_and_carry_the_trace_through_workers(
+    redis_server: Redis, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    rig, port = EventRig(redis_server.url, redis_server.url, postgres.database(), tmp_path), free_port()
+    monkeypatch.setenv("SAGAS_METRICS_ADDRESS", str(port))
+    if pool == "prefork":
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "metrics"))
+    trace(rig.events.observers, tmp_path)
+    rig.settings["observed"] = True
+    try:
+        rig.worker("-P", pool, "-c", "2")
+        rig.publish(1)
+        rig.publish(2, fault="fail")
+        wait_for(lambda: of(scraped(port), "sagas_event_deliveries_total", end="buried") == 1, 30, "the dead letter")
+        rig.wait_for_done("billing.charge", 1)
+        wait_for(lambda: of(scraped(port), "sagas_event_deliveries_total", end="handled") == 4, 10, "all is counted")
+        metrics = scraped(port)
+        deliveries = "sagas_event_deliveries_total"
+        assert of(metrics, deliveries, queue="inventory.reserve_stock", end="failed") == 3
+        assert of(metrics, "sagas_event_handling_seconds_count", queue="inventory.reserve_stock", outcome="failed") == 3
+        assert of(metrics, "sagas_events_relayed_total") == 3
+        assert of(metrics, "sagas_breaker_open", queue="inventory.reserve_stock") == 0
+        told = spans(tmp_path)
+        [reserved] = [s for s in told if s["name"] == "handle inventory.reserve_stock" and s["error"] is None]
+        [charged] = [s for s in told if s["name"] == "handle billing.charge"]
+        assert (charged["trace"], charged["parent"]) == (reserved["trace"], reserved["id"])
+        broken = [s for s in told if s["name"] == "handle inventory.reserve_stock" and s["error"]]
+        assert [s["sagas.attempt"] for s in broken] == [1, 2, 3]
+        assert os.getpid() not in {s["pid"] for s in told}
+    finally:
+        rig.close()
 
 
 def test_flower_shows_what_the_database_says(rig: Rig, tmp_path: Path) -> None:
