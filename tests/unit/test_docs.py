@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 import pytest
@@ -17,8 +17,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from docs.griffe_plain import markdown
+from sagas import Pivot, Saga, Step, Terminal
 from sagas.cli.sagas import sagas as cli
-from sagas.testing import Inline
+from sagas.testing import Inline, assert_compensated, rehearse
 from tests.pages import PAGES, PLAYED, fences, run
 from tests.rig import ROOT
 
@@ -97,7 +98,64 @@ def events(names: dict[str, Any], _: str) -> None:
     assert names["events"].broker.depth("inventory.reserve_stock") == 1
 
 
+def idempotency(names: dict[str, Any], _: str) -> None:
+    """An API that takes keys: one charge for each, whatever crashes, and all of it given back."""
+    charges: dict[str, int] = {}
+
+    def call(method: str, path: str, key: str, body: dict[str, Any] | None = None) -> Any:
+        if path.endswith("/refund"):
+            return charges.pop(path.split("/")[2], None)
+        if method == "GET":
+            return [{"id": key}] if key in charges else []
+        assert body is not None
+        charges[key] = body["amount"]
+        return {"id": key}
+
+    names["call"] = call
+    step = Step("charge", names["charge"], compensation=names["refund"])
+    saga = Saga("buy", step, Pivot("ship", lambda: "shipped"), input=Amount)
+    rehearsal = rehearse(saga, {"amount": 4}, state=lambda: dict(charges))
+    assert rehearsal.ok, rehearsal.table()
+    names["hotel"].dispose()
+
+
+def stuck(names: dict[str, Any], printed: str) -> None:
+    said = [fence.source for fence in fences(ROOT / "docs/how-to/stuck.md", "text")]
+    assert printed == "".join(said)
+
+
+def pivot(_: dict[str, Any], printed: str) -> None:
+    assert printed == fences(ROOT / "docs/how-to/pivot.md", "text")[0].source
+
+
+def migration(names: dict[str, Any], _: str) -> None:
+    """Both ways of before do afterwards what they did."""
+    placed = Inline().start(names["place_order"], {"order_id": "o-1"})
+    assert placed.result["capture_payment"] == "captured authorization of o-1 and 4"
+    inline = Inline()
+    inline.fail_at("confirmation", Terminal("no address"))
+    assert_compensated(inline.start(names["order_saga"], {"order_id": "o-1", "amount": 99}))
+    assert names["charged"] == {}
+    app = names["app"]
+    app.conf.update(task_always_eager=True, task_eager_propagates=True, result_backend="cache+memory://")
+    names["place"]("o-1")
+
+
+def index(names: dict[str, Any], printed: str) -> None:
+    handle = Inline().start(names["place_order"], {"sku": "tea", "amount": 2000})
+    assert_compensated(handle)
+
+
+class Amount(TypedDict):
+    amount: int
+
+
 AFTER = {
+    "docs/how-to/idempotency.md": idempotency,
+    "docs/how-to/pivot.md": pivot,
+    "docs/index.md": index,
+    "docs/migration.md": migration,
+    "docs/how-to/stuck.md": stuck,
     "docs/brokers.md": brokers,
     "docs/choreography.md": choreography,
     "docs/in-process-bus.md": in_process_bus,
