@@ -31,8 +31,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed ## draw the states from the table of legal moves; build the site into site/, without a warning
+docs: $(VENV)/installed ## draw the states and the sequence; build the site into site/, without a warning
 	$(BIN)/python docs/generate_states.py
+	$(BIN)/python docs/generate_sequence.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, Kafka, which the tests start by themselves

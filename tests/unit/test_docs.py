@@ -16,6 +16,7 @@ import yaml
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
+from docs.generate_sequence import drawing
 from docs.griffe_plain import markdown
 from sagas import Pivot, Saga, Step, Terminal
 from sagas.cli.sagas import sagas as cli
@@ -221,10 +222,28 @@ def test_yaml_can_be_read(page: Path) -> None:
 
 
 def test_docstrings_become_markdown() -> None:
-    text = (
-        "Adds.\n\n`one`: a number,\n    more.\n`two`, `three`: others.\nRaises nothing.\n\n::\n\n    tree\n\n>>> 1\n1"
-    )
-    assert markdown(text).splitlines() == [
-        *("Adds.", "", "", "- `one`: a number,", "    more.", "- `two`, `three`: others.", "", "Raises nothing.", ""),
-        *("```text", "", "tree", "", "```", "```pycon", ">>> 1", "1", "```"),
+    text = """Adds.
+
+`one`: a number,
+    more or less. `two`, `three`: others.
+`four`: the last.
+Raises nothing.
+
+::
+
+    tree
+
+>>> 1
+1
+"""
+    assert markdown(text).split("\n\n") == [
+        "Adds.",
+        "- `one`: a number, more or less.\n- `two`, `three`: others.\n- `four`: the last.",
+        "Raises nothing.",
+        "    tree",
+        "```pycon\n>>> 1\n1\n```",
     ]
+
+
+def test_the_sequence_is_drawn() -> None:
+    assert (ROOT / "docs" / "turning-back.svg").read_text() == drawing()
