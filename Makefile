@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
+# Most tests wait for processes: more run at a time than there are cores. A file's tests stay together, with its servers.
+PARALLEL ?= --numprocesses=3 --dist=loadfile
 
 FAULTS ?= --all
 
@@ -13,7 +15,7 @@ demo: $(VENV)/installed ## place the shop's orders through a real worker, with n
 	$(BIN)/python -m tasks.demo $(ORDERS)
 
 test: check docs servers ## everything that CI runs
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 unit: $(VENV)/installed ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit tests/architecture

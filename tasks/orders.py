@@ -11,7 +11,6 @@ __all__ = ["PlaceOrder", "place_order"]
 
 #: Seconds that a participant may take. Short, for participants that answer at once or not at all.
 STEP_TIMEOUT = 10.0
-SHIPMENT_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,7 @@ place_order = Saga(
         shipping.create,
         compensation=shipping.cancel,
         queue="shipping",
-        timeout=SHIPMENT_TIMEOUT,
+        timeout=STEP_TIMEOUT,
         # A carrier that did not answer once is not asked again: the customer is waiting, and the order can be undone.
         retry=Retry(max_attempts=1),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,14 @@ def make_rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 def rig(make_rig: MakeRig) -> Rig:
     """The most common set-up: Redis and PostgreSQL."""
     return make_rig()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test logged fit for the way to the process that prints it: half characters do not travel."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
 
 
 def pytest_report_header() -> str:

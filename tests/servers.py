@@ -403,9 +403,11 @@ class MariaDB(Server):
         return ["--user=root"] if _AS_ROOT else []
 
     def prepare(self) -> None:
+        # Its temporary tables are named after no process: of two servers in one folder each would remove the other's.
+        (self.folder / "tmp").mkdir()
         self.run(
             binary("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder / 'data'}",
-            "--auth-root-authentication-method=normal", "--skip-test-db", *self._user_option(),
+            f"--tmpdir={self.folder / 'tmp'}", "--auth-root-authentication-method=normal", "--skip-test-db", *self._user_option(),
             "--rpm",  # leaves the owner of the system's plugins alone
         )  # fmt: skip
 
@@ -413,6 +415,7 @@ class MariaDB(Server):
         return [
             binary("mariadbd"), "--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}",
             "--bind-address=127.0.0.1", f"--socket={self.folder / 's'}", f"--pid-file={self.folder / 'pid'}",
+            f"--tmpdir={self.folder / 'tmp'}",
             "--character-set-server=utf8mb4",  # as Debian ships it; the default is latin1
             # To the system at each commit, so that a commit survives a kill; 0 would lose the last second.
             "--innodb-flush-log-at-trx-commit=2", *self._user_option(),

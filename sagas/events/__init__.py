@@ -1,6 +1,7 @@
 """Events and commands: facts that are broadcast and wishes that are sent, with or without sagas."""
 
 from sagas.events.bus import Events
+from sagas.events.deadletters import CommandFailed
 from sagas.events.envelope import Envelope
 from sagas.events.local import LocalBus
 from sagas.events.messages import Kind, MessageType, command, event, type_of
@@ -23,6 +24,7 @@ __all__ = [
     "Events",
     "Envelope",
     "LocalBus",
+    "CommandFailed",
     # keeping
     "EventStore",
     "StoredEvent",

@@ -306,7 +306,7 @@ class Events:
                 guards=self.guards,
                 window=self._window,
                 concurrency=self._concurrency,
-                lease=_LEASES * getattr(self.broker, "lease", 10.0),
+                lease=_LEASES * self.broker.lease,
                 alone=alone,
             )
             for queue in wanted

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, s
 from sagas.errors import NotAllowed
 from sagas.events.brokers import Delivery
 from sagas.events.envelope import Envelope
+from sagas.events.messages import Kind, event
 from sagas.events.outbox import write
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 
-__all__ = ["DeadLetter", "DeadLetters"]
+__all__ = ["CommandFailed", "DeadLetter", "DeadLetters"]
 
 #: In the metadata of a message that is replayed: the id of its dead letter.
 REPLAY_OF = "replayOf"
@@ -32,6 +33,26 @@ REPLAYING = "replaying"
 _ENCODING = "sagas-body"
 
 _TABLE = schema.event_dead_letters.c
+
+
+#: Characters of an error that its sender is told.
+_TOLD = 1000
+
+
+@event("sagas.command.failed", failure=True)
+class CommandFailed:
+    """A command became a dead letter. So its sender learns of it: it handles this event, by its `correlation_id`.
+
+    Published in the transaction of the dead letter, caused by the command, with its key. A replay that fails again is
+    not told once more.
+    """
+
+    command_id: str  #: the id of its envelope
+    command: str  #: its type
+    sender: str
+    receiver: str
+    error: str
+    attempts: int  #: 0 where it was refused, or nobody received it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +124,8 @@ class DeadLetters:
                 )
             )
             return int(known.id)
+        if envelope.kind is Kind.COMMAND:
+            write(connection, _failure(envelope, error, attempts))
         about = {name: value for name, value in envelope.metadata.items() if name != REPLAY_OF}
         return self._insert(
             connection,
@@ -299,6 +322,18 @@ def replay_of(envelope: Envelope) -> int | None:
     """Return the id of the dead letter that a message is the replay of."""
     letter = envelope.metadata.get(REPLAY_OF)
     return letter if isinstance(letter, int) else None
+
+
+def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
+    told = CommandFailed(
+        command_id=command.event_id,
+        command=command.event_type,
+        sender=command.source,
+        receiver=command.event_type.partition(".")[0],
+        error=_printable(error)[:_TOLD],
+        attempts=attempts,
+    )
+    return Envelope.wrap(told, source="sagas", key=command.key, cause=command)
 
 
 def _of_key(queue: str, key: str) -> Select[Any]:

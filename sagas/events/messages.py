@@ -1,7 +1,8 @@
 """Events and commands: what a message is, before anything carries it.
 
 An event is a fact in the past tense. Its owner publishes it, anybody may listen, and the owner does not care who does.
-A command is a wish in the imperative. One service receives it, and its sender learns when it fails.
+A command is a wish in the imperative. One service receives it, and its sender learns when it fails: by
+`sagas.events.CommandFailed`.
 """
 
 from __future__ import annotations

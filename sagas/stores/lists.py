@@ -57,18 +57,22 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
+    """All steps of some sagas."""
     return select(schema.steps).where(_steps.saga_id.in_(ids))
 
 
 def counted(where: Filter) -> Select[Any]:
+    """How many fit."""
     return select(func.count()).select_from(schema.sagas).where(*filtered(where))
 
 
 def tallied() -> Select[Any]:
+    """How many there are, by name and status."""
     return select(_sagas.name, _sagas.status, func.count().label("count")).group_by(_sagas.name, _sagas.status)
 
 
 def in_flight() -> Select[Any]:
+    """The unfinished, by the definition that they were started with."""
     by = _sagas.name, _sagas.version, _sagas.shape, _sagas.status
     return (
         select(
@@ -84,4 +88,5 @@ def in_flight() -> Select[Any]:
 
 
 def with_prefix(prefix: str, limit: int) -> Select[Any]:
+    """Those whose id begins so."""
     return select(schema.sagas).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)

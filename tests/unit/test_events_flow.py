@@ -28,7 +28,7 @@ from sagas.errors import (
     NotOwner,
     StoreUnavailable,
 )
-from sagas.events import Envelope, Events, HandlerContext, Service, command, event, inbox, leases
+from sagas.events import CommandFailed, Envelope, Events, HandlerContext, Service, command, event, inbox, leases
 from sagas.events.brokers import Outgoing
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.consumer import InProcess, InThread
@@ -143,6 +143,10 @@ def make_shop(
     @inventory.handles(CountStock)
     def count_stock(command: CountStock) -> None:
         seen.append(command.sku)
+        if command.sku == "broken":
+            raise RuntimeError("broken")
+        if command.sku == "refused":
+            raise Terminal("no such thing")
 
     store = SqlStore(f"sqlite:///{folder / 'shop.db'}")
     store.upgrade()
@@ -245,6 +249,38 @@ def test_a_command_that_nobody_receives_becomes_a_dead_letter_and_blocks_nothing
         [letter] = shop.events.dead_letters([letter.id])
         assert (letter.resolution, letter.reason, letter.by) == ("replayed", "deployed", "me")
         wait_for(lambda: shop.broker.depth("payments.commands") == 1, 5)
+
+
+@pytest.mark.parametrize("sku", ["broken", "refused"])
+def test_the_sender_of_a_command_learns_when_it_fails(shop: Shop, sku: str) -> None:
+    told: list[tuple[CommandFailed, HandlerContext]] = []
+    orders = Service("orders")
+
+    @orders.on(CommandFailed)
+    def learn(event: CommandFailed, context: HandlerContext) -> None:
+        told.append((event, context))
+
+    sender = Events([orders], engine=shop.events.engine, broker=shop.broker)
+    sender.apply_topology()
+    shop.events.apply_topology()
+    with Session(shop.events.engine) as session, session.begin():
+        sent = sender.send(session, CountStock(sku=sku), key="k", correlation_id="story")
+    with shop.consuming(), ThreadPoolExecutor(1) as executor:
+        consumers = sender.consumers(InProcess(sender.handle, executor))
+        consumers.start()
+        [letter] = shop.open_letters(1)
+        wait_for(lambda: told, 5)
+        shop.events.replay([letter], reason="once more", dry_run=False)
+        wait_for(lambda: shop.events.dead_letters()[0].attempts > letter.attempts or sku == "refused", 5)
+        consumers.stop(5)
+        assert consumers.join(10)
+    [(event, context)] = told
+    assert event == CommandFailed(
+        command_id=sent.event_id, command="inventory.count_stock", sender="orders", receiver="inventory",
+        error=letter.error, attempts=letter.attempts,
+    )  # fmt: skip
+    assert (context.correlation_id, context.envelope.causation_id) == ("story", sent.event_id)
+    assert context.envelope.key == "k"
 
 
 def _payments() -> Service:

@@ -80,6 +80,8 @@ class Reader(Protocol):
 class Broker(Protocol):
     """Carries messages. Safe to use from any thread; it connects when it has to, and anew after a fork."""
 
+    lease: float  #: a reader that was silent for so many seconds is dead, and others are given what it had
+
     def declare(self, topology: Topology) -> Sequence[str]:
         """Make what is missing of it, and say what was made. What is there already stays, also when unknown.
 

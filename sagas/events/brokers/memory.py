@@ -60,6 +60,8 @@ class MemoryBroker:
     >>> reader.ack(delivery)
     """
 
+    lease = 10.0
+
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queues: dict[str, _Queue] = {}
