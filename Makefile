@@ -14,7 +14,7 @@ FAULTS ?= --all
 demo: $(VENV)/installed ## place the shop's orders through a real worker, with no server (ORDERS=file for yours)
 	$(BIN)/python -m tasks.demo $(ORDERS)
 
-test: check servers ## everything that CI runs
+test: check docs servers ## everything that CI runs
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 unit: $(VENV)/installed ## the tests that need no server
@@ -33,8 +33,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed ## draw the states from the table of legal moves
+docs: $(VENV)/installed ## draw the states and the sequence; build the site into site/, without a warning
 	$(BIN)/python docs/generate_states.py
+	$(BIN)/python docs/generate_sequence.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, Kafka, which the tests start by themselves
 	scripts/install-servers
@@ -46,4 +48,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,6 +22,7 @@ from sagas import SqlStore
 from sagas.cli.projection import projection as cli
 from sagas.events import ANY, Events, EventStore, Projection, StoredEvent, event
 from sagas.events.brokers.memory import MemoryBroker
+from tests.pages import fences
 from tests.rig import ROOT
 from tests.servers import wait_for
 
@@ -59,9 +60,9 @@ def python(folder: Path, *words: str) -> str:
 
 
 def test_the_page_runs(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "event-sourcing.md").read_text()
-    for name, code in re.findall(r"<!-- (\w+\.py) -->\n```python\n(.*?)```", page, re.DOTALL):
-        (tmp_path / name).write_text(code)
+    for fence in fences(ROOT / "docs" / "event-sourcing.md", "python"):
+        assert fence.title, fence.line
+        (tmp_path / fence.title).write_text(fence.source)
     (tmp_path / "all.py").write_text(ALL)
     said = python(tmp_path, "all.py").splitlines()
     assert said[0] == "70"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"<!-- example:begin -->\n```python\n(.*?)```\n<!-- example:end -->", README, re.DOTALL)
+from tests.pages import fences
+from tests.rig import ROOT
+
+EXAMPLES = [fence.source for fence in fences(ROOT / "README.md", "python") if fence.script]
 TOLD = [
     [
         "COMPLETED captured 4.50 of authorization-1",

@@ -1,0 +1,90 @@
+"""The pages of the documentation, and what is in their fences.
+
+A fence of Python runs, in one namespace with the others of its page. Three marks change that:
+
+- `title="shop.py"` behind the language: it is a file of that name, which later fences and commands can use.
+- `<!-- example:begin -->` before it: it is a script that runs as it stands, in a process of its own.
+- `<!-- skip: next "why" -->` before it: it does not run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+from sybil.region import Region
+
+from tests.rig import ROOT
+
+__all__ = ["PAGES", "PLAYED", "Fence", "fences", "run"]
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Pages whose commands are typed, with their files, as by a reader: tests/integration/test_tutorial.py.
+PLAYED = [ROOT / "docs" / "tutorial.md"]
+
+_INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')
+_MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A block of code on a page."""
+
+    language: str
+    source: str
+    line: int
+    title: str | None = None
+    script: bool = False
+    skip: str | None = None
+
+
+def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
+    document = Document.parse(str(page), _regions)
+    for example in document.examples():
+        mark = _MARK.search(document.text, 0, example.region.start)
+        lexemes = example.region.lexemes
+        yield (
+            Fence(
+                lexemes["language"],
+                str(lexemes["source"]),
+                example.line,
+                lexemes["title"],
+                script=bool(mark and mark["script"]),
+                skip=mark["skip"] if mark else None,
+            ),
+            example,
+        )
+
+
+def _regions(document: Document) -> Iterator[Region]:
+    for region in RawFencedCodeBlockLexer(_INFO)(document):
+        region.parsed, region.evaluator = region.lexemes["source"], PythonEvaluator()
+        yield region
+
+
+def fences(page: Path, language: str | None = None) -> list[Fence]:
+    """Return the fences of a page, those of one language if it is given."""
+    return [fence for fence, _ in _parse(page) if language in (None, fence.language)]
+
+
+def run(page: Path, folder: Path, namespace: dict[str, object]) -> int:
+    """Run the Python on a page, in a folder and a namespace; return how many fences ran.
+
+    Errors are at the line of the page. What is skipped, and scripts, are left out.
+    """
+    ran = 0
+    for fence, example in _parse(page):
+        if fence.language != "python" or fence.skip or fence.script:
+            continue
+        if fence.title:
+            (folder / fence.title).write_text(fence.source)
+        else:
+            example.document.namespace = example.namespace = namespace
+            example.evaluate()
+        ran += 1
+    return ran
