@@ -128,8 +128,11 @@ class SqlStore:
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
         return _saga(connection.execute(query.with_for_update(read=True)).mappings().one(), [])
 
-    def after_commit(self, session: Session | Connection, then: Callable[[], object]) -> None:
-        Commits.of(session).after(then)
+    def after_commit(self, session: Session | Connection | None, then: Callable[[], object]) -> None:
+        if session is None:
+            then()
+        else:
+            Commits.of(session).after(then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
