@@ -131,10 +131,7 @@ class Sagas:
         """See `Saga.start`."""
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
         if next_.verdict is Verdict.LAUNCH:
-            if session is None:
-                self._launch(next_)
-            else:
-                self.store.after_commit(session, lambda: self._launch(next_))
+            self._launch(next_, session)
         return SagaHandle(next_.record.id, self)
 
     def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002
@@ -204,6 +201,6 @@ class Sagas:
             return self.mark_failed(saga_id, pivot.name, reason=reason, by=by)
         return self.cancel(saga_id, reason, by=by)
 
-    def _launch(self, next_: Next) -> SagaRecord:
-        self.canvas.launch_or_leave(next_.plan)
+    def _launch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+        self.store.after_commit(session, lambda: self.canvas.launch_or_leave(next_.plan))
         return next_.record

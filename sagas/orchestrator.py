@@ -198,7 +198,7 @@ class Orchestrator:
             stored = self.store.insert(record, session)
         if stored.id == saga_id:
             if self.observers:
-                self._tell_started(record, session)
+                self.store.after_commit(session, lambda: self.observers.changed(None, record))
             return Next(Verdict.LAUNCH, "", record, plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
         if stored.input != text and load(stored.input, saga.input) != load(text, saga.input):
@@ -206,12 +206,6 @@ class Orchestrator:
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
         return Next(Verdict.GO_AWAY, "it was started before", stored)
-
-    def _tell_started(self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None) -> None:
-        if session is None:
-            self.observers.changed(None, record)
-        else:
-            self.store.after_commit(session, lambda: self.observers.changed(None, record))
 
     def _encode_input(self, saga: Saga, given: Any) -> str:
         where = f"saga {saga.name!r}, input"

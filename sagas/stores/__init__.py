@@ -37,8 +37,14 @@ class CheckpointStore(Protocol):
         Returns the saga that has this name and key: the given one, or the one that was there before it.
         """
 
-    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:
-        """Call `then` once the caller's transaction has committed, and not at all when it rolls back."""
+    def after_commit(
+        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
+    ) -> None:
+        """Call `then` once the caller's transaction has committed, and not at all when it rolls back.
+
+        Without a session, at once; or, where the store knows of a transaction that all its writes are a part of, after
+        that.
+        """
 
     def load(self, saga_id: str) -> SagaRecord:
         """Return a saga with all its steps. Raises `SagaNotFound`."""

@@ -8,18 +8,26 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-__all__ = ["VERSION_TABLE", "current", "head", "upgrade"]
+__all__ = ["VERSION_TABLE", "current", "downgrade", "head", "upgrade"]
 
 #: Ours alone, so that an application with Alembic migrations of its own keeps its own.
 VERSION_TABLE = "sagas_alembic_version"
 
 
-def upgrade(engine: Engine) -> None:
-    """Run the migrations that the database lacks, in one transaction where it can."""
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Run the migrations that the database lacks, up to a revision, in one transaction where it can."""
     config = _config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Undo the migrations after a revision; after "base" all of them, with all that is in the tables."""
+    config = _config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
 
 
 def current(engine: Engine) -> str | None:

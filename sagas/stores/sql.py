@@ -138,8 +138,13 @@ class SqlStore:
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
         return saga_of(connection.execute(query.with_for_update(read=True)).mappings().one(), [], self.codec)
 
-    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:
-        Commits.of(own_session(session)).after(then)
+    def after_commit(
+        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
+    ) -> None:
+        if session is None:
+            then()
+        else:
+            Commits.of(own_session(session)).after(then)
 
     def load(self, saga_id: str) -> SagaRecord:
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")

@@ -41,8 +41,12 @@ class MemoryStore:
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
 
-    def after_commit(self, session: Session | scoped_session[Any] | Connection, then: Callable[[], object]) -> None:  # noqa: ARG002
-        raise _no_transactions()
+    def after_commit(
+        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
+    ) -> None:
+        if session is not None:
+            raise _no_transactions()
+        then()
 
     def load(self, saga_id: str) -> SagaRecord:
         if saga_id not in self._records:

@@ -1,0 +1,66 @@
+"""What `manage.py check` says about sagas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
+from django.db import connections
+from django.db.migrations.executor import MigrationExecutor
+
+from sagas.contrib.django import conf
+from sagas.contrib.django.project import PROJECT, describe
+
+__all__ = ["check_set_up", "check_sqlite", "check_tables"]
+
+
+def check_set_up(**_: Any) -> list[CheckMessage]:
+    """Say what is wrong with the settings, or else what kept the sagas from being set up."""
+    wrong = [Error(problem, id="sagas.E001") for problem in conf.problems()]
+    if wrong or PROJECT.failure is None:
+        return wrong
+    hint = None
+    if (cause := PROJECT.failure).__traceback__ is not None and not wrong:
+        innermost = cause.__traceback__
+        while innermost.tb_next is not None:
+            innermost = innermost.tb_next
+        hint = f"{innermost.tb_frame.f_code.co_filename}, line {innermost.tb_lineno}"
+    return [Error(f"sagas are not set up: {describe(cause)}", hint=hint, id="sagas.E002")]
+
+
+def check_sqlite(**_: Any) -> list[CheckMessage]:
+    """Say so where SQLite would refuse one of two writers at once instead of letting it wait."""
+    if conf.problems():
+        return []
+    alias = conf.read().database
+    connection = connections[alias]
+    mode = getattr(connection, "transaction_mode", "")  # before Django 5.1 there is no choice
+    if connection.vendor != "sqlite" or mode is not None:
+        return []
+    return [
+        Warning(
+            f"DATABASES[{alias!r}] is SQLite with deferred transactions: when two processes write, one is refused at "
+            'once ("database is locked")',
+            hint='OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}',
+            id="sagas.W001",
+        )
+    ]
+
+
+def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Say so where the tables are not there, or not as this version needs them."""
+    if conf.problems() or (alias := conf.read().database) not in (databases or ()):
+        return []
+    executor = MigrationExecutor(connections[alias])
+    targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "sagas"]
+    lacking = [migration.name for migration, _ in executor.migration_plan(targets)]
+    if not lacking:
+        return []
+    return [
+        Warning(
+            f"DATABASES[{alias!r}] lacks migrations of sagas: {', '.join(lacking)}",
+            hint="manage.py migrate",
+            id="sagas.W002",
+        )
+    ]

@@ -1,0 +1,85 @@
+"""The settings: `CELERY_SAGAS_*`, read from Django's."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from django.conf import settings
+
+from sagas.errors import ConfigurationError
+
+__all__ = ["PREFIX", "Settings", "problems", "read"]
+
+PREFIX = "CELERY_SAGAS_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What may be set, each as `CELERY_SAGAS_` and its name in capitals. Left out, these are the values."""
+
+    app: str = ""  #: the Celery app, as `celery -A` takes it: "shop.celery"; left out, the current one
+    database: str = "default"  #: the alias in `DATABASES` of the database that sagas are kept in
+    events: str = ""  #: an `Events` object, as a dotted path: "shop.events.events"
+    lease: float = 30.0  #: this and the rest: see `Sagas`
+    stall_after: float = 30.0
+    sweep_interval: float = 1.0
+    max_payload: int = 1_048_576
+    follow_on: bool = True
+    masked: Collection[str] = ()
+
+
+_TYPES = typing.get_type_hints(Settings)
+_NAMES = [field.name for field in fields(Settings)]
+
+
+def read() -> Settings:
+    """Return the settings. Raises `ConfigurationError` for the first that is wrong."""
+    for problem in problems():
+        raise ConfigurationError(problem)
+    return Settings(**_given())
+
+
+def problems() -> list[str]:
+    """Return what is wrong with the settings, each in a sentence."""
+    found = []
+    for name, value in _given().items():
+        if name not in _TYPES:
+            known = ", ".join(PREFIX + each.upper() for each in _NAMES)
+            found.append(f"there is no setting {PREFIX}{name.upper()}; there is: {known}")
+            continue
+        wanted, fits = _KINDS[_TYPES[name]]
+        if not fits(value):
+            found.append(f"{PREFIX}{name.upper()} is {value!r}; it must be {wanted}")
+    if not found and (alias := Settings(**_given()).database) not in settings.DATABASES:
+        aliases = ", ".join(map(repr, settings.DATABASES))
+        found.append(f"{PREFIX}DATABASE is {alias!r}, which is not in DATABASES; there is: {aliases}")
+    return found
+
+
+def _given() -> dict[str, Any]:
+    names = sorted(name for name in dir(settings) if name.startswith(PREFIX))
+    return {name.removeprefix(PREFIX).lower(): getattr(settings, name) for name in names}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+#: For each type: what it must be, and how to tell.
+_KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("a string", lambda value: isinstance(value, str)),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    float: ("a number of seconds, more than zero", _is_number),
+    int: ("a whole number of bytes, more than zero", lambda value: _is_number(value) and isinstance(value, int)),
+    Collection[str]: (
+        "a list of names of fields",
+        lambda value: (
+            not isinstance(value, str)
+            and isinstance(value, Collection)
+            and all(isinstance(each, str) for each in value)
+        ),
+    ),
+}

@@ -1,0 +1,217 @@
+"""An engine of SQLAlchemy whose connections are Django's, and whose transactions are atomic blocks of Django's.
+
+So there is one connection a thread, and one transaction: what the library writes within `transaction.atomic()` is a
+part of that, and what the ORM writes within a transaction of the library is a part of this. Whatever is true of
+Django's connection is true of the engine: settings, persistence, the test database, counted queries.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from django.db import connections, transaction
+from django.db import utils as django_errors
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, NullPool, create_engine, event, types
+from sqlalchemy.dialects.sqlite import DATETIME
+
+from sagas.errors import ConfigurationError
+from sagas.stores.engines import READ_ONLY
+
+__all__ = ["is_outermost", "open_engine"]
+
+#: SQLAlchemy's names for what Django calls the vendor of a database.
+_BACKENDS = {"postgresql": "postgresql", "sqlite": "sqlite", "mysql": "mysql"}
+
+#: What SQLAlchemy tells a new connection of its own, and must not tell Django's again and again.
+_LEFT_ALONE = frozenset({"add_notice_handler", "create_function"})
+
+_ERRORS = (
+    "Error", "InterfaceError", "DatabaseError", "DataError", "OperationalError", "IntegrityError", "InternalError",
+    "ProgrammingError", "NotSupportedError",
+)  # fmt: skip
+
+
+@functools.cache
+def open_engine(alias: str) -> Engine:
+    """Return the engine of one of Django's databases. No connection is made yet.
+
+    Raises `ConfigurationError` for a database of a kind that sagas cannot be kept in.
+    """
+    django = connections[alias]
+    if django.vendor not in _BACKENDS:
+        raise ConfigurationError(
+            f"DATABASES[{alias!r}] is {django.vendor}; sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite"
+        )
+    options: dict[str, Any] = {}
+    match django.vendor:
+        case "postgresql":
+            driver = "psycopg" if django.Database.__name__ == "psycopg" else "psycopg2"
+            options["use_native_hstore"] = False  # that asks the database, and changes Django's connection
+        case "sqlite":
+            driver, options["paramstyle"] = "pysqlite", "format"  # Django's cursors take no other
+        case _:
+            driver = "pymysql" if django.Database.__name__ == "pymysql" else "mysqldb"
+    known = threading.Event()
+    engine = create_engine(
+        URL.create(f"{_BACKENDS[django.vendor]}+{driver}", database=alias),
+        module=_driver(django.Database),
+        creator=lambda: _Guard(alias, known),
+        poolclass=NullPool,
+        pool_reset_on_return=None,
+        **options,
+    )
+    dialect: Any = engine.dialect
+    initialize = dialect.initialize
+
+    def ask_server(connection: Connection) -> None:
+        initialize(connection)
+        known.set()
+
+    dialect.initialize = ask_server
+    # Django's isolation stays what the settings say; and SQLAlchemy must not ask for it in the middle of a block.
+    dialect.default_isolation_level = "READ COMMITTED"
+    dialect.set_isolation_level = lambda _connection, _level: None
+    dialect.reset_isolation_level = lambda _connection: None
+    if django.vendor == "sqlite":
+        dialect.colspecs = {**dialect.colspecs, types.DateTime: _EitherWay}
+    event.listen(engine, "begin", _begin)
+    event.listen(engine, "handle_error", _note_error)
+    return engine
+
+
+def is_outermost(connection: Connection) -> bool:
+    """Tell whether a transaction of the engine is Django's outermost atomic block, and not a part of another."""
+    guard: _Guard = connection.connection.dbapi_connection  # type: ignore[assignment]
+    return guard.outermost
+
+
+def _begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    guard: _Guard = connection.connection.dbapi_connection  # type: ignore[assignment]
+    guard.begin(reads=bool(options.get(READ_ONLY)), one_statement=options.get("isolation_level") == "AUTOCOMMIT")
+
+
+def _note_error(context: ExceptionContext) -> None:
+    if context.connection is not None and not context.connection.invalidated:
+        context.connection.connection.dbapi_connection.failed = True  # type: ignore[union-attr]
+
+
+class _RolledBack(Exception):
+    """Ends an atomic block that SQLAlchemy rolls back."""
+
+
+class _Guard:
+    """Django's connection as SQLAlchemy uses it, from one checkout to its return."""
+
+    def __init__(self, alias: str, known: threading.Event) -> None:
+        self._alias = alias
+        self._known = known
+        self._django = connections[alias]
+        self._atomic: Any = None
+        self._one_statement = False
+        self.failed = False
+        self.outermost = False
+        if not self._django.in_atomic_block:
+            if self._django.errors_occurred:  # the server may have been restarted since
+                self._django.close_if_unusable_or_obsolete()
+            self._django.ensure_connection()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _LEFT_ALONE:
+            return lambda *_arguments, **_options: None
+        return getattr(self._django.connection, name)
+
+    @property
+    def closed(self) -> bool:
+        raw = self._django.connection
+        return raw is None or bool(getattr(raw, "closed", False))
+
+    @property
+    def broken(self) -> bool:
+        return bool(getattr(self._django.connection, "broken", False))
+
+    def cursor(self, *_arguments: Any, **_options: Any) -> Any:
+        if not self._known.is_set():  # SQLAlchemy asks once what server this is, which nobody shall count
+            return self._django.connection.cursor()
+        cursor = self._django.cursor()
+        if self._django.vendor == "postgresql":
+            _keep_time_zones(cursor.cursor)
+        return cursor
+
+    # -- transactions -------------------------------------------------------------------------------------------
+
+    def begin(self, *, reads: bool, one_statement: bool) -> None:
+        within = self._django.in_atomic_block
+        if reads or (one_statement and not within):
+            return  # Django's connection commits each statement by itself
+        self.outermost = not within
+        self._one_statement = one_statement
+        # Within a block of the caller's it is a savepoint: an error of ours must not cost them theirs.
+        self._atomic = transaction.atomic(using=self._alias)
+        self._atomic.__enter__()
+
+    def commit(self) -> None:
+        self._end(None)
+
+    def rollback(self) -> None:
+        # A statement that commits by itself has done so when SQLAlchemy, in the end, rolls back what is not there.
+        kept = self._one_statement and not self.failed
+        self._end(None if kept else _RolledBack())
+
+    def _end(self, error: Exception | None) -> None:
+        if self._atomic is None:
+            return
+        blocks = self._django.atomic_blocks
+        if self._atomic not in blocks:
+            self._atomic = None
+            return  # the block around it has ended, and it with that
+        atomic, self._atomic = self._atomic, None
+        if blocks[-1] is not atomic:
+            atomic.sagas_ended = True
+            raise ConfigurationError(
+                f"a transaction of SQLAlchemy on Django's database {self._alias!r} ends before an atomic block that "
+                "was begun within it, and is rolled back with that: end them in reverse order"
+            )
+        atomic.__exit__(None if error is None else type(error), error, None)
+        while blocks and hasattr(blocks[-1], "sagas_ended"):
+            blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
+
+    def close(self) -> None:
+        """Do nothing: it is Django that closes its connection."""
+
+
+class _EitherWay(DATETIME):
+    """A moment in SQLite: text where it was computed; where it is a column, Django's connection has converted it."""
+
+    def result_processor(self, dialect: Any, coltype: object) -> Callable[[Any], Any]:
+        parse: Callable[[Any], Any] = super().result_processor(dialect, coltype)  # type: ignore[assignment]
+        return lambda value: parse(value) if isinstance(value, str) else value
+
+
+def _keep_time_zones(cursor: Any) -> None:
+    """Have moments come with their time zone. Without USE_TZ Django's connection cuts it off."""
+    if hasattr(cursor, "adapters"):
+        from psycopg.types.datetime import TimestamptzLoader  # noqa: PLC0415 - it is there where it is used
+
+        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+    else:
+        cursor.tzinfo_factory = type(cursor).tzinfo_factory
+
+
+@functools.cache
+def _driver(module: ModuleType) -> Any:
+    """Return the driver as SQLAlchemy is to see it: with Django's errors, which are what Django's cursors raise."""
+    return _Driver(module, {name: getattr(django_errors, name) for name in _ERRORS})
+
+
+class _Driver(SimpleNamespace):
+    def __init__(self, module: ModuleType, errors: Mapping[str, type[Exception]]) -> None:
+        super().__init__(**errors)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

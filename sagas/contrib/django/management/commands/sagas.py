@@ -1,0 +1,56 @@
+"""`manage.py sagas ...`: the commands of `celery -A yourapp sagas ...`, where Django's people look for them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from celery.bin.base import CLIContext
+from django.core.management.base import BaseCommand, CommandError, handle_default_options
+
+from sagas.cli.sagas import sagas as command
+from sagas.contrib.django.project import PROJECT
+from sagas.errors import ConfigurationError
+
+__all__ = ["Command"]
+
+
+class Command(BaseCommand):
+    """Hands its arguments to the library's own command line."""
+
+    help = "Look after sagas and events: the same commands as `celery -A yourapp sagas`."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("args", nargs=argparse.REMAINDER)
+
+    def run_from_argv(self, argv: Sequence[str]) -> None:
+        """Take all arguments but Django's own: `--help` and the like are for the commands below."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--settings")
+        parser.add_argument("--pythonpath")
+        options, arguments = parser.parse_known_args(argv[2:])
+        handle_default_options(options)
+        command.main(arguments, prog_name=f"{os.path.basename(argv[0])} sagas", obj=_context())  # noqa: PTH119
+
+    def handle(self, *arguments: str, **_: Any) -> None:
+        """Do what `call_command("sagas", ...)` asks for. Raises `CommandError`."""
+        try:
+            command.main(list(arguments), prog_name="sagas", obj=_context(), standalone_mode=False)
+        except click.exceptions.Exit as end:
+            if end.exit_code:
+                raise CommandError(f"ended with {end.exit_code}", returncode=end.exit_code) from end
+        except click.ClickException as error:
+            raise CommandError(error.format_message(), returncode=error.exit_code) from error
+
+
+def _context() -> CLIContext:
+    try:
+        app = PROJECT.get().app
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from error
+    return CLIContext(app=app, no_color=not sys.stdout.isatty(), workdir=None)

@@ -1,0 +1,296 @@
+"""The library's tables as Django's models, to read and to filter. Writing is the engine's.
+
+They are managed, so that Django's test runner empties them too; the migrations make the tables from the library's
+own schema. Where a table has a key of several columns, which older Django cannot express, the first of them stands for
+it: such a model is for `filter`, not for `get(pk=...)`. The rows of `events_relay_shard` and `events_position` are made
+once and must stay, so these two have no model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+from sagas.contrib.django.conf import read
+from sagas.errors import NotAllowed
+
+__all__ = [
+    "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage", "LiveProjection",
+    "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
+]  # fmt: skip
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise NotAllowed(
+        "the tables of sagas are the engine's to write: start sagas, and let operators use the admin or manage.py sagas"
+    )
+
+
+class _ReadOnlyQuerySet(models.QuerySet):
+    create = bulk_create = update = bulk_update = delete = get_or_create = update_or_create = _refuse
+
+
+class _Manager(models.Manager.from_queryset(_ReadOnlyQuerySet)):  # type: ignore[misc]
+    """Asks the database that sagas are kept in, unless told to ask another."""
+
+    def get_queryset(self) -> Any:
+        queryset = super().get_queryset()
+        return queryset if self._db else queryset.using(read().database)
+
+
+class _ReadOnly(models.Model):
+    objects = _Manager()
+
+    class Meta:
+        abstract = True
+        default_permissions = ("view",)
+
+    save = delete = _refuse
+
+
+def _name(length: int, **options: Any) -> Any:
+    return models.CharField(max_length=length, **options)
+
+
+class Saga(_ReadOnly):
+    id = _name(36, primary_key=True)
+    name = _name(100)
+    version = models.IntegerField()
+    key = _name(200)
+    shape = models.TextField()
+    correlation_id = _name(200)
+    input = models.TextField()
+    status = _name(12)
+    direction = _name(8)
+    epoch = models.IntegerField()
+    revision = models.IntegerField()
+    stalls = models.IntegerField()
+    error = models.TextField(null=True)
+    created_at = models.DateTimeField()
+    updated_at = models.DateTimeField()
+    ready_at = models.DateTimeField()
+    deadline = models.DateTimeField(null=True)
+    wake_at = models.DateTimeField(null=True)
+    traceparent = _name(55, null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_saga"
+        ordering = ("-id",)
+        permissions = (("operate_saga", "Can retry, skip, cancel, compensate and resume sagas"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.key}"
+
+
+class Step(_ReadOnly):
+    saga = models.OneToOneField(Saga, models.DO_NOTHING, primary_key=True, related_name="+")
+    name = _name(100)
+    status = _name(8)
+    position = models.IntegerField()
+    failures = models.IntegerField()
+    lost = models.IntegerField()
+    owner = _name(100, null=True)
+    lease_until = models.DateTimeField(null=True)
+    deadline = models.DateTimeField(null=True)
+    due_at = models.DateTimeField(null=True)
+    result = models.TextField(null=True)
+    error = models.TextField(null=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_step"
+
+
+class AuditEntry(_ReadOnly):
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField()
+    by = _name(200, null=True)
+    what = _name(50)
+    detail = models.TextField()
+    reason = models.TextField()
+    count = models.BigIntegerField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_audit"
+
+
+class HistoryEntry(_ReadOnly):
+    id = models.BigAutoField(primary_key=True)
+    saga = models.ForeignKey(Saga, models.DO_NOTHING, related_name="history")
+    at = models.DateTimeField()
+    what = _name(50)
+    epoch = models.IntegerField()
+    step = _name(100, null=True)
+    detail = models.TextField()
+    by = _name(200, null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_history"
+        verbose_name_plural = "history"
+
+
+class DeadLetter(_ReadOnly):
+    id = models.BigAutoField(primary_key=True)
+    saga = models.ForeignKey(Saga, models.DO_NOTHING, related_name="dead_letters")
+    step = _name(100)
+    direction = _name(8)
+    error = models.TextField()
+    created_at = models.DateTimeField()
+    resolved_at = models.DateTimeField(null=True)
+    resolution = _name(50, null=True)
+    reason = models.TextField(null=True)
+    by = _name(200, null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_dead_letter"
+
+
+# -- events: on their way -----------------------------------------------------------------------------------------
+
+
+class OutboxMessage(_ReadOnly):
+    id = models.BigAutoField(primary_key=True)
+    shard = models.IntegerField()
+    event_id = _name(36)
+    type = _name(100)
+    version = models.IntegerField()
+    source = _name(100)
+    key = _name(200, null=True)
+    correlation_id = _name(200)
+    causation_id = _name(200, null=True)
+    queue = _name(200, null=True)
+    body = models.TextField()
+    created_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_outbox"
+
+
+class InboxMessage(_ReadOnly):
+    queue = _name(200, primary_key=True)
+    event_id = _name(36)
+    type = _name(100)
+    version = models.IntegerField()
+    source = _name(100)
+    correlation_id = _name(200)
+    causation_id = _name(200, null=True)
+    handled_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_inbox"
+
+
+class Suspect(_ReadOnly):
+    queue = _name(200, primary_key=True)
+    event_id = _name(36)
+    begun = models.IntegerField()
+    seen_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_suspect"
+
+
+class Reader(_ReadOnly):
+    queue = _name(200, primary_key=True)
+    owner = _name(100)
+    lease_until = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_reader"
+
+
+class EventDeadLetter(_ReadOnly):
+    id = models.BigAutoField(primary_key=True)
+    queue = _name(200)
+    event_id = _name(36)
+    type = _name(100)
+    version = models.IntegerField()
+    key = _name(200, null=True)
+    correlation_id = _name(200)
+    headers = models.TextField()
+    body = models.TextField()
+    error = models.TextField()
+    attempts = models.IntegerField()
+    behind = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField()
+    resolved_at = models.DateTimeField(null=True)
+    resolution = _name(50, null=True)
+    reason = models.TextField(null=True)
+    by = _name(200, null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_dead_letter"
+
+
+# -- events: what they look like, and as the truth ----------------------------------------------------------------
+
+
+class EventSchema(_ReadOnly):
+    subject = _name(150, primary_key=True)
+    revision = models.IntegerField()
+    format = _name(20)
+    definition = models.TextField()
+    fingerprint = _name(64)
+    owner = _name(100)
+    created_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_schema"
+
+
+class Stream(_ReadOnly):
+    name = _name(200, primary_key=True)
+    version = models.IntegerField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_stream"
+
+
+class Event(_ReadOnly):
+    position = models.BigAutoField(primary_key=True)
+    stream = _name(200)
+    stream_version = models.IntegerField()
+    event_id = _name(36)
+    type = _name(100)
+    version = models.IntegerField()
+    data = models.TextField()
+    metadata = models.TextField()
+    recorded_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_event"
+
+
+class Snapshot(_ReadOnly):
+    stream = _name(200, primary_key=True)
+    schema_version = models.IntegerField()
+    stream_version = models.IntegerField()
+    state = models.TextField()
+    recorded_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_snapshot"
+
+
+class Projection(_ReadOnly):
+    name = _name(100, primary_key=True)
+    version = models.IntegerField()
+    position = models.BigIntegerField()
+    failed_position = models.BigIntegerField(null=True)
+    error = models.TextField(null=True)
+    updated_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_projection"
+
+
+class LiveProjection(_ReadOnly):
+    name = _name(100, primary_key=True)
+    version = models.IntegerField()
+    since = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_projection_live"

@@ -1,0 +1,41 @@
+"""What Django's migrations do: bring the tables to a revision of the library's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.migrations.operations.base import Operation
+
+from sagas.contrib.django.conf import read
+from sagas.contrib.django.connections import open_engine
+from sagas.stores import migrate
+
+__all__ = ["UpgradeTables"]
+
+
+class UpgradeTables(Operation):
+    """Runs the library's own migrations up to a revision, on Django's connection and in its transaction.
+
+    So there is one description of the tables, whoever makes them. Where they are there already, from
+    `celery -A yourapp sagas db upgrade`, it does what is left to do. No other database than that of the sagas gets any.
+    """
+
+    reduces_to_sql = False
+
+    def __init__(self, revision: str, before: str = "base") -> None:
+        self.revision = revision
+        self.before = before
+
+    def state_forwards(self, app_label: str, state: Any) -> None:
+        """Change nothing: the models say what there is."""
+
+    def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
+        if (alias := schema_editor.connection.alias) == read().database:
+            migrate.upgrade(open_engine(alias), self.revision)
+
+    def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
+        if (alias := schema_editor.connection.alias) == read().database:
+            migrate.downgrade(open_engine(alias), self.before)
+
+    def describe(self) -> str:
+        return f"Bring the tables of sagas to revision {self.revision}"

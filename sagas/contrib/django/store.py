@@ -1,0 +1,54 @@
+"""Sagas in a database of Django's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db import transaction
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session, scoped_session
+
+from sagas.contrib.django.connections import is_outermost, open_engine
+from sagas.errors import ConfigurationError
+from sagas.stores import SqlStore
+from sagas.stores.commits import own_session
+
+__all__ = ["DjangoStore"]
+
+
+class DjangoStore(SqlStore):
+    """Keeps sagas in the database of this alias, on Django's own connection.
+
+    Within `transaction.atomic()` everything that it writes is a part of that. What is to follow a commit follows the
+    commit of the outermost block.
+    """
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(open_engine(alias))
+        self.alias = alias
+
+    def __repr__(self) -> str:
+        return f"DjangoStore({self.alias!r})"
+
+    def after_commit(
+        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
+    ) -> None:
+        if session is not None:
+            session = own_session(session)
+            engine = session.get_bind() if isinstance(session, Session) else session.engine
+            if engine is not self.engine:  # Django knows nothing of that transaction
+                super().after_commit(session, then)
+                return
+        transaction.on_commit(then, using=self.alias, robust=True)
+
+    def upgrade(self) -> None:
+        """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""
+        raise ConfigurationError(
+            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: manage.py migrate"
+        )
+
+    def _free_if_lost(self, connection: Connection) -> None:
+        # Not in a block of the caller's, whose pauses are his own.
+        if is_outermost(connection):
+            super()._free_if_lost(connection)

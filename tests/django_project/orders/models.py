@@ -1,0 +1,11 @@
+from django.db import models
+
+
+class Order(models.Model):
+    number = models.CharField(max_length=100, unique=True)
+
+
+class Effect(models.Model):
+    """What a step did. Nothing keeps it from being there twice."""
+
+    what = models.CharField(max_length=100)

@@ -1,0 +1,398 @@
+"""Run by Django's own runner, on each database: `tests/integration/test_django.py` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from typing import Any
+from unittest import mock
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, connection, connections, models, transaction
+from django.test import AsyncClient, Client, TestCase, TransactionTestCase
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from sagas import ConfigurationError, KeyReused, NotAllowed, SagaNotFound, SagaStatus, StepContext
+from sagas.contrib.django import atomic, engine, publish, sagas
+from sagas.contrib.django.models import DeadLetter, HistoryEntry, OutboxMessage, Saga, Step
+from sagas.desk import Action, Desk
+from sagas.stores import migrate, schema
+from sagas.testing import Inline
+from tests.django_project.orders.events import OrderPlaced, events
+from tests.django_project.orders.models import Effect, Order
+from tests.django_project.orders.sagas import Placed, place_order
+
+
+def given(number: str, fault: str = "") -> Placed:
+    return {"number": number, "card": "4111", "fault": fault}
+
+
+@contextmanager
+def launches() -> Iterator[list[str]]:
+    """Collect the names of the steps that are sent to the broker, instead of sending them."""
+    sent: list[str] = []
+    with mock.patch.object(sagas.canvas, "launch", lambda plan: sent.extend(*plan.stages[:1])):
+        yield sent
+
+
+#: The tables of sagas and events that rows are written to here, each after those that refer to it.
+OURS = ("sagas_step", "sagas_history", "sagas_dead_letter", "sagas_saga", "events_outbox", "events_inbox")
+
+
+class Stopped(Exception):
+    pass
+
+
+class Committing(TransactionTestCase):
+    """Real commits. What they leave is deleted here: Django's own way takes a second a test."""
+
+    databases = ("default", "other")
+
+    def _fixture_teardown(self) -> None:
+        with connection.cursor() as cursor:
+            for table in ("orders_order", "orders_effect", *OURS):
+                cursor.execute(f"DELETE FROM {table}")
+
+
+class InTransactions(Committing):
+    def test_the_row_the_saga_and_the_event_commit_together(self) -> None:
+        with launches() as sent:
+            with transaction.atomic():
+                Order.objects.create(number="1")
+                handle = place_order.start(given("1"), key="1")
+                publish(OrderPlaced(number="1"))
+                assert handle.status is SagaStatus.PENDING, "within the transaction it can be read"
+                assert sent == []
+            assert sent == ["reserve"]
+        assert handle.status is SagaStatus.PENDING
+        assert Saga.objects.get().id == handle.id
+        assert OutboxMessage.objects.count() == 1
+
+    def test_and_roll_back_together(self) -> None:
+        with launches() as sent, self.assertRaises(Stopped), transaction.atomic():
+            Order.objects.create(number="1")
+            handle = place_order.start(given("1"))
+            publish(OrderPlaced(number="1"))
+            raise Stopped
+        assert sent == []
+        with self.assertRaises(SagaNotFound):
+            handle.status  # noqa: B018
+        assert not Order.objects.exists()
+        assert not OutboxMessage.objects.exists()
+
+    def test_a_savepoint_takes_its_saga_along(self) -> None:
+        with launches() as sent, transaction.atomic():
+            with self.assertRaises(Stopped), transaction.atomic():
+                place_order.start(given("1"))
+                raise Stopped
+            kept = place_order.start(given("2"))
+        assert sent == ["reserve"]
+        assert [saga.id for saga in Saga.objects.all()] == [kept.id]
+
+    def test_outside_of_a_transaction_it_is_launched_at_once(self) -> None:
+        with launches() as sent:
+            handle = place_order.start(given("1"))
+            assert sent == ["reserve"]
+        assert handle.status is SagaStatus.PENDING
+
+    def test_a_transaction_on_another_database_is_another(self) -> None:
+        with launches() as sent, self.assertRaises(Stopped), transaction.atomic(using="other"):
+            place_order.start(given("1"))
+            assert sent == ["reserve"]
+            raise Stopped
+        assert Saga.objects.count() == 1
+
+    def test_what_is_refused_costs_the_caller_nothing(self) -> None:
+        with launches():
+            first = place_order.start(given("1"), key="1")
+            with transaction.atomic():
+                Order.objects.create(number="1")
+                assert place_order.start(given("1"), key="1") == first
+                with self.assertRaises(KeyReused):
+                    place_order.start(given("2"), key="1")
+                with self.assertRaises(DBAPIError), engine().begin() as own:
+                    own.execute(text("insert into no_such_table values (1)"))
+                Order.objects.create(number="2")
+        assert Order.objects.count() == 2
+
+    def test_atomic_requests(self) -> None:
+        client = Client(raise_request_exception=False)
+        with launches() as sent, mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            assert client.get("/order/", {"number": "1", "fail": ""}).status_code == 500
+            assert not Saga.objects.exists()
+            assert sent == []
+            assert client.get("/order/", {"number": "2"}).content.endswith(b"True")
+        assert sent == ["reserve"]
+        assert [order.number for order in Order.objects.all()] == ["2"]
+
+    async def test_an_async_view(self) -> None:
+        with launches() as sent:
+            answer = await AsyncClient().get("/order-async/", {"number": "1"})
+        assert answer.content.endswith(b"PENDING")
+        assert sent == ["reserve"]
+
+    def test_operators_launch_after_the_commit_too(self) -> None:
+        with launches() as sent:
+            handle = place_order.start(given("1"))
+            with transaction.atomic():
+                Desk(sagas._wrapped).act(Action.RESUME, handle.id, by="ann", reason="now")  # type: ignore[attr-defined]
+                assert sent == ["reserve"]
+            assert sent == ["reserve", "reserve"]
+
+    def test_what_steps_write_commits_with_their_success(self) -> None:
+        Order.objects.create(number="1")
+        handle = Inline(sagas.store).start(place_order, given("1", "raise"))
+        assert handle.status is SagaStatus.COMPLETED, handle.error
+        assert [effect.what for effect in Effect.objects.all()] == ["reserve 1"]
+        assert Order.objects.get().number == "1 confirmed"
+        assert HistoryEntry.objects.get(saga=handle.id).detail == "RuntimeError: after its effect"
+        assert not connection.in_atomic_block
+        undone = Inline(sagas.store).start(place_order, given("2", "declined"))
+        assert undone.status is SagaStatus.COMPENSATED
+        assert Effect.objects.count() == 1
+
+    def test_an_error_of_a_hook_is_no_failure_of_the_step(self) -> None:
+        handle = Inline(sagas.store).start(place_order, given("1", "hook"))
+        assert handle.status is SagaStatus.COMPLETED
+        assert Effect.objects.count() == 1
+
+    def test_a_late_effect_is_rolled_back(self) -> None:
+        """The saga turned back while the action was at work."""
+        if connection.vendor == "sqlite":
+            self.skipTest("SQLite has one writer, so nobody can turn the saga back meanwhile")
+
+        with launches():
+            handle = place_order.start(given("1", "overtaken"))
+            turned = mock.Mock(side_effect=lambda *_: _elsewhere(handle.cancel))
+            with mock.patch("tests.django_project.orders.sagas._fault", turned):
+                sagas.orchestrator.perform(handle.id, "reserve", 1)
+        turned.assert_called_once()
+        assert not Effect.objects.exists()
+        assert handle.status is not SagaStatus.COMPLETED
+
+    def test_handlers_of_events_share_their_transaction_too(self) -> None:
+        events.apply_topology()
+        publish(OrderPlaced(number="refused"))
+        consumers = events.consumers(_here(events.handle), ["mail.thank"])
+        consumers.start()
+        try:
+            events.relay.send()
+            _wait(lambda: Effect.objects.filter(what="mail refused").exists())
+        finally:
+            consumers.stop(grace=5.0)
+            consumers.join(10.0)
+        assert Effect.objects.filter(what="mail refused").count() == 1
+
+    def test_blocks_that_cross_are_refused(self) -> None:
+        with Session(engine()) as outer, Session(engine()) as inner:
+            outer.execute(text("select 1"))
+            inner.execute(text("select 1"))
+            with self.assertRaisesMessage(ConfigurationError, "end them in reverse order"):
+                outer.commit()
+        assert not connection.in_atomic_block
+
+    def test_the_runner_empties_the_tables_but_for_the_shards(self) -> None:
+        with launches():
+            place_order.start(given("1"))
+        call_command("flush", interactive=False, verbosity=0)
+        assert not Saga.objects.exists()
+        with engine().connect() as own:
+            assert own.execute(text("select count(*) from events_relay_shard")).scalar() == 16
+
+    def test_an_engine_that_asked_before_counts_no_queries_of_its_own(self) -> None:
+        counts = []
+        with launches():
+            for number in ("1", "2"):
+                with self.assertNumQueries(_Any()) as counted, transaction.atomic():
+                    place_order.start(given(number))
+                counts.append(len(counted))
+        assert counts[0] == counts[1] <= 7, (
+            counts
+        )  # with BEGIN and COMMIT, a savepoint and its release, and perhaps the time
+
+    def test_a_connection_that_was_lost_is_renewed(self) -> None:
+        if connection.vendor != "postgresql":
+            self.skipTest("only PostgreSQL lets it be cut here")
+        with launches():
+            place_order.start(given("1"))
+            with connections["default"].cursor() as cursor:
+                cursor.execute("select pg_backend_pid()")
+                [pid] = cursor.fetchone()
+            _elsewhere(lambda: _end(pid))
+            assert place_order.start(given("2")).status is SagaStatus.PENDING
+
+    def test_moments_keep_their_time_zone(self) -> None:
+        with launches():
+            handle = place_order.start(given("1"))
+        assert abs((sagas.store.now() - handle.record.created_at).total_seconds()) < 60
+        with engine().connect() as own:
+            read = own.execute(schema.sagas.select()).mappings().one()["created_at"]
+        assert read == handle.record.created_at
+
+
+class InOneTransaction(TestCase):
+    """Django's `TestCase`: everything is in a transaction that is rolled back."""
+
+    def test_what_follows_the_commit_can_be_seen(self) -> None:
+        with launches() as sent:
+            with self.captureOnCommitCallbacks(execute=True):
+                handle = place_order.start(given("1"))
+                assert sent == []
+            assert sent == ["reserve"]
+        assert handle.status is SagaStatus.PENDING
+
+    def test_a_saga_runs_inline(self) -> None:
+        assert Inline(sagas.store).start(place_order, given("1")).status is SagaStatus.COMPLETED
+        assert Inline(sagas.store).start(place_order, given("2", "declined")).status is SagaStatus.COMPENSATED
+        assert Effect.objects.get().what == "reserve 1"
+
+    def test_the_tables_are_read_and_not_written(self) -> None:
+        handle = Inline(sagas.store).start(place_order, given("1", "broken_charge"))
+        saga = Saga.objects.get(pk=handle.id)
+        assert (str(saga.name), saga.status) == ("place_order", "STUCK")
+        assert Step.objects.filter(saga=saga, status="STUCK").get().name == "charge"
+        assert DeadLetter.objects.get().saga == saga
+        for write in (saga.save, saga.delete, Saga.objects.all().delete, lambda: Saga.objects.update(status="x")):
+            with self.assertRaises(NotAllowed):
+                write()
+
+    def test_a_block_of_a_step_can_fail_alone(self) -> None:
+        def twice(step: StepContext) -> None:
+            with atomic(step):
+                Order.objects.create(number="1")
+            with self.assertRaises(IntegrityError), atomic(step):
+                Order.objects.create(number="1")
+            Order.objects.create(number="2")
+
+        from sagas import Saga as Definition, Step as Part  # noqa: I001
+
+        handle = Inline(sagas.store).start(Definition("twice", Part("twice", twice, compensation=None)))
+        assert handle.status is SagaStatus.COMPLETED
+        assert Order.objects.count() == 2
+
+
+class Tables(Committing):
+    """The tables that Django's migrations make are those of the library."""
+
+    def test_they_are_those_of_the_library(self) -> None:
+        with engine().connect() as own:
+            context = MigrationContext.configure(
+                own, opts={"compare_type": True, "version_table": migrate.VERSION_TABLE}
+            )
+            ours = set(schema.metadata.tables)
+            differences = [
+                difference for difference in compare_metadata(context, schema.metadata)
+                if _table_of(difference) in ours
+            ]  # fmt: skip
+        names = sorted(name for app, name in _migrations() if app == "sagas")
+        assert not differences, (
+            f"Django's migrations do not lead to sagas/stores/schema.py: {differences}\nAdd "
+            f"sagas/contrib/django/migrations/{len(names) + 1:04}_what.py with UpgradeTables({migrate.head()!r}, "
+            "before=<the revision that the one before it leads to>), as 0001_initial.py does, and mend models.py"
+        )
+        assert migrate.current(engine()) == migrate.head()
+
+    def test_every_column_is_in_a_model(self) -> None:
+        models_of = {model._meta.db_table: model for model in apps.get_app_config("sagas").get_models()}
+        seeded = {"events_relay_shard", "events_position"}
+        for name, table in schema.metadata.tables.items():
+            if name in seeded:
+                continue
+            assert name in models_of, f"{name} has no model: add one to sagas/contrib/django/models.py"
+            fields: list[models.Field[Any, Any]] = list(models_of[name]._meta.concrete_fields)
+            assert {field.column for field in fields} == {column.name for column in table.columns}, name
+            nullable = {field.column for field in fields if field.null}
+            assert nullable == {column.name for column in table.columns if column.nullable}, name
+        assert set(models_of) <= set(schema.metadata.tables)
+
+    def test_the_models_need_no_migration(self) -> None:
+        try:
+            call_command("makemigrations", "sagas", check=True, dry_run=True, verbosity=1, stdout=(said := StringIO()))
+        except SystemExit:
+            self.fail(f"the models of sagas are not those of its migrations:\n{said.getvalue()}")
+
+    def test_tables_that_are_there_already_stay(self) -> None:
+        migrate.upgrade(engine(), "0001")
+        assert migrate.current(engine()) == migrate.head()
+
+    def test_alembic_is_refused(self) -> None:
+        with self.assertRaisesMessage(ConfigurationError, "manage.py migrate"):
+            sagas.store.upgrade()  # type: ignore[attr-defined]
+        with self.assertRaises(CommandError) as refused:
+            call_command("sagas", "db", "upgrade")
+        assert "manage.py migrate" in str(refused.exception)
+
+
+def _migrations() -> Any:
+    from django.db.migrations.loader import MigrationLoader
+
+    return MigrationLoader(None).disk_migrations
+
+
+def _table_of(difference: Any) -> str:
+    """Return the table that a difference is about; those that are changes of columns come as lists."""
+    first = difference[0] if isinstance(difference, list) else difference
+    about = first[1]
+    if hasattr(about, "columns") and hasattr(about, "metadata"):
+        return str(about.name)
+    table = getattr(about, "table", None)
+    return str(table.name) if table is not None else str(first[2])
+
+
+def _elsewhere(work: Callable[[], object]) -> None:
+    """Do it in a thread, which has a connection of its own."""
+    import threading
+
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not failed, failed
+
+
+def _end(pid: int) -> None:
+    with connections["default"].cursor() as cursor:
+        cursor.execute("select pg_terminate_backend(%s)", [pid])
+
+
+def _here(handle: Any) -> Any:
+    from sagas.events.consumer import InThread
+
+    def and_close(call: Any) -> Any:
+        try:
+            return handle(call)
+        finally:
+            connections.close_all()
+
+    return InThread(and_close)
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    from tests.servers import wait_for
+
+    wait_for(condition, 20)
+
+
+class _Any(int):
+    """Equal to each number of queries."""
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return True
