@@ -263,10 +263,10 @@ def deeds(rows: Sequence[Mapping[str, Any]]) -> Group:
 
 def outcome(row: Mapping[str, Any]) -> Text:
     """Return what became of one saga that something was to be done to."""
-    about = f"{row['id']} {readable(row['saga'])} {readable(row['key'])}: "
     if row["error"]:
-        return Text.assemble(about, ("refused: ", "bold red"), (readable(row["error"]), "red"))
-    return Text.assemble(about, _status(row["status"]))
+        about = "" if row["id"] in row["error"] else f"{row['id']}: "  # most errors say which saga they are about
+        return Text.assemble(("refused: ", "bold red"), about, (readable(row["error"]), "red"))
+    return Text.assemble(f"{row['id']} {readable(row['saga'])} {readable(row['key'])}: ", _status(row["status"]))
 
 
 # -- cells ----------------------------------------------------------------------------------------------------------
