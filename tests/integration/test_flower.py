@@ -85,8 +85,19 @@ def test_the_api(rig: Rig, open_flower: FlowerProcess) -> None:
     assert counts["ended_per_minute"] >= 1
 
 
-def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess) -> None:
+def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, untouched: SagaHandle) -> None:
     client = Client(open_flower.url)
+    for query in (
+        "step=pivot",
+        "error=BANK+is",
+        "status=STUCK",
+        f"correlation={untouched.id}",
+        "saga=full",
+        "view=all",
+    ):
+        assert untouched.id in [row["id"] for row in client.get(f"/api/sagas?{query}").json()["sagas"]], query
+    for query in ("step=one", "error=bank_is", "status=RUNNING", "correlation=x", "saga=line", "status=STUCK&age=1d"):
+        assert untouched.id not in [row["id"] for row in client.get(f"/api/sagas?{query}").json()["sagas"]], query
     ids = [rig.start("later", key=f"page-{number}").id for number in range(53)]
     first = client.get("/api/sagas?saga=later&status=PENDING").json()
     assert [row["id"] for row in first["sagas"]] == ids[:2:-1]
