@@ -109,7 +109,6 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
 
     def show(self, template: str, *, tab: str, **values: Any) -> None:
         """Render one of our templates."""
-        static = self.reverse_url
         themed = Path(self.settings["static_path"], "js", "theme.js").is_file()  # from 2.1 on it has dark pages
         self.render(
             f"sagas/{template}",
@@ -117,6 +116,6 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
             themed=themed,
             read_only=self.read_only,
             has_events=self.desk.sagas.events is not None,
-            asset=lambda name: f"{static('sagas-static', name)}?v={_VERSION}",
+            asset=lambda name: f"{self.reverse_url('sagas-static', name)}?v={_VERSION}",
             **values,
         )

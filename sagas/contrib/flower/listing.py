@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus, StepStatus
 from sagas.desk import Desk
 from sagas.errors import AmbiguousSaga, SagaNotFound
 from sagas.stores import EVERYTHING, Filter
@@ -64,9 +64,13 @@ class Asked:
     def where(self, now: datetime) -> Filter:
         if self.plain:
             return Filter(attention=True)
+        statuses = frozenset({SagaStatus(self.status)}) if self.status else frozenset()
+        if self.step and not statuses:
+            # The finished stand nowhere. Without them, and they are by far the most, the answer comes from an index.
+            statuses = frozenset(SagaStatus) - TERMINAL
         return Filter(
             name=self.saga or None,
-            statuses=frozenset({SagaStatus(self.status)}) if self.status else frozenset(),
+            statuses=statuses,
             step=self.step or None,
             error=self.error or None,
             correlation_id=self.correlation or None,

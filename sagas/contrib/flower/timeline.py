@@ -87,13 +87,7 @@ def _start(step: StepRecord) -> datetime:
 
 def _end(step: StepRecord, record: SagaRecord, now: datetime) -> datetime:
     """Return when it ended; one that is at work or waits for its next attempt goes on until now."""
-    open_ = (
-        step.held
-        or step.finished_at is None
-        or (step.status in (StepStatus.PENDING, StepStatus.UNDOING) and record.wake_at is not None)
-    )
-    if not open_ and step.finished_at is not None:
+    goes_on = step.held or step.status in (StepStatus.PENDING, StepStatus.UNDOING)
+    if step.finished_at is not None and not goes_on:
         return max(step.finished_at, _start(step))
-    if step.status is StepStatus.STUCK or record.wake_at is None:
-        return max(record.updated_at, _start(step))
-    return max(now, _start(step))
+    return max(record.updated_at if record.wake_at is None else now, _start(step))
