@@ -21,7 +21,7 @@ from sqlalchemy import Engine, func, select
 from sagas import Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
 from sagas.errors import ConfigurationError, KeyReused, NotAllowed, PayloadUnreadable
-from sagas.stores import Codec, Filter, retention, schema
+from sagas.stores import Codec, Filter, reencryption, retention, schema
 from sagas.stores.archive import Archive, load_archive
 from sagas.stores.audit import audit
 from sagas.stores.codecs import AS_STORED, PLAIN
@@ -350,6 +350,27 @@ def test_rotation_beside_workers_loses_no_save(store: SqlStore) -> None:
     for saga, count in counts.items():
         step = with_codec(store, AesGcm(NEW, current="new")).load(saga).step("a")
         assert (step.lost, step.result) == (count, f'"{count}"' if count else step.result)
+
+
+def test_rotation_never_overwrites_what_is_younger(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker saves between what rotation has read and what it writes."""
+    saga = add(with_codec(store, AesGcm(OLD, current="old")), 1, days=1)
+    both = with_codec(store, AesGcm(OLD | NEW, current="new"))
+    look = reencryption._stale
+    saved: list[Any] = []
+
+    def then_save(*args: Any) -> Any:
+        found = look(*args)
+        if not saved:
+            record = both.load(saga)
+            saved.append(both.save(record, record.with_step(replace(record.step("a"), result='"younger"'))))
+        return found
+
+    monkeypatch.setattr(reencryption, "_stale", then_save)
+    assert list(reencrypt(both, reason="x")) == [(1, 1)]
+    record = with_codec(store, AesGcm(NEW, current="new")).load(saga)
+    assert record.step("a").result == '"younger"'
+    assert record.revision == saved[0].revision + 1
 
 
 def test_an_archive_holds_what_was_stored(store: SqlStore, tmp_path: Path) -> None:
