@@ -36,7 +36,8 @@ format: $(VENV)/installed
 docs: $(VENV)/installed ## draw the states and the sequence; build the site into site/, without a warning
 	$(BIN)/python docs/generate_states.py
 	$(BIN)/python docs/generate_sequence.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	# Not --quiet: it would count no warnings.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, Kafka, which the tests start by themselves
 	scripts/install-servers

@@ -21,11 +21,13 @@ from sybil.region import Region
 
 from tests.rig import ROOT
 
-__all__ = ["PAGES", "PLAYED", "Fence", "fences", "run"]
+__all__ = ["ELSEWHERE", "PAGES", "Fence", "fences", "run"]
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: Pages whose commands are typed, with their files, as by a reader: tests/integration/test_tutorial.py.
-PLAYED = [ROOT / "docs" / "tutorial.md"]
+#: Pages whose code runs in a test of their own, because it needs processes or settings.
+ELSEWHERE = {
+    ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
+}
 
 _INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')
 _MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')

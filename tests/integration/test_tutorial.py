@@ -10,20 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.pages import PLAYED, fences
+from tests.pages import fences
 from tests.rig import ROOT
 
 #: Workers that are still there are ended with the terminal.
 BEGIN, END = "set -m; trap 'kill -9 $(jobs -p)' EXIT", "exit 0"
 
 
-@pytest.mark.parametrize("page", PLAYED, ids=lambda page: page.stem)
-def test_the_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None:
+PAGE = ROOT / "docs" / "tutorial.md"
+
+
+def test_the_commands_say_what_the_page_says(tmp_path: Path) -> None:
     session = [BEGIN]
     said: list[tuple[int, list[str]]] = []  # the line of each command, and what the page says that it prints
-    for fence in fences(page):
+    for fence in fences(PAGE):
         if fence.title:
             # What is a file on the page is written at that moment, not before.
             session.append(f"printf %s {shlex.quote(fence.source)} > {fence.title}")
@@ -41,7 +41,7 @@ def test_the_commands_say_what_the_page_says(page: Path, tmp_path: Path) -> None
     checker = doctest.OutputChecker()
     for number, lines in said:
         want, got = "".join(f"{line}\n" for line in lines), parts.get(str(number), "it was not reached")
-        assert checker.check_output(want, got, doctest.ELLIPSIS), f"{page.name}:{number} says\n{want}but it was\n{got}"
+        assert checker.check_output(want, got, doctest.ELLIPSIS), f"{PAGE.name}:{number} says\n{want}but it was\n{got}"
 
 
 def typed(session: str, folder: Path) -> str:

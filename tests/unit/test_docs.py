@@ -21,7 +21,7 @@ from docs.griffe_plain import markdown
 from sagas import Pivot, Saga, Step, Terminal
 from sagas.cli.sagas import sagas as cli
 from sagas.testing import Inline, assert_compensated, rehearse
-from tests.pages import PAGES, PLAYED, fences, run
+from tests.pages import ELSEWHERE, PAGES, fences, run
 from tests.rig import ROOT
 
 #: What a page takes for granted, because the text around its code says so.
@@ -57,7 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in PLAYED and fences(page, "python")], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in ELSEWHERE and fences(page, "python")], ids=name_of
+)
 def test_the_code_of_a_page_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "docs"}
     exec(BEFORE.get(name_of(page), ""), names)
@@ -73,6 +75,12 @@ def test_the_code_of_a_page_runs(page: Path, folder: Path, capsys: pytest.Captur
         for value in module.values():
             if hasattr(value, "engine") and hasattr(value.engine, "dispose"):
                 value.engine.dispose()
+
+
+@pytest.mark.parametrize(("page", "test"), ELSEWHERE.items(), ids=lambda value: Path(value).stem)
+def test_the_code_of_a_page_runs_elsewhere(page: Path, test: str) -> None:
+    assert page in PAGES
+    assert page.name in (ROOT / test).read_text(), f"{test} does not speak of {page.name}"
 
 
 # -- what a page says comes of it -------------------------------------------------------------------------------------
