@@ -27,6 +27,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Pages whose code runs in a test of their own, because it needs processes or settings.
 ELSEWHERE = {
     ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
+    ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
+    ROOT / "docs" / "flask.md": "tests/integration/test_flask_docs.py",
 }
 
 _INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')

@@ -208,6 +208,8 @@ def exists(command: click.Command, words: list[str]) -> None:
         name, *words = words
         assert name in command.commands, f"no command {name!r}; there is: {', '.join(command.commands)}"
         command = command.commands[name]
+    if command.context_settings.get("ignore_unknown_options"):
+        return  # it passes them on
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     used = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
     assert used <= known | {"--help"}, f"{command.name} has no {', '.join(sorted(used - known))}"

@@ -16,8 +16,8 @@ from sagas.contrib.django.conf import read
 from sagas.errors import NotAllowed
 
 __all__ = [
-    "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage", "LiveProjection",
-    "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
+    "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage",
+    "LiveProjection", "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
 ]  # fmt: skip
 
 
