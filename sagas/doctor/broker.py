@@ -20,6 +20,7 @@ _VISIBILITY = 3600.0
 
 
 def examine(app: Celery, timeout: float) -> Iterator[Finding]:
+    """Look at the broker. `timeout`: seconds that it has to answer."""
     with app.connection_for_write(connect_timeout=timeout) as connection:
         yield _reach(connection, timeout)
         if connection.transport.driver_type == "redis":

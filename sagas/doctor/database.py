@@ -27,6 +27,7 @@ Settings = Mapping[str, str]
 
 
 def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
+    """Look at the database."""
     try:
         skew = store.now() - datetime.now(UTC)
         found = settings(store)
@@ -45,6 +46,7 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
 
 
 def check_tables(current: str | None, head: str | None) -> Finding:
+    """Compare the revision that the tables are at with the one that this code needs."""
     if current == head:
         return ok("tables-ok", f"the tables are at revision {current}, which this code needs")
     if current is None:
@@ -63,6 +65,7 @@ def check_tables(current: str | None, head: str | None) -> Finding:
 
 
 def check_skew(skew: timedelta) -> Iterator[Finding]:
+    """Look at how far the clock of the database is ahead of ours."""
     if abs(skew) > _SKEW:
         way = "ahead of" if skew > timedelta() else "behind"
         yield warning(

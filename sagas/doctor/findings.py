@@ -27,12 +27,15 @@ class Finding:
 
 
 def ok(code: str, says: str) -> Finding:
+    """Say what is in order."""
     return Finding(Level.OK, code, says)
 
 
 def warning(code: str, says: str, do: str) -> Finding:
+    """Say what will cost time, or work for people."""
     return Finding(Level.WARNING, code, says, do)
 
 
 def problem(code: str, says: str, do: str) -> Finding:
+    """Say what keeps sagas from running as they should."""
     return Finding(Level.PROBLEM, code, says, do)

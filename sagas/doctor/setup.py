@@ -14,6 +14,7 @@ __all__ = ["examine", "longest_step", "needed_queues", "queue_of", "tasks_of"]
 
 
 def examine(sagas: Sagas) -> Iterator[Finding]:
+    """Look at the settings and the definitions."""
     yield from _definitions(sagas)
     yield from _settings(sagas.app.conf)
     yield from _tasks(sagas)

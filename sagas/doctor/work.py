@@ -23,6 +23,7 @@ _WAITS, _STANDS = 30.0, 300.0
 
 
 def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
+    """Look at the work that waits in the database."""
     yield from check_backlog(backlog(store), store.now())
     for flight in check(sagas, values=0):
         if not flight.ok:
@@ -37,6 +38,8 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
 
 
 def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
+    """Look at sagas that stand still, and at dead letters."""
+
     def ago(moment: datetime | None) -> str:
         return "" if moment is None else f", the oldest for {str(now - moment).partition('.')[0]}"
 
@@ -77,6 +80,7 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
 
 
 def check_outbox(unsent: int, age: float) -> Iterator[Finding]:
+    """Look at how many messages wait to be sent, and for how many seconds the oldest has."""
     if age > _WAITS:
         level = problem if age > _STANDS else warning
         yield level(

@@ -28,6 +28,7 @@ class Worker:
 
 
 def examine(sagas: Sagas, timeout: float) -> Iterator[Finding]:
+    """Ask the workers, and look at what they say. `timeout`: seconds that they have to answer."""
     yield from check(sagas, ask(sagas, timeout))
 
 
@@ -54,6 +55,7 @@ def ask(sagas: Sagas, timeout: float) -> list[Worker]:
 
 
 def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
+    """Look at what workers say of themselves."""
     if not workers:
         yield problem(
             "no-workers",
