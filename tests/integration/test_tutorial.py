@@ -60,7 +60,7 @@ def typed(session: str, folder: Path) -> str:
         text=True,
     ) as terminal:
         try:
-            printed, _ = terminal.communicate(timeout=120)
+            printed, _ = terminal.communicate(timeout=165)
         except subprocess.TimeoutExpired:
             terminal.terminate()
             printed, _ = terminal.communicate()
