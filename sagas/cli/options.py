@@ -29,6 +29,8 @@ _LONGEST_NAME = 200
 
 
 class _Duration(click.ParamType[timedelta]):
+    """A number and its unit: 90s, 10m, 2h, 3d, 1w."""
+
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
