@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-__all__ = ["AS_JSON", "ago", "document", "line", "lines", "plain", "readable", "show", "terminal"]
+__all__ = ["ago", "document", "line", "lines", "plain", "readable", "show", "terminal"]
 
 #: The option that every command which lists things has.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

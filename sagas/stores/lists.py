@@ -58,14 +58,17 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
+    """The steps of these sagas."""
     return select(schema.steps).where(_steps.saga_id.in_(ids))
 
 
 def counted(where: Filter) -> Select[Any]:
+    """How many fit."""
     return select(func.count()).select_from(schema.sagas).where(*filtered(where))
 
 
 def tallied(where: Filter) -> Select[Any]:
+    """How many of those that fit have each name and status."""
     by = _sagas.name, _sagas.status
     return select(*by, func.count().label("count")).where(*filtered(where)).group_by(*by).order_by(*by)
 
@@ -88,6 +91,7 @@ def audited(*, by: str | None, name: str | None, since: datetime | None, limit: 
 
 
 def in_flight() -> Select[Any]:
+    """The unfinished, by what they were started with and their status."""
     by = _sagas.name, _sagas.version, _sagas.shape, _sagas.status
     return (
         select(
@@ -103,4 +107,5 @@ def in_flight() -> Select[Any]:
 
 
 def with_prefix(prefix: str, limit: int) -> Select[Any]:
+    """The sagas whose ids begin so."""
     return select(schema.sagas).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)
