@@ -29,7 +29,7 @@ _LONGEST_NAME = 200
 
 
 class _Duration(click.ParamType[timedelta]):
-    """A number and a unit: 90s, 10m, 2h, 3d, 1w."""
+    """A number and its unit: 90s, 10m, 2h, 3d, 1w."""
 
     name = "duration"
 

@@ -73,7 +73,7 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
-    """All steps of some sagas."""
+    """The steps of these sagas."""
     return select(schema.steps).where(_steps.saga_id.in_(ids))
 
 
@@ -83,7 +83,7 @@ def counted(where: Filter) -> Select[Any]:
 
 
 def tallied(where: Filter) -> Select[Any]:
-    """How many of those that fit there are, by name and status."""
+    """How many of those that fit have each name and status."""
     by = _sagas.name, _sagas.status
     return select(*by, func.count().label("count")).where(*filtered(where)).group_by(*by).order_by(*by)
 
@@ -112,7 +112,7 @@ def ended(status: SagaStatus, since: datetime, among: int) -> Select[Any]:
 
 
 def in_flight() -> Select[Any]:
-    """The unfinished, by the definition that they were started with."""
+    """The unfinished, by what they were started with and their status."""
     by = _sagas.name, _sagas.version, _sagas.shape, _sagas.status
     return (
         select(
@@ -128,5 +128,5 @@ def in_flight() -> Select[Any]:
 
 
 def with_prefix(prefix: str, limit: int) -> Select[Any]:
-    """Those whose id begins so."""
+    """The sagas whose ids begin so."""
     return select(schema.sagas).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 
-from sagas import Saga, Sagas, SagaStatus, SqlStore, Step
+from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step
 from sagas.cli import actions
 from sagas.cli.sagas import sagas as group
 from sagas.desk import Action, Desk
@@ -388,6 +389,18 @@ def test_a_result_by_hand(desk: Desk, run: Run) -> None:
     assert run("done", saga, "--reason", "x", "--result", "null").exit_code == 0
     back = run("done", stuck(desk, two_undos), "--step", "a", "--reason", "x", "--result", "1")
     assert "it goes backward" in back.stdout
+
+
+def test_a_result_is_read_as_the_type_that_the_action_declares(desk: Desk, run: Run) -> None:
+    def pay() -> Decimal:
+        raise ValueError("the bank is away")
+
+    paid = Saga("paid", Pivot("pay", pay, retry=Retry(max_attempts=1)))
+    desk.sagas.register(paid)
+    saga = Inline(desk.store).start(paid).id
+    assert "Invalid decimal" in run("done", saga, "--reason", "x", "--result", '"much"').stdout
+    assert run("done", saga, "--reason", "x", "--result", '"4.50"').exit_code == 0
+    assert desk.sagas.handle(saga).result["pay"] == Decimal("4.50")
 
 
 def test_what_has_turned_back_is_not_turned_back_again(desk: Desk, run: Run) -> None:
