@@ -12,6 +12,7 @@ from typing import Any
 import flower
 import pytest
 from sqlalchemy.orm import Session
+from tornado.web import create_signed_value
 
 from sagas import SagaHandle, SagaStatus, SqlStore
 from tests.conftest import Rig
@@ -217,6 +218,27 @@ def test_basic_auth_and_a_prefix(rig: Rig, closed_flower: FlowerProcess) -> None
     bob = Client(closed_flower.url, login="bob:milk")
     assert bob.post_json(f"{base}/api/sagas/{other.id}/skip", {"reason": "x"}).status == 200
     assert done_by(rig, other.id) == [("bob", "operator: skip")]
+
+
+def test_a_login_elsewhere(rig: Rig, untouched: SagaHandle) -> None:
+    """With OAuth, who is logged in is in a cookie that Flower has signed."""
+    options = [
+        "--auth=.*@example.com", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler", "--cookie_secret=tea",
+        "--oauth2_key=x", "--oauth2_secret=x", "--oauth2_redirect_uri=http://127.0.0.1/login",
+    ]  # fmt: skip
+    path, token = f"/sagas/saga/{untouched.id}/skip?step=pivot", "ab" * 16
+    with FlowerProcess(rig.folder, *options, environment=environment(rig)) as process:
+        client = Client(process.url)
+        assert client.get("/sagas").headers["Location"].startswith("/login")
+        assert client.post(path, {"reason": "x", "_xsrf": token}, Cookie=f"_xsrf={token}").status == 403
+        assert client.post_json(f"/api/sagas/{untouched.id}/skip", {"reason": "x"}).status in (401, 403)
+        assert done_by(rig, untouched.id) == []
+        handle, user = stuck(rig), create_signed_value("tea", "user", "ann@example.com").decode()
+        cookie = f'_xsrf={token}; user="{user}"'
+        path = f"/sagas/saga/{handle.id}/skip?step=pivot"
+        assert "ann@example.com" in client.get(path, Cookie=cookie).text
+        assert client.post(path, {"reason": "x", "_xsrf": token}, Cookie=cookie).status == 302
+        assert done_by(rig, handle.id) == [("ann@example.com", "operator: skip")]
 
 
 def test_an_existing_flower(only_read: FlowerProcess) -> None:
