@@ -213,6 +213,24 @@ def test_events_of_steps_and_handlers_carry_the_trace_on(spans: Spans, store: Sq
     assert len(spans.traces()) == 1
 
 
+def test_a_process_without_tracing_hands_the_trace_on(spans: Spans, store: SqlStore) -> None:
+    def reserve(step: StepContext) -> None:
+        step.emit(StockReserved(sku="tea"))
+
+    stock = Service("stock", publishes=[StockReserved])
+    inline = Inline(store, events=Events([stock], engine=store.engine, broker=MemoryBroker()))
+    saga = Saga("order", Step("reserve", reserve, compensation=None))
+    inline.orchestrator.register(saga)
+    with spans.tracer.start_as_current_span("web"):
+        starts = traced(spans, store).orchestrator
+        record = starts.start(saga, None, key=None, correlation_id=None, session=None).record
+    inline.orchestrator.perform(record.id, "reserve", 1)
+    with store.engine.connect() as connection:
+        [body] = connection.execute(select(schema.outbox.c.body)).scalars()
+    assert record.traceparent is not None
+    assert Envelope.decode(body).metadata["traceparent"] == record.traceparent
+
+
 def test_a_handler_that_fails_has_its_error(spans: Spans, store: SqlStore) -> None:
     stock, billing = Service("stock", publishes=[StockReserved]), Service("billing")
 
