@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from celery import Celery
+from typing_extensions import TypeVar
 
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
-from sagas.definition import Saga
+from sagas.definition import InputT, Saga
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.events import Events
 from sagas.handle import SagaHandle
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Sagas"]
 
+#: Where sagas are kept; `Sagas(app, SqlStore(...)).store` is a `SqlStore` to type checkers too.
+StoreT_co = TypeVar("StoreT_co", bound="CheckpointStore", default="CheckpointStore", covariant=True)
 
-class Sagas:
+
+class Sagas(Generic[StoreT_co]):
     """Adds sagas to a Celery app.
 
     `app`: the Celery app; any broker, no result backend needed. `store`: where sagas are kept. `sagas`: the
@@ -57,7 +61,7 @@ class Sagas:
     def __init__(
         self,
         app: Celery,
-        store: CheckpointStore,
+        store: StoreT_co,
         sagas: Iterable[Saga] = (),
         *,
         lease: float = 30.0,
@@ -121,8 +125,8 @@ class Sagas:
 
     def start(
         self,
-        saga: Saga,
-        input: Any = None,  # noqa: A002
+        saga: Saga[InputT],
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
         *,
         key: str | None = None,
         correlation_id: str | None = None,

@@ -9,7 +9,9 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
 from sagas.handle import SagaHandle
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
+
+#: What a saga is started with.
+InputT = TypeVar("InputT", default=Any)
 
 _SAGA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 _STEP_NAME_LENGTH = 100
@@ -235,7 +240,7 @@ class _Launcher(Protocol):
     ) -> SagaHandle: ...
 
 
-class Saga:
+class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
 
     `stages`: `Step`, `Pivot` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
@@ -254,7 +259,7 @@ class Saga:
         self,
         name: str,
         *stages: Step | Parallel,
-        input: Any = None,  # noqa: A002
+        input: type[InputT] | None = None,  # noqa: A002
         version: int = 1,
         timeout: float | timedelta | None = None,
         publish_life: bool = False,
@@ -265,7 +270,7 @@ class Saga:
             raise DefinitionError(f"saga {name!r} has no steps")
         self.name = name
         self.version = version
-        self.input = input
+        self.input: Any = input
         self.publish_life = publish_life
         self.timeout = None if timeout is None else _seconds(timeout, f"saga {name!r}: timeout")
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
@@ -286,7 +291,7 @@ class Saga:
 
     def start(
         self,
-        input: Any = None,  # noqa: A002
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
         /,
         *,
         key: str | None = None,

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from sagas import transitions
 from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus
-from sagas.definition import BoundStep, Saga
+from sagas.definition import BoundStep, InputT, Saga
 from sagas.errors import ConfigurationError, NotAllowed, SagaError
 from sagas.events import Events, type_of
 from sagas.handle import SagaHandle
@@ -84,8 +84,8 @@ class Inline:
 
     def start(
         self,
-        saga: Saga,
-        input: Any = None,  # noqa: A002
+        saga: Saga[InputT],
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
         *,
         key: str | None = None,
         correlation_id: str | None = None,

@@ -12,6 +12,7 @@ from sagas.app import Sagas
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
 from sagas.handle import SagaHandle
+from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 _STARTED = "sagas_started"
 
 
-class AppSagas(Sagas):
+class AppSagas(Sagas[SqlStore]):
     """The sagas of one Flask app. As `Sagas`: its own `start` begins a saga at once, in a transaction of its own."""
 
     db: SQLAlchemy
