@@ -16,7 +16,8 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, connections, models, transaction
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
-from sqlalchemy import text
+from sqlalchemy import cast, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -235,6 +236,8 @@ class InTransactions(Committing):
         assert abs((sagas.store.now() - handle.record.created_at).total_seconds()) < 60
         with engine().connect() as own:
             read = own.execute(schema.sagas.select()).mappings().one()["created_at"]
+            if connection.vendor == "postgresql":
+                assert own.execute(select(cast('{"a": 1}', JSONB))).scalar() == {"a": 1}
         assert read == handle.record.created_at
 
 
