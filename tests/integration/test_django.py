@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from sqlalchemy import make_url
 
@@ -19,12 +20,10 @@ def database(request: pytest.FixtureRequest, kind: str, folder: Path) -> dict[st
     """Return an entry of `DATABASES` for a new database."""
     if kind == "sqlite":
         where = {"NAME": str(folder / "db.sqlite3"), "TEST": {"NAME": str(folder / "test.sqlite3")}}
-        options = {"timeout": 20, "init_command": "PRAGMA journal_mode = WAL"}
-        return {
-            "ENGINE": "django.db.backends.sqlite3",
-            "OPTIONS": {**options, "transaction_mode": "IMMEDIATE"},
-            **where,
-        }
+        options: dict[str, Any] = {"timeout": 20}
+        if django.VERSION >= (5, 1):
+            options |= {"init_command": "PRAGMA journal_mode = WAL", "transaction_mode": "IMMEDIATE"}
+        return {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": options, **where}
     url = make_url(request.getfixturevalue(kind).database())
     engine = {"postgres": "postgresql", "mariadb": "mysql"}[kind]
     return {
@@ -41,7 +40,7 @@ def project(folder: Path, **settings: Any) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "tests.django_project.settings",
         "PROJECT_FOLDER": str(folder),
         "PROJECT": json.dumps(settings),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
 
@@ -68,3 +67,46 @@ def test_the_tests_of_the_project(
     done = manage(project(tmp_path, DATABASES=databases, **settings), "test", "tests.django_project", "--noinput")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK" in done.stderr
+
+
+def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    databases = {"default": database(request, "sqlite", tmp_path)}
+
+    def said(*arguments: str, **settings: Any) -> str:
+        urls = "django.contrib.auth.urls"  # those of the project import what cannot be there with these settings
+        done = manage(project(tmp_path, DATABASES=databases, ROOT_URLCONF=urls, **settings), "check", *arguments)
+        return done.stderr + done.stdout
+
+    assert "no issues" in said()
+    assert "sagas.W002" in said("--database", "default")
+    wrong = said(CELERY_SAGAS_LEASES=1, CELERY_SAGAS_LEASE="30", CELERY_SAGAS_MASKED="card")
+    assert "there is no setting CELERY_SAGAS_LEASES; there is: CELERY_SAGAS_APP, " in wrong
+    assert "CELERY_SAGAS_LEASE is '30'; it must be a number of seconds, more than zero" in wrong
+    assert "CELERY_SAGAS_MASKED is 'card'; it must be a list of names of fields" in wrong
+    assert "CELERY_SAGAS_DATABASE is 'main', which is not in DATABASES" in said(CELERY_SAGAS_DATABASE="main")
+    assert "there is no Celery app: No module named 'nowhere'" in said(CELERY_SAGAS_APP="nowhere")
+    assert "accept_content has 'pickle'" in said(CELERY_ACCEPT_CONTENT=["pickle"])
+    broken = project(tmp_path, DATABASES=databases)
+    apps = ["sagas.contrib.django", "django.contrib.contenttypes", "django.contrib.auth"]
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "sagas.py").write_text("from sagas import Saga\nSaga('empty')\n")
+    broken["PROJECT"] = json.dumps({"DATABASES": databases, "INSTALLED_APPS": [*apps, "shop"], "ROOT_URLCONF": "shop"})
+    broken["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    report = manage(broken, "check").stderr
+    assert "(sagas.E002) sagas are not set up: DefinitionError: saga 'empty' has no steps" in report
+    assert "HINT: " in report
+
+
+def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    environment = project(tmp_path, DATABASES={"default": database(request, "sqlite", tmp_path)})
+    assert manage(environment, "migrate", "--run-syncdb").returncode == 0
+    helped = manage(environment, "sagas", "--help")
+    assert "Look after sagas and their tables." in helped.stdout, helped.stderr
+    refused = manage(environment, "sagas", "db", "upgrade")
+    assert refused.returncode == 1
+    assert "manage.py migrate" in refused.stderr
+    celery = [sys.executable, "-m", "celery", "-A", "tests.django_project", "sagas", "events", "outbox"]
+    for command in (celery, [sys.executable, "-m", "django", "sagas", "events", "outbox"]):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
     """Say so where SQLite would refuse one of two writers at once instead of letting it wait."""
     if conf.problems():
         return []
-    alias = conf.read().database
+    alias = conf.alias()
     connection = connections[alias]
     mode = getattr(connection, "transaction_mode", "")  # before Django 5.1 there is no choice
     if connection.vendor != "sqlite" or mode is not None:
@@ -50,7 +50,7 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
 
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Say so where the tables are not there, or not as this version needs them."""
-    if conf.problems() or (alias := conf.read().database) not in (databases or ()):
+    if conf.problems() or (alias := conf.alias()) not in (databases or ()):
         return []
     executor = MigrationExecutor(connections[alias])
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "sagas"]

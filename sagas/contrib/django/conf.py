@@ -11,7 +11,7 @@ from django.conf import settings
 
 from sagas.errors import ConfigurationError
 
-__all__ = ["PREFIX", "Settings", "problems", "read"]
+__all__ = ["PREFIX", "Settings", "alias", "problems", "read"]
 
 PREFIX = "CELERY_SAGAS_"
 
@@ -42,6 +42,12 @@ def read() -> Settings:
     return Settings(**_given())
 
 
+def alias() -> str:
+    """Return the alias of the database that holds the sagas, whatever is wrong with the other settings."""
+    given: str = getattr(settings, f"{PREFIX}DATABASE", "default")
+    return given
+
+
 def problems() -> list[str]:
     """Return what is wrong with the settings, each in a sentence."""
     found = []
@@ -53,9 +59,9 @@ def problems() -> list[str]:
         wanted, fits = _KINDS[_TYPES[name]]
         if not fits(value):
             found.append(f"{PREFIX}{name.upper()} is {value!r}; it must be {wanted}")
-    if not found and (alias := Settings(**_given()).database) not in settings.DATABASES:
+    if not found and alias() not in settings.DATABASES:
         aliases = ", ".join(map(repr, settings.DATABASES))
-        found.append(f"{PREFIX}DATABASE is {alias!r}, which is not in DATABASES; there is: {aliases}")
+        found.append(f"{PREFIX}DATABASE is {alias()!r}, which is not in DATABASES; there is: {aliases}")
     return found
 
 

@@ -139,7 +139,7 @@ class _Guard:
             return self._django.connection.cursor()
         cursor = self._django.cursor()
         if self._django.vendor == "postgresql":
-            _keep_time_zones(cursor.cursor)
+            _load_as_usual(cursor.cursor)
         return cursor
 
     # -- transactions -------------------------------------------------------------------------------------------
@@ -192,12 +192,14 @@ class _EitherWay(DATETIME):
         return lambda value: parse(value) if isinstance(value, str) else value
 
 
-def _keep_time_zones(cursor: Any) -> None:
-    """Have moments come with their time zone. Without USE_TZ Django's connection cuts it off."""
+def _load_as_usual(cursor: Any) -> None:
+    """Have values come as SQLAlchemy knows them. Django's way has no time zones without USE_TZ, and JSON as text."""
     if hasattr(cursor, "adapters"):
         from psycopg.types.datetime import TimestamptzLoader  # noqa: PLC0415 - it is there where it is used
+        from psycopg.types.json import JsonbLoader  # noqa: PLC0415
 
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        cursor.adapters.register_loader("jsonb", JsonbLoader)
     else:
         cursor.tzinfo_factory = type(cursor).tzinfo_factory
 

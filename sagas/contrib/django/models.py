@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import models
 
-from sagas.contrib.django.conf import read
+from sagas.contrib.django.conf import alias
 from sagas.errors import NotAllowed
 
 __all__ = [
@@ -36,7 +36,7 @@ class _Manager(models.Manager.from_queryset(_ReadOnlyQuerySet)):  # type: ignore
 
     def get_queryset(self) -> Any:
         queryset = super().get_queryset()
-        return queryset if self._db else queryset.using(read().database)
+        return queryset if self._db else queryset.using(alias())
 
 
 class _ReadOnly(models.Model):

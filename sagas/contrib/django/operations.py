@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.migrations.operations.base import Operation
 
-from sagas.contrib.django.conf import read
+from sagas.contrib.django.conf import alias
 from sagas.contrib.django.connections import open_engine
 from sagas.stores import migrate
 
@@ -30,12 +30,12 @@ class UpgradeTables(Operation):
         """Change nothing: the models say what there is."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
-        if (alias := schema_editor.connection.alias) == read().database:
-            migrate.upgrade(open_engine(alias), self.revision)
+        if schema_editor.connection.alias == alias():
+            migrate.upgrade(open_engine(alias()), self.revision)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
-        if (alias := schema_editor.connection.alias) == read().database:
-            migrate.downgrade(open_engine(alias), self.before)
+        if schema_editor.connection.alias == alias():
+            migrate.downgrade(open_engine(alias()), self.before)
 
     def describe(self) -> str:
         return f"Bring the tables of sagas to revision {self.revision}"

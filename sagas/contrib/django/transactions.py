@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 from sqlalchemy import Engine
 
-from sagas.contrib.django.conf import read
+from sagas.contrib.django.conf import alias
 from sagas.contrib.django.connections import open_engine
 from sagas.contrib.django.project import PROJECT
 from sagas.definition import StepContext
@@ -34,7 +34,7 @@ def atomic(step: StepContext) -> Iterator[None]:
     ...         Stock.objects.filter(sku=sku).update(left=F("left") - 1)
     """
     step.session.connection()
-    with transaction.atomic(using=read().database):
+    with transaction.atomic(using=alias()):
         yield
 
 
@@ -43,7 +43,7 @@ def engine() -> Engine:
 
     For `Events(..., engine=engine())`. Its transactions are atomic blocks of Django's.
     """
-    return open_engine(read().database)
+    return open_engine(alias())
 
 
 def publish(event: Any, **options: Any) -> Envelope:

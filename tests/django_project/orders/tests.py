@@ -11,14 +11,17 @@ from unittest import mock
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from django.apps import apps
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, connections, models, transaction
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
-from sqlalchemy import text
+from sqlalchemy import cast, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sagas import ConfigurationError, KeyReused, NotAllowed, SagaNotFound, SagaStatus, StepContext
+from sagas import ConfigurationError, KeyReused, NotAllowed, SagaHandle, SagaNotFound, SagaStatus, StepContext
 from sagas.contrib.django import atomic, engine, publish, sagas
 from sagas.contrib.django.models import DeadLetter, HistoryEntry, OutboxMessage, Saga, Step
 from sagas.desk import Action, Desk
@@ -141,7 +144,7 @@ class InTransactions(Committing):
         with launches() as sent:
             handle = place_order.start(given("1"))
             with transaction.atomic():
-                Desk(sagas._wrapped).act(Action.RESUME, handle.id, by="ann", reason="now")  # type: ignore[attr-defined]
+                Desk(sagas).act(Action.RESUME, handle.id, by="ann", reason="now")
                 assert sent == ["reserve"]
             assert sent == ["reserve", "reserve"]
 
@@ -233,6 +236,8 @@ class InTransactions(Committing):
         assert abs((sagas.store.now() - handle.record.created_at).total_seconds()) < 60
         with engine().connect() as own:
             read = own.execute(schema.sagas.select()).mappings().one()["created_at"]
+            if connection.vendor == "postgresql":
+                assert own.execute(select(cast('{"a": 1}', JSONB))).scalar() == {"a": 1}
         assert read == handle.record.created_at
 
 
@@ -275,6 +280,104 @@ class InOneTransaction(TestCase):
         handle = Inline(sagas.store).start(Definition("twice", Part("twice", twice, compensation=None)))
         assert handle.status is SagaStatus.COMPLETED
         assert Order.objects.count() == 2
+
+
+class InTheAdmin(TestCase):
+    """What people see of sagas and do to them."""
+
+    def setUp(self) -> None:
+        self.stuck = Inline(sagas.store).start(place_order, given("stuck", "broken_charge"), key="stuck")
+        self.done = Inline(sagas.store).start(place_order, given("done"), key="done")
+        self.ann = User.objects.create_user("ann", is_staff=True)
+        self.permit("view_saga", "operate_saga")
+        self.client.force_login(self.ann)
+
+    def permit(self, *names: str) -> None:
+        self.ann.user_permissions.set(Permission.objects.filter(codename__in=names))
+
+    def page(self, handle: SagaHandle) -> str:
+        page: str = self.client.get(f"/admin/sagas/saga/{handle.id}/change/").content.decode()
+        return page
+
+    def test_the_list_finds_them(self) -> None:
+        def keys(**query: str) -> set[str]:
+            answer = self.client.get("/admin/sagas/saga/", query)
+            return {saga.key for saga in answer.context["cl"].result_list}
+
+        assert keys() == {"stuck", "done"}
+        assert keys(status="attention") == keys(status="STUCK") == {"stuck"}
+        assert keys(q="done") == keys(q=self.done.id[:30]) == {"done"} or keys(q=self.done.id) == {"done"}
+        assert keys(name="place_order", status="COMPLETED") == {"done"}
+
+    def test_a_page_shows_everything_but_what_is_masked(self) -> None:
+        page = self.page(self.stuck)
+        for shown in (
+            "the bank is away",
+            "saga-stuck",
+            "charge",
+            "•••",
+            "Retry charge",
+            "Mark done charge",
+            "Compensate",
+        ):
+            assert shown in page, shown
+        assert "4111" not in page
+        assert "Retry" not in self.page(self.done)
+
+    def test_an_action_takes_a_reason_and_leaves_who_and_why(self) -> None:
+        url = f"/admin/sagas/saga/{self.stuck.id}/retry/do/?step=charge"
+        assert "This field is required" in self.client.post(url, {"reason": " "}).content.decode()
+        assert self.stuck.status is SagaStatus.STUCK
+        assert "stuck" in self.client.get(url).content.decode()
+        answer = self.client.post(url, {"reason": "the bank is back"}, follow=True)
+        assert "Retry charge: the saga is RUNNING now." in answer.content.decode()
+        entry = sagas.store.history(self.stuck.id)[-1]
+        assert entry.by == "ann"
+        assert "the bank is back" in entry.detail
+        log = LogEntry.objects.get()
+        assert (log.user, log.object_id, log.get_change_message()) == (
+            self.ann, self.stuck.id, "Retry charge: the bank is back",
+        )  # fmt: skip
+        again = self.client.post(url, {"reason": "twice"}, follow=True)
+        assert "none of its steps is stuck" in again.content.decode()
+        assert LogEntry.objects.count() == 1
+
+    def test_a_step_is_marked_done_with_its_result(self) -> None:
+        url = f"/admin/sagas/saga/{self.stuck.id}/done/do/?step=charge"
+        assert "This is not JSON" in self.client.post(url, {"reason": "x", "result": "receipt-7"}).content.decode()
+        answer = self.client.post(url, {"reason": "by hand", "result": '"receipt-7"'}, follow=True)
+        assert "the saga is RUNNING now" in answer.content.decode()
+        assert self.stuck.record.step("charge").result == '"receipt-7"'
+
+    def test_many_at_once(self) -> None:
+        chosen = {"action": "skip", "_selected_action": [self.stuck.id, self.done.id]}
+        asked = self.client.post("/admin/sagas/saga/", chosen).content.decode()
+        assert "Kept in the saga&#x27;s history" in asked
+        assert self.stuck.record.step("charge").status == "STUCK"
+        answer = self.client.post("/admin/sagas/saga/", {**chosen, "reason": "written off"}, follow=True)
+        page = answer.content.decode()
+        assert "done to 1 of 2 sagas" in page
+        assert "none of its steps is stuck" in page
+        assert self.stuck.status is SagaStatus.RUNNING
+        assert LogEntry.objects.count() == 1
+
+    def test_who_may_only_look_does_nothing(self) -> None:
+        self.permit("view_saga")
+        assert "Retry" not in self.page(self.stuck)
+        assert "Skip selected" not in self.client.get("/admin/sagas/saga/").content.decode()
+        url = f"/admin/sagas/saga/{self.stuck.id}/retry/do/?step=charge"
+        assert self.client.post(url, {"reason": "x"}).status_code == 403
+        chosen = {"action": "skip", "_selected_action": [self.stuck.id], "reason": "x"}
+        self.client.post("/admin/sagas/saga/", chosen)
+        assert self.stuck.status is SagaStatus.STUCK
+        self.permit()
+        assert self.client.get(f"/admin/sagas/saga/{self.stuck.id}/change/").status_code == 403
+
+    def test_nothing_is_added_changed_or_deleted(self) -> None:
+        self.permit("view_saga", "operate_saga")
+        assert self.client.get("/admin/sagas/saga/add/").status_code == 403
+        assert self.client.post(f"/admin/sagas/saga/{self.done.id}/delete/").status_code == 403
+        assert self.client.get("/admin/sagas/saga/nonsense/change/").status_code == 404
 
 
 class Tables(Committing):

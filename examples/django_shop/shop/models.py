@@ -1,0 +1,42 @@
+from decimal import Decimal
+
+from django.db import models
+
+
+class Product(models.Model):
+    name = models.CharField(max_length=100)
+    price = models.DecimalField(max_digits=8, decimal_places=2)
+    left = models.PositiveIntegerField()
+
+    class Meta:
+        ordering = ("pk",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Order(models.Model):
+    product = models.ForeignKey(Product, models.PROTECT)
+    quantity = models.PositiveIntegerField()
+    status = models.CharField(max_length=20, default="placed")
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def __str__(self) -> str:
+        return f"Order {self.pk}"
+
+    @property
+    def total(self) -> Decimal:
+        return self.quantity * self.product.price
+
+
+class Payment(models.Model):
+    """Stands for the bank: it is asked by a key, and does nothing twice."""
+
+    key = models.CharField(max_length=100, unique=True)
+    amount = models.DecimalField(max_digits=8, decimal_places=2)
+    status = models.CharField(max_length=20)
+
+    def __str__(self) -> str:
+        return f"{self.amount} {self.status}"

@@ -1,0 +1,92 @@
+"""An order: accept it, reserve the stock, authorize the card, take the money, ship."""
+
+import time
+from decimal import Decimal
+from typing import TypedDict
+
+from django.conf import settings
+from django.db.models import F
+
+from sagas import Pivot, Retry, Saga, Step, StepContext, Terminal
+from sagas.contrib.django import atomic
+from shop.models import Order, Payment, Product
+
+
+class Placed(TypedDict):
+    order: int
+    product: int
+    quantity: int
+    amount: Decimal
+    card: str
+
+
+def accept(order: int, step: StepContext) -> None:
+    _work()
+    with atomic(step):
+        Order.objects.filter(pk=order).update(status="accepted")
+
+
+def reject(order: int, step: StepContext) -> None:
+    _work()
+    with atomic(step):
+        Order.objects.filter(pk=order).update(status="rejected")
+
+
+def reserve(product: int, quantity: int, step: StepContext) -> int:
+    _work()
+    with atomic(step):
+        reserved = Product.objects.filter(pk=product, left__gte=quantity).update(left=F("left") - quantity)
+    if not reserved:
+        raise Terminal("out of stock")
+    return quantity
+
+
+def release(product: int, result: int | None, step: StepContext) -> None:
+    """Give back what was reserved: nothing, where the reservation was rolled back with its step."""
+    _work()
+    with atomic(step):
+        Product.objects.filter(pk=product).update(left=F("left") + (result or 0))
+
+
+def authorize(amount: Decimal, card: str, step: StepContext) -> str:
+    _work()
+    if card == "declined":
+        raise Terminal("card declined")
+    payment, _ = Payment.objects.get_or_create(
+        key=step.idempotency_key, defaults={"amount": amount, "status": "authorized"}
+    )
+    return payment.key
+
+
+def void(step: StepContext) -> None:
+    _work()
+    Payment.objects.filter(key=step.idempotency_key).update(status="void")
+
+
+def capture(authorize_card: str, card: str) -> str:
+    _work()
+    if card == "bank away":
+        raise ConnectionError("the bank does not answer")
+    Payment.objects.filter(key=authorize_card).update(status="captured")
+    return authorize_card
+
+
+def ship(order: int, step: StepContext) -> None:
+    _work()
+    with atomic(step):
+        Order.objects.filter(pk=order).update(status="shipped")
+
+
+def _work() -> None:
+    time.sleep(settings.SHOP_STEP_SECONDS)
+
+
+place_order = Saga(
+    "place_order",
+    Step("accept_order", accept, compensation=reject),
+    Step("reserve_stock", reserve, compensation=release),
+    Step("authorize_card", authorize, compensation=void),
+    Pivot("capture_payment", capture, retry=Retry(max_attempts=2, delay=0.5)),
+    Step("ship", ship),
+    input=Placed,
+)

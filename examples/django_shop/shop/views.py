@@ -1,0 +1,51 @@
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
+
+from sagas import SagaRecord, SagaStatus
+from sagas.contrib.django import sagas
+from shop.models import Order, Product
+from shop.sagas import place_order
+
+_AT_REST = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.STUCK)
+
+
+def products(request: HttpRequest) -> HttpResponse:
+    context = {"products": Product.objects.all(), "orders": Order.objects.select_related("product")[:10]}
+    return render(request, "shop/products.html", context)
+
+
+@require_POST
+def place(request: HttpRequest) -> HttpResponse:
+    product = get_object_or_404(Product, pk=request.POST["product"])
+    with transaction.atomic():  # the order and its saga are there together, or not at all
+        order = Order.objects.create(product=product, quantity=int(request.POST["quantity"]))
+        given = {
+            "order": order.pk, "product": product.pk, "quantity": order.quantity, "amount": order.total,
+            "card": request.POST["card"],
+        }  # fmt: skip
+        place_order.start(given, key=f"order-{order.pk}")
+    return redirect("order", order.pk)
+
+
+def order(request: HttpRequest, pk: int) -> HttpResponse:
+    return _show(request, pk, "shop/order.html")
+
+
+def progress(request: HttpRequest, pk: int) -> HttpResponse:
+    """The part of the page that changes: it is asked for until the saga is at its end."""
+    return _show(request, pk, "shop/progress.html")
+
+
+def _show(request: HttpRequest, pk: int, template: str) -> HttpResponse:
+    order = get_object_or_404(Order.objects.select_related("product"), pk=pk)
+    record = sagas.find("place_order", f"order-{pk}").record
+    context = {"order": order, "saga": record, "steps": _steps(record), "at_rest": record.status in _AT_REST}
+    return render(request, template, context)
+
+
+def _steps(record: SagaRecord) -> list[tuple[str, str, str]]:
+    """Return each step: its name, its status, and why it failed."""
+    states = [record.step(name) for name in place_order.steps]
+    return [(state.name.replace("_", " "), state.status.value, state.error or "") for state in states]

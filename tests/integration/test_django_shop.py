@@ -1,0 +1,88 @@
+"""The example shop in a real browser: orders that end, that are undone, and one whose worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from tests.browser import browser
+from tests.rig import ROOT
+from tests.servers import die_with_parent, free_port, wait_for
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[str]:
+    address, log = f"127.0.0.1:{free_port()}", tmp_path / "shop.log"
+    environment = {**os.environ, "SHOP_DATA": str(tmp_path), "SHOP_STEP_SECONDS": "0.3", "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as output:
+        command = subprocess.Popen(
+            [sys.executable, "manage.py", "shop", address], cwd=ROOT / "examples" / "django_shop", env=environment,
+            stdout=output, stderr=output, preexec_fn=die_with_parent,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: b"Quit the server" in log.read_bytes(), 90, "the site answers")
+        wait_for((tmp_path / "worker.pid").exists, 30)
+        yield f"http://{address}/"
+    finally:
+        children = psutil.Process(command.pid).children(recursive=True)
+        command.terminate()
+        command.wait(30)
+        left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        for child in left:
+            child.kill()
+    assert not left, "the command leaves processes behind"
+
+
+def test_orders_before_ones_eyes(shop: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as driver:
+        wait = WebDriverWait(driver, 60)
+
+        def place(product: str, card: str) -> None:
+            driver.get(shop)
+            [form] = [form for form in driver.find_elements(By.CSS_SELECTOR, "form.card") if product in form.text]
+            Select(form.find_element(By.NAME, "card")).select_by_visible_text(card)
+            form.find_element(By.TAG_NAME, "button").click()
+            wait.until(lambda d: d.find_element(By.ID, "status"))
+
+        def ends(status: str, *steps: str) -> None:
+            wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "[data-at-rest]"))
+            assert driver.find_element(By.ID, "status").text == status
+            assert [each.text for each in driver.find_elements(By.CSS_SELECTOR, "li .status")] == [*steps]
+
+        def look(name: str) -> None:
+            if SCREENSHOTS:
+                driver.save_screenshot(f"{SCREENSHOTS}/shop-{name}.png")
+
+        place("Green tea", "a good one")
+        ends("COMPLETED", *["DONE"] * 5)
+        place("Green tea", "one that is declined")
+        ends("COMPENSATED", *["UNDONE"] * 3, *["PENDING"] * 2)
+        assert "card declined" in driver.find_element(By.CSS_SELECTOR, ".error").text
+        look("declined")
+        place("Golden spoon", "a good one")
+        ends("COMPENSATED", *["UNDONE"] * 2, *["PENDING"] * 3)
+        place("Teapot", "its bank does not answer")
+        ends("STUCK", *["DONE"] * 3, "STUCK", "PENDING")
+        look("stuck")
+        driver.get(shop)
+        assert "99 left" in driver.page_source, "the stock of the declined order was given back"
+        look("products")
+        place("Green tea", "a good one")
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "li .status.running"))
+        os.kill(int((tmp_path / "worker.pid").read_text()), signal.SIGKILL)
+        ends("COMPLETED", *["DONE"] * 5)
+        driver.get(shop)
+        assert "98 left" in driver.page_source, "reserved once, however often the step ran"
+        driver.set_window_size(420, 800)
+        look("narrow")
