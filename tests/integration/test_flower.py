@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy.orm import Session
 from tornado.web import create_signed_value
 
-from sagas import SagaHandle, SagaStatus, SqlStore
+from sagas import SagaHandle, SagaRecord, SagaStatus, SqlStore
+from sagas.stores import schema
 from tests.conftest import Rig
 from tests.flower import Client, FlowerProcess, environment, running_rig, stuck
 from tests.rig import ROOT
@@ -272,17 +273,23 @@ def test_events(redis_server: Redis, tmp_path: Path) -> None:
     """The pages of an app that has events: the shop's services."""
     url = f"sqlite:///{tmp_path / 'events.db'}"
     settings = {"SAGAS_DATABASE_URL": url, "BROKER_URL": redis_server.url}
-    program = (
-        "from config.choreography import events, store; from sqlalchemy.orm import Session;"
-        "from sagas.events.envelope import Envelope; from tasks import tables;"
-        "store.upgrade(); tables.create_all(store.engine);"
-        "import sagas.stores.schema as s, datetime as d;"
-        "c = store.engine.connect();"
-        "c.execute(s.event_dead_letters.insert().values(queue='inventory.reserve_stock', event_id='e-1',"
-        " type='orders.order.placed', version=1, key='o-1', correlation_id='c-1', headers='{}', body='{}',"
-        " error='<i>no stock</i>', attempts=5, created_at=d.datetime.now(d.UTC))); c.commit()"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={"PATH": "/usr/bin:/bin", **settings}, check=True)
+    store = SqlStore(url)
+    store.upgrade()
+    at = store.now()
+    store.insert(
+        SagaRecord(
+            id="s-1", name="place_order", version=1, key="o-1", shape="pay!", correlation_id="c-1", input="{}",
+            created_at=at, updated_at=at, ready_at=at,
+        )
+    )  # fmt: skip
+    letter = {
+        "queue": "inventory.reserve_stock", "event_id": "e-1", "type": "orders.order.placed", "version": 1, "key": "o-1",
+        "correlation_id": "c-1", "headers": "{}", "body": "{}", "error": "<i>no stock</i>", "attempts": 5,
+        "created_at": at,
+    }  # fmt: skip
+    with store.engine.begin() as connection:
+        connection.execute(schema.event_dead_letters.insert().values(letter))
+    store.engine.dispose()
     with FlowerProcess(tmp_path, app="config.choreography", environment=settings) as process:
         client = Client(process.url)
         letters = client.get("/sagas/dead-letters").text
@@ -292,7 +299,12 @@ def test_events(redis_server: Redis, tmp_path: Path) -> None:
         image = client.get("/sagas/choreography.svg")
         assert image.headers["Content-Type"] == "image/svg+xml"
         assert "inventory: reserve_stock" in image.text
-        assert "Nothing needs you" in client.get("/sagas").text
+        calm = client.get("/sagas").text
+        assert "Nothing needs you" in calm
+        assert "/sagas/saga/s-1" in calm  # among those that were started last
+        page = client.get("/sagas/saga/s-1").text
+        assert "Events of its correlation id" in page
+        assert "dead letter <b>&lt;i&gt;no stock&lt;/i&gt;</b> inventory.reserve_stock" in page
         assert "No saga is registered" in client.get("/sagas/definitions").text
         answer = client.get("/api/sagas")  # nobody logs in, and nobody has opened it
         assert (answer.status, "FLOWER_UNAUTHENTICATED_API" in answer.text) == (401, True)
