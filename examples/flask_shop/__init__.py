@@ -33,10 +33,10 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
     """Make the app. Settings are the variables SHOP_... of the environment, or those given."""
     app = Flask(__name__)
     app.config.from_mapping(
-        FOLDER="/tmp/flask-shop",  # noqa: S108 - of an example that keeps nothing worth keeping
+        FOLDER="/tmp/flask-shop",
         SQLALCHEMY_DATABASE_URI="",
         BROKER_URL="",
-        ADMIN_PASSWORD="admin",  # noqa: S106 - README.md says so
+        ADMIN_PASSWORD="admin",
         STEP_SECONDS=1.0,
         SAGAS_LEASE=5,
         SAGAS_STALL_AFTER=5,
