@@ -57,18 +57,22 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
+    """Return the query for the steps of some sagas."""
     return select(schema.steps).where(_steps.saga_id.in_(ids))
 
 
 def counted(where: Filter) -> Select[Any]:
+    """Return the query for how many sagas fit a filter."""
     return select(func.count()).select_from(schema.sagas).where(*filtered(where))
 
 
 def tallied() -> Select[Any]:
+    """Return the query for how many sagas of each name have each status."""
     return select(_sagas.name, _sagas.status, func.count().label("count")).group_by(_sagas.name, _sagas.status)
 
 
 def in_flight() -> Select[Any]:
+    """Return the query for the unfinished sagas, by name, version, shape and status."""
     by = _sagas.name, _sagas.version, _sagas.shape, _sagas.status
     return (
         select(
@@ -84,4 +88,5 @@ def in_flight() -> Select[Any]:
 
 
 def with_prefix(prefix: str, limit: int) -> Select[Any]:
+    """Return the query for the sagas whose id begins like this."""
     return select(schema.sagas).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)
