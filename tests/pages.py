@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 ELSEWHERE = {
     ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
+    ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
     ROOT / "docs" / "flask.md": "tests/integration/test_flask_docs.py",
 }
 

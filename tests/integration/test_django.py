@@ -91,7 +91,9 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "__init__.py").touch()
     (tmp_path / "shop" / "sagas.py").write_text("from sagas import Saga\nSaga('empty')\n")
-    broken["PROJECT"] = json.dumps({"DATABASES": databases, "INSTALLED_APPS": [*apps, "shop"], "ROOT_URLCONF": "shop"})
+    broken["PROJECT"] = json.dumps(
+        {"DATABASES": databases, "INSTALLED_APPS": [*apps, "shop"], "ROOT_URLCONF": "django.contrib.auth.urls"}
+    )
     broken["PYTHONPATH"] += os.pathsep + str(tmp_path)
     report = manage(broken, "check").stderr
     assert "(sagas.E002) sagas are not set up: DefinitionError: saga 'empty' has no steps" in report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -395,7 +397,8 @@ class Tables(Committing):
             ]  # fmt: skip
         names = sorted(name for app, name in _migrations() if app == "sagas")
         assert not differences, (
-            f"Django's migrations do not lead to sagas/stores/schema.py: {differences}\nAdd "
+            f"Django's migrations do not lead to sagas/stores/schema.py: {differences}\nAfter the library's own "
+            "migration in sagas/stores/migrations/versions, add "
             f"sagas/contrib/django/migrations/{len(names) + 1:04}_what.py with UpgradeTables({migrate.head()!r}, "
             "before=<the revision that the one before it leads to>), as 0001_initial.py does, and mend models.py"
         )
@@ -413,6 +416,14 @@ class Tables(Committing):
             nullable = {field.column for field in fields if field.null}
             assert nullable == {column.name for column in table.columns if column.nullable}, name
         assert set(models_of) <= set(schema.metadata.tables)
+
+    def test_everything_public_says_what_it_is(self) -> None:
+        package = importlib.import_module("sagas.contrib.django")
+        for found in pkgutil.walk_packages(package.__path__, "sagas.contrib.django."):
+            module = importlib.import_module(found.name)
+            assert "migrations" in found.name or module.__doc__, found.name
+            for name in getattr(module, "__all__", []):
+                assert getattr(module, name).__doc__ or not callable(getattr(module, name)), name
 
     def test_the_models_need_no_migration(self) -> None:
         try:

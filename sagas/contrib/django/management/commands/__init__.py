@@ -1,1 +1,1 @@
-"""Commands of manage.py, each in a module of its name."""
+"""Each module is a command of its name."""
