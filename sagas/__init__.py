@@ -13,6 +13,7 @@ from sagas.errors import (
     KeyReused,
     NotAllowed,
     PayloadTooLarge,
+    PayloadUnreadable,
     Retryable,
     SagaError,
     SagaNotCompleted,
@@ -65,6 +66,7 @@ __all__ = [
     "SagaNotCompleted",
     "WaitTimeout",
     "StoreUnavailable",
+    "PayloadUnreadable",
     "UnserialisableResult",
     "StepFailed",
 ]
