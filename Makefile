@@ -9,7 +9,7 @@ PARALLEL ?= --numprocesses=3 --dist=loadfile
 
 FAULTS ?= --all
 
-.PHONY: demo test check unit servers faults format docs clean
+.PHONY: demo test check unit servers faults matrix format docs clean
 
 demo: $(VENV)/installed ## place the shop's orders through a real worker, with no server (ORDERS=file for yours)
 	$(BIN)/python -m tasks.demo $(ORDERS)
@@ -28,6 +28,9 @@ check: $(VENV)/installed ## style, types, layers
 
 faults: $(VENV)/installed servers ## storms of faults, for an hour; FAULTS="--sagas 500 --seconds 60 --seed 1" for one
 	$(BIN)/python -m tests.faults.long $(FAULTS)
+
+matrix: servers ## the versions that the library says it runs with (ROW=celery5.4 for those of that name)
+	scripts/matrix $(ROW)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

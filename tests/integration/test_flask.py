@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
@@ -37,6 +38,7 @@ from sagas import (
     StepContext,
     Terminal,
 )
+from sagas.cli.sagas import sagas as sagas_commands
 from sagas.contrib.flask import FlaskSagas, current_sagas, status_blueprint
 from sagas.events import Events, Service
 from sagas.events import event as event_type
@@ -497,6 +499,20 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
     app.register_blueprint(status_blueprint(lambda _: True))
     answer = app.test_client().get("/x")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_commands_that_others_add_are_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(f"sqlite:///{tmp_path / 'x.db'}")
+
+    @click.command()
+    @click.pass_obj
+    def which(obj: Any) -> None:
+        click.echo(f"{obj.app.sagas!r} in {current_app.name}")
+
+    monkeypatch.setitem(sagas_commands.commands, "which", which)
+    told = app.test_cli_runner().invoke(args=["sagas", "which"])
+    assert told.output.startswith("<Sagas of 'shop': order 1"), told.output
+    assert told.output.endswith("in shop\n")
 
 
 # -- processes ----------------------------------------------------------------------------------------------------

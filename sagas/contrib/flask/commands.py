@@ -5,17 +5,19 @@ from __future__ import annotations
 import click
 from celery import Celery
 from celery.bin.base import CLIContext
+from flask import Flask
 
 from sagas.cli.sagas import sagas
 
 __all__ = ["group_for"]
 
 
-def group_for(celery: Celery) -> click.Group:
-    """Return a group with all commands that there are, also those that are added to the other one later."""
+def group_for(app: Flask, celery: Celery) -> click.Group:
+    """Return a group with all commands that there are, also those that are added later. They run in an app context."""
 
     @click.pass_context
     def enter(context: click.Context) -> None:
+        context.with_resource(app.app_context())
         context.obj = CLIContext(app=celery, no_color=False, workdir=None)
 
     return click.Group("sagas", commands=sagas.commands, callback=enter, help=sagas.help)

@@ -86,7 +86,7 @@ class FlaskSagas:
         sagas.db = self.db
         app.extensions["sagas"] = sagas
         tell_of_uncommitted(app, self.db)
-        app.cli.add_command(group_for(celery))
+        app.cli.add_command(group_for(app, celery))
         return sagas
 
 
