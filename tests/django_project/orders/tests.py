@@ -42,7 +42,7 @@ def given(number: str, fault: str = "") -> Placed:
 def launches() -> Iterator[list[str]]:
     """Collect the names of the steps that are sent to the broker, instead of sending them."""
     sent: list[str] = []
-    with mock.patch.object(sagas.canvas, "launch", lambda plan: sent.extend(*plan.stages[:1])):
+    with mock.patch.object(sagas.canvas, "launch", lambda plan: sent.extend(sum(plan.stages[:1], ()))):
         yield sent
 
 
@@ -239,7 +239,7 @@ class InTransactions(Committing):
         with engine().connect() as own:
             read = own.execute(schema.sagas.select()).mappings().one()["created_at"]
             if connection.vendor == "postgresql":
-                assert own.execute(select(cast('{"a": 1}', JSONB))).scalar() == {"a": 1}
+                assert own.execute(select(cast({"a": 1}, JSONB))).scalar() == {"a": 1}
         assert read == handle.record.created_at
 
 
