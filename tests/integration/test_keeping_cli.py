@@ -54,10 +54,10 @@ def run(folder: Path, *words: str, answer: str = "") -> subprocess.CompletedProc
 
 
 def test_purge(store: SqlStore, tmp_path: Path) -> None:
-    assert run(tmp_path, "purge", "--older-than", "1h", "--dry-run").stdout == "would delete 2\n"
+    assert run(tmp_path, "purge", "--older-than", "1h", "--reason", "policy", "--dry-run").stdout == "would delete 2\n"
     refused = run(tmp_path, "purge", "--older-than", "1h")
     assert (refused.returncode, store.count()) == (2, 3)
-    assert "say why: --reason" in refused.stderr
+    assert "Missing option '--reason'" in refused.stderr
     asked = run(tmp_path, "purge", "--older-than", "1h", "--reason", "policy", answer="n\n")
     assert (asked.returncode, store.count()) == (1, 3)
     assert "delete these 2, without an archive?" in asked.stderr
@@ -69,7 +69,7 @@ def test_purge(store: SqlStore, tmp_path: Path) -> None:
     assert store.count() == 1
     assert len(list(load_archive(tmp_path / "a.jsonl.gz"))) == 2
     assert run(tmp_path, *words).stdout == "deleted 0\n"
-    [entry] = json.loads(run(tmp_path, "audit", "--json").stdout)
+    [entry] = json.loads(run(tmp_path, "db", "audit", "--json").stdout)
     assert (entry["by"], entry["what"], entry["reason"], entry["count"]) == ("ann", "purge", "policy", 2)
     assert entry["detail"].endswith("archived in a.jsonl.gz")
 
