@@ -29,6 +29,7 @@ ELSEWHERE = {
     ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
     ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
+    ROOT / "docs" / "monitoring.md": "tests/unit/test_monitoring.py",
     ROOT / "docs" / "flask.md": "tests/integration/test_flask_docs.py",
 }
 

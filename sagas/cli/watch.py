@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,20 +69,37 @@ def watch(
         raise click.UsageError("give an ID or options that choose, not both")
     desk = Desk(obj.app.sagas)
     give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
-    looks = _looks(interval.total_seconds(), give_up)
     tty = None if as_json else terminal()
     try:
-        if wanted is None:
-            _watch_list(desk, where, limit, tty, as_json, looks)
-            return
-        code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
+        with _interruptible() as interrupted:
+            looks = _looks(interval.total_seconds(), give_up, interrupted)
+            if wanted is None:
+                _watch_list(desk, where, limit, tty, as_json, looks)
+                return
+            code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
     except KeyboardInterrupt:
         code = _INTERRUPTED
     raise click.exceptions.Exit(code)
 
 
-def _looks(interval: float, give_up: float | None) -> Iterator[None]:
-    """Come round for each look, until the time is up."""
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Have the first interrupt wait for the look that is under way: in the middle of one it could be lost."""
+    interrupted = threading.Event()
+
+    def note(_signal: int, _frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _looks(interval: float, give_up: float | None, interrupted: threading.Event) -> Iterator[None]:
+    """Come round for each look, until the time is up. Raises `KeyboardInterrupt` between two of them."""
     while True:
         began = time.monotonic()
         yield
@@ -89,7 +108,8 @@ def _looks(interval: float, give_up: float | None) -> Iterator[None]:
             pause = min(pause, give_up - time.monotonic())
             if pause <= 0:
                 return
-        time.sleep(pause)
+        if interrupted.wait(pause):
+            raise KeyboardInterrupt
 
 
 @contextmanager

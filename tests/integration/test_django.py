@@ -106,7 +106,7 @@ def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_pat
     helped = manage(environment, "sagas", "--help")
     assert "Look after sagas and their tables." in helped.stdout, helped.stderr
     refused = manage(environment, "sagas", "db", "upgrade")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "manage.py migrate" in refused.stderr
     celery = [sys.executable, "-m", "celery", "-A", "tests.django_project", "sagas", "events", "outbox"]
     for command in (celery, [sys.executable, "-m", "django", "sagas", "events", "outbox"]):
