@@ -11,7 +11,7 @@ from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
 from sagas.plan import plan
 
-__all__ = ["described", "row", "stands_at"]
+__all__ = ["described", "in_order", "row", "stands_at"]
 
 _AT_WORK = (StepStatus.RUNNING, StepStatus.UNDOING)
 
@@ -37,19 +37,19 @@ def stands_at(desk: Desk, record: SagaRecord) -> list[str]:
     if record.status in TERMINAL:
         return []
     wanted = (StepStatus.STUCK,) if record.status is SagaStatus.STUCK else _AT_WORK
-    begun = [step.name for step in _in_order(record) if step.status in wanted]
+    begun = [step.name for step in in_order(record) if step.status in wanted]
     if begun:
         return begun
     try:
         left = plan(desk.sagas.orchestrator.definition(record), record)
     except DefinitionMissing:
-        return [step.name for step in _in_order(record) if step.status is StepStatus.PENDING]
+        return [step.name for step in in_order(record) if step.status is StepStatus.PENDING]
     return list(left.stages[0]) if left else []
 
 
 def described(desk: Desk, record: SagaRecord) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
-    steps = list(_in_order(record))
+    steps = list(in_order(record))
     missing = None
     try:
         definition = desk.sagas.orchestrator.definition(record)
@@ -105,5 +105,6 @@ def _command(choice: Choice, record: SagaRecord) -> str:
     return f"{spelled(*words)} --reason WHY"
 
 
-def _in_order(record: SagaRecord) -> list[StepRecord]:
+def in_order(record: SagaRecord) -> list[StepRecord]:
+    """Return the steps in the order in which they began."""
     return sorted(record.steps.values(), key=lambda step: step.position)

@@ -17,7 +17,7 @@ from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
 from sagas.cli.command import Command, spelled
 from sagas.cli.listing import counted
 from sagas.cli.options import DURATION, Where, filters
-from sagas.cli.rows import described, row
+from sagas.cli.rows import described, in_order, row
 from sagas.cli.tables import line, plain, terminal
 from sagas.desk import Desk
 from sagas.errors import StoreUnavailable
@@ -183,7 +183,7 @@ def _changes(before: SagaRecord | None, record: SagaRecord) -> Iterator[dict[str
     def change(*values: Any) -> dict[str, Any]:
         return dict(zip(_FIELDS, (record.updated_at, *values), strict=True))
 
-    for step in sorted(record.steps.values(), key=lambda step: step.position):
+    for step in in_order(record):
         old = None if before is None else before.steps.get(step.name)
         if old is None or (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
             yield change(step.name, step.status.value, step.failures, step.lost, step.error)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 
 from sagas.stores import schema
-from sagas.stores.lists import MANY_STALLS
+from sagas.stores.lists import STANDS_STILL
 
 __all__ = ["first_due", "open_letters", "standing_still"]
 
@@ -17,7 +17,7 @@ _sagas, _letters = schema.sagas.c, schema.dead_letters.c
 def standing_still() -> Select[Any]:
     """Count the sagas of each name that are launched again and again, and nobody begins a step."""
     query = select(_sagas.name, func.count().label("count")).group_by(_sagas.name)
-    return query.where(_sagas.wake_at.is_not(None), _sagas.stalls >= MANY_STALLS)
+    return query.where(STANDS_STILL)
 
 
 def open_letters() -> Select[Any]:

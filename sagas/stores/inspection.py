@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select
 from sagas.checkpoints import TERMINAL, SagaStatus
 from sagas.stores import schema
 from sagas.stores.engines import reading
-from sagas.stores.lists import MANY_STALLS
+from sagas.stores.lists import STANDS_STILL
 
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
@@ -92,7 +92,6 @@ class Backlog:
 def backlog(store: SqlStore) -> Backlog:
     """Return what waits in the database."""
     unfinished = tuple(sorted(status for status in SagaStatus if status not in TERMINAL))
-    still = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
     with reading(store.engine) as connection:
 
         def ask(oldest: Any, example: Any, *where: Any) -> Found:
@@ -102,7 +101,7 @@ def backlog(store: SqlStore) -> Backlog:
         return Backlog(
             unfinished=ask(_sagas.created_at, _sagas.id, _sagas.status.in_(unfinished)),
             stuck=ask(_sagas.updated_at, _sagas.id, _sagas.status == SagaStatus.STUCK),
-            standing=ask(_sagas.ready_at, _sagas.id, still),
+            standing=ask(_sagas.ready_at, _sagas.id, STANDS_STILL),
             letters=ask(_letters.created_at, _letters.saga_id, _letters.resolved_at.is_(None)),
             event_letters=ask(_events.created_at, _events.id, _events.resolved_at.is_(None)),
         )

@@ -14,6 +14,8 @@ from sagas.stores.filters import Filter
 
 __all__ = [
     "MANY_STALLS",
+    "SETTLED",
+    "STANDS_STILL",
     "audited",
     "counted",
     "ended",
@@ -28,15 +30,18 @@ __all__ = [
 _sagas, _steps, _letters, _history = schema.sagas.c, schema.steps.c, schema.dead_letters.c, schema.history.c
 
 _UNFINISHED = tuple(status for status in SagaStatus if status not in TERMINAL)
-_SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
+
+#: A saga does not stand at a step of one of these, whichever way it goes.
+SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
 
 #: A saga that was launched so often without anybody beginning a step stands still: a person should know.
 MANY_STALLS = 3
+STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 
 
 def filtered(where: Filter) -> list[ColumnElement[bool]]:
     """Return what a filter asks for, as conditions on the table of sagas."""
-    at_it = select(_steps.saga_id).where(_steps.name == where.step, _steps.status.not_in(_SETTLED))
+    at_it = select(_steps.saga_id).where(_steps.name == where.step, _steps.status.not_in(SETTLED))
     each: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
         (where.ids, _sagas.id.in_),
         (where.name, _sagas.name.__eq__),
@@ -55,7 +60,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.
         needing = union(
             select(_sagas.id).where(_sagas.status == SagaStatus.STUCK),
-            select(_sagas.id).where(_sagas.wake_at.is_not(None), _sagas.stalls >= MANY_STALLS),
+            select(_sagas.id).where(STANDS_STILL),
             select(_letters.saga_id).where(_letters.resolved_at.is_(None)),
         )
         conditions.append(_sagas.id.in_(needing))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
 from sagas.desk import Desk
 from sagas.errors import AmbiguousSaga, SagaNotFound
 from sagas.stores import EVERYTHING, Filter
-from sagas.stores.lists import MANY_STALLS
+from sagas.stores.lists import MANY_STALLS, SETTLED
 
 __all__ = ["AGES", "PAGE", "Asked", "Listing", "age", "find", "look"]
 
@@ -26,8 +26,6 @@ AGES: Mapping[str, timedelta] = {
     "1d": timedelta(days=1),
     "7d": timedelta(days=7),
 }
-
-_STANDS_AT = frozenset({StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class Listing:
 
     def stands_at(self, record: SagaRecord) -> str:
         """Return the steps that have begun and are not settled."""
-        names = [step.name for step in record.steps.values() if step.position and step.status not in _STANDS_AT]
+        names = [step.name for step in record.steps.values() if step.position and step.status not in SETTLED]
         return ", ".join(names)
 
     @staticmethod
