@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from sagas.causes import Cause
+
 __all__ = [
     "AT_REST",
     "CLOCKS_DIFFER",
@@ -194,6 +196,7 @@ class SagaRecord:
     shape: str  #: the steps of the definition that it was started with
     correlation_id: str
     input: str  #: JSON
+    caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
@@ -207,6 +210,19 @@ class SagaRecord:
     deadline: datetime | None = None  #: when it turns back unless it is past its pivot
     wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)
+
+    def cause(self, step: str | None = None) -> Cause:
+        """Return what the saga, or a step of it, is to the messages and sagas that come of it.
+
+        A saga is no message: what it emits has as many hops as if the handler that started it had emitted it.
+        """
+        return Cause(
+            self.id if step is None else f"{self.id}:{step}",
+            self.correlation_id,
+            hops=self.caused_by.hops if self.caused_by else 0,
+            path=self.caused_by.path if self.caused_by else (),
+            trace={} if self.traceparent is None else {"traceparent": self.traceparent},
+        )
 
     def step(self, name: str) -> StepRecord:
         """Return the step's record; a step that never began has an empty one."""

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
+from sagas.causes import within
 from sagas.errors import (
     DefinitionError,
     InvalidMessage,
@@ -27,7 +28,7 @@ from sagas.errors import (
     UnknownVersion,
 )
 from sagas.events.deadletters import DeadLetters, replay_of
-from sagas.events.envelope import CURRENT, Envelope
+from sagas.events.envelope import Envelope
 from sagas.events.leases import is_mine
 from sagas.events.services import Handler, HandlerContext, Subscription
 from sagas.observers import Handling, Observers
@@ -133,7 +134,8 @@ class Inbox:
             attempt=call.attempt,
             metadata=envelope.metadata,
         )
-        with self._observers.during(seen):
+        # The commit is in it: what is asked for after that belongs to the same story.
+        with self._observers.during(seen), within(envelope.cause):
             end = self._handle_once(call, subscription, envelope, handler)
             seen.outcome = end.value
             return end
@@ -168,7 +170,7 @@ class Inbox:
                 session=session,
                 _publish=self._publish,
             )
-            with _running(envelope, handler):
+            with _running(handler):
                 handler(message, context)
             connection = session.connection()
             self._settle(connection, call, envelope)
@@ -227,13 +229,12 @@ class Inbox:
 
 
 @contextmanager
-def _running(envelope: Envelope, handler: Handler) -> Iterator[None]:
-    before = CURRENT.set(envelope), HANDLING.set(handler)
+def _running(handler: Handler) -> Iterator[None]:
+    before = HANDLING.set(handler)
     try:
         yield
     finally:
-        CURRENT.reset(before[0])
-        HANDLING.reset(before[1])
+        HANDLING.reset(before)
 
 
 def _handler(subscription: Subscription, envelope: Envelope) -> Handler:

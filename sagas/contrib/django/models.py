@@ -73,6 +73,7 @@ class Saga(_ReadOnly):
     deadline = models.DateTimeField(null=True)
     wake_at = models.DateTimeField(null=True)
     traceparent = _name(55, null=True)
+    caused_by = models.TextField(null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_saga"

@@ -1,0 +1,20 @@
+"""What started a saga: the message, or the step of another saga, and the chain that led to it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from sagas.stores.schema import LongText
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # Nullable and without a default: none of the databases rewrites the table for that.
+    op.add_column("sagas_saga", sa.Column("caused_by", LongText, nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("sagas_saga", "caused_by")
