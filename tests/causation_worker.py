@@ -74,7 +74,7 @@ def send_receipt(command: SendReceipt) -> None:
 
 
 @billing.on(AlarmRaised)
-def answer_alarm(event: AlarmRaised, context: HandlerContext) -> None:  # noqa: ARG001
+def answer_alarm(event: AlarmRaised, context: HandlerContext) -> None:
     echo.start(key=str(uuid.uuid4()), session=context.session)
 
 

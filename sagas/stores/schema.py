@@ -378,6 +378,7 @@ snapshots = Table(
     # Of the state. In the key, so that old and new code can run side by side, each with snapshots of its own.
     Column("schema_version", Integer, primary_key=True, autoincrement=False),
     Column("stream_version", Integer, nullable=False),
+    Column("form", String(64)),  # of the type of the state
     Column("state", LongText, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,

@@ -6,7 +6,6 @@ import importlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +55,8 @@ def sent(flow: Any, type_: str) -> list[Envelope]:
 def completed(flow: Any, name: str, key: str) -> bool:
     with flow.store.engine.connect() as connection:
         query = select(schema.sagas.c.status).where(schema.sagas.c.name == name, schema.sagas.c.key == key)
-        return connection.execute(query).scalar() == SagaStatus.COMPLETED
+        status: str | None = connection.execute(query).scalar()
+    return status == SagaStatus.COMPLETED
 
 
 def lines(entries: Sequence[Entry], depth: int = 0) -> list[str]:

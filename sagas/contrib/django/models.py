@@ -269,6 +269,7 @@ class Snapshot(_ReadOnly):
     stream = _name(200, primary_key=True)
     schema_version = models.IntegerField()
     stream_version = models.IntegerField()
+    form = _name(64, null=True)
     state = models.TextField()
     recorded_at = models.DateTimeField()
 

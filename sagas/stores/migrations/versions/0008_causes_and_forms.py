@@ -1,4 +1,4 @@
-"""What started a saga: the message, or the step of another saga, and the chain that led to it."""
+"""What started a saga, with the chain that led to it; and of which form of its type a snapshot is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,7 +14,9 @@ depends_on = None
 def upgrade() -> None:
     # Nullable and without a default: none of the databases rewrites the table for that.
     op.add_column("sagas_saga", sa.Column("caused_by", LongText, nullable=True))
+    op.add_column("events_snapshot", sa.Column("form", sa.String(64), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("events_snapshot", "form")
     op.drop_column("sagas_saga", "caused_by")
