@@ -45,18 +45,19 @@ _IRREGULAR = frozenset(
 #: What looks like a wish, where it stands first: verbs that services are asked to do things with.
 _IMPERATIVE = frozenset(
     """
-    abort accept acknowledge activate add adjust allocate apply approve archive assign attach authorise authorize begin
-    bill block book build buy calculate call cancel capture change charge check choose clear close collect commit
-    compute confirm convert copy correct count create credit deactivate debit decline decrease delete deliver detach disable
-    dispatch do download draw drop enable end escalate estimate execute expire export extend fail fetch fill find finish
-    flag forget freeze fulfil fulfill generate get give grant handle hide hold import increase index inform initiate
-    insert install invite issue join keep keep launch leave link list load lock login make mark merge migrate modify move
-    notify open order pack pause pay perform pick place post prepare proceed process produce publish purge push quote raise
-    rebuild receive record redeem refresh refund refuse register reject release remind remove rename renew reopen repeat
-    replace reply report request rerun resend reserve reset resolve restart restock restore resume retry return reverse
-    revoke revert review route save schedule sell send set settle ship show sign split start stop store submit subtract
-    suspend switch sync take tell terminate transfer trigger unblock undo unlock unregister update upgrade upload use
-    validate verify void warn withdraw withhold write
+    abort accept acknowledge activate add adjust allocate apply approve archive assign attach authorise authorize
+    begin bill block book build buy calculate call cancel capture change charge check choose clear close collect
+    commit compute confirm convert copy correct count create credit deactivate debit decline decrease delete deliver
+    detach disable dispatch do download draw drop enable end escalate estimate execute expire export extend fail
+    fetch fill find finish flag forget freeze fulfil fulfill generate get give grant handle hide hold import
+    increase index inform initiate insert install invite issue join keep launch leave link list load lock login make
+    mark merge migrate modify move notify open order pack pause pay perform pick place post prepare proceed process
+    produce publish purge push quote raise rebuild receive record redeem refresh refund refuse register reject
+    release remind remove rename renew reopen repeat replace reply report request rerun resend reserve reset resolve
+    restart restock restore resume retry return reverse revert review revoke route save schedule sell send set
+    settle ship show sign split start stop store submit subtract suspend switch sync take tell terminate transfer
+    trigger unblock undo unlock unregister update upgrade upload use validate verify void warn withdraw withhold
+    write
     """.split()  # noqa: SIM905
 )
 #: Those that look the same as a wish and as a fact: they will do for both.
@@ -209,7 +210,8 @@ def command(
         if check_name and _is_fact(name):
             _warn(
                 f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. A command is a wish, best named in "
-                "the imperative, as payments.refund_payment; a fact is an event. If the name is right, say check_name=False"
+                "the imperative, as payments.refund_payment; a fact is an event. If the name is right, say "
+                "check_name=False"
             )
         return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters)
 

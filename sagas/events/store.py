@@ -97,8 +97,8 @@ class Snapshots:
 
     `type`: of the state; it must come back from JSON as what it was. `every`: events between two snapshots.
     `schema_version`: raise it whenever what `apply` makes of an event changes: snapshots of another are not read, and
-        new ones are made from the events. A change of the fields of the type is noticed without it; raise it nevertheless
-        while old and new code run side by side, so that they do not replace each other's snapshots.
+        new ones are made from the events. A change of the fields of the type is noticed without it; raise it all the
+        same while old and new code run side by side, so that they do not replace each other's snapshots.
     """
 
     type: Any
