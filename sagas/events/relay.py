@@ -18,6 +18,7 @@ from sagas.events.envelope import Envelope
 from sagas.observers import Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
+from sagas.stores.transactions import begun
 
 __all__ = ["Relay"]
 
@@ -28,6 +29,9 @@ _BATCH = 100
 
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
+
+#: Seconds that a broker may take over a batch, where the database could not be told meanwhile that we are there.
+_LONGEST_SEND = 120.0
 
 _TABLE = schema.outbox.c
 _WITH_WORK = select(schema.relay_shards.c.shard).where(
@@ -98,7 +102,7 @@ class Relay:
         return sum(self._send(shard) for shard in shards)
 
     def _send(self, shard: int) -> int:
-        with translated(self._engine), self._engine.begin() as connection:
+        with translated(self._engine), begun(self._engine, unheard=_LONGEST_SEND) as connection:
             if not self._lock(connection, shard):
                 return 0
             rows = connection.execute(_UNSENT, {"shard": shard}).all()

@@ -30,6 +30,7 @@ from sagas.stores.commits import own_session
 from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
+from sagas.stores.transactions import begun
 from sagas.values import dump, load
 
 __all__ = ["ANY", "NO_STREAM", "EventStore", "Loaded", "Snapshots", "StoredEvent", "fold"]
@@ -225,7 +226,7 @@ class EventStore:
             with self._reading() as connection:
                 yield connection
         elif session is None:
-            with self.engine.begin() as connection:
+            with begun(self.engine) as connection:
                 yield connection
         else:
             own = own_session(session)
@@ -400,7 +401,7 @@ class EventStore:
         which = {"stream": stream, "schema_version": kind.schema_version}
         older = update(snapshot_table).filter_by(**which).where(snapshot_table.c.stream_version <= version)
         # Where a newer one is in the way, it is the better one.
-        with translated(self.engine), suppress(IntegrityError), self.engine.begin() as connection:
+        with translated(self.engine), suppress(IntegrityError), begun(self.engine) as connection:
             if not connection.execute(older.values(values)).rowcount:
                 connection.execute(insert(snapshot_table).values(which | values))
 

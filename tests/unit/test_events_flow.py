@@ -563,7 +563,7 @@ def test_while_the_broker_is_away_it_waits(shop: Shop, monkeypatch: pytest.Monke
 def test_a_database_away_costs_no_attempt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = inbox._enter, []
 
-    def away(*arguments: Any) -> bool:
+    def away(*arguments: Any) -> Any:
         asked.append(1)
         if len(asked) <= 4:  # more than the attempts that it has
             raise StoreUnavailable("away")
