@@ -388,7 +388,7 @@ class Consumer:
             self._lanes.remove(job)  # the broker gives it out again, and the inbox knows if it was handled
             return
         match outcome.end:
-            case End.HANDLED | End.SKIPPED | End.PARKED:
+            case End.HANDLED | End.SKIPPED | End.UNSUBSCRIBED | End.PARKED:
                 if outcome.end is End.HANDLED:
                     self._breaker.succeeded()
                 self._done(job)

@@ -144,6 +144,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         path: list[str] = self.metadata.get("path", [])
         return path
 
+    def is_same(self, other: Envelope) -> bool:
+        """Tell whether the other is this message, though perhaps with other metadata."""
+        return (self.source, self.event_id, self.digest) == (other.source, other.event_id, other.digest)
+
     @property
     def digest(self) -> str:
         """What its content comes to. Another content gives another."""

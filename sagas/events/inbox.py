@@ -27,9 +27,11 @@ from sagas.errors import (
     TransactionMisuse,
     UnknownVersion,
 )
+from sagas.events.bindings import Bindings
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import CURRENT, Envelope
 from sagas.events.leases import is_mine
+from sagas.events.messages import any_version
 from sagas.events.services import Handler, HandlerContext, Subscription
 from sagas.observers import Handling, Observers
 from sagas.stores import schema
@@ -58,6 +60,7 @@ class End(enum.StrEnum):
 
     HANDLED = "handled"
     SKIPPED = "skipped"  #: it had been handled before, or was discarded
+    UNSUBSCRIBED = "unsubscribed"  #: it is of a type that the queue was unbound from
     PARKED = "parked"  #: behind a dead letter of its key
     FAILED = "failed"  #: try again
     DEAD = "dead"  #: trying again is no use
@@ -97,6 +100,7 @@ class Inbox:
         engine: Engine,
         subscriptions: Mapping[str, Subscription],
         dead_letters: DeadLetters,
+        bindings: Bindings,
         publish: Callable[..., Envelope],
         observers: Observers,
     ) -> None:
@@ -104,7 +108,9 @@ class Inbox:
         self._engine = engine
         self._subscriptions = subscriptions
         self._dead_letters = dead_letters
+        self._bindings = bindings
         self._publish = publish
+        self._unsubscribed: set[tuple[str, str]] = set()  # what was logged
 
     def handle(self, call: Call) -> Outcome:
         """Handle a delivery. Never raises: everything that can go wrong is an outcome."""
@@ -126,6 +132,8 @@ class Inbox:
     def _handle(self, call: Call) -> End:
         subscription = self._subscriptions[call.queue]
         envelope = Envelope.decode(call.body)
+        if self._is_unsubscribed(subscription, envelope):
+            return End.UNSUBSCRIBED
         handler = _handler(subscription, envelope)
         seen = Handling(
             queue=call.queue,
@@ -139,6 +147,19 @@ class Inbox:
             end = self._handle_once(call, subscription, envelope, handler)
             seen.outcome = end.value
             return end
+
+    def _is_unsubscribed(self, subscription: Subscription, envelope: Envelope) -> bool:
+        """Tell whether a message is of a type that its queue was unbound from. Only a person decides that."""
+        queue, name = subscription.queue, envelope.event_type
+        if any(name in declared.names for handler in subscription.handlers.values() for declared in handler.handles):
+            return False
+        with reading(self._engine) as connection:
+            if not self._bindings.is_removed(connection, queue, name):
+                return False
+        if (queue, name) not in self._unsubscribed:
+            self._unsubscribed.add((queue, name))
+            logger.warning("%s: passes over %s, which it was unsubscribed from; this is said once", queue, name)
+        return True
 
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
@@ -158,6 +179,8 @@ class Inbox:
                     session.commit()
                     return End.PARKED
             entered_at = _enter(connection, call.queue, envelope)
+            for old in subscription.was if entered_at else ():  # as code does that knows it by an old name
+                entered_at = entered_at and _enter(connection, old, envelope)
             if entered_at is None:
                 session.rollback()
                 connection = session.connection()
@@ -268,14 +291,17 @@ def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
     if handler is not None:
         return handler
     known = sorted(subscription.handlers)
+    unsubscribe = ""
+    if any_version(envelope.event_type) not in subscription.topics:
+        unsubscribe = ". If it is no longer wanted, unbind it: celery -A yourapp sagas events topology apply --delete"
     raise NoHandler(
         f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code that has "
-        "one, or an upcaster, then replay it"
+        f"one, or an upcaster, then replay it{unsubscribe}"
     )
 
 
 def _declared(handler: Handler, envelope: Envelope) -> Any:
-    return next(declared for declared in handler.handles if declared.name == envelope.event_type)
+    return next(declared for declared in handler.handles if envelope.event_type in declared.names)
 
 
 _ENTER: Mapping[str, Any] = {

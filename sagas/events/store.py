@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -412,11 +413,11 @@ def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType
     for declared in types:
         if declared.kind is not Kind.EVENT:
             raise DefinitionError(f"{declared.name!r} is a command; an event store keeps events, which have happened")
-        for version in declared.versions:
-            other = readable.setdefault((declared.name, version), declared)
+        for name, version in itertools.product(declared.names, declared.versions):
+            other = readable.setdefault((name, version), declared)
             if other is not declared:
                 raise DefinitionError(
-                    f"version {version} of {declared.name!r} can be read as {other.cls.__qualname__} and as "
+                    f"version {version} of {name!r} can be read as {other.cls.__qualname__} and as "
                     f"{declared.cls.__qualname__}: give the store the newest of them, with upcasters from the others"
                 )
     return readable

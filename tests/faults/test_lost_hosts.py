@@ -34,8 +34,9 @@ class OrderPlaced:
 class Stops(MemoryBroker):
     """A broker at which its process is frozen."""
 
-    def publish(self, messages: object) -> None:
+    def publish(self, messages: object) -> list[str]:
         freeze()
+        return []
 
 
 def freeze() -> None:
