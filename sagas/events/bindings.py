@@ -127,24 +127,21 @@ class Bindings:
                     "to have it deleted"
                 )
                 continue
+            if stale.whole and stale.messages and not discard:
+                yield (
+                    f"left queue {stale.queue}: it holds {stale.messages} messages, and nobody reads it. Declare what "
+                    "takes its place with was=, which moves them there, or discard them"
+                )
+                continue
             if stale.messages is not None:
                 self._broker.unbind(exchange, stale.queue, stale.topics)
             self._forget(stale.queue, stale.topics)
-            for topic in stale.topics:
-                yield f"unbound {topic} from {stale.queue}"
-            if not stale.whole:
-                continue
-            held = self._depth(stale.queue)
-            if held and not discard:
-                yield (
-                    f"left queue {stale.queue}: it holds {held} messages that nobody reads. Declare what takes its "
-                    "place with was=, which moves them there, or discard them"
-                )
-                continue
-            if held is not None:
-                self._broker.delete(stale.queue)
-            self._forget(stale.queue, ("",))
-            yield f"deleted queue {stale.queue}" + (f" with {held} messages" if held else "")
+            yield from (f"unbound {topic} from {stale.queue}" for topic in stale.topics)
+            if stale.whole:
+                if stale.messages is not None:
+                    self._broker.delete(stale.queue)
+                self._forget(stale.queue, ("",))
+                yield f"deleted queue {stale.queue}, which held {stale.messages or 0} messages"
 
     def is_removed(self, connection: Connection, queue: str, event_type: str) -> bool:
         """Tell whether a queue was unbound from a type, so that what still comes of it is not wanted."""
