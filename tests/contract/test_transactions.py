@@ -17,6 +17,7 @@ from sagas.events import Envelope, Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End, Outcome
 from sagas.stores import schema
+from sagas.stores.commits import Commits
 from sagas.stores.transactions import begun
 
 metadata = MetaData()
@@ -369,3 +370,25 @@ def test_the_librarys_own_commits_are_commits(store: SqlStore, own: Callable[[Sq
     else:
         with own(store) as connection:
             write(connection)
+
+
+@pytest.mark.parametrize("migrated", ["postgres"], indirect=True)
+@pytest.mark.parametrize("on", ["session", "connection"])
+def test_nothing_is_told_of_a_commit_that_postgresql_answers_with_a_rollback(store: SqlStore, on: str) -> None:
+    """A saga that is started in a transaction is not launched either: both wait for the same commit."""
+    told: list[str] = []
+
+    def work(target: Session | Connection) -> None:
+        Commits.of(target).after(lambda: told.append("after"))
+        with suppress(IntegrityError):
+            target.execute(insert(customers), {"name": "ann"})
+
+    if on == "session":
+        with Session(store.engine) as session:
+            work(session)
+            with pytest.raises(TransactionLost):
+                session.commit()
+    else:
+        with pytest.raises(TransactionLost), store.engine.begin() as connection:
+            work(connection)
+    assert told == []
