@@ -64,7 +64,6 @@ class Reader(Protocol):
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return up to `limit` messages, as soon as there is one, or none after `timeout` seconds.
 
-        There may be none while a hundred, or what the broker was told, are not acknowledged.
         Raises `BrokerUnavailable`, also for a queue that is not there; the next call tries to connect again. What had
         been received before may then be given out again, to this reader or another.
         """

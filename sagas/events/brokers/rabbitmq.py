@@ -47,8 +47,8 @@ class RabbitBroker:
 
     `url`: as kombu reads it, `amqp://user:password@127.0.0.1:5672/vhost`. `lease`: a reader that was silent for so many
     seconds is dead, and others are given what it had; a thread of its process speaks for it while it works. `timeout`:
-    how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many unacknowledged messages a reader is sent;
-    it is given no more before it acknowledges some. Other options go to `kombu.Connection`.
+    how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many messages a reader is sent at once; it is
+    sent as many again if it asks for more while none of them is acknowledged. Other options go to `kombu.Connection`.
 
     RabbitMQ itself gives a message out again when it was not acknowledged within its `consumer_timeout`, 30 minutes.
     """
@@ -279,6 +279,8 @@ class _Reader:
         self._acknowledged: set[int] = set()  # and not told yet
         self._told = 0.0
         self._beaten = 0.0
+        self._consumer: Any = None
+        self._last = self._before = 0  # the last tag, of this consumer and of the one before
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         if self._pid != os.getpid():
@@ -295,6 +297,8 @@ class _Reader:
         if self._connection is None:
             self._open()
         self._tell()
+        if not self._arrived and self._is_used_up():
+            self._consume_anew()
         self._wait(timeout)
         while len(self._arrived) < limit and self._drain(0):
             pass
@@ -306,8 +310,25 @@ class _Reader:
         # For good: a quorum queue can only change it by another consumer, and what is under way to the one before
         # comes back later, behind younger messages.
         self._channel.basic_qos(0, self._broker.prefetch, False)
-        self._channel.basic_consume(self._queue, callback=self._arrived.append)
+        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
         self._broker.pulse.add(self)
+
+    def _arrive(self, message: Any) -> None:
+        self._last = message.delivery_info["delivery_tag"]
+        self._arrived.append(message)
+
+    def _is_used_up(self) -> bool:
+        """Tell whether RabbitMQ sends no more, and has none under way, before something is acknowledged."""
+        return sum(tag > self._before for tag in (*self._given, *self._acknowledged)) >= self._broker.prefetch
+
+    def _consume_anew(self) -> None:
+        """Ask for as many once more: all that was sent is at work, or waits behind what fails, and others need not.
+
+        In the place of the consumer before, so that only one is sent messages and they stay in order.
+        """
+        self._channel.basic_cancel(self._consumer)
+        self._before = self._last
+        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
 
     def _wait(self, timeout: float) -> None:
         give_up = time.monotonic() + timeout
