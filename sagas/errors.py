@@ -15,9 +15,11 @@
     ├── AmbiguousSaga            several sagas have what was given
     ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
     ├── NotAllowed               the saga's state forbids what was asked
+    │   └── TransactionMisuse      a handler, a step or a projection ends a transaction that is not its own to end
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
+    ├── TransactionLost          a transaction was undone by an error that was caught; nothing was committed
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
     ├── StepFailed               a step failed for good; the saga turns back
@@ -71,6 +73,8 @@ __all__ = [
     "StoreUnavailable",
     "StreamConflict",
     "Terminal",
+    "TransactionLost",
+    "TransactionMisuse",
     "UnboundParameter",
     "UnknownType",
     "UnknownVersion",
@@ -131,6 +135,10 @@ class NotAllowed(SagaError):
     """What was asked does not fit the state that the saga is in."""
 
 
+class TransactionMisuse(NotAllowed):
+    """A handler, a step or a projection commits or rolls back the transaction that it shares with the library."""
+
+
 class SagaNotCompleted(SagaError):
     """A result was asked of a saga that is not COMPLETED."""
 
@@ -141,6 +149,10 @@ class WaitTimeout(SagaError, TimeoutError):
 
 class StoreUnavailable(SagaError):
     """The database did not answer or asked to be tried again."""
+
+
+class TransactionLost(SagaError):
+    """The database undid a transaction after an error that the code in it caught. It was not committed; try again."""
 
 
 class PayloadUnreadable(SagaError):

@@ -1,5 +1,8 @@
 """Envelopes as CloudEvents 1.0, and back: for those who speak that and not this library's own form.
 
+What comes in is told by its content type and its headers (`read`). What goes out is as `Events(wire=)` or
+`Service(wire=)` says: our own envelope, or a CloudEvent in structured or in binary mode.
+
 ==================  ==============================================================================================
 CloudEvents         here
 ==================  ==============================================================================================
@@ -22,6 +25,7 @@ any other           the same name in `metadata`. What of the metadata cannot be 
 
 from __future__ import annotations
 
+import enum
 import re
 import uuid
 from collections.abc import Mapping
@@ -34,10 +38,16 @@ import msgspec
 from sagas.errors import InvalidMessage
 from sagas.events.envelope import Envelope
 
-__all__ = ["CONTENT_TYPE", "from_binary", "from_structured", "to_binary", "to_structured"]
+__all__ = ["CONTENT_TYPE", "Wire", "from_binary", "from_structured", "read", "to_binary", "to_structured", "topic_of", "written"]
 
 #: The media type of the structured mode.
 CONTENT_TYPE = "application/cloudevents+json"
+
+#: Where the header of a message says what its body is.
+_TYPE = "content-type"
+
+#: How the headers of the binary mode begin: in HTTP and with RabbitMQ, with Kafka, and the two ways of AMQP 1.0.
+_PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")
 
 _JSON = "application/json"
 _IS_JSON = re.compile(r"[\w.-]+/([\w.-]+\+)?json(\s*;.*)?", re.IGNORECASE)
@@ -59,6 +69,58 @@ _REST = "sagasmetadata"
 _TAKEN = frozenset(["specversion", "source", "time", "data", _REST, *_BACK, *_FOREIGN])
 #: Printable ASCII but `"` and `%`: what a header may hold as it is. `quote` adds letters and digits.
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+class Wire(enum.StrEnum):
+    """What messages look like while a broker carries them. All of them are read, whichever is written."""
+
+    ENVELOPE = "envelope"  #: this library's own
+    STRUCTURED = "structured"  #: a CloudEvent that is one JSON object
+    BINARY = "binary"  #: a CloudEvent whose attributes are headers, and whose body is the data
+
+
+def written(envelope: Envelope, wire: Wire, prefix: str) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of a message on a broker.
+
+    `prefix`: how the headers of a CloudEvent in binary mode begin at that broker.
+    """
+    match wire:
+        case Wire.ENVELOPE:
+            return envelope.headers(), envelope.encode()
+        case Wire.STRUCTURED:
+            return {_TYPE: CONTENT_TYPE}, to_structured(envelope)
+    headers, body = to_binary(envelope)
+    return {prefix + name.removeprefix(_PREFIX) if name != _TYPE else name: text for name, text in headers.items()}, body
+
+
+def read(body: bytes, headers: Mapping[str, str]) -> Envelope | None:
+    """Read a message that is a CloudEvent; None when it does not say that it is one.
+
+    The content type decides, and then the headers: whoever writes one in binary mode has set `specversion`. Raises
+    `InvalidMessage` for one that says it is and is not.
+    """
+    named = {name.lower(): value for name, value in headers.items()}
+    content_type = named.get(_TYPE, named.get("content_type", "")).partition(";")[0].strip().lower()
+    if content_type == CONTENT_TYPE:
+        return from_structured(body)
+    if content_type.startswith("application/cloudevents"):
+        raise InvalidMessage(f"a CloudEvent as {content_type!r} is not read here; send it as {CONTENT_TYPE!r}")
+    for prefix in _PREFIXES:
+        if f"{prefix}specversion" in named:
+            about = {
+                f"{_PREFIX}{name.removeprefix(prefix)}": text for name, text in named.items() if name.startswith(prefix)
+            }
+            return from_binary(about | ({_TYPE: content_type} if content_type else {}), body)
+    return None
+
+
+def topic_of(body: bytes, headers: Mapping[str, str]) -> str:
+    """Return the topic of a message that nobody gave one, by the CloudEvent that it is; empty when it is none."""
+    try:
+        envelope = read(body, headers)
+    except InvalidMessage:
+        return ""
+    return "" if envelope is None else envelope.topic
 
 
 def to_structured(envelope: Envelope) -> bytes:

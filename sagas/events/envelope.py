@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
@@ -151,6 +152,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             path=tuple(one[:_LONGEST_TYPE] for one in [*self.path, self.event_type][-LONGEST_PATH:]),
             trace={name: value for name, value in trace.items() if value and trace["traceparent"]},
         )
+
+    def is_same(self, other: Envelope) -> bool:
+        """Tell whether the other is this message, though perhaps with other metadata."""
+        return (self.source, self.event_id, self.digest) == (other.source, other.event_id, other.digest)
+
+    @property
+    def digest(self) -> str:
+        """What its content comes to. Another content gives another."""
+        return hashlib.sha256(f"{self.event_type} {self.version} ".encode() + bytes(self.data)).hexdigest()
 
     def headers(self) -> dict[str, str]:
         """What a broker's own headers repeat, so that a message can be routed and traced unread."""

@@ -46,6 +46,7 @@ from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
+from sagas.stores.transactions import Lent, check
 
 __all__ = ["SqlStore", "entry_of", "letter_of", "saga_of"]
 
@@ -233,11 +234,12 @@ class SqlStore:
         return nullcontext()
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        with Session(self.engine) as session:
-            yield session  # what a step does wrong in here is the step's own failure, and stays what it is
+    def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
+        # What a step does wrong in here is the step's own failure, and stays what it is.
+        with Session(self.engine) as session, Lent(session, self.engine, who, most=limit) as lent:
+            yield session
             with self._translated():
-                session.commit()
+                lent.commit()
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
@@ -416,6 +418,7 @@ class SqlStore:
         with self._translated(), self.engine.begin() as connection:
             self._free_if_lost(connection)
             yield connection
+            check(connection, "a transaction of the engine")
 
     def _free_if_lost(self, connection: Connection) -> None:
         """Have the database end this transaction if it hears no more of us: its locks would hold the others up."""

@@ -35,7 +35,7 @@ def run(rig: EventRig) -> Run:
 def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
     shown = run("topology", "show")
     assert shown.stdout.splitlines()[0] == "queue\ttopics"
-    assert "inventory.reserve_stock\torders.order.placed.v1" in shown.stdout
+    assert "inventory.reserve_stock\torders.order.placed.*" in shown.stdout
     assert run("topology", "apply").stdout == "nothing was missing\n"  # the rig has done it
 
     rig.publish(1, fault="refuse", key="k")

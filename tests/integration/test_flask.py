@@ -357,7 +357,7 @@ def test_what_a_removed_session_would_lose_is_refused(app: Flask) -> None:
     with worker(app):
         handle = run(app, REMOVED)
     assert handle.status is SagaStatus.COMPENSATED
-    assert "db.session.remove() was called in a step" in (handle.error or "")
+    assert "step 'note' calls session.close()" in (handle.error or "")
     assert notes(app) == []
 
 

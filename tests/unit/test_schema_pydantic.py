@@ -14,6 +14,7 @@ from pydantic import (
     AnyUrl,
     AwareDatetime,
     BaseModel,
+    ConfigDict,
     Field,
     FutureDatetime,
     HttpUrl,
@@ -33,8 +34,8 @@ from sagas.events.schema_registry.sql import SqlSchemaRegistry
 
 
 def of(name: str = "Placed", /, **fields: Any) -> MessageType:
-    given = {field: type_ if isinstance(type_, tuple) else (type_, ...) for field, type_ in fields.items()}
-    model: Any = create_model(name, __config__={"frozen": True}, **given)
+    given: Any = {field: (type_, ...) for field, type_ in fields.items()}
+    model: Any = create_model(name, __config__=ConfigDict(frozen=True), **given)
     return type_of(event("orders.order.placed")(model))
 
 
