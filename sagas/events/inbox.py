@@ -201,7 +201,8 @@ class Inbox:
                 try:
                     with _running(envelope, handler):
                         handler(message, context)
-                    lent.check()
+                    with translated(self._engine):
+                        lent.verify()
                     self._settle(connection, call, envelope)
                     if call.owner is not None and not is_mine(connection, call.queue, call.owner):
                         return End.LOST  # somebody else reads the queue now, and may have come further

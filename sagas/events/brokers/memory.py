@@ -55,7 +55,7 @@ class MemoryBroker:
     >>> broker = MemoryBroker()
     >>> queue = Queue("inventory.reserve_stock", ("orders.order.placed.v1",))
     >>> made = broker.declare(Topology("shop.events", (queue,)))
-    >>> broker.publish([Outgoing(id="1", topic="orders.order.placed.v1", body=b"{}", headers={})])
+    >>> unheard = broker.publish([Outgoing(id="1", topic="orders.order.placed.v1", body=b"{}", headers={})])
     >>> reader = broker.reader("inventory.reserve_stock")
     >>> [delivery] = reader.receive(limit=10, timeout=1)
     >>> reader.ack(delivery)
