@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from sagas.errors import BrokerUnavailable
+from sagas.errors import BrokerUnavailable, QueueMismatch
 from sagas.events.brokers import Broker, Outgoing, Topology
 from sagas.events.messages import any_version
 from sagas.stores import schema
@@ -79,17 +79,30 @@ class Bindings:
         self._renamed = renamed
 
     def declare(self) -> list[str]:
-        """Make what is missing, and say what was made. What other queues have taken the place of is moved there."""
+        """Make what is missing, and say what was made. What other queues have taken the place of is moved there.
+
+        Raises `QueueMismatch` once all else is done.
+        """
         wanted = self._wanted()
         # First: an older process that gets a message of a new binding must not take it for one that is not wanted.
         new_here = self._remember(wanted)
-        made = [f"made {what}" for what in self._broker.declare(wanted)]
+        mismatch: QueueMismatch | None = None
+        try:
+            made = [f"made {what}" for what in self._broker.declare(wanted)]
+        except QueueMismatch as error:
+            made, mismatch = [], error
         for queue in sorted(new_here):
             self._broker.unbind(wanted.exchange, queue, self._versions.get(queue, ()))
         for old, new in self._renamed.items():
             if self._depth(old) is not None:
                 made += self._move(wanted.exchange, old, new)
+        if mismatch is not None:
+            raise mismatch
         return made
+
+    def mismatches(self) -> Mapping[str, str]:
+        """Return what is wrong with those queues that are there and are not what is declared."""
+        return self._broker.mismatches(self._wanted())
 
     def difference(self) -> list[Difference]:
         """Return what was declared, and no longer is; and queues that are declared, and not there."""

@@ -327,13 +327,21 @@ class Events:
 
         `delete`: also take away what `topology_difference` tells: bindings, and queues that hold nothing. `others`:
         queues of services that this code does not declare, which go too. `discard`: with what they hold.
-        Raises `BrokerUnavailable`, `StoreUnavailable`.
+        Raises `BrokerUnavailable`, `StoreUnavailable`; `QueueMismatch` once all else is done, but before anything is
+        taken away.
         """
-        made = self._bindings.declare()
         self._letters.follow()
+        made = self._bindings.declare()
         if delete:
             made += self._bindings.remove(others=frozenset(others), discard=discard)
         return made
+
+    def queue_mismatches(self) -> Mapping[str, str]:
+        """Return what is wrong with those queues at the broker that are not what is declared. Nobody reads these.
+
+        Raises `BrokerUnavailable`.
+        """
+        return self._bindings.mismatches()
 
     def topology_difference(self) -> Sequence[Difference]:
         """Return what is missing at the broker, and what was declared there once and no longer is.

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from kombu.connection import Connection
 
 from sagas import ConfigurationError
-from sagas.errors import BrokerUnavailable, InvalidMessage, NoHandler
+from sagas.errors import BrokerUnavailable, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Outgoing, Queue, Topology
 from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
@@ -178,7 +178,7 @@ def test_rabbitmq_that_has_it_otherwise_is_refused(rabbitmq: RabbitMQ) -> None:
     topology, queue = _topology()
     with Connection(rabbitmq.url) as connection, connection.channel() as channel:
         channel.queue_declare(queue, durable=True, auto_delete=False)  # a classic one
-    with pytest.raises(ConfigurationError, match="declare it again"):
+    with pytest.raises(QueueMismatch, match="--if-empty"):
         RabbitBroker(rabbitmq.url).declare(topology)
 
 
