@@ -118,7 +118,7 @@ class Bindings:
                         whole=queue not in wanted,
                         ours=queue.partition(".")[0] in self._services or queue in self._renamed,
                         read_as=self._renamed.get(queue),
-                        messages=self._depth(queue),
+                        messages=self._held(queue),
                     )
                 )
         missing = [queue for queue in self._wanted().queues if self._depth(queue.name) is None]
@@ -204,6 +204,11 @@ class Bindings:
             return self._broker.depth(queue)
         except BrokerUnavailable:
             return None
+
+    def _held(self, queue: str) -> int | None:
+        """Return how many messages would go with a queue: also those that the broker gave up."""
+        messages, given_up = self._depth(queue), self._broker.given_up(queue)
+        return messages if messages is None or given_up is None else messages + (self._depth(given_up) or 0)
 
     def _move(self, exchange: str, old: str, new: str) -> Iterator[str]:
         topics = {*self._remembered().get(old, ()), *self._versions[new]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -18,6 +19,7 @@ from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
 from sagas.events.deadletters import DeadLetter, DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.events.givenup import collect
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.projections import Projection, Projections
@@ -378,10 +380,19 @@ class Events:
                 concurrency=self._concurrency,
                 lease=_LEASES * self.broker.lease,
                 alone=alone,
+                collect=partial(collect, self.engine, self.broker, self._letters, ours[queue]),
                 observers=self.observers,
             )
             for queue in wanted
         )
+
+    def collect_given_up(self) -> int:
+        """Take what the broker itself gave up, RabbitMQ past its delivery limit; return how many messages that was.
+
+        What was not begun too often is sent to its queue again, the rest becomes dead letters. Consumers do this now
+        and then. Raises `BrokerUnavailable`, `StoreUnavailable`.
+        """
+        return sum(collect(self.engine, self.broker, self._letters, mine) for mine in self.subscriptions)
 
     # -- dead letters -------------------------------------------------------------------------------------------
 

@@ -53,6 +53,9 @@ DOWN = "down"
 #: Messages that are held at once, at most, where those of failing keys fill the window.
 _MOST_HELD = 2_000
 
+#: Seconds between two looks at what the broker itself gave up.
+_COLLECT = 30.0
+
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
 
@@ -158,6 +161,7 @@ class Consumer:
     `window`: how many messages are held at once, if any of them can be begun. `concurrency`: how many may run at once.
     `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
         be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
+    `collect`: takes what the broker itself gave up of the queue; called now and then.
     `alone`: held while a message runs that was begun before, and never ended. All consumers of a process share it.
     """
 
@@ -176,6 +180,7 @@ class Consumer:
         concurrency: int = 4,
         lease: float = 30.0,
         alone: threading.Lock | None = None,
+        collect: Callable[[], int] = int,
         observers: Observers,
     ) -> None:
         self._observers = observers
@@ -192,6 +197,8 @@ class Consumer:
         self._concurrency = concurrency
         self._lease = lease
         self._alone = alone or threading.Lock()
+        self._collect = collect
+        self._collect_at = 0.0  # not before, by the monotonic clock
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._lanes = _Lanes()
         self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
@@ -302,6 +309,9 @@ class Consumer:
         if self._reader is None:
             self._declare_queue()
             self._reader = self._broker.reader(self.queue)
+        if time.monotonic() >= self._collect_at:
+            self._collect_at = time.monotonic() + _COLLECT
+            self._collect()
         received = self._reader.receive(limit, max(timeout, 0.001))
         if not self._lanes.lines:  # nothing is left of what made it pause
             self._pause = 0.0

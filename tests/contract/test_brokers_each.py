@@ -17,7 +17,7 @@ from kombu.connection import Connection
 
 from sagas import ConfigurationError
 from sagas.errors import BrokerUnavailable, InvalidMessage, NoHandler, QueueMismatch
-from sagas.events.brokers import Outgoing, Queue, Topology
+from sagas.events.brokers import GIVEN_UP, Outgoing, Queue, Topology
 from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
@@ -147,7 +147,12 @@ def test_what_rabbitmq_gives_up_is_kept(rabbitmq: RabbitMQ) -> None:
         channel.basic_reject(given.delivery_tag, requeue=False)  # as it does itself past a delivery limit
     wait_for(lambda: broker.depth(f"dlq.{queue}") == 1, 20, "it is in the dead-letter queue")
     [dead] = take(broker.reader(f"dlq.{queue}"), 1)
-    assert (dead.body, dead.topic, dead.key, dict(dead.headers)) == (b"1", PLACED, "k", {"n": "1"})
+    assert (dead.body, dead.topic, dead.key, dict(dead.headers)) == (
+        b"1",
+        PLACED,
+        "k",
+        {"n": "1", GIVEN_UP: "rejected"},
+    )
     broker.close()
 
 

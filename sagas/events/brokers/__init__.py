@@ -12,7 +12,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
+__all__ = ["GIVEN_UP", "Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
+
+
+#: The header that says why the broker gave a message up by itself.
+GIVEN_UP = "sagas-given-up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +129,9 @@ class Broker(Protocol):
 
     def reader(self, queue: str) -> Reader:
         """Open a queue. Several readers of one queue share its messages."""
+
+    def given_up(self, queue: str) -> str | None:
+        """Return the queue for what the broker itself gives up of a queue, if it does such a thing."""
 
     def depth(self, queue: str) -> int:
         """Return how many messages the queue holds, roughly.

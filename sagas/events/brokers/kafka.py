@@ -301,6 +301,9 @@ class KafkaBroker:
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
 
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
+
     def depth(self, queue: str) -> int:
         """Return how many records are before its readers, with those that are not bound to the queue."""
         consumer = Consumer(self.config(group_id=queue, enable_auto_commit=False))

@@ -139,6 +139,9 @@ class MemoryBroker:
         self._check()
         return _Reader(self, queue)
 
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
+
     def depth(self, queue: str) -> int:
         self._check()
         with self._changed:

@@ -27,7 +27,7 @@ from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
-from sagas.events.brokers import Delivery, Outgoing, Queue, Reader, Topology
+from sagas.events.brokers import GIVEN_UP, Delivery, Outgoing, Queue, Reader, Topology
 from sagas.events.brokers.shared import CONTENT_TYPE, Pulse, exchange_of, in_forks, text_of, texts
 
 __all__ = ["RabbitBroker"]
@@ -44,6 +44,9 @@ _TOGETHER = 0.05
 #: A header of ours, and those that RabbitMQ adds. The rest are the publisher's.
 _KEY = "sagas-key"
 _NOT_OF_THE_PUBLISHER = (_KEY, "x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-")
+
+#: A header of RabbitMQ's: why it gave a message up.
+_WHY_DEAD = "x-first-death-reason"
 
 #: Properties that say nothing, or are kept elsewhere. The others are given out as headers with this prefix.
 _KEPT_ELSEWHERE = ("application_headers", "content_type", "delivery_mode", "message_id", "type")
@@ -215,6 +218,9 @@ class RabbitBroker:
 
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
+
+    def given_up(self, queue: str) -> str:
+        return f"dlq.{queue}"
 
     def depth(self, queue: str) -> int:
         with self.asked(), self._connected() as connection, connection.channel() as channel:
@@ -435,6 +441,8 @@ class _Reader:
         for name, value in properties.items():
             if name not in _KEPT_ELSEWHERE:
                 others[_PROPERTY + name.replace("_", "-")] = text_of(value)
+        if _WHY_DEAD in headers:
+            others[GIVEN_UP] = headers[_WHY_DEAD]
         if "content_type" in properties:
             others[CONTENT_TYPE] = text_of(properties["content_type"])
         return Delivery(

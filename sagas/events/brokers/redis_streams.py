@@ -282,6 +282,9 @@ class RedisBroker:
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
 
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
+
     def depth(self, queue: str) -> int:
         with self.asked():
             questions = self.client.pipeline()
