@@ -159,9 +159,9 @@ def test_what_rabbitmq_gives_up_is_kept(rabbitmq: RabbitMQ) -> None:
 def test_a_delivery_limit_of_rabbitmq_ends_what_nobody_can_handle(rabbitmq: RabbitMQ) -> None:
     """By the policy that docs/brokers.md advises."""
     page = (Path(__file__).parent.parent.parent / "docs" / "brokers.md").read_text()
-    found = re.search(r"`rabbitmqctl (set_policy poison [^`]*)`", page)
+    found = re.search(r"`rabbitmqctl (set_policy sagas [^`]*)`", page)
     assert found is not None
-    rabbitmq.control(*shlex.split(found[1].replace("20}", "2}")))
+    rabbitmq.control(*shlex.split(found[1].replace("1000000}", "2}")))
     try:
         broker = RabbitBroker(rabbitmq.url)
         topology, queue = _topology()
@@ -176,7 +176,7 @@ def test_a_delivery_limit_of_rabbitmq_ends_what_nobody_can_handle(rabbitmq: Rabb
         assert dead.body == b"poison"
         assert broker.depth(queue) == 0
     finally:
-        rabbitmq.control("clear_policy", "poison")
+        rabbitmq.control("clear_policy", "sagas")
 
 
 def test_rabbitmq_that_has_it_otherwise_is_refused(rabbitmq: RabbitMQ) -> None:

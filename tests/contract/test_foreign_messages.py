@@ -23,7 +23,7 @@ import pytest
 from confluent_kafka import Producer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kombu import Connection as KombuConnection
+from kombu.connection import Connection as KombuConnection
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
