@@ -294,7 +294,8 @@ def test_whatever_others_send_is_kept_and_what_is_between_is_handled(place: Plac
         body = place.put(foreign)
         if _is_good(body):
             continue  # by chance; it may be handled
-        expected[body] += 1
+        # An envelope that comes twice is the same message, and has one dead letter.
+        expected[body] = 1 if _is_envelope(body) else expected[body] + 1
         if number % 20 == 0:
             place.publish(good)
             good += 1
@@ -305,18 +306,33 @@ def test_whatever_others_send_is_kept_and_what_is_between_is_handled(place: Plac
     try:
         total = sum(expected.values())
         wait_for(
-            lambda: set(range(good + 1)) <= {*place.handled}
-            and place.events.open_dead_letters().get(place.queue, 0) >= total,
-            60 + total / 20, f"{good + 1} are handled, and {total} are dead letters",
-        )  # fmt: skip
+            lambda: (
+                set(range(good + 1)) <= {*place.handled}
+                and place.events.open_dead_letters().get(place.queue, 0) >= total
+                and not expected - _bodies_of(place)
+            ),
+            60 + total / 20,
+            f"{good + 1} are handled, and {total} are dead letters that hold what came",
+            pause=0.2,
+        )
     finally:
         consumers.stop(5)
         consumers.join(10)
     letters = place.events.dead_letters(queue=place.queue, limit=100_000)
-    found = Counter(letter.body for letter in letters)
-    assert not expected - found, "every body is in a dead letter, as it came"
     place.events.discard(letters[:50], reason="not ours")
     assert place.events.open_dead_letters()[place.queue] == len(letters) - min(50, len(letters))
+
+
+def _bodies_of(place: Place) -> Counter[bytes]:
+    return Counter(letter.body for letter in place.events.dead_letters(queue=place.queue, limit=100_000))
+
+
+def _is_envelope(body: bytes) -> bool:
+    try:
+        Envelope.decode(body)
+    except InvalidMessage:
+        return False
+    return True
 
 
 def _is_good(body: bytes) -> bool:
