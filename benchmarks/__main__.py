@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | table | eventsourcing | brokers`: what it costs, measured here."""
+"""`python -m benchmarks throughput | growth | table | eventsourcing | brokers | services`: what it costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contenders
-from benchmarks.brokers import brokers
+from benchmarks.brokers import brokers, services
 from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
@@ -39,6 +39,7 @@ def main() -> None:
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
+        ("services", "fifty types of events and ten services on each broker, beside FastStream"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
@@ -53,7 +54,8 @@ def main() -> None:
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
     plot.add_argument("json", type=Path)
-    commands.choices["brokers"].add_argument("--messages", type=int, default=2_000)
+    for name in ("brokers", "services"):
+        commands.choices[name].add_argument("--messages", type=int, default=2_000)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)
     given = parser.parse_args()
@@ -70,8 +72,8 @@ def main() -> None:
         report = growth(rounds, seconds)
     elif given.command == "eventsourcing":
         report = eventsourcing(rounds, seconds)
-    elif given.command == "brokers":
-        report = brokers(rounds, given.messages)
+    elif given.command in ("brokers", "services"):
+        report = {"brokers": brokers, "services": services}[given.command](rounds, given.messages)
     else:
         report = table(given.sagas, rounds, seconds)
     report.show()

@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from sagas.events import cloudevents
 from sagas.events.envelope import Envelope
 
-__all__ = ["CONTENT_TYPE", "read"]
-
-#: The header that says what a body is.
-CONTENT_TYPE = "content-type"
+__all__ = ["read"]
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Envelope:

@@ -230,6 +230,7 @@ class Projections:
                     return 0
                 batch = self._handle(projection, lent, position, until)
                 if batch.failure is None:
+                    lent.verify()
                     self._move(lent.session, projection, position, batch, failure)
                     lent.commit()
             if batch.failure is None:
@@ -345,7 +346,7 @@ class Projections:
                 )
             if row.position and projection.clear is not None:
                 projection.clear(session)
-                session.flush()
+            lent.verify()
             afresh = {"position": 0, "failed_position": None, "error": None, "updated_at": self._now}
             session.execute(_of(update(projections), projection).values(afresh))
             lent.commit()
@@ -381,6 +382,7 @@ class Projections:
                     break
                 self._move(session, projection, position, batch, None)
             if batch.failure is None:
+                lent.verify()
                 now = {"version": projection.version, "since": self._now}
                 session.execute(update(live_projections).filter_by(name=name).values(now))
                 lent.commit()

@@ -177,6 +177,7 @@ class SqlStore:
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
+                Lent.verified(session)
                 self._free_if_lost(session.connection())
                 return self._save(session.connection(), before, after, history, dead_letters, outbox)
         if self.dialect == "postgresql" and not (history or dead_letters or outbox):

@@ -231,11 +231,20 @@ class Lent:
         self._connection: Connection | None = None
         self._misuse: TransactionMisuse | None = None
         self._rolled_back = False
+        self._verified = False
         self._over = False
+        session.info[_MARK] = self
         self._let_go: Callable[[], None] = _nothing
         for name in _ENDS:
             setattr(session, name, partial(self._refuse, f"session.{name}()"))
         event.listen(session, "after_begin", self._session_began)
+
+    @staticmethod
+    def verified(session: Session) -> None:
+        """Do as `verify` for a session that may be lent."""
+        lent: Lent | None = session.info.get(_MARK)
+        if lent is not None:
+            lent.verify()
 
     def __enter__(self) -> Self:
         return self
@@ -249,6 +258,8 @@ class Lent:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT set_config('{_MARK}.it', '{self._token}', true)")
         else:
+            if not _is_open(connection):
+                connection.exec_driver_sql("BEGIN")  # else the driver does so late, and the mark's end would commit
             connection.exec_driver_sql(f"SAVEPOINT {_MARK}")
         unheard = _UNHEARD if self._most is None else self._most
         self._let_go = limit_idle(connection, unheard=unheard, most=self._most)
@@ -263,26 +274,38 @@ class Lent:
         connection = self._connection
         if connection is None:
             return
-        if self._rolled_back or connection.closed or connection.invalidated or not self.session.is_active:
+        gone = self._rolled_back or connection.closed or connection.invalidated
+        if gone or not self.session.is_active or not _is_open(connection):
             raise TransactionLost(
                 f"{self._who}: its transaction was rolled back by an error that was caught. Nothing of it "
                 "is committed. Put what may fail into a savepoint: with session.begin_nested(): ..."
             )
         check(connection, self._who)
 
-    def commit(self) -> None:
-        """Commit, if everything since the beginning is in this one transaction. Raises as `check` does."""
+    def verify(self) -> None:
+        """Make sure that everything since the beginning is in this one transaction. Raises as `check` does.
+
+        For when the lent code has ended, and before anything is written that says so: where a transaction has ended,
+        the next statement may be one of its own.
+        """
+        if self._verified:
+            return
         self.check()
         self.session.flush()
         self.check()
         if self._connection is not None:
             self._find_mark(self._connection)
+        self._verified = True
+
+    def commit(self) -> None:
+        """Commit what `verify` finds whole. Raises as that does."""
+        self.verify()
         self.take_back()
         self.session.commit()
 
     def is_whole(self) -> bool:
         """Tell, after an error, whether the transaction is still the one that began, as far as can be told."""
-        if self._connection is None or self._rolled_back or self._over:
+        if self._connection is None or self._rolled_back or self._verified or self._over:
             return True
         try:
             self._find_mark(self._connection)
@@ -296,6 +319,7 @@ class Lent:
         """Let the session be ended again."""
         if not self._over:
             self._over = True
+            del self.session.info[_MARK]
             for name in _ENDS:
                 delattr(self.session, name)
             self._let_go()
@@ -352,6 +376,12 @@ class Lent:
             self._refuse(f"SQL that ends it ({statement.strip()[:60]!r})")
         if connection.dialect.name in ("mysql", "mariadb") and _COMMITTING.match(statement):
             self._refuse(f"SQL that commits it on {connection.dialect.name} ({statement.strip()[:60]!r})")
+
+
+def _is_open(connection: Connection) -> bool:
+    """Tell whether SQLite's driver is in a transaction: when that ends, it commits each statement by itself."""
+    raw: Any = connection.connection.dbapi_connection
+    return connection.dialect.name != "sqlite" or bool(raw.in_transaction)
 
 
 def _says_missing(error: DBAPIError) -> bool:
