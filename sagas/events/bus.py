@@ -17,6 +17,7 @@ from sagas.events import outbox
 from sagas.events.bindings import Bindings, Difference
 from sagas.events.breakers import Breakers
 from sagas.events.brokers import Broker, Queue, Topology
+from sagas.events.cloudevents import Wire
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
 from sagas.events.deadletters import DeadLetter, DeadLetters
 from sagas.events.envelope import Envelope
@@ -55,6 +56,8 @@ class Events:
     `relay_interval`: seconds between two looks of a relay at an empty outbox.
     `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
         code has.
+    `wire`: what messages look like at the broker: "envelope", this library's own form, or a CloudEvent, "structured" or
+        "binary". `Service(wire=)` says it for the messages of one service. All of them are read, whichever is written.
     `registry`: where the schemas of messages are kept, and checked at deployment; None: nowhere.
     Raises `DuplicateName` for two services, or two projections, of one name, `DefinitionError` for projections that
     have no store, or whose events it was not given.
@@ -79,7 +82,9 @@ class Events:
         store: EventStore | None = None,
         projections: Iterable[Projection] = (),
         registry: SchemaRegistry | None = None,
+        wire: Wire | Literal["envelope", "structured", "binary"] = Wire.ENVELOPE,
     ) -> None:
+        self.wire = Wire.of(wire)
         self.services: Mapping[str, Service] = {}
         for service in services:
             if service.name in self.services:
@@ -104,6 +109,7 @@ class Events:
             broker,
             self._letters,
             declare=self.apply_topology,
+            wire=self._wire_of,
             interval=relay_interval,
             observers=self.observers,
         )
@@ -114,6 +120,11 @@ class Events:
             raise DefinitionError(f"projection {projections[0]} has no events: Events(..., store=EventStore(...))")
         self.projections = None if store is None else Projections(store, projections)
         self.registry = registry
+
+    def _wire_of(self, source: str) -> Wire:
+        """Return what the messages that a service publishes look like at the broker."""
+        service = self.services.get(source)
+        return self.wire if service is None or service.wire is None else service.wire
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:

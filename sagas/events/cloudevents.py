@@ -35,10 +35,21 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from sagas.errors import InvalidMessage
+from sagas.errors import ConfigurationError, InvalidMessage
 from sagas.events.envelope import Envelope
 
-__all__ = ["CONTENT_TYPE", "Wire", "from_binary", "from_structured", "read", "to_binary", "to_structured", "topic_of", "written"]
+__all__ = [
+    "CONTENT_TYPE",
+    "PREFIX",
+    "Wire",
+    "from_binary",
+    "from_structured",
+    "read",
+    "to_binary",
+    "to_structured",
+    "topic_of",
+    "written",
+]
 
 #: The media type of the structured mode.
 CONTENT_TYPE = "application/cloudevents+json"
@@ -53,7 +64,8 @@ _JSON = "application/json"
 _IS_JSON = re.compile(r"[\w.-]+/([\w.-]+\+)?json(\s*;.*)?", re.IGNORECASE)
 _VERSIONED = re.compile(r"(.+)\.v([1-9][0-9]{0,8})")
 _EXTENSION = re.compile(r"[a-z0-9]+")
-_PREFIX = "ce-"
+#: How the headers of the binary mode begin where a broker has no other custom.
+PREFIX = "ce-"
 
 #: What in the metadata has an extension of another name.
 _NAMES = {
@@ -67,6 +79,7 @@ _FOREIGN_BACK = {ours: theirs for theirs, ours in _FOREIGN.items()}
 _REST = "sagasmetadata"
 #: Names that no metadata may take.
 _TAKEN = frozenset(["specversion", "source", "time", "data", _REST, *_BACK, *_FOREIGN])
+_ZONED = re.compile(r"(Z|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 #: Printable ASCII but `"` and `%`: what a header may hold as it is. `quote` adds letters and digits.
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
@@ -78,19 +91,29 @@ class Wire(enum.StrEnum):
     STRUCTURED = "structured"  #: a CloudEvent that is one JSON object
     BINARY = "binary"  #: a CloudEvent whose attributes are headers, and whose body is the data
 
+    @classmethod
+    def of(cls, name: str) -> Wire:
+        """Return the one of this name. Raises `ConfigurationError` when there is none."""
+        try:
+            return cls(name)
+        except ValueError as error:
+            raise ConfigurationError(f"wire={name!r} is none of {', '.join(map(repr, map(str, cls)))}") from error
+
 
 def written(envelope: Envelope, wire: Wire, prefix: str) -> tuple[dict[str, str], bytes]:
     """Return the headers and the body of a message on a broker.
 
     `prefix`: how the headers of a CloudEvent in binary mode begin at that broker.
     """
-    match wire:
-        case Wire.ENVELOPE:
-            return envelope.headers(), envelope.encode()
-        case Wire.STRUCTURED:
-            return {_TYPE: CONTENT_TYPE}, to_structured(envelope)
-    headers, body = to_binary(envelope)
-    return {prefix + name.removeprefix(_PREFIX) if name != _TYPE else name: text for name, text in headers.items()}, body
+    if wire is Wire.ENVELOPE:
+        return envelope.headers(), envelope.encode()
+    if wire is Wire.STRUCTURED:
+        return {_TYPE: CONTENT_TYPE}, to_structured(envelope)
+    attributes = _texts(envelope)
+    return (
+        {_TYPE: attributes.pop("datacontenttype")} | {prefix + name: text for name, text in attributes.items()},
+        bytes(envelope.data),
+    )
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Envelope | None:
@@ -107,11 +130,19 @@ def read(body: bytes, headers: Mapping[str, str]) -> Envelope | None:
         raise InvalidMessage(f"a CloudEvent as {content_type!r} is not read here; send it as {CONTENT_TYPE!r}")
     for prefix in _PREFIXES:
         if f"{prefix}specversion" in named:
-            about = {
-                f"{_PREFIX}{name.removeprefix(prefix)}": text for name, text in named.items() if name.startswith(prefix)
-            }
-            return from_binary(about | ({_TYPE: content_type} if content_type else {}), body)
+            about = {name.removeprefix(prefix): text for name, text in named.items() if name.startswith(prefix)}
+            if "time" in about:
+                about["time"] = _time(about["time"])
+            return _of_texts(about, named.get(_TYPE), body)
     return None
+
+
+def _time(text: str) -> str:
+    """Return the time of a CloudEvent as text where a broker has a type of its own for moments."""
+    if text.isascii() and text.isdecimal() and len(text) < 15:  # AMQP: milliseconds
+        return datetime.fromtimestamp(int(text) / 1000, UTC).isoformat()
+    moment = text.strip('"').replace(" ", "T")
+    return moment if _ZONED.search(moment) else f"{moment}Z"
 
 
 def topic_of(body: bytes, headers: Mapping[str, str]) -> str:
@@ -143,12 +174,9 @@ def from_structured(body: bytes | str) -> Envelope:
 
 def to_binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
     """Return the CloudEvent as the headers and the body of an HTTP message. Numbers in the headers become texts."""
-    attributes = _attributes(envelope)
-    headers = {"content-type": attributes.pop("datacontenttype")}
-    for name, value in attributes.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        headers[_PREFIX + name] = quote(text, safe=_SAFE)
-    return headers, bytes(envelope.data)
+    attributes = _texts(envelope)
+    headers = {_TYPE: attributes.pop("datacontenttype")}
+    return headers | {PREFIX + name: quote(text, safe=_SAFE) for name, text in attributes.items()}, bytes(envelope.data)
 
 
 def from_binary(headers: Mapping[str, str], body: bytes) -> Envelope:
@@ -156,13 +184,20 @@ def from_binary(headers: Mapping[str, str], body: bytes) -> Envelope:
 
     The names of the headers may be in any case; those that are not about the event are skipped.
     """
-    attributes: dict[str, Any] = {}
-    for header, value in headers.items():
-        name = header.lower()
-        if name.startswith(_PREFIX):
-            attributes[name.removeprefix(_PREFIX)] = unquote(value)
-        elif name == "content-type":
-            attributes["datacontenttype"] = value
+    named = {name.lower(): value for name, value in headers.items()}
+    about = {name.removeprefix(PREFIX): unquote(text) for name, text in named.items() if name.startswith(PREFIX)}
+    return _of_texts(about, named.get(_TYPE), body)
+
+
+def _texts(envelope: Envelope) -> dict[str, str]:
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in _attributes(envelope).items()
+    }
+
+
+def _of_texts(about: Mapping[str, str], content_type: str | None, body: bytes) -> Envelope:
+    attributes: dict[str, Any] = {**about, "datacontenttype": content_type}
     try:
         data = _RAW.decode(body or b"null")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -236,7 +271,7 @@ def _envelope(attributes: dict[str, Any], data: msgspec.Raw) -> Envelope:
             "metadata": _metadata(about) | {name: value for name, value in foreign.items() if value is not None},
         }
         return msgspec.convert(fields, Envelope).checked()
-    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidMessage(f"CloudEvent {given_id!r} of {source!r}: {error}") from error
 
 

@@ -24,7 +24,8 @@ from sagas.errors import (
     StoreUnavailable,
 )
 from sagas.events.brokers import Broker, Outgoing
-from sagas.events.deadletters import DeadLetters
+from sagas.events.cloudevents import PREFIX, Wire, written
+from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
 from sagas.events.messages import topic
 from sagas.observers import Observers
@@ -94,7 +95,8 @@ class Relay:
     queue that the broker does not have, a message that it cannot take, a row that is no message. What follows it is
     sent, of its key too. A part that cannot be sent now rests for a while, and the others go on.
 
-    `declare`: makes the topology at the broker; called before the first message, and after an error.
+    `wire`: what the messages of a source look like at the broker. `declare`: makes the topology at the broker; called
+        before the first message, and after an error.
     `interval`: seconds between two looks at an outbox that was empty.
     """
 
@@ -105,10 +107,12 @@ class Relay:
         dead_letters: DeadLetters,
         *,
         declare: Callable[[], object],
+        wire: Callable[[str], Wire],
         interval: float = 0.2,
         observers: Observers,
     ) -> None:
         self._observers = observers
+        self._wire = wire
         self._engine = engine
         self._broker = broker
         self._dead_letters = dead_letters
@@ -263,11 +267,16 @@ class Relay:
             )
             logger.error("dead letter %d: row %d of the outbox is damaged: %s", letter, row.id, error)  # noqa: TRY400
             return None
+        # What is replayed goes to a queue of ours, and nobody else reads it.
+        wire = Wire.ENVELOPE if replay_of(envelope) is not None else self._wire(envelope.source)
+        headers, sent = envelope.headers(), body
+        if wire is not Wire.ENVELOPE:
+            headers, sent = written(envelope, wire, getattr(self._broker, "cloudevents_prefix", PREFIX))
         outgoing = Outgoing(
             id=envelope.event_id,
             topic=envelope.topic,
-            body=body,
-            headers=envelope.headers(),
+            body=sent,
+            headers=headers,
             key=envelope.key,
             queue=row.queue,
         )

@@ -7,10 +7,11 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sagas.definition import Retry
 from sagas.errors import DefinitionError, DuplicateName
+from sagas.events.cloudevents import Wire
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, any_version, topic, type_of
 
@@ -121,7 +122,8 @@ class Service:
     """One bounded context: it owns the events of its name, receives the commands of its name, and handles messages.
 
     `publishes`: what it publishes beside what its handlers emit. `was`: names that it had before. What is in the queues
-    of those names, and their dead letters, are its own now.
+    of those names, and their dead letters, are its own now. `wire`: what the messages that it publishes look like at
+    the broker, if not as `Events(wire=)` says.
 
     >>> from sagas.events import Service, event
     >>> @event("orders.order.placed")
@@ -135,8 +137,16 @@ class Service:
     ['inventory.reserve_stock']
     """
 
-    def __init__(self, name: str, *, publishes: Iterable[type] = (), was: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        publishes: Iterable[type] = (),
+        was: Iterable[str] = (),
+        wire: Wire | Literal["envelope", "structured", "binary"] | None = None,
+    ) -> None:
         self.was = tuple(was)
+        self.wire = None if wire is None else Wire.of(wire)
         if not _SERVICE.fullmatch(name):
             raise DefinitionError(
                 f"service {name!r}: a name is of a-z, 0-9 and _, begins with a letter, and has 100 characters at most"

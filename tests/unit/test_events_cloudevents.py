@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from cloudevents.core.bindings import http
 from cloudevents.core.v1.event import CloudEvent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sagas.errors import InvalidMessage
-from sagas.events import Envelope, command, event, type_of
-from sagas.events.cloudevents import CONTENT_TYPE, from_binary, from_structured, to_binary, to_structured
+from sagas.events import Envelope, cloudevents, command, event, incoming, type_of
+from sagas.events.cloudevents import (
+    CONTENT_TYPE,
+    Wire,
+    from_binary,
+    from_structured,
+    to_binary,
+    to_structured,
+    topic_of,
+    written,
+)
 
 
 @event("orders.order.placed", version=2)
@@ -179,3 +191,65 @@ def test_what_is_no_json(body: bytes) -> None:
         from_structured(body)
     with pytest.raises(InvalidMessage, match="data is not JSON"):
         from_binary({f"ce-{name}": value for name, value in LEAST.items()}, body.replace(b"[]", b"[") or b"{")
+
+
+# -- on a broker --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wire", Wire)
+@pytest.mark.parametrize("prefix", ["ce-", "ce_", "cloudEvents:", "cloudEvents_"])
+def test_what_is_written_is_read_whatever_the_wire(wire: Wire, prefix: str) -> None:
+    for envelope in (story(), story(metadata=ODD)):
+        headers, body = written(envelope, wire, prefix)
+        assert incoming.read(body, headers) == envelope
+        assert (cloudevents.read(body, headers) is None) is (wire is Wire.ENVELOPE)
+        assert topic_of(body, headers) == ("" if wire is Wire.ENVELOPE else "orders.order.placed.v2")
+
+
+def test_the_content_type_decides() -> None:
+    envelope = story()
+    body = to_structured(envelope)
+    for name, type_ in (
+        ("content-type", CONTENT_TYPE),
+        ("Content-Type", f"{CONTENT_TYPE.upper()}; charset=utf-8"),
+        ("content_type", CONTENT_TYPE),
+    ):
+        assert incoming.read(body, {name: type_, "ce-specversion": "1.0"}) == envelope
+    with pytest.raises(InvalidMessage, match="cloudevents-batch"):
+        incoming.read(b"[]", {"content-type": "application/cloudevents-batch+json"})
+    with pytest.raises(InvalidMessage, match="not an envelope"):
+        incoming.read(body, {"content-type": "application/json"})
+
+
+@pytest.mark.parametrize(
+    "time", ["1767236645000", '"2026-01-01 03:04:05"', "2026-01-01T03:04:05Z", "2026-01-01 04:04:05+01:00"]
+)
+def test_a_time_of_the_brokers_own_type(time: str) -> None:
+    headers, body = written(story(), Wire.BINARY, "cloudEvents:")
+    envelope = incoming.read(body, {**headers, "cloudEvents:time": time})
+    assert envelope.timestamp == datetime(2026, 1, 1, 3, 4, 5, tzinfo=UTC)
+
+
+_NAMES = st.sampled_from(
+    ["content-type", "ce-specversion", "ce_id", "ce_specversion", "ce_source", "ce_type", "ce_time", "ce_sagashops",
+     "ce_sagaspath", "ce_sagasmetadata", "ce_correlationid", "ce_datacontenttype"]
+)  # fmt: skip
+_TEXTS = st.text() | st.sampled_from(
+    ["1.0", CONTENT_TYPE, "application/json", "a.b.c.v1", "9" * 14, "9" * 400, "{}", "[" * 3000, "null", "\0", "²"]
+)
+
+
+@settings(max_examples=int(os.environ.get("CLOUDEVENTS_EXAMPLES", "300")), deadline=None)
+@given(
+    st.dictionaries(_NAMES | st.text(), _TEXTS), st.binary() | _TEXTS.map(lambda text: text.encode(errors="replace"))
+)
+def test_whatever_says_that_it_is_a_cloudevent_is_one_or_is_refused_in_words(
+    headers: dict[str, str], body: bytes
+) -> None:
+    base = {"ce_specversion": "1.0", "ce_id": "1", "ce_source": "/s", "ce_type": "a.b.c"}
+    for given_headers in (headers, base | headers):
+        try:
+            envelope = cloudevents.read(body, given_headers)
+        except InvalidMessage:
+            continue
+        assert envelope is None or Envelope.decode(envelope.encode()) == envelope

@@ -24,6 +24,7 @@ from confluent_kafka.cimpl import NewTopic
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
 from sagas.events.brokers.shared import exchange_of, in_forks, is_bound, text_of, texts
+from sagas.events.cloudevents import topic_of
 
 __all__ = ["KafkaBroker"]
 
@@ -100,6 +101,9 @@ class KafkaBroker:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self.bindings = _Bindings(self)
+
+    #: How Kafka's binding of CloudEvents has their headers begin.
+    cloudevents_prefix = "ce_"
 
     def after_fork(self) -> None:
         _leave_to_parent(self._producer)
@@ -573,7 +577,7 @@ class _Reader:
         """Keep what is bound to the queue."""
         topics: dict[str, frozenset[str]] = {}
         for exchange in {message.topic() or "" for _, message in read} - {self._queue}:
-            came = {_headers(message).get(_TOPIC, "") for _, message in read if message.topic() == exchange}
+            came = {_topic(message, _headers(message)) for _, message in read if message.topic() == exchange}
             topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=False)
             if not all(is_bound(topic, topics[exchange]) for topic in came):
                 # Before anything is passed over: it may have been bound since, and before it was published.
@@ -581,7 +585,8 @@ class _Reader:
         deliveries = []
         for partition, message in read:
             headers = _headers(message)
-            topic = headers.pop(_TOPIC, "")
+            topic = _topic(message, headers)
+            headers.pop(_TOPIC, None)
             if message.value() is None:
                 headers[_TOMBSTONE] = "true"
             offset, key = message.offset() or 0, message.key()
@@ -658,6 +663,12 @@ def _headers(message: Message) -> dict[str, str]:
     except UnicodeDecodeError:  # a name that is no text
         return {}
     return texts(headers)
+
+
+def _topic(message: Message, headers: Mapping[str, str]) -> str:
+    """Return what a record was published as. Others say it by the type of their CloudEvent, or not at all."""
+    said = headers.get(_TOPIC)
+    return topic_of(_bytes(message.value()), headers) if said is None else said
 
 
 def _bytes(value: str | bytes | None) -> bytes:

@@ -310,12 +310,13 @@ class _Publisher:
         if message.key is not None:
             headers[_KEY] = message.key
         properties = {"delivery_mode": 2, "message_id": message.id, "type": message.topic}
-        if CONTENT_TYPE in headers:
-            properties["content_type"] = headers.pop(CONTENT_TYPE)
+        content_type = headers.pop(CONTENT_TYPE, None)
         self._last += 1
         self._open.add(self._last)
         self._channel.basic_publish(
-            self._channel.prepare_message(message.body, headers=headers, properties=properties),
+            self._channel.prepare_message(
+                message.body, content_type=content_type, headers=headers, properties=properties
+            ),
             exchange="" if message.queue else exchange,
             routing_key=message.queue or message.topic,
             mandatory=True,
