@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from celery import Celery, Task
@@ -104,10 +105,16 @@ class Canvas:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def launch(self, plan: Plan | None) -> None:
-        """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer."""
+    def launch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
+        """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer.
+
+        `probe`: when this is sent. Whoever receives it notes that all messages of its task from before have come.
+        """
         if plan:
             first, *rest = self.render(plan)
+            if probe is not None:
+                task = first.kwargs["header"][0] if isinstance(first, _Chord) else first
+                task.kwargs["probe"] = probe.isoformat()
             # As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in
             # the first message, and each worker sends the next.
             first.apply_async(chain=rest[::-1])
@@ -150,7 +157,9 @@ class Canvas:
     # -- receiving ----------------------------------------------------------------------------------------------
 
     def _task(self, name: str, body: Callable[[Task, str, str, int], str]) -> None:
-        def run(task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+        def run(task: Task, *, saga_id: str, step: str, epoch: int, probe: str | None = None) -> str:
+            if probe is not None:
+                self.orchestrator.arrived(name, datetime.fromisoformat(probe))
             return body(task, saga_id, step, epoch)
 
         # bind=True also makes Celery send an errback as a message of its own instead of calling it inline.
@@ -183,12 +192,15 @@ class Canvas:
         next_ = self._ask(task, lambda: perform(saga_id, step, epoch, following=following))
         if next_.claim is not None:
             return self._follow_on(task, next_, rest, until)
-        again = next_.verdict in (Verdict.CONTINUE, Verdict.GO_AWAY) and task.request.delivery_info.get("redelivered")
-        if task.request.chord and again:
-            # The worker that closed this stage may have died before it sent the join.
+        # It was here before, and its worker may have died between the checkpoint and sending what comes next. Of two
+        # messages for one step, on the other hand, the second must not send that once more.
+        again = bool(task.request.delivery_info.get("redelivered") or task.request.retries)
+        if task.request.chord and again and next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED, Verdict.GO_AWAY):
             joined = self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch))
             if joined.verdict is not Verdict.GO_AWAY:
                 return _CLOSED
+        if next_.verdict is Verdict.SETTLED and not again:
+            raise Ignore(next_.note)
         return self._answer(next_, saga_id, step)
 
     # -- following on: the next step in the same worker ---------------------------------------------------------
@@ -294,7 +306,7 @@ class Canvas:
     def _answer(self, next_: Next, saga_id: str, step: str) -> str:
         """Turn a verdict into what Celery understands: a return lets the chain go on, `Ignore` ends it in silence."""
         match next_.verdict:
-            case Verdict.CONTINUE | Verdict.CLOSED | Verdict.PARTED:
+            case Verdict.CONTINUE | Verdict.SETTLED | Verdict.CLOSED | Verdict.PARTED:
                 return str(next_.verdict.value)
             case Verdict.FAILED:
                 state = next_.record.step(step)

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "AT_REST",
     "CLOCKS_DIFFER",
+    "NOT_SENT",
     "SAGA_MOVES",
     "STEP_MOVES",
     "TERMINAL",
@@ -81,7 +82,7 @@ SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
         SagaStatus.STUCK: "a compensation is out of attempts",
     },
     SagaStatus.COMPENSATED: {
-        SagaStatus.COMPENSATING: "an action believed dead reported its success after all",
+        SagaStatus.COMPENSATING: "an action that was given up ended late, and may have had its effect",
     },
     SagaStatus.STUCK: {
         SagaStatus.RUNNING: "an operator retried, skipped or marked a step, going forward",
@@ -103,7 +104,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.DONE: "the action succeeded",
         StepStatus.PENDING: "the attempt failed or was lost, and another is due",
         StepStatus.FAILED: "the action raised Terminal",
-        StepStatus.IN_DOUBT: "out of attempts, or it succeeded after the saga had turned back",
+        StepStatus.IN_DOUBT: "out of attempts, or it ended after the saga had turned back",
         StepStatus.STUCK: "out of attempts, at or after the pivot",
         StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
     },
@@ -114,7 +115,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.FAILED: {
         StepStatus.UNDOING: "its compensation is claimed",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.IN_DOUBT: {
@@ -125,10 +126,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     StepStatus.UNDOING: {
         StepStatus.UNDONE: "the compensation succeeded",
         StepStatus.STUCK: "the compensation is out of attempts",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.UNDONE: {
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.STUCK: {
         StepStatus.PENDING: "an operator retries it, going forward",
@@ -137,10 +138,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.DONE: "an operator marks it as done",
         StepStatus.UNDONE: "an operator marks it as undone",
         StepStatus.FAILED: "an operator marks a pivot as failed",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.SKIPPED: {
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
 }
 
@@ -148,6 +149,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
 #: Processes may differ by so much in what they take for the database's time. Whatever was written further in the future
 #: was written before the database's clock was set back.
 CLOCKS_DIFFER = timedelta(seconds=10)
+
+
+#: What the error of a step begins with whose message no broker took.
+NOT_SENT = "not sent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,7 @@ class StepRecord:
     lease_until: datetime | None = None  #: when the claim dies unless it is renewed
     deadline: datetime | None = None  #: when the attempt has run too long
     due_at: datetime | None = None  #: not to be tried before
+    sent_at: datetime | None = None  #: when a message was sent for it; None for the one that came with the chain
     result: str | None = None  #: JSON; None while the outcome is unknown
     error: str | None = None
     started_at: datetime | None = None
@@ -199,7 +205,7 @@ class SagaRecord:
     direction: Direction = Direction.FORWARD
     epoch: int = 1  #: messages of another epoch are stale
     revision: int = 1  #: +1 at every save; a save of another revision changes nothing
-    stalls: int = 0  #: relaunches in a row without progress
+    stalls: int = 0  #: looks of recovery in a row that found nobody had begun the next step
     error: str | None = None  #: why it turned back, or is stuck
     created_at: datetime
     updated_at: datetime

@@ -89,7 +89,10 @@ class Observer:
         """
 
     def swept(self, launched: Sequence[SagaRecord]) -> None:
-        """Recovery has looked at what was due, and launched these."""
+        """Recovery has looked at what was due, and sent these to their queues."""
+
+    def recovery_failed(self, saga: str) -> None:
+        """Recovery could not deal with a saga of this name: no broker takes it, or this worker cannot read it."""
 
     def delivered(self, queue: str, end: str) -> None:
         """A delivery of a message came to an end: a value of `sagas.events.inbox.End`; or "buried", a dead letter."""
@@ -126,6 +129,9 @@ class Observers:
 
     def swept(self, launched: Sequence[SagaRecord]) -> None:
         self._tell("swept", launched)
+
+    def recovery_failed(self, saga: str) -> None:
+        self._tell("recovery_failed", saga)
 
     def delivered(self, queue: str, end: str) -> None:
         self._tell("delivered", queue, end)

@@ -10,7 +10,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -55,14 +55,14 @@ logger = logging.getLogger(__name__)
 _LONGEST_KEY = 200
 _LONGEST_ERROR = 10_000
 
-#: Seconds that other workers' recovery leaves a saga alone after one of them has taken it up.
-_SWEEP_LEASE = 10.0
-
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
 
 #: A step that comes to one of these has done what it was asked for.
 _SUCCEEDED = (StepStatus.DONE, StepStatus.UNDONE)
+
+#: The verdicts whose messenger needs to know what is left.
+_PLANNED = (Verdict.LAUNCH, Verdict.ACT, Verdict.OVERDUE)
 
 _Decide = Callable[[Saga, SagaRecord, datetime], Change]
 
@@ -74,7 +74,7 @@ class Next:
     verdict: Verdict
     note: str
     record: SagaRecord
-    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH
+    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH; what is waited for, if it is OVERDUE
     claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
 
 
@@ -278,7 +278,7 @@ class Orchestrator:
 
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             if isinstance(outcome, Failure):
-                return transitions.fail(saga, record, attempt.name, owner, outcome, now, self.timing)
+                return transitions.fail(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
             done = transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
@@ -335,26 +335,33 @@ class Orchestrator:
             _CLAIM_PATIENCE,
         )
 
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        """A probe came through the queue: what was sent for its task before has come, or never will."""
+        try:
+            self.store.arrived(task, sent_at)
+        except StoreUnavailable as error:  # recovery sends another
+            logger.warning("the arrival of a probe for %s could not be noted: %s", task, error)
+
     # -- recovery -----------------------------------------------------------------------------------------------
 
-    def sweep(self, limit: int = 100) -> Iterator[Next]:
-        """Look at the sagas that are due, and yield what became of each."""
-        for saga_id in self.store.due(limit, _SWEEP_LEASE):
-            try:
-                yield self._change(
-                    saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing)
-                )
-            except DefinitionMissing as error:
-                logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            except StoreUnavailable:
-                raise
-            except Exception:
-                logger.exception("saga %s could not be examined", saga_id)  # and must not hold up the others
+    def examine(self, saga_id: str) -> Next:
+        """Look at a saga that is due. LAUNCH: send its plan. OVERDUE: find out whether its message is lost."""
+        return self._change(saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing))
 
-    def not_launched(self, record: SagaRecord) -> None:
-        """The broker did not take what `sweep` yielded: that was no stall, and is tried again before long."""
-        wake_at = self.store.now() + timedelta(seconds=self.timing.stall)
-        self.store.save(record, replace(record, stalls=max(record.stalls - 1, 0), wake_at=wake_at))
+    def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
+        """Have an overdue saga's messages sent once more."""
+        return self._change(
+            saga_id, lambda saga, record, now: transitions.redispatch(saga, record, step, sent_at, now, self.timing)
+        )
+
+    def not_sent(self, saga_id: str, why: str, *, broker_answers: bool) -> None:
+        """No broker took the plan of a saga: show that on the saga, and look at it again before long."""
+        self._change(
+            saga_id,
+            lambda saga, record, now: transitions.not_sent(
+                saga, record, why, now, self.timing, broker_answers=broker_answers
+            ),
+        )
 
     # -- people -------------------------------------------------------------------------------------------------
 
@@ -433,7 +440,7 @@ class Orchestrator:
                 if self.observers:
                     tell = functools.partial(self.observers.changed, before, after, change.history)
                     tell() if told is None else told.append(tell)
-            launch = plan(saga, after) if change.verdict in (Verdict.LAUNCH, Verdict.ACT) else None
+            launch = plan(saga, after) if change.verdict in _PLANNED else None
             return Next(change.verdict, change.note, after, launch)
 
     def _outbox(
@@ -477,8 +484,8 @@ class Orchestrator:
                 pause = min(pause * 2, 1.0)
 
 
-class _Fenced(Terminal):
-    """The transaction of a step found that the saga has moved on without it."""
+class _Fenced(Exception):
+    """The transaction of a step found that the saga has moved on without it. What else the step did is not known."""
 
 
 class _Attempt:
@@ -578,7 +585,7 @@ def _failure(error: Exception) -> Failure:
             return Failure(Outcome.TERMINAL, str(error)[:_LONGEST_ERROR] or text)
         case Retryable():
             return Failure(Outcome.FAILED, str(error)[:_LONGEST_ERROR] or text, error.after)
-        case UnserialisableResult():
+        case UnserialisableResult() | _Fenced():
             return Failure(Outcome.IN_DOUBT, str(error)[:_LONGEST_ERROR])
         case _:
             return Failure(Outcome.FAILED, text)

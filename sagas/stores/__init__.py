@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,6 +77,15 @@ class CheckpointStore(Protocol):
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""
+
+    def postpone(self, saga_id: str, seconds: float) -> None:
+        """Keep a saga from recovery for so long, whatever its record says: it cannot be dealt with now."""
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        """Note that what was sent for a Celery task before `sent_at` has arrived, or is lost. An older note is kept."""
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        """Return the latest such time of those tasks that have one."""
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         """Return what happened to a saga beside its plain way forward, oldest first."""

@@ -34,7 +34,7 @@ _UNFINISHED = tuple(status for status in SagaStatus if status not in TERMINAL)
 #: A saga does not stand at a step of one of these, whichever way it goes.
 SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
 
-#: A saga that was launched so often without anybody beginning a step stands still: a person should know.
+#: A saga whose next step nobody had begun at so many looks stands still: a person should know.
 MANY_STALLS = 3
 STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -259,6 +259,22 @@ class SqlStore:
                 connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
             return found
 
+    def postpone(self, saga_id: str, seconds: float) -> None:
+        later = self.now() + timedelta(seconds=seconds)
+        mine = schema.sagas.c.id == saga_id, schema.sagas.c.wake_at.is_not(None)
+        with self.writing() as connection:
+            connection.execute(update(schema.sagas).where(*mine).values(wake_at=later))
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        older = schema.arrivals.c.task == task, schema.arrivals.c.sent_at < sent_at
+        with self.writing() as connection:
+            if not connection.execute(update(schema.arrivals).where(*older).values(sent_at=sent_at)).rowcount:
+                connection.execute(_DIALECTS[self.dialect].insert_arrival, {"task": task, "sent_at": sent_at})
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        rows = self._rows(select(schema.arrivals).where(schema.arrivals.c.task.in_(tasks)))
+        return {row["task"]: row["sent_at"] for row in rows}
+
     def _look_back(self, now: datetime) -> None:
         """Make due what was written in the future: the clock was set back since, and it must not wait for old times."""
         sagas = schema.sagas.c
@@ -342,7 +358,7 @@ class SqlStore:
         return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in self._rows(lists.in_flight())]
 
     def standing_still(self) -> Mapping[str, int]:
-        """Return how many sagas of each name are launched again and again, and nobody begins a step."""
+        """Return how many sagas of each name stand still: nobody has begun their next step for a long time."""
         return {row["name"]: row["count"] for row in self._rows(gauges.standing_still())}
 
     def open_dead_letters(self) -> Mapping[str, int]:
@@ -450,6 +466,7 @@ class _Dialect:
     """What the databases do not say alike: the statements for which that matters."""
 
     insert_or_keep: Any
+    insert_arrival: Any
     upsert: Any
     counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
 
@@ -473,6 +490,10 @@ def _keep(statement: Any) -> Any:
     return statement.on_conflict_do_nothing(index_elements=["name", "key"])
 
 
+def _keep_arrival(statement: Any) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=["task"])
+
+
 # SQLAlchemy says how many rows an INSERT wrote only when it is asked; here that tells who won.
 _COUNTED = {"preserve_rowcount": True}
 
@@ -480,16 +501,19 @@ _COUNTED = {"preserve_rowcount": True}
 _MYSQL = _Dialect(
     # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
     insert_or_keep=mysql.insert(schema.sagas).on_duplicate_key_update(id=schema.sagas.c.id),
+    insert_arrival=mysql.insert(schema.arrivals).on_duplicate_key_update(task=schema.arrivals.c.task),
     counts_inserts=False,
     upsert=_mysql_upsert(mysql.insert(schema.steps)),
 )
 _DIALECTS: Mapping[str, _Dialect] = {
     "postgresql": _Dialect(
         insert_or_keep=_keep(postgresql.insert(schema.sagas)).execution_options(**_COUNTED),
+        insert_arrival=_keep_arrival(postgresql.insert(schema.arrivals)),
         upsert=_upsert(postgresql.insert(schema.steps)),
     ),
     "sqlite": _Dialect(
         insert_or_keep=_keep(sqlite.insert(schema.sagas)).execution_options(**_COUNTED),
+        insert_arrival=_keep_arrival(sqlite.insert(schema.arrivals)),
         upsert=_upsert(sqlite.insert(schema.steps)),
     ),
     "mysql": _MYSQL,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from typing import Any, cast
 from sagas import transitions
 from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
-from sagas.errors import ConfigurationError, NotAllowed, SagaError
+from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.handle import SagaHandle
 from sagas.leases import Leases
@@ -193,12 +193,15 @@ class Inline:
         while (record := self.load(saga_id)).status not in TERMINAL and record.status is not SagaStatus.STUCK:
             assert record.wake_at is not None
             self._clocked.move_to(record.wake_at)
-            self._clocked.watched = saga_id
-            swept = list(self.orchestrator.sweep())
-            if not swept:
-                raise SagaError(f"saga {record.name!r} ({saga_id}) could not be examined; the log says why")
-            for found in swept:
-                self._carry(found.plan)
+            found = self.orchestrator.examine(saga_id)
+            if found.verdict is Verdict.OVERDUE:  # nothing waits in a queue here: its message went with its worker
+                found = self._redispatch(found)
+            self._carry(found.plan)
+
+    def _redispatch(self, overdue: Next) -> Next:
+        assert overdue.plan is not None
+        step, record = overdue.plan.stages[0][0], overdue.record
+        return self.orchestrator.redispatch(record.id, step, transitions.sent_at(record.step(step), record))
 
     def _carry(self, plan: Plan | None) -> None:
         while plan:
@@ -218,7 +221,8 @@ class Inline:
                     next_ = self.orchestrator.report(plan.saga_id, name, plan.epoch)
                 if next_ is not None:
                     launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
-                    goes_on = goes_on or (next_.verdict is Verdict.CONTINUE and (joined or not parallel))
+                    on = next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED)
+                    goes_on = goes_on or (on and (joined or not parallel))
             if launch or not goes_on:
                 return launch
         return None
@@ -295,12 +299,11 @@ class _Fault:
 
 
 class _Clocked:
-    """A store whose clock can be moved forward, and in which only one saga is ever due: the others are not ours."""
+    """A store whose clock can be moved forward."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
         self._skipped = timedelta()
-        self.watched = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -310,9 +313,6 @@ class _Clocked:
 
     def move_to(self, moment: datetime) -> None:
         self._skipped += max(moment - self.now() + _A_MOMENT, timedelta())
-
-    def due(self, _limit: int, _lease: float) -> Sequence[str]:
-        return [self.watched]
 
 
 class _Recorder:

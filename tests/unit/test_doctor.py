@@ -116,11 +116,12 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
         ({"stuck": Found(2, NOW, "id"), "letters": Found(2, NOW, "id")}, [("problem", "stuck")]),
         ({"letters": Found(1, NOW, "id")}, [("problem", "dead-letters")]),
         ({"standing": Found(1, NOW, "id")}, [("problem", "standing-still")]),
+        ({"not_sent": Found(1, NOW, "id")}, [("problem", "not-sent")]),
         ({"event_letters": Found(1, NOW, 1)}, [("warning", "event-dead-letters")]),
     ],
 )
 def test_work(found: dict[str, Found], expected: list[tuple[str, str]]) -> None:
-    none = dict.fromkeys(("unfinished", "stuck", "standing", "letters", "event_letters"), NONE)
+    none = dict.fromkeys(("unfinished", "stuck", "standing", "not_sent", "letters", "event_letters"), NONE)
     assert codes(work.check_backlog(Backlog(**{**none, **found}), NOW)) == expected
 
 

@@ -16,7 +16,7 @@ from sagas.contrib.django.conf import alias
 from sagas.errors import NotAllowed
 
 __all__ = [
-    "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage",
+    "Arrival", "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage",
     "LiveProjection", "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
 ]  # fmt: skip
 
@@ -94,6 +94,7 @@ class Step(_ReadOnly):
     lease_until = models.DateTimeField(null=True)
     deadline = models.DateTimeField(null=True)
     due_at = models.DateTimeField(null=True)
+    sent_at = models.DateTimeField(null=True)
     result = models.TextField(null=True)
     error = models.TextField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -101,6 +102,14 @@ class Step(_ReadOnly):
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_step"
+
+
+class Arrival(_ReadOnly):
+    task = _name(255, primary_key=True)
+    sent_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_arrival"
 
 
 class AuditEntry(_ReadOnly):

@@ -100,7 +100,7 @@ class Listing:
     def trouble(record: SagaRecord) -> str:
         """Return its error; or, where it stands still, that."""
         if record.error is None and record.stalls >= MANY_STALLS and record.wake_at is not None:
-            return f"stands still: launched {record.stalls} times, and no worker has begun a step"
+            return "stands still: no worker has begun its next step for a long time"
         return record.error or ""
 
 
