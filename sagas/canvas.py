@@ -63,17 +63,18 @@ def task_name(saga: Saga, step: str, direction: Direction) -> str:
     return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.undo"
 
 
-def task_id(saga_id: str, step: str, direction: Direction, epoch: int, helper: str | None = None) -> str:
+def task_id(saga_id: str, step: str, direction: Direction, dispatch: int, helper: str | None = None) -> str:
     """Return the id of the Celery task of a step, or with `helper` of the `JOIN` or `FAIL` that goes with it.
 
-    The same message has the same id however often it is sent, and another one in another epoch.
+    A message keeps its id when it is delivered again. Each dispatch has ids of its own, so that a task which somebody
+    revoked can be sent anew.
 
     >>> task_id("0198", "pay", Direction.BACKWARD, 2)
     '0198:pay:undo:2'
     """
     if helper is not None:
-        return f"{saga_id}:{helper}:{step}:{epoch}"
-    return f"{saga_id}:{step}:{epoch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{epoch}"
+        return f"{saga_id}:{helper}:{step}:{dispatch}"
+    return f"{saga_id}:{step}:{dispatch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{dispatch}"
 
 
 class Canvas:
@@ -151,7 +152,7 @@ class Canvas:
             options["queue"] = step.queue
         kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
         helper = task if task in (JOIN, FAIL) else None
-        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.epoch, helper)
+        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.dispatch, helper)
         return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=id_, **options)
 
     # -- receiving ----------------------------------------------------------------------------------------------

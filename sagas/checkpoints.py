@@ -205,6 +205,7 @@ class SagaRecord:
     direction: Direction = Direction.FORWARD
     epoch: int = 1  #: messages of another epoch are stale
     revision: int = 1  #: +1 at every save; a save of another revision changes nothing
+    dispatches: int = 1  #: how often its messages were sent: by its start, by recovery, by operators
     stalls: int = 0  #: looks of recovery in a row that found nobody had begun the next step
     error: str | None = None  #: why it turned back, or is stuck
     created_at: datetime

@@ -23,6 +23,7 @@ class Plan:
     saga: Saga
     saga_id: str
     epoch: int
+    dispatch: int  #: +1 each time that what is left is sent anew
     direction: Direction
     stages: tuple[tuple[str, ...], ...] = ()
 
@@ -36,7 +37,7 @@ def plan(saga: Saga, record: SagaRecord) -> Plan:
     Steps that somebody is already at work on are left out of the first stage: whoever closes the stage goes on with
     the rest. When all of the first stage is at work, there is nothing to launch.
     """
-    nothing = Plan(saga, record.id, record.epoch, record.direction)
+    nothing = Plan(saga, record.id, record.epoch, record.dispatches, record.direction)
     if record.status in AT_REST:
         return nothing
     stages = saga.stages if record.direction is Direction.FORWARD else saga.stages[::-1]
@@ -51,7 +52,7 @@ def plan(saga: Saga, record: SagaRecord) -> Plan:
     if not first:
         return nothing
     later = [tuple(step.name for step in stage) for stage in left[1:]]
-    return Plan(saga, record.id, record.epoch, record.direction, (first, *later))
+    return Plan(saga, record.id, record.epoch, record.dispatches, record.direction, (first, *later))
 
 
 def settled(step: BoundStep, record: StepRecord, direction: Direction) -> bool:

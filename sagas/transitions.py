@@ -255,6 +255,9 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
         change = fail(saga, record, name, state.owner, record.direction, lost, now, timing)
     elif _is_ready(state, record.direction, now) and _is_turn_of(saga, record, step):
         change = _lose(saga, record, step, now, timing)
+    elif settled(step, state, record.direction) and (stage := _current(saga, record)) and _waiting(record, stage, now):
+        # It is done, and its task failed all the same: it could not send what comes next.
+        return _done(saga, record, Verdict.LAUNCH, now, timing)
     else:
         change = Change(record, Verdict.GO_AWAY)
     return _then_examine(saga, change, now, timing)
@@ -868,6 +871,7 @@ def _done(
     if verdict is Verdict.LAUNCH and (stage := _current(saga, record)) is not None:
         for state in _waiting(record, stage, now):
             record = record.with_step(replace(state, sent_at=now))
+        record = replace(record, dispatches=record.dispatches + 1)
     # It may be looked at too early, never too late. Where the time that is stored will do it stays: that spares the
     # database an index entry at every checkpoint.
     wake_at = _wake_at(saga, record, now, timing)

@@ -116,6 +116,7 @@ sagas = Table(
     Column("direction", String(8), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("dispatches", Integer, nullable=False, server_default="1"),
     Column("stalls", Integer, nullable=False),
     Column("error", LongText),
     Column("created_at", UtcDateTime, nullable=False),

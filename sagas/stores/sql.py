@@ -528,7 +528,7 @@ def _fields(record: type) -> tuple[str, ...]:
 _SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
 #: What a save can change.
 _MUTABLE_FIELDS = (
-    "status", "direction", "epoch", "revision", "stalls", "error", "updated_at", "ready_at", "wake_at",
+    "status", "direction", "epoch", "revision", "dispatches", "stalls", "error", "updated_at", "ready_at", "wake_at",
 )  # fmt: skip
 _STEP_FIELDS = _fields(StepRecord)
 _HISTORY_FIELDS = _fields(HistoryEntry)

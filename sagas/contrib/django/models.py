@@ -65,6 +65,7 @@ class Saga(_ReadOnly):
     direction = _name(8)
     epoch = models.IntegerField()
     revision = models.IntegerField()
+    dispatches = models.IntegerField()
     stalls = models.IntegerField()
     error = models.TextField(null=True)
     created_at = models.DateTimeField()

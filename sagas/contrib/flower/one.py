@@ -20,8 +20,8 @@ __all__ = ["EXPLAINED", "OneSaga", "Told", "look", "pretty", "tasks_of"]
 #: Letters of an input or a result that a page shows.
 _LONGEST = 20_000
 
-#: Epochs, the last ones, whose Celery tasks are looked for.
-_EPOCHS = 20
+#: Dispatches, the last ones, whose Celery tasks are looked for.
+_DISPATCHES = 20
 
 #: What each button does, for whoever is about to press it.
 EXPLAINED = {
@@ -92,11 +92,11 @@ def pretty(value: Any) -> str:
 
 def tasks_of(record: SagaRecord, step: str) -> Iterator[tuple[str, str]]:
     """Yield the ids of the Celery tasks that there may have been for a step, oldest first, each with what it is."""
-    for epoch in range(max(1, record.epoch - _EPOCHS + 1), record.epoch + 1):
+    for dispatch in range(max(1, record.dispatches - _DISPATCHES + 1), record.dispatches + 1):
         for direction, what in ((Direction.FORWARD, "action"), (Direction.BACKWARD, "undo")):
-            yield task_id(record.id, step, direction, epoch), f"{what}, epoch {epoch}"
+            yield task_id(record.id, step, direction, dispatch), f"{what}, dispatch {dispatch}"
         for helper in (JOIN, FAIL):
-            yield task_id(record.id, step, record.direction, epoch, helper), f"{helper}, epoch {epoch}"
+            yield task_id(record.id, step, record.direction, dispatch, helper), f"{helper}, dispatch {dispatch}"
 
 
 def _told(entries: Sequence[Entry], depth: int) -> Iterator[Told]:

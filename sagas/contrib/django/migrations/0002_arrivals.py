@@ -12,6 +12,7 @@ class Migration(migrations.Migration):
         migrations.SeparateDatabaseAndState(
             database_operations=[UpgradeTables("0008", before="0007")],
             state_operations=[
+                migrations.AddField("Saga", "dispatches", models.IntegerField(default=1), preserve_default=False),
                 migrations.AddField("Step", "sent_at", models.DateTimeField(null=True)),
                 migrations.CreateModel(
                     name="Arrival",

@@ -1,4 +1,4 @@
-"""How far the messages of each task have come, and when a step was sent a message of its own."""
+"""How far the messages of each task have come; how often a saga was dispatched, and when a step was sent a message."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Nullable and without a default: none of the databases rewrites the table for that.
+    # None of the databases rewrites a table for a column that is nullable, or has a constant default.
+    op.add_column("sagas_saga", sa.Column("dispatches", sa.Integer, nullable=False, server_default="1"))
     op.add_column("sagas_step", sa.Column("sent_at", UtcDateTime, nullable=True))
     op.create_table(
         "sagas_arrival",
@@ -26,3 +27,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("sagas_arrival")
     op.drop_column("sagas_step", "sent_at")
+    op.drop_column("sagas_saga", "dispatches")
