@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | table | eventsourcing | brokers`: what it costs, measured here."""
+"""`python -m benchmarks throughput | growth | backlog | table | eventsourcing | brokers`: what it costs here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contenders
+from benchmarks.backlog import backlog
 from benchmarks.brokers import brokers
 from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
@@ -36,6 +37,7 @@ def main() -> None:
     for name, help_ in (
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
+        ("backlog", "that nobody served for a while, and how recovery gets on with it"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
@@ -49,6 +51,8 @@ def main() -> None:
     commands.choices["throughput"].add_argument(
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
+    commands.choices["backlog"].add_argument("--sagas", type=int, default=10_000)
+    commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
@@ -68,6 +72,8 @@ def main() -> None:
         report = throughput(given.only, rounds, seconds, given.steps)
     elif given.command == "growth":
         report = growth(rounds, seconds)
+    elif given.command == "backlog":
+        report = backlog(given.sagas, rounds, given.away)
     elif given.command == "eventsourcing":
         report = eventsourcing(rounds, seconds)
     elif given.command == "brokers":
