@@ -30,8 +30,10 @@ from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
     DuplicateName,
+    PayloadUnreadable,
     SagaNotFound,
     StepFailed,
+    StoreRefused,
     StoreUnavailable,
 )
 from sagas.orchestrator import Claim, Next, Orchestrator
@@ -175,7 +177,7 @@ class Canvas:
             store_errors_even_if_ignored=False,
             serializer="json",
             max_retries=None,
-            throws=(StepFailed, DefinitionMissing),
+            throws=(StepFailed,),
             shared=False,
         )
         task.sagas_task = True
@@ -289,14 +291,14 @@ class Canvas:
     def _ask(self, task: Task, question: Any) -> Next:
         try:
             answer: Next = question()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreRefused) as error:
             if getattr(task.request, "sagas_handed", None) is not None:
                 # It was followed on with: there is no message that could be put off, and its claim is dead by now.
                 logger.warning("%s: recovery will take it up: %s", task.request.id, error)
                 raise Ignore from error
             raise task.retry(exc=error, countdown=_STORE_PAUSE) from error
-        except DefinitionMissing as error:
-            # Not a failure of the saga: a worker with the right code can bring it on.
+        except (DefinitionMissing, PayloadUnreadable) as error:
+            # Not a failure of the saga: a worker with the right code, or the right key, can bring it on.
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
             raise Ignore from error
         except SagaNotFound as error:

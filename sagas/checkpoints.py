@@ -9,7 +9,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "AT_REST",
@@ -23,6 +23,7 @@ __all__ = [
     "HistoryEntry",
     "SagaRecord",
     "SagaStatus",
+    "SagaSummary",
     "StepRecord",
     "StepStatus",
 ]
@@ -190,8 +191,8 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SagaRecord:
-    """One saga and all its steps, as last stored. Times are UTC."""
+class SagaSummary:
+    """A saga as lists show it: without its input, and without the results of its steps. Times are UTC."""
 
     id: str
     name: str
@@ -199,7 +200,6 @@ class SagaRecord:
     key: str  #: unique among the sagas of this name
     shape: str  #: the steps of the definition that it was started with
     correlation_id: str
-    input: str  #: JSON
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
@@ -215,17 +215,32 @@ class SagaRecord:
     wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)
 
+    @property
+    def trouble(self) -> str | None:
+        """What operators should know: why it is stuck, where it is, and else its error."""
+        stuck = [step for step in self.steps.values() if step.status is StepStatus.STUCK]
+        if self.status is not SagaStatus.STUCK or not stuck:
+            return self.error
+        return "; ".join(f"step {step.name!r} is stuck: {step.error}" for step in stuck)
+
     def step(self, name: str) -> StepRecord:
         """Return the step's record; a step that never began has an empty one."""
         return self.steps.get(name) or StepRecord(name=name)
 
-    def move(self, status: SagaStatus, **changes: Any) -> SagaRecord:
+    def move(self, status: SagaStatus, **changes: Any) -> Self:
         if status is not self.status and status not in SAGA_MOVES[self.status]:
             raise AssertionError(f"saga {self.name!r} ({self.id}) cannot go from {self.status} to {status}")
         return replace(self, status=status, **changes)
 
-    def with_step(self, step: StepRecord) -> SagaRecord:
+    def with_step(self, step: StepRecord) -> Self:
         return replace(self, steps={**self.steps, step.name: step})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaRecord(SagaSummary):
+    """One saga and all its steps, as last stored. Times are UTC."""
+
+    input: str  #: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

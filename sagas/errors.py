@@ -18,6 +18,7 @@
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
+    ├── StoreRefused             the database answered, and refused: a table, a right or a column is missing
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
     ├── StepFailed               a step failed for good; the saga turns back
@@ -68,6 +69,7 @@ __all__ = [
     "StartError",
     "StepFailed",
     "StepSignal",
+    "StoreRefused",
     "StoreUnavailable",
     "StreamConflict",
     "Terminal",
@@ -141,6 +143,13 @@ class WaitTimeout(SagaError, TimeoutError):
 
 class StoreUnavailable(SagaError):
     """The database did not answer or asked to be tried again."""
+
+
+class StoreRefused(SagaError):
+    """The database answered, and refused what was asked of it.
+
+    Trying again does not help: a table is missing, the role may not write, the transaction of the session has failed.
+    """
 
 
 class PayloadUnreadable(SagaError):

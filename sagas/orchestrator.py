@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import uuid_utils
 
 from sagas import transitions
-from sagas.checkpoints import Direction, SagaRecord, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
 from sagas.errors import (
     ConfigurationError,
@@ -39,6 +39,7 @@ from sagas.events.life import life
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.plan import Plan, plan
+from sagas.text import clean, describe, is_clean
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 from sagas.values import NO_TYPE, convert, dump, load
 
@@ -135,7 +136,7 @@ class Orchestrator:
             )
         self.sagas[key] = saga
 
-    def definition(self, record: SagaRecord, step: str | None = None) -> Saga:
+    def definition(self, record: SagaSummary, step: str | None = None) -> Saga:
         """Return the definition that a saga was started with.
 
         Raises `DefinitionMissing` where the running code has none, or one of other steps.
@@ -172,10 +173,14 @@ class Orchestrator:
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
         for what, value in (("key", key), ("correlation_id", correlation_id or saga_id)):
-            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip():
+            if not isinstance(value, str):
+                raise InvalidInput(
+                    f"saga {saga.name!r}: {what} must be a str, not {type(value).__name__}: {what}=str(...)"
+                )
+            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip() or not is_clean(value):
                 raise InvalidInput(
                     f"saga {saga.name!r}: {what} {value!r} must be a string of 1 to {_LONGEST_KEY} characters "
-                    "without white space around it"
+                    "without white space around it, NUL or lone surrogates"
                 )
         now = self.store.now()
         record = SagaRecord(
@@ -366,11 +371,13 @@ class Orchestrator:
     # -- people -------------------------------------------------------------------------------------------------
 
     def cancel(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        reason, by = _said(reason), _named(by)
         return self._change(
             saga_id, lambda saga, record, now: transitions.cancel(saga, record, reason, now, self.timing, by)
         )
 
     def resume(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        reason, by = _said(reason), _named(by)
         return self._change(
             saga_id, lambda saga, record, now: transitions.resume(saga, record, reason, now, self.timing, by)
         )
@@ -380,6 +387,7 @@ class Orchestrator:
     ) -> Next:
         if not reason.strip():
             raise NotAllowed(f"saga {saga_id}, step {step!r}: say why; it is kept with the saga")
+        reason, by = _said(reason), _named(by)
 
         def decide(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             text = None
@@ -509,7 +517,7 @@ class _Attempt:
         try:
             arguments = {name: self._value(source) for name, source in bound.sources.items()}
         except Exception as error:
-            raise Terminal(f"its arguments cannot be read from what is stored: {error}") from error
+            raise Terminal(f"its arguments cannot be read from what is stored: {describe(error)}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
             return None
@@ -577,15 +585,24 @@ class _Attempt:
         return self.session
 
 
+def _said(reason: str) -> str:
+    return clean(reason, _LONGEST_ERROR)
+
+
+def _named(by: str | None) -> str | None:
+    return None if by is None else clean(by, _LONGEST_KEY)
+
+
 def _failure(error: Exception) -> Failure:
     """Say how an attempt failed from what it raised."""
-    text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+    said = clean(describe(error), _LONGEST_ERROR)
+    text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:
         case Terminal():
-            return Failure(Outcome.TERMINAL, str(error)[:_LONGEST_ERROR] or text)
+            return Failure(Outcome.TERMINAL, said or text)
         case Retryable():
-            return Failure(Outcome.FAILED, str(error)[:_LONGEST_ERROR] or text, error.after)
+            return Failure(Outcome.FAILED, said or text, error.after)
         case UnserialisableResult() | _Fenced():
-            return Failure(Outcome.IN_DOUBT, str(error)[:_LONGEST_ERROR])
+            return Failure(Outcome.IN_DOUBT, said)
         case _:
             return Failure(Outcome.FAILED, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sagas.checkpoints import AT_REST, Direction, SagaRecord, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import BoundStep, Saga
 
 __all__ = ["Plan", "plan", "settled"]
@@ -31,7 +31,7 @@ class Plan:
         return bool(self.stages)
 
 
-def plan(saga: Saga, record: SagaRecord) -> Plan:
+def plan(saga: Saga, record: SagaSummary) -> Plan:
     """Decide what is left to do. Pure: the same record gives the same plan.
 
     Steps that somebody is already at work on are left out of the first stage: whoever closes the stage goes on with
@@ -65,5 +65,5 @@ def settled(step: BoundStep, record: StepRecord, direction: Direction) -> bool:
     return step.compensation is None or never_began or record.status not in _TO_UNDO
 
 
-def _unsettled(stage: tuple[BoundStep, ...], record: SagaRecord) -> list[BoundStep]:
+def _unsettled(stage: tuple[BoundStep, ...], record: SagaSummary) -> list[BoundStep]:
     return [step for step in stage if not settled(step, record.step(step.name), record.direction)]

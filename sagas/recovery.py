@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 
 from sagas.canvas import Canvas, task_name
 from sagas.checkpoints import SagaRecord
-from sagas.errors import DefinitionMissing, StoreUnavailable
+from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, StoreUnavailable
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.probes import Overdue, Queue
@@ -74,7 +74,8 @@ class Recovery:
     def sweep(self) -> int:
         """Look once. Returns how many sagas were sent a message.
 
-        Raises `StoreUnavailable` where the database does not answer, and what the broker raised where that does not.
+        Raises `StoreUnavailable` or `StoreRefused` where that is not due to one saga, and what the broker raised where
+        it takes no message at all.
         """
         look = _Look()
         for saga_id in self._orchestrator.store.due(_BATCH, _LEASE):
@@ -108,7 +109,7 @@ class Recovery:
                 while self.sweep() >= _BATCH and not self._stop.is_set():
                     pass
                 pause = self._interval
-            except (StoreUnavailable, *_BROKER_AWAY) as error:
+            except (StoreUnavailable, StoreRefused, *_BROKER_AWAY) as error:
                 pause = min(pause * 2, self._interval * _LONGEST_PAUSE)
                 logger.warning("recovery pauses for %.1f s: %r", pause, error)
             except Exception:
@@ -179,32 +180,31 @@ class Recovery:
     def _see_to(self, saga_id: str, do: Callable[[], None], look: _Look) -> None:
         try:
             do()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreRefused) as error:
             look.silent += 1
             if look.silent == _STORE_PATIENCE:
                 raise
             logger.warning("saga %s could not be looked at: %s", saga_id, error)
-        except DefinitionMissing as error:
+        except (DefinitionMissing, PayloadUnreadable) as error:
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            self._leave_alone(saga_id)
-        except Exception:
+            self._leave_alone(saga_id, str(error))
+        except Exception as error:
             logger.exception("saga %s could not be looked at", saga_id)
-            self._leave_alone(saga_id)
+            self._leave_alone(saga_id, f"{type(error).__name__}: {describe(error)}")
         else:
             look.silent = 0
             self._rests.pop(saga_id, None)
 
-    def _leave_alone(self, saga_id: str) -> None:
+    def _leave_alone(self, saga_id: str, why: str) -> None:
         """Look at a saga less and less often while nothing can be done about it, so that others get their turn."""
         if len(self._rests) >= _MOST_RESTS:
             self._rests.clear()
         rest = self._rests[saga_id] = min(2 * self._rests.get(saga_id, _FIRST_REST / 2), _LONGEST_REST)
         name = "unknown"
         try:
-            self._orchestrator.store.postpone(saga_id, rest)
-            name = self._orchestrator.store.load(saga_id).name
-        except Exception as error:  # noqa: BLE001 - it may be the very saga that cannot be read
-            logger.debug("saga %s: %r", saga_id, error)
+            name = self._orchestrator.store.postpone(saga_id, rest, clean(why)) or name
+        except (StoreUnavailable, StoreRefused) as error:
+            logger.warning("saga %s: %s", saga_id, error)
         self._tell_of_failure(name)
 
     def _tell_of_failure(self, name: str) -> None:

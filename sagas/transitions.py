@@ -163,9 +163,9 @@ def succeed(
         return _landed_late(saga, record, step, owner, result, now, timing)
     if state.owner != owner:
         if state.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
-            history = (
-                _entry(record, now, "landed late", step, f"an earlier attempt succeeded, with the result {result}"),
-            )
+            # The result is kept where results are, for its history is neither encrypted nor masked.
+            history = (_entry(record, now, "landed late", step, "an earlier attempt succeeded; its result is kept"),)
+            record = record.with_step(replace(state, result=result))
             return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "it came late", history)
         # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever
         # closed the stage has gone on.
@@ -463,7 +463,8 @@ def repair(
     forward = record.direction is Direction.FORWARD
     match how:
         case Repair.RETRY:
-            state = state.move(StepStatus.PENDING if forward else StepStatus.UNDOING, failures=0, lost=0, due_at=None)
+            back = StepStatus.PENDING if forward else StepStatus.UNDOING
+            state = state.move(back, failures=0, lost=0, due_at=None, error=None)
         case Repair.SKIP:
             state = state.move(StepStatus.SKIPPED, finished_at=now, result="null" if forward else state.result)
         case Repair.DONE:
@@ -471,7 +472,7 @@ def repair(
                 StepStatus.DONE if forward else StepStatus.UNDONE,
                 finished_at=now,
                 error=None,
-                result=(result or "null") if forward else state.result,
+                result=(result or state.result or "null") if forward else state.result,
             )
         case Repair.FAILED if forward and step.step.is_pivot:
             state = state.move(StepStatus.FAILED, finished_at=now)
@@ -487,8 +488,8 @@ def repair(
     if how is Repair.FAILED:
         change = _turn_back(saga, record, f"pivot {name!r} had no effect: {reason}", now, timing, by=by)
         return replace(change, history=history + change.history, dead_letters=letters)
-    back = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
-    record = record.move(back, stalls=0, ready_at=now, error=None if forward else record.error)
+    goes_on = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
+    record = record.move(goes_on, stalls=0, ready_at=now, error=None if forward else record.error)
     change = _settle(saga, record, now, timing)
     return replace(change, history=history + change.history, dead_letters=letters)
 
@@ -671,8 +672,10 @@ def _after_step(
 
 
 def _get_stuck(saga: Saga, record: SagaRecord, stage: tuple[BoundStep, ...], now: datetime, timing: Timing) -> Change:
-    record = record.move(SagaStatus.STUCK, error=_reason(record, stage))
-    history = (_entry(record, now, "stuck", None, record.error or ""),)
+    reason = _reason(record, stage)
+    # Backward, the error says why it turned back; that its compensation is stuck, the step says.
+    record = record.move(SagaStatus.STUCK, error=reason if record.direction is Direction.FORWARD else record.error)
+    history = (_entry(record, now, "stuck", None, reason),)
     return _done(saga, record, Verdict.GO_AWAY, now, timing, history=history)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -106,8 +106,13 @@ class MemoryStore:
             self._records[record.id] = replace(record, wake_at=now + timedelta(seconds=lease))
         return [record.id for record in due[:limit]]
 
-    def postpone(self, saga_id: str, seconds: float) -> None:
-        self._records[saga_id] = replace(self._records[saga_id], wake_at=self.now() + timedelta(seconds=seconds))
+    def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
+        if (record := self._records.get(saga_id)) is None:
+            return None
+        if record.wake_at is not None:
+            error = why if record.direction is Direction.FORWARD else record.error
+            self._records[saga_id] = replace(record, wake_at=self.now() + timedelta(seconds=seconds), error=error)
+        return record.name
 
     def arrived(self, task: str, sent_at: datetime) -> None:
         self._arrivals[task] = max(sent_at, self._arrivals.get(task, sent_at))

@@ -20,6 +20,7 @@ from sagas import (
     SagaRecord,
     Sagas,
     SagaStatus,
+    SagaSummary,
     SqlStore,
     Step,
     StepContext,
@@ -117,7 +118,7 @@ def start(session: Session) -> None:
     events.publish(session, OrderPlaced(order_id="1"), key="1")
 
 
-def any_sagas(sagas: Sagas) -> SagaRecord:
+def any_sagas(sagas: Sagas) -> SagaSummary:
     """A bare annotation takes the sagas of any store."""
     return Desk(sagas).act(Action.RETRY, "id", by="ann", reason="why")
 
