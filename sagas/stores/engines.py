@@ -110,7 +110,18 @@ def _limit_psycopg(engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def _(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-        return Limited.connect(*arguments, **options)
+        connection = Limited.connect(*arguments, **options)
+        if _is_pooled(connection):
+            connection.prepare_threshold = None  # a statement is prepared in one session, and the next may be another
+        return connection
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Tell whether a pooler, such as PgBouncer, stands between: it gives its own number in place of the server's."""
+    connection.autocommit = True
+    (served_by,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    connection.autocommit = False
+    return bool(served_by != connection.info.backend_pid)
 
 
 def teach_sqlite(engine: Engine) -> None:

@@ -21,7 +21,7 @@ Saga Step Parallel Pivot Retry StepContext Terminal Retryable
 Sagas SqlStore SagaHandle
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
-KeyReused SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreUnavailable StoreRefused
+KeyReused SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
 PayloadUnreadable UnserialisableResult StepFailed
 """.split()
 

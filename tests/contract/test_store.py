@@ -43,7 +43,7 @@ HOUR = timedelta(hours=1)
 DATABASES = ["sqlite", "postgres", "mariadb"]
 
 
-@pytest.fixture(scope="module", params=[*DATABASES, *(f"{name} encrypted" for name in DATABASES)])
+@pytest.fixture(scope="module", params=[*DATABASES, "pgbouncer", *(f"{name} encrypted" for name in DATABASES)])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
     """A database with the tables, one for all tests: migrating takes longer than they do."""
     database, _, encrypted = request.param.partition(" ")
@@ -485,7 +485,7 @@ def _other(value: Any, name: str) -> Any:
         return Direction.BACKWARD
     if isinstance(value, int):
         return value + 7
-    if isinstance(value, datetime) or name.endswith(("at", "_until", "deadline")):
+    if isinstance(value, datetime) or name in ("at", "deadline") or name.endswith(("_at", "_until")):
         return datetime(2031, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
     return f'"{name}"'
 
