@@ -6,6 +6,7 @@ happened against what the database says. What a step does wrong is asked for in 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -30,6 +31,13 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parent.parent
 #: What the history says when a step was given to somebody else, or tried again.
 TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
+#: What a step may raise that is no `Exception`.
+NO_EXCEPTIONS: Mapping[str, type[BaseException]] = {
+    kind.__name__: kind
+    for kind in (
+        asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt, type("MyOwn", (BaseException,), {}),
+    )
+}  # fmt: skip
 QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
 
 
@@ -58,6 +66,8 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             raise Terminal("refused")
         case "error":
             raise RuntimeError("broken")
+        case kind if kind in NO_EXCEPTIONS:
+            raise NO_EXCEPTIONS[kind]("broken")
         case "kill_before":
             _die()
         case "kill_worker":

@@ -44,7 +44,7 @@ class Commits:
         # Each with the savepoint that it was asked for in.
         self._before: list[tuple[object, Then]] = []
         self._after: list[tuple[object, Then]] = []
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._over = False  # it has committed, and what is to be called then is being called
         if isinstance(target, Session):
             event.listen(target, "before_commit", self._session_commits)
@@ -95,7 +95,7 @@ class Commits:
             raise self._failure  # a second commit must not leave out what failed in the first
         try:
             self._prepare()
-        except Exception as failure:
+        except BaseException as failure:
             self._failure = failure
             raise
 
