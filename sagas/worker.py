@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery, bootsteps, current_app, signals
 
+from sagas.errors import ConfigurationError
 from sagas.events import Events
 from sagas.events.consumer import InThread, Runner
 from sagas.events.inbox import Call, Outcome
@@ -32,6 +33,8 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         import sagas.control  # noqa: F401, PLC0415 - a worker has all of it loaded; others would take 0.1 s for it
 
         self._recovery: Recovery = parent.app.sagas.recovery
+        parent.app.sagas.check()
+        refuse_memory(parent)
         warn_of_ignored_limits(parent)
         warn_of_silence(parent.app)
         # Celery's time limits are for one task: with them each step is one.
@@ -46,6 +49,16 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._recovery.stop()
 
     terminate = stop
+
+
+def refuse_memory(worker: Any) -> None:
+    """Refuse a broker in the memory of one process for a pool of several: what a child sends reaches nobody."""
+    with worker.app.connection_for_write() as connection:
+        if connection.transport.driver_type == "memory" and _pool_of(worker) == "prefork":
+            raise ConfigurationError(
+                "the broker memory:// is within one process, and the prefork pool has several: start the worker with "
+                "--pool threads or solo, or use a real broker"
+            )
 
 
 def warn_of_ignored_limits(worker: Any) -> None:
