@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from celery import Celery
+from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
@@ -158,9 +158,10 @@ def make_app(
     timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
     follow_on: bool = True,
+    task_cls: str | None = None,
     **conf: Any,
 ) -> Celery:
-    app = Celery("rig", broker=broker, set_as_current=False)
+    app = Celery("rig", broker=broker, set_as_current=False, task_cls=task_cls)
     app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True, **conf)
     if broker.startswith("filesystem"):
         # kombu's own lets a reader find half a message.
@@ -199,6 +200,18 @@ def _break(app: Celery, task: str, how: str) -> None:
         return made
 
     canvas._signature = useless
+
+
+class Helpful(Task):  # type: ignore[misc]
+    """A base class that an app has for tasks of its own."""
+
+    autoretry_for = (Exception,)
+    max_retries = 5
+    acks_late = False
+    ignore_result = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
 
 
 def app_of(settings: Mapping[str, Any]) -> Celery:
