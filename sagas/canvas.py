@@ -147,8 +147,8 @@ class Canvas:
         except QueueNotFound as error:
             why = "Step(queue=...) names it" if step.queue is not None else f"task_routes send {name} there"
             raise ConfigurationError(
-                f"saga {saga.name!r}, step {step.name!r}: {error.args[0]}; {why}. Declare the queue in task_queues, name one "
-                "that is there, or leave task_create_missing_queues on"
+                f"saga {saga.name!r}, step {step.name!r}: {error.args[0]}; {why}. Declare the queue in task_queues, "
+                "name one that is there, or leave task_create_missing_queues on"
             ) from error
 
     # -- sending ------------------------------------------------------------------------------------------------

@@ -38,9 +38,8 @@ def ends_process(error: BaseException) -> bool:
     >>> ends_process(SystemExit(1)), ends_process(ValueError())
     (False, False)
     """
-    billiard = sys.modules.get("billiard.common")
-    if billiard is not None and billiard._should_have_exited[0]:  # noqa: SLF001 - older ones have no function for it
-        return True  # a pool's child was told to terminate: whatever comes out of it now is a consequence of that
+    if _is_told_to_end():
+        return True  # whatever comes out of it now is a consequence of that
     if isinstance(error, BaseExceptionGroup):
         return any(ends_process(leaf) for leaf in _leaves(error))
     return not isinstance(error, Exception) and (
@@ -52,10 +51,25 @@ def ends_process(error: BaseException) -> bool:
     )
 
 
+def _is_told_to_end() -> bool:
+    """Tell whether a signal has told this process to end at once, in the midst of the code that runs in this thread."""
+    if not _is_main_thread():
+        return False
+    billiard, worker = sys.modules.get("billiard.common"), sys.modules.get("celery.worker.state")
+    if billiard is not None and billiard._should_have_exited[0]:  # noqa: SLF001 - older ones have no function for it
+        return True  # a child of the prefork pool
+    # The solo pool, whose steps Celery's handler interrupts. A worker that is told to stop lets them end.
+    told = None if worker is None else worker.should_terminate  # an exit code, which may be 0
+    return told is not None and told is not False
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _handles_ctrl_c() -> bool:
     """Tell whether Ctrl-C would be a `KeyboardInterrupt` here. Workers ignore SIGINT, or handle it themselves."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return _is_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _is_one_of(error: BaseException, module: str, *names: str) -> bool:

@@ -15,7 +15,14 @@ from sagas.events.consumer import InThread, Runner
 from sagas.events.inbox import Call, Outcome
 from sagas.recovery import Recovery
 
-__all__ = ["EventsStep", "RecoveryStep", "warn_of_ignored_limits", "warn_of_silence"]
+__all__ = [
+    "EventsStep",
+    "RecoveryStep",
+    "refuse_memory",
+    "warn_of_eagerness",
+    "warn_of_ignored_limits",
+    "warn_of_silence",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +41,9 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
         self._recovery: Recovery = parent.app.sagas.recovery
         parent.app.sagas.check()
-        refuse_memory(parent)
+        if parent.app.sagas.orchestrator.sagas:
+            refuse_memory(parent)
+        warn_of_eagerness(parent.app)
         warn_of_ignored_limits(parent)
         warn_of_silence(parent.app)
         # Celery's time limits are for one task: with them each step is one.
@@ -71,6 +80,15 @@ def warn_of_ignored_limits(worker: Any) -> None:
             "%s: the %s pool ignores Celery's time limits. Use Step(timeout=...): it holds on every pool",
             ", ".join(ignored),
             pool,
+        )
+
+
+def warn_of_eagerness(app: Celery) -> None:
+    """Say so when nothing that is started would ever come to the worker."""
+    if app.conf.task_always_eager:
+        logger.warning(
+            "task_always_eager is on: sagas run where they are started, and those that this worker recovers in its "
+            "main process. It is for tests"
         )
 
 

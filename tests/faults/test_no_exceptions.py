@@ -44,22 +44,30 @@ def test_all_places_of_a_worker_at_once(make_rig: MakeRig, pool: str) -> None:
     rig.assert_done(rig.start("line"))
 
 
-@pytest.mark.parametrize("how", ["child", "cold"])
-def test_a_child_that_is_told_to_stop_has_not_failed(rig: Rig, how: str) -> None:
+@pytest.mark.parametrize(("pool", "how"), [
+    ("prefork", "child"), ("prefork", "cold"), ("prefork", "revoked"), ("gevent", "revoked"), ("gevent", "cold"),
+    ("solo", "cold"),
+])  # fmt: skip
+def test_a_worker_that_is_told_to_stop_has_not_failed(rig: Rig, pool: str, how: str) -> None:
     """The signal is an exception in the middle of the step. It is none of the step's: the step is tried elsewhere."""
-    worker = rig.worker(concurrency=1)
+    worker = rig.worker(pool=pool, concurrency=1)
     handle = rig.start("long", two="hang:1")
     rig.begun(handle, "two")
-    if how == "child":
-        (child,) = {e.pid for e in rig.ledger.of(handle.id, "begin") if e.step == "two"}
-        os.kill(child, signal.SIGTERM)
-    else:
-        assert worker.process is not None
-        worker.process.send_signal(signal.SIGQUIT)
-        wait_for(lambda: not worker.running, 20, "the worker has ended")
-        rig.worker()
+    assert worker.process is not None
+    match how:
+        case "child":
+            (child,) = {e.pid for e in rig.ledger.of(handle.id, "begin") if e.step == "two"}
+            os.kill(child, signal.SIGTERM)
+        case "revoked":  # the message that brought it here is that of the step before
+            rig.sagas.app.control.revoke(f"{handle.id}:one:1", terminate=True)
+            if pool == "gevent":  # Celery frees no place of this pool by that
+                rig.worker()
+        case "cold":
+            worker.process.send_signal(signal.SIGQUIT)
+            wait_for(lambda: not worker.running, 30, "the worker has ended")
+            rig.worker()
     rig.assert_done(handle)
-    said = [entry.what for entry in rig.sagas.store.history(handle.id)]
+    said = {entry.what: entry.detail for entry in rig.sagas.store.history(handle.id)}
     assert "lost" in said
     assert "step failed" not in said
     assert handle.record.steps["two"].failures == 0

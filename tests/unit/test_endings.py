@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import billiard.common
+import celery.worker.state
 import pytest
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from gevent import GreenletExit, Timeout
@@ -74,6 +75,12 @@ def test_a_child_that_was_told_to_terminate_ends_by_whatever_it_raises(monkeypat
     monkeypatch.setattr(billiard.common, "_should_have_exited", [True])
     assert ends_process(SystemExit(-241))
     assert ends_process(ValueError("in a finally on the way out"))
+
+
+@pytest.mark.parametrize(("told", "ends"), [(None, False), (False, False), (0, True), (True, True)])
+def test_a_worker_that_was_told_to_terminate_too(monkeypatch: pytest.MonkeyPatch, told: Any, ends: bool) -> None:
+    monkeypatch.setattr(celery.worker.state, "should_terminate", told)
+    assert ends_process(NotImplementedError("kill_job")) is ends
 
 
 def test_ctrl_c_is_told_from_an_interrupt_that_a_step_raises() -> None:
