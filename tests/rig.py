@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -148,6 +148,16 @@ def sagas() -> list[Saga]:
     return [line, full, waits, long, short, nobody, once, later]
 
 
+#: As long as brokers take it.
+LONG_QUEUE = "ä" * 127 + "q"
+
+
+def long_names() -> Saga:
+    names = ("ä" * 50, "b" * 100, "ü" * 50)
+    first, left, right = (_step(name, queue=LONG_QUEUE) for name in names)
+    return Saga("l" * 100, first, Parallel(left, right), _step("pivot", kind=Pivot, queue=LONG_QUEUE), input=Faults)
+
+
 def make_app(
     broker: str,
     database: str,
@@ -159,6 +169,7 @@ def make_app(
     broken: tuple[str, str] | None = None,
     follow_on: bool = True,
     task_cls: str | None = None,
+    more: Sequence[str] = (),
     **conf: Any,
 ) -> Celery:
     app = Celery("rig", broker=broker, set_as_current=False, task_cls=task_cls)
@@ -173,7 +184,8 @@ def make_app(
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
     store = SqlStore(database, timeout=timeout)
-    Sagas(app, store, sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
+    known = [*sagas(), *(globals()[name]() for name in more)]
+    Sagas(app, store, known, lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
     if broken:
         _break(app, *broken)
     return app
