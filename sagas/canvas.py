@@ -25,7 +25,7 @@ from celery.exceptions import Ignore, QueueNotFound, Retry
 
 from sagas.checkpoints import Direction, SagaStatus
 from sagas.definition import BoundStep, Saga
-from sagas.endings import meant
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -169,10 +169,10 @@ class Canvas:
         """Send a plan on its way, or leave that to recovery: what counts is stored."""
         try:
             self.launch(plan)
-        except Exception as error:
+        except BaseException as error:
             assert plan is not None
-            if self.app.conf.task_always_eager:
-                raise  # there is no recovery, and the caller is who wants to know
+            if self.app.conf.task_always_eager or ends_process(error):
+                raise  # in eager mode there is no recovery, and the caller is who wants to know
             logger.warning("saga %s (%s): recovery will launch it: %r", plan.saga.name, plan.saga_id, error)
 
     def render(self, plan: Plan) -> list[Signature]:
