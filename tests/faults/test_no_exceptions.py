@@ -107,3 +107,12 @@ def test_a_forged_report_does_not_end_a_claim(rig: Rig, pool: str) -> None:
     assert [e.attempt for e in rig.ledger.of(handle.id, "begin") if e.step == "two"] == [1]
     assert handle.status is SagaStatus.COMPLETED
     assert {entry.what for entry in rig.sagas.store.history(handle.id)} & {"lost", "step failed"} == set()
+
+
+def test_the_hard_limit_of_gevent_is_a_failed_attempt(rig: Rig) -> None:
+    """On this pool it is an exception in the step, as the soft limit is on prefork."""
+    rig.worker("--time-limit", "1", pool="gevent")
+    handle = rig.start("long", two="hang")
+    rig.assert_undone(handle)
+    assert (handle.error or "").startswith("step 'two' is in doubt: Timeout: 1")
+    rig.assert_done(rig.start("line"))
