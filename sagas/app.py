@@ -84,6 +84,7 @@ class Sagas(Generic[StoreT_co]):
                 "could not be one transaction: Events(..., engine=store.engine)"
             )
         check_app(app)
+        self._checked = False  # again, with the settings that were made since
         self.app = app
         self.store = store
         self.follow_on = follow_on
@@ -133,10 +134,24 @@ class Sagas(Generic[StoreT_co]):
         session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
+        self._check(saga)
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
         if next_.verdict is Verdict.LAUNCH:
             self._launch(next_, session)
         return SagaHandle(next_.record.id, self)
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` when this app, with the settings that it has now, cannot carry its sagas."""
+        check_app(self.app)
+        self.canvas.check_queues(self.orchestrator.sagas.values())
+
+    def _check(self, saga: Saga) -> None:
+        if self.orchestrator.sagas.get((saga.name, saga.version)) is not saga:
+            raise ConfigurationError(f"saga {saga.name!r} is not registered with this app: Sagas(app, store, [...])")
+        if not self._checked:
+            check_app(self.app)
+            self._checked = True
+        self.canvas.check_queues([saga])
 
     def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002
         """Start the newest version of the saga of this name. Raises `SagaNotFound` when there is none."""

@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
 from sagas.handle import SagaHandle
+from sagas.text import is_clean
 from sagas.values import NO_TYPE, check_type, field_names
 
 if TYPE_CHECKING:
@@ -27,7 +28,17 @@ __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 InputT = TypeVar("InputT", default=Any)
 
 _SAGA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
+#: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
 _STEP_NAME_LENGTH = 100
+
+#: In bytes, too. AMQP has no room for more.
+_QUEUE_NAME_LENGTH = 255
+
+#: The tasks `sagas.join` and `sagas.fail` are the library's own.
+_RESERVED = "sagas"
+
+#: In bytes, of the names of all steps in one line. MySQL's TEXT ends there, and without strict mode cuts in silence.
+_LONGEST_SHAPE = 65_535
 
 #: Stands for "the author said nothing", which before the pivot is an error.
 _UNSAID: Any = object()
@@ -154,11 +165,13 @@ class Step:
         queue: str | None = None,
         max_deliveries: int = 5,
     ) -> None:
-        if not name.isidentifier() or len(name) > _STEP_NAME_LENGTH:
+        if not name.isidentifier() or len(name.encode()) > _STEP_NAME_LENGTH:
             raise DefinitionError(
-                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} characters: "
-                "later steps ask for its result by a parameter of that name"
+                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} bytes in UTF-8: later "
+                "steps ask for its result by a parameter of that name, and brokers carry no long names"
             )
+        if queue is not None:
+            _check_queue_name(queue, f"step {name!r}")
         if max_deliveries < 1:
             raise DefinitionError(f"step {name!r}: max_deliveries={max_deliveries} would never run it; at least 1")
         self.name = name
@@ -266,6 +279,11 @@ class Saga(Generic[InputT]):
     ) -> None:
         if not _SAGA_NAME.fullmatch(name):
             raise DefinitionError(f"saga name {name!r} must match {_SAGA_NAME.pattern}")
+        if name == _RESERVED:
+            raise DefinitionError(
+                f"saga name {name!r} is taken: its steps could have the names of the library's own tasks, such as "
+                "sagas.join"
+            )
         if not stages:
             raise DefinitionError(f"saga {name!r} has no steps")
         self.name = name
@@ -278,6 +296,11 @@ class Saga(Generic[InputT]):
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
         #: The steps in one line; what must stay the same as long as sagas of this version are in flight.
         self.shape = " > ".join(" & ".join(_mark(step) for step in stage) for stage in self.stages)
+        if (size := len(self.shape.encode())) > _LONGEST_SHAPE:
+            raise DefinitionError(
+                f"saga {name!r}: the names of its {len(self.steps)} steps are {size:,} bytes in one line, and not "
+                f"every database keeps more than {_LONGEST_SHAPE:,}; shorten the names, or make it several sagas"
+            )
         self._launcher: _Launcher | None = None
 
     def __repr__(self) -> str:
@@ -423,6 +446,20 @@ class Saga(Generic[InputT]):
             return field_names(self.input)
         except (TypeError, NotImplementedError) as error:
             raise DefinitionError(f"saga {self.name!r}: the input type cannot be used: {error}") from error
+
+
+def _check_queue_name(queue: Any, where: str) -> None:
+    if not isinstance(queue, str):
+        raise DefinitionError(
+            f"{where}: queue={queue!r} must be a name; what else there is to say of the queue goes into task_queues"
+        )
+    if not queue or not is_clean(queue) or len(queue.encode()) > _QUEUE_NAME_LENGTH:
+        raise DefinitionError(
+            f"{where}: queue={queue!r} cannot be the name of a queue: brokers carry 1 to {_QUEUE_NAME_LENGTH} bytes of "
+            "UTF-8, without NUL"
+        )
+    if queue.startswith("amq."):
+        raise DefinitionError(f"{where}: queue={queue!r} cannot be declared: RabbitMQ keeps names with amq. for itself")
 
 
 def _mark(step: BoundStep) -> str:

@@ -223,7 +223,7 @@ class StepSignal(SagaError):
 
 
 class Terminal(StepSignal):
-    """It had no effect, and trying again would not help: compensate now.
+    """It had no effect, and trying again would not help: compensate now. A group of nothing but these counts as one.
 
     >>> raise Terminal("card declined")
     Traceback (most recent call last):
@@ -232,7 +232,7 @@ class Terminal(StepSignal):
 
 
 class Retryable(StepSignal):
-    """Try again as the step's `Retry` says; `after` (seconds) overrides the delay."""
+    """Try again as the step's `Retry` says; `after` (seconds) overrides the delay. Of a group, the longest does."""
 
     def __init__(self, message: str = "", *, after: float | None = None) -> None:
         super().__init__(message)

@@ -21,6 +21,7 @@ import uuid_utils
 from sagas import transitions
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -77,6 +78,7 @@ class Next:
     record: SagaRecord
     plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH; what is waited for, if it is OVERDUE
     claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
+    error: BaseException | None = None  #: what the attempt raised, if it failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +264,15 @@ class Orchestrator:
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
-            except Exception as error:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 resources.__exit__(type(error), error, error.__traceback__)
                 failure = _failure(error)
                 seen.end(failure.outcome.value, error)
                 if failure.outcome is not Outcome.TERMINAL:
                     logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
-                return self._record(attempt, owner, failure)
+                return replace(self._record(attempt, owner, failure), error=error)
             seen.end(SUCCEEDED)
             return self._record(attempt, owner, result, following)
 
@@ -593,8 +597,9 @@ def _named(by: str | None) -> str | None:
     return None if by is None else clean(by, _LONGEST_KEY)
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: BaseException) -> Failure:
     """Say how an attempt failed from what it raised."""
+    error = meant(error)
     said = clean(describe(error), _LONGEST_ERROR)
     text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:

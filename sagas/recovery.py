@@ -19,6 +19,7 @@ from kombu.exceptions import OperationalError
 
 from sagas.canvas import Canvas, task_name
 from sagas.checkpoints import SagaRecord
+from sagas.endings import ends_process
 from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, StoreUnavailable
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
@@ -112,7 +113,9 @@ class Recovery:
             except (StoreUnavailable, StoreRefused, *_BROKER_AWAY) as error:
                 pause = min(pause * 2, self._interval * _LONGEST_PAUSE)
                 logger.warning("recovery pauses for %.1f s: %r", pause, error)
-            except Exception:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 pause = min(pause * 2, self._interval * _LONGEST_PAUSE)
                 logger.exception("recovery failed and pauses for %.1f s", pause)
 

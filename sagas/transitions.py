@@ -243,16 +243,16 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
     """link_error fired for a step's task: look at the saga now instead of when recovery would.
 
     Where the step recorded its own failure, the saga turns back. Where it did not, Celery lost it: a hard time limit,
-    wrong arguments, a worker that died without redelivery.
+    wrong arguments, a worker that died without redelivery. It is only a hint, and may be late, doubled or forged: it
+    never ends a claim that is alive. Whoever died holding one loses it when its lease is over.
     """
     if (refusal := _stale(record, epoch)) is not None:
         return refusal
     step, state = saga.steps[name], record.step(name)
-    if state.owner is not None:
-        lost = Failure(
-            Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)"
-        )
-        change = fail(saga, record, name, state.owner, record.direction, lost, now, timing)
+    if state.held and not _is_dead(state, now):
+        return Change(record, Verdict.GO_AWAY, f"held by {state.owner} until {state.lease_until}")
+    if state.held:
+        change = _expire(saga, record, step, now, timing)
     elif _is_ready(state, record.direction, now) and _is_turn_of(saga, record, step):
         change = _lose(saga, record, step, now, timing)
     elif settled(step, state, record.direction) and (stage := _current(saga, record)) and _waiting(record, stage, now):

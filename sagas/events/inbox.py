@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     DefinitionError,
     InvalidMessage,
@@ -105,7 +106,7 @@ class Inbox:
         self._publish = publish
 
     def handle(self, call: Call) -> Outcome:
-        """Handle a delivery. Never raises: everything that can go wrong is an outcome."""
+        """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
         try:
             return Outcome(self._handle(call))
         except Retryable as error:
@@ -117,9 +118,10 @@ class Inbox:
         except DBAPIError as error:
             away = error.connection_invalidated or not self._answers()
             return Outcome(End.AWAY if away else End.FAILED, _told(error))
-        except Exception as error:
-            logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=True)
-            return Outcome(End.FAILED, _told(error))
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            return _failed(call, error)
 
     def _handle(self, call: Call) -> End:
         subscription = self._subscriptions[call.queue]
@@ -282,6 +284,15 @@ def _enter(connection: Connection, queue: str, envelope: Envelope) -> bool:
 
 def _suspect(statement: Any, queue: str, envelope: Envelope) -> Any:
     return statement.where(schema.suspects.c.queue == queue, schema.suspects.c.event_id == envelope.event_id)
+
+
+def _failed(call: Call, error: BaseException) -> Outcome:
+    """Say what came of a call whose handler raised what nothing else is made of."""
+    said = meant(error)
+    if isinstance(said, Terminal):
+        return Outcome(End.DEAD, _told(said))
+    logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
+    return Outcome(End.FAILED, _told(said), said.after if isinstance(said, Retryable) else None)
 
 
 def _told(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast, dataclass_transform
 
 import msgspec
 
+from sagas.endings import ends_process
 from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
 from sagas.values import check_type, decoder, encode
 
@@ -99,7 +100,9 @@ class MessageType:
         for step in range(version, self.version):
             try:
                 data = self.upcasters[step](data)
-            except Exception as error:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 raise InvalidMessage(
                     f"{self.kind} {self.name!r} version {step}: its upcaster failed: {type(error).__name__}: {error}"
                 ) from error

@@ -145,10 +145,13 @@ class World:
             case "fail":
 
                 def report(record: SagaRecord) -> Change:
-                    # Celery reports a task that it gave up, and then that one's worker is no longer at it.
-                    if record.step(message.name).owner in {f"w{a.number}" for a in self.actors}:
-                        return Change(record, Verdict.GO_AWAY)
-                    return transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+                    # It may be forged: the worker that it tells of may be at work.
+                    change = transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+                    held = record.step(message.name)
+                    alive = held.lease_until is not None and held.lease_until > self.now
+                    if alive and change.record.step(message.name).owner != held.owner:
+                        raise self.wrong(f"a report ended the living claim of {held.owner} at {message.name}")
+                    return change
 
                 change = yield from self._ask(report)
                 if change.verdict is Verdict.LAUNCH:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.entity import Queue
 
 from sagas import (
     ConfigurationError,
@@ -96,6 +97,19 @@ ok = Step("ok", nothing, compensation=None)
         (lambda: Saga("s"), DefinitionError, "no steps"),
         (lambda: Saga("1 s", ok), DefinitionError, "must match"),
         (lambda: Step("two words", nothing, compensation=None), DefinitionError, "Python identifier"),
+        (lambda: Step("a" * 101, nothing, compensation=None), DefinitionError, "at most 100 bytes"),
+        (lambda: Step("ä" * 51, nothing, compensation=None), DefinitionError, "at most 100 bytes"),
+        (lambda: Step("a", nothing, compensation=None, queue=""), DefinitionError, "cannot be the name of a queue"),
+        (lambda: Step("a", nothing, compensation=None, queue="ä" * 128), DefinitionError, "1 to 255 bytes"),
+        (lambda: Step("a", nothing, compensation=None, queue="a\0"), DefinitionError, "without NUL"),
+        (lambda: Step("a", nothing, compensation=None, queue="amq.steps"), DefinitionError, "for itself"),
+        (lambda: Step("a", nothing, compensation=None, queue=Queue("a")), DefinitionError, "must be a name"),  # type: ignore[arg-type]
+        (lambda: Saga("sagas", Step("join", nothing, compensation=None)), DefinitionError, "'sagas' is taken"),
+        (
+            lambda: Saga("long", *(Step(f"{'a' * 95}{n:05}", nothing, compensation=None) for n in range(640))),
+            DefinitionError,
+            "shorten the names",
+        ),
         (lambda: Step("x", nothing, compensation=None, timeout=0), DefinitionError, "more than zero"),
         (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run it"),
         (lambda: Retry(max_attempts=0), DefinitionError, "at least 1"),

@@ -178,6 +178,46 @@ def test_terminal_turns_back_and_undoes_in_reverse() -> None:
     assert game.ended() is SagaStatus.COMPENSATED
 
 
+def test_a_report_never_ends_a_living_claim() -> None:
+    """Who sends it may lie, or be mistaken. The lease decides."""
+    game = Game(LINE)
+    game.claim("a")
+    before = game.record
+    assert game.report("a") is Verdict.GO_AWAY
+    assert game.record is before
+    game.wait(TIMING.lease - 1)
+    assert game.report("a") is Verdict.GO_AWAY
+    assert game.record is before
+    assert game.succeed("a") is Verdict.CONTINUE
+
+
+def test_a_report_of_a_dead_claim_is_believed_at_once() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    game.wait(TIMING.lease + 1)
+    assert game.report("a") is Verdict.LAUNCH
+    assert (game.record.step("a").lost, game.record.step("a").failures) == (1, 0)
+
+
+def test_a_report_leaves_a_living_undo_and_a_living_sibling_alone() -> None:
+    game = Game(FULL)
+    game.do("a")
+    game.claim("l")
+    game.claim("r")
+    before = game.record
+    for name in ("l", "r"):
+        assert game.report(name) is Verdict.GO_AWAY
+    assert game.record is before
+    game.fail("l", Outcome.TERMINAL)
+    game.succeed("r")
+    game.sweep()
+    game.claim("r")
+    before = game.record
+    assert before.step("r").status is StepStatus.UNDOING
+    assert game.report("r") is Verdict.GO_AWAY
+    assert game.record is before
+
+
 def test_a_retry_is_due_later() -> None:
     game = Game(LINE)
     game.claim("a")
