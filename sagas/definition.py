@@ -101,7 +101,8 @@ class StepContext:
         """A SQLAlchemy session in the transaction that also checkpoints this step.
 
         What is written through it and the step's success commit together or not at all, so on the database that
-        holds the sagas an effect happens exactly once. Do not commit it: that is done when the step returns.
+        holds the sagas an effect happens exactly once. It commits when the step returns; `commit()` and `rollback()`
+        are refused. For a part that may fail, use a savepoint: `with step.session.begin_nested():`.
         """
         return self._open_session()
 

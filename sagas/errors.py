@@ -15,10 +15,12 @@
     ├── AmbiguousSaga            several sagas have what was given
     ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
     ├── NotAllowed               the saga's state forbids what was asked
+    │   └── TransactionMisuse      a handler, a step or a projection ends a transaction that is not its own to end
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
     ├── StoreRefused             the database answered, and refused: a table, a right or a column is missing
+    ├── TransactionLost          a transaction was undone by an error that was caught; nothing was committed
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
     ├── StepFailed               a step failed for good; the saga turns back
@@ -73,6 +75,8 @@ __all__ = [
     "StoreUnavailable",
     "StreamConflict",
     "Terminal",
+    "TransactionLost",
+    "TransactionMisuse",
     "UnboundParameter",
     "UnknownType",
     "UnknownVersion",
@@ -133,6 +137,10 @@ class NotAllowed(SagaError):
     """What was asked does not fit the state that the saga is in."""
 
 
+class TransactionMisuse(NotAllowed):
+    """A handler, a step or a projection commits or rolls back the transaction that it shares with the library."""
+
+
 class SagaNotCompleted(SagaError):
     """A result was asked of a saga that is not COMPLETED."""
 
@@ -150,6 +158,10 @@ class StoreRefused(SagaError):
 
     Trying again does not help: a table is missing, the role may not write, the transaction of the session has failed.
     """
+
+
+class TransactionLost(SagaError):
+    """The database undid a transaction after an error that the code in it caught. It was not committed; try again."""
 
 
 class PayloadUnreadable(SagaError):

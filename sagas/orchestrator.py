@@ -585,7 +585,9 @@ class _Attempt:
 
     def open_session(self) -> Session:
         if self.session is None:
-            self.session = self.resources.enter_context(self._orchestrator.store.transaction())
+            who = f"saga {self.saga.name!r}, step {self.name!r}"
+            limit = self.step.step.timeout + self._orchestrator.timing.lease
+            self.session = self.resources.enter_context(self._orchestrator.store.transaction(who, limit))
         return self.session
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,12 +124,13 @@ class Deadly:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         if self._moment == "before publishing" and once(self._flag):
             die()
-        self._broker.publish(messages)
+        unheard = self._broker.publish(messages)
         if self._moment == "after publishing" and once(self._flag):
             die()
+        return unheard
 
     def reader(self, queue: str) -> Reader:
         reader = self._broker.reader(queue)

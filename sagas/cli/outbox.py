@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,15 +18,35 @@ __all__ = ["outbox"]
 @AS_JSON
 @click.pass_context
 def outbox(context: click.Context, as_json: bool) -> None:
-    """Say how many messages wait to be sent, and for how many seconds the oldest has."""
+    """Say how many messages wait to be sent, for how many seconds the oldest has, and how many reached nobody."""
     if context.invoked_subcommand is not None:
         return
     events = context.obj.app.sagas.events
     try:
-        row = {"unsent": events.outbox_unsent(), "oldest_seconds": round(events.outbox_age(), 1)}
+        row = {
+            "unsent": events.outbox_unsent(),
+            "oldest_seconds": round(events.outbox_age(), 1),
+            "unheard": sum(events.outbox_unheard().values()),
+        }
     except SagaError as error:
         raise click.ClickException(str(error)) from error
     show([row], as_json=as_json)
+
+
+@outbox.command()
+@click.option("--type", "types", multiple=True, help="Of this type: orders.order.placed. Left out: all.")
+@click.pass_obj
+def resend(obj: Any, types: Sequence[str]) -> None:
+    """Send once more what reached nobody, once its subscribers' topology is applied.
+
+    It comes after what was published since: the order of its keys is lost.
+    """
+    events = obj.app.sagas.events
+    try:
+        count = events.resend(types or events.outbox_unheard())
+    except SagaError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{count} messages will be sent once more")
 
 
 @outbox.command()

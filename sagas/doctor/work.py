@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from sagas.app import Sagas
@@ -13,7 +13,7 @@ from sagas.events import Events
 from sagas.stores import SqlStore
 from sagas.stores.inspection import Backlog, backlog
 
-__all__ = ["check_backlog", "check_outbox", "examine", "examine_queues"]
+__all__ = ["check_backlog", "check_outbox", "check_unheard", "examine", "examine_queues"]
 
 #: An unfinished saga that is older is worth a look.
 _OLD = timedelta(days=1)
@@ -35,6 +35,7 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
             )
     if sagas.events is not None:
         yield from check_outbox(sagas.events.outbox_unsent(), sagas.events.outbox_age())
+        yield from check_unheard(sagas.events.outbox_unheard())
 
 
 def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
@@ -95,6 +96,18 @@ def check_outbox(unsent: int, age: float) -> Iterator[Finding]:
             f"{unsent} messages wait in the outbox, the oldest for {age:.0f} s: no relay sends them, or its broker is "
             "away",
             "a worker has a relay, or start one: celery -A yourapp sagas events relay",
+        )
+
+
+def check_unheard(unheard: Mapping[str, int]) -> Iterator[Finding]:
+    """Look at the messages that were sent while nobody listened to their type."""
+    if unheard:
+        told = ", ".join(f"{name} ({count})" for name, count in sorted(unheard.items()))
+        yield warning(
+            "events-unheard",
+            f"{sum(unheard.values())} messages were sent and reached nobody; no queue is bound to their type: {told}",
+            "apply the topology of their subscribers, then: celery -A yourapp sagas events outbox resend --type ...; "
+            "without subscribers to come, let outbox purge forget them",
         )
 
 

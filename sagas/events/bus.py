@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
+from sagas.events.bindings import Bindings, Difference
 from sagas.events.breakers import Breakers
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
@@ -88,8 +89,11 @@ class Events:
         self._window = window
         self._concurrency = concurrency
         queues = {subscription.queue: subscription for subscription in self.subscriptions}
-        self._letters = DeadLetters(engine, queues)
-        self._inbox = Inbox(engine, queues, self._letters, self._emit, self.observers)
+        renamed = {old: queue for queue, subscription in queues.items() for old in subscription.was}
+        versions = {queue: () if s.is_for_commands else tuple(s.handlers) for queue, s in queues.items()}
+        self._letters = DeadLetters(engine, queues, renamed)
+        self._bindings = Bindings(engine, broker, self.topology, versions, self.services, renamed)
+        self._inbox = Inbox(engine, queues, self._letters, self._bindings, self._emit, self.observers)
         self.relay = Relay(
             engine,
             broker,
@@ -288,6 +292,17 @@ class Events:
         """Return how many messages wait for a relay."""
         return outbox.unsent(self.engine)
 
+    def outbox_unheard(self) -> Mapping[str, int]:
+        """Return how many messages of each type were sent and reached nobody: no queue was bound to their type."""
+        return outbox.unheard(self.engine)
+
+    def resend(self, types: Iterable[str]) -> int:
+        """Have messages sent once more that reached nobody, once there is somebody. Returns how many.
+
+        They come after what was published since: the order of their keys is lost. `types`: their names.
+        """
+        return outbox.resend(self.engine, list(types))
+
     def purge(self, older: timedelta) -> int:
         """Forget what was sent, handled, or resolved, longer ago than that. Returns how many rows were deleted.
 
@@ -298,17 +313,34 @@ class Events:
     # -- consuming ----------------------------------------------------------------------------------------------
 
     def topology(self) -> Topology:
-        """Return the queues that the services read, and what comes in each."""
-        queues = (Queue(s.queue, () if s.is_for_commands else tuple(sorted(s.handlers))) for s in self.subscriptions)
+        """Return the queues that the services read, and what comes in each: every version of a type."""
+        queues = (Queue(s.queue, () if s.is_for_commands else s.topics) for s in self.subscriptions)
         return Topology(self.exchange, tuple(queues))
 
-    def apply_topology(self) -> Sequence[str]:
+    def apply_topology(
+        self, *, delete: bool = False, others: Iterable[str] = (), discard: bool = False
+    ) -> Sequence[str]:
         """Make what is missing of the topology at the broker; say what was made. Do it before the first message.
 
         Consumers also do it when they start. An event that is sent before its subscriber's queue is there is not kept
-        for it. Raises `BrokerUnavailable`.
+        for it. What is in a queue that has another name now (`was=`) is moved.
+
+        `delete`: also take away what `topology_difference` tells: bindings, and queues that hold nothing. `others`:
+        queues of services that this code does not declare, which go too. `discard`: with what they hold.
+        Raises `BrokerUnavailable`, `StoreUnavailable`.
         """
-        return self.broker.declare(self.topology())
+        made = self._bindings.declare()
+        self._letters.follow()
+        if delete:
+            made += self._bindings.remove(others=frozenset(others), discard=discard)
+        return made
+
+    def topology_difference(self) -> Sequence[Difference]:
+        """Return what is missing at the broker, and what was declared there once and no longer is.
+
+        Raises `StoreUnavailable`.
+        """
+        return self._bindings.difference()
 
     def handle(self, call: Call) -> Outcome:
         """Handle a delivery in this process. For those who run consumers; it never raises."""

@@ -45,6 +45,9 @@ _IDLE, _BUSY = 1.0, 0.02
 #: What observers are told when a dead letter is filed; it comes after how the delivery ended.
 BURIED = "buried"
 
+#: Messages that are held at once, at most, where those of failing keys fill the window.
+_MOST_HELD = 2_000
+
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
 
@@ -135,7 +138,7 @@ class Consumer:
     the subscription's `Retry` says; the others of its key wait for it, the rest do not.
 
     `declare`: makes the topology at the broker; called before the queue is read, and after an error.
-    `window`: how many messages are held at once. `concurrency`: how many of them may run at once.
+    `window`: how many messages are held at once, if any of them can be begun. `concurrency`: how many may run at once.
     `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
         be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
     `alone`: held while a message runs that was given out before. One that kills its process must not take others with
@@ -244,12 +247,22 @@ class Consumer:
         now = time.monotonic()
         if now < self._resume_at:  # the breaker is open
             return
-        held = self._lanes.jobs()
-        wait = self._next_due(now)
-        if len(held) >= self._window:
+        wait, room = self._next_due(now), self._room()
+        if room <= 0:
             self._wait(wait)
         elif self._ended.empty():
-            self._receive(self._window - len(held), wait)
+            self._receive(room, wait)
+
+    def _room(self) -> int:
+        """Return how many more messages to ask for.
+
+        More than the window only where nothing that is held can be begun: else the messages of one key, whose first
+        fails again and again, would keep those of all the others out.
+        """
+        held = len(self._lanes.jobs())
+        if held < self._window or self.running >= self._concurrency:
+            return self._window - held
+        return min(self._window, _MOST_HELD - held)
 
     def _next_due(self, now: float) -> float:
         if self.running:
@@ -388,7 +401,7 @@ class Consumer:
             self._lanes.remove(job)  # the broker gives it out again, and the inbox knows if it was handled
             return
         match outcome.end:
-            case End.HANDLED | End.SKIPPED | End.PARKED:
+            case End.HANDLED | End.SKIPPED | End.UNSUBSCRIBED | End.PARKED:
                 if outcome.end is End.HANDLED:
                     self._breaker.succeeded()
                 self._done(job)

@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -85,12 +85,20 @@ class DeadLetters:
     """The dead letters of one database.
 
     `tracked`: the queues that are consumed against this database. A dead letter of one of these is resolved when its
-    message has been handled; any other, when it is sent again.
+    message has been handled; any other, when it is sent again. `renamed`: old names of some of them, with the new.
     """
 
-    def __init__(self, engine: Engine, tracked: Collection[str]) -> None:
+    def __init__(self, engine: Engine, tracked: Collection[str], renamed: Mapping[str, str] | None = None) -> None:
         self._engine = engine
         self._tracked = frozenset(tracked)
+        self._renamed = dict(renamed or {})
+
+    def follow(self) -> None:
+        """Let the open dead letters of queues that have another name now be those of that."""
+        for old, new in self._renamed.items():
+            theirs = _TABLE.queue == old, _TABLE.resolved_at.is_(None)
+            with translated(self._engine), self._engine.begin() as connection:
+                connection.execute(update(schema.event_dead_letters).where(*theirs).values(queue=new))
 
     # -- filing -------------------------------------------------------------------------------------------------
 
@@ -115,10 +123,12 @@ class DeadLetters:
         """Do as `file`, in a transaction of the caller's. `behind`: the dead letter that it is parked behind."""
         suspect = schema.suspects.c
         connection.execute(delete(schema.suspects).where(suspect.queue == queue, suspect.event_id == envelope.event_id))
-        open_ = select(_TABLE.id, _TABLE.attempts).where(
+        open_ = select(_TABLE.id, _TABLE.attempts, _TABLE.body).where(
             _TABLE.event_id == envelope.event_id, _TABLE.queue == queue, _TABLE.resolved_at.is_(None)
         )
-        known = connection.execute(open_.with_for_update()).first()
+        # Of another source, or with other content, it is another message.
+        rows = connection.execute(open_.with_for_update()).all()
+        known = next((row for row in rows if envelope.is_same(Envelope.decode(row.body))), None)
         if known is not None:
             again = update(schema.event_dead_letters).where(_TABLE.id == known.id)
             connection.execute(
@@ -232,8 +242,14 @@ class DeadLetters:
 
         `rate`: at most so many a second. `dry_run`: only say what would be sent.
         Of an ordered queue the first of a key is sent; what is parked behind it follows as each is handled.
-        What is no envelope is left out: it can only be discarded.
+        What is no envelope is left out: it can only be discarded. Raises `NotAllowed` for those of a queue that nobody
+        is known to read; nothing is sent then.
         """
+        letters = [replace(letter, queue=self._renamed.get(letter.queue, letter.queue)) for letter in letters]
+        for letter in letters:
+            self._check_read(letter)
+        if not dry_run:
+            self.follow()
         sent: list[DeadLetter] = []
         for letter in letters:
             if not letter.event_id or letter.resolved_at is not None or self._parked(letter):
@@ -247,6 +263,21 @@ class DeadLetters:
                     self._send(connection, letter, reason=reason, by=by)
             sent.append(letter)
         return sent
+
+    def _check_read(self, letter: DeadLetter) -> None:
+        if letter.queue in self._tracked or not (letter.queue and letter.event_id) or letter.resolved_at is not None:
+            return
+        service, _, purpose = letter.queue.partition(".")
+        if Envelope.decode(letter.body).kind is Kind.COMMAND and not any(
+            queue.startswith(f"{service}.") for queue in self._tracked
+        ):
+            return  # the receiver is elsewhere; where there is no queue for it, it comes back as a dead letter
+        raise NotAllowed(
+            f"dead letter {letter.id}: it is of the queue {letter.queue!r}, which is none of those that are read here: "
+            f"{', '.join(sorted(self._tracked)) or 'none'}. If its handler or service has another name now, say so "
+            f"with was=[{purpose!r}] at @service.on, or Service(..., was=[{service!r}]); if other code reads it, "
+            "replay it with that; else discard it"
+        )
 
     def discard(self, letters: Iterable[DeadLetter], *, reason: str, by: str | None = None) -> list[DeadLetter]:
         """Decide that messages will not be handled. Returns those that were open.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
@@ -142,6 +143,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         """The types of the messages that led to this one, oldest first."""
         path: list[str] = self.metadata.get("path", [])
         return path
+
+    def is_same(self, other: Envelope) -> bool:
+        """Tell whether the other is this message, though perhaps with other metadata."""
+        return (self.source, self.event_id, self.digest) == (other.source, other.event_id, other.digest)
+
+    @property
+    def digest(self) -> str:
+        """What its content comes to. Another content gives another."""
+        return hashlib.sha256(f"{self.event_type} {self.version} ".encode() + bytes(self.data)).hexdigest()
 
     def headers(self) -> dict[str, str]:
         """What a broker's own headers repeat, so that a message can be routed and traced unread."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -25,15 +25,19 @@ from sagas.errors import (
     Retryable,
     StoreUnavailable,
     Terminal,
+    TransactionMisuse,
     UnknownVersion,
 )
+from sagas.events.bindings import Bindings
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import CURRENT, Envelope
 from sagas.events.leases import is_mine
+from sagas.events.messages import any_version
 from sagas.events.services import Handler, HandlerContext, Subscription
 from sagas.observers import Handling, Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
+from sagas.stores.transactions import Lent, begun
 
 __all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
 
@@ -46,7 +50,7 @@ HANDLING: ContextVar[Handler | None] = ContextVar("sagas_current_handler", defau
 MOST_BEGUN = 5
 
 #: What trying again cannot mend, other than by other code.
-_HOPELESS = (Terminal, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler)
+_HOPELESS = (Terminal, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler, TransactionMisuse)
 
 #: Rows that are deleted at once.
 _BATCH = 1000
@@ -57,6 +61,7 @@ class End(enum.StrEnum):
 
     HANDLED = "handled"
     SKIPPED = "skipped"  #: it had been handled before, or was discarded
+    UNSUBSCRIBED = "unsubscribed"  #: it is of a type that the queue was unbound from
     PARKED = "parked"  #: behind a dead letter of its key
     FAILED = "failed"  #: try again
     DEAD = "dead"  #: trying again is no use
@@ -96,6 +101,7 @@ class Inbox:
         engine: Engine,
         subscriptions: Mapping[str, Subscription],
         dead_letters: DeadLetters,
+        bindings: Bindings,
         publish: Callable[..., Envelope],
         observers: Observers,
     ) -> None:
@@ -103,7 +109,9 @@ class Inbox:
         self._engine = engine
         self._subscriptions = subscriptions
         self._dead_letters = dead_letters
+        self._bindings = bindings
         self._publish = publish
+        self._unsubscribed: set[tuple[str, str]] = set()  # what was logged
 
     def handle(self, call: Call) -> Outcome:
         """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
@@ -126,6 +134,8 @@ class Inbox:
     def _handle(self, call: Call) -> End:
         subscription = self._subscriptions[call.queue]
         envelope = Envelope.decode(call.body)
+        if self._is_unsubscribed(subscription, envelope):
+            return End.UNSUBSCRIBED
         handler = _handler(subscription, envelope)
         seen = Handling(
             queue=call.queue,
@@ -139,6 +149,19 @@ class Inbox:
             end = self._handle_once(call, subscription, envelope, handler)
             seen.outcome = end.value
             return end
+
+    def _is_unsubscribed(self, subscription: Subscription, envelope: Envelope) -> bool:
+        """Tell whether a message is of a type that its queue was unbound from. Only a person decides that."""
+        queue, name = subscription.queue, envelope.event_type
+        if any(name in declared.names for handler in subscription.handlers.values() for declared in handler.handles):
+            return False
+        with reading(self._engine) as connection:
+            if not self._bindings.is_removed(connection, queue, name):
+                return False
+        if (queue, name) not in self._unsubscribed:
+            self._unsubscribed.add((queue, name))
+            logger.warning("%s: passes over %s, which it was unsubscribed from; this is said once", queue, name)
+        return True
 
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
@@ -157,9 +180,14 @@ class Inbox:
                     self._park(connection, call.queue, envelope, first.id)
                     session.commit()
                     return End.PARKED
-            if not _enter(connection, call.queue, envelope):
+            entered_at = _enter(connection, call.queue, envelope)
+            for old in subscription.was if entered_at else ():  # as code does that knows it by an old name
+                entered_at = entered_at and _enter(connection, old, envelope)
+            if entered_at is None:
                 session.rollback()
-                self._settle(session.connection(), call, envelope)
+                connection = session.connection()
+                _check_same(connection, call.queue, envelope)
+                self._settle(connection, call, envelope)
                 session.commit()
                 return End.SKIPPED
             message = envelope.open(_declared(handler, envelope))
@@ -170,15 +198,35 @@ class Inbox:
                 session=session,
                 _publish=self._publish,
             )
-            with _running(envelope, handler):
-                handler(message, context)
-            connection = session.connection()
-            self._settle(connection, call, envelope)
-            if call.owner is not None and not is_mine(connection, call.queue, call.owner):
-                return End.LOST  # somebody else reads the queue now, and may have come further
-            with translated(self._engine):
-                session.commit()
+            with Lent(session, self._engine, f"handler {call.queue!r}") as lent:
+                lent.hold(connection)
+                try:
+                    with _running(envelope, handler):
+                        handler(message, context)
+                    with translated(self._engine):
+                        lent.verify()
+                    self._settle(connection, call, envelope)
+                    if call.owner is not None and not is_mine(connection, call.queue, call.owner):
+                        return End.LOST  # somebody else reads the queue now, and may have come further
+                    with translated(self._engine):
+                        lent.commit()
+                except Exception as error:
+                    if not lent.is_whole() and self._take_out(lent, call, envelope, entered_at):
+                        raise TransactionMisuse(
+                            f"handler {call.queue!r}: a statement in it, a procedure or DDL, committed its "
+                            "transaction. What it wrote before that is there, what came after is not. Mend it, see "
+                            "what is to be undone, and replay it"
+                        ) from error
+                    raise
             return End.HANDLED
+
+    def _take_out(self, lent: Lent, call: Call, envelope: Envelope, entered_at: datetime) -> bool:
+        """Take a message out of the inbox that was committed there before it was handled; tell whether it was."""
+        lent.take_back()
+        lent.session.rollback()
+        mine = delete(schema.inbox).where(*_entry(call.queue, envelope), schema.inbox.c.handled_at == entered_at)
+        with translated(self._engine), begun(self._engine) as connection:
+            return connection.execute(mine).rowcount == 1
 
     def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
         """Close what is open about a message that is handled."""
@@ -193,14 +241,14 @@ class Inbox:
 
     def _begin_again(self, queue: str, envelope: Envelope) -> bool:
         """Count that a message is begun which was given out before; tell whether it may be."""
-        with translated(self._engine), self._engine.begin() as connection:
+        with translated(self._engine), begun(self._engine) as connection:
             table = schema.suspects
             more = _suspect(update(table), queue, envelope).values(begun=table.c.begun + 1, seen_at=datetime.now(UTC))
             if connection.execute(more).rowcount == 0:
                 row = {"queue": queue, "event_id": envelope.event_id, "begun": 1, "seen_at": datetime.now(UTC)}
                 connection.execute(insert(table), row)
-            begun: int = connection.execute(_suspect(select(table.c.begun), queue, envelope)).scalar_one()
-        return begun <= MOST_BEGUN
+            times: int = connection.execute(_suspect(select(table.c.begun), queue, envelope)).scalar_one()
+        return times <= MOST_BEGUN
 
     def _answers(self) -> bool:
         try:
@@ -214,13 +262,16 @@ class Inbox:
         """Forget what was handled longer ago than that. Returns how much. Each thousand is a transaction."""
         before, total = datetime.now(UTC) - older, 0
         for table, moment in ((schema.inbox, schema.inbox.c.handled_at), (schema.suspects, schema.suspects.c.seen_at)):
-            key = (table.c.queue, table.c.event_id)
+            key = tuple(table.primary_key)
             found = select(*key).where(moment < before).order_by(moment).limit(_BATCH)
-            gone = delete(table).where(key[0] == bindparam("q"), key[1] == bindparam("e"))
+            gone = delete(table).where(*(column == bindparam(f"key_{column.name}") for column in key))
             count = _BATCH
             while count == _BATCH:
-                with translated(self._engine), self._engine.begin() as connection:
-                    rows = [{"q": queue, "e": event_id} for queue, event_id in connection.execute(found)]
+                with translated(self._engine), begun(self._engine) as connection:
+                    rows = [
+                        {f"key_{name}": value for name, value in row.items()}
+                        for row in connection.execute(found).mappings()
+                    ]
                     if rows:
                         connection.execute(gone, rows)
                 count = len(rows)
@@ -243,14 +294,17 @@ def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
     if handler is not None:
         return handler
     known = sorted(subscription.handlers)
+    unsubscribe = ""
+    if any_version(envelope.event_type) not in subscription.topics:
+        unsubscribe = ". If it is no longer wanted, unbind it: celery -A yourapp sagas events topology apply --delete"
     raise NoHandler(
         f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code that has "
-        "one, or an upcaster, then replay it"
+        f"one, or an upcaster, then replay it{unsubscribe}"
     )
 
 
 def _declared(handler: Handler, envelope: Envelope) -> Any:
-    return next(declared for declared in handler.handles if declared.name == envelope.event_type)
+    return next(declared for declared in handler.handles if envelope.event_type in declared.names)
 
 
 _ENTER: Mapping[str, Any] = {
@@ -259,8 +313,12 @@ _ENTER: Mapping[str, Any] = {
 }
 
 
-def _enter(connection: Connection, queue: str, envelope: Envelope) -> bool:
-    """Write down that a message is handled; tell whether it had not been. Waits for whoever handles it meanwhile."""
+def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime | None:
+    """Write down that a message is handled; return when, or None when it had been.
+
+    Waits for whoever handles it meanwhile.
+    """
+    now = datetime.now(UTC)
     row = {
         "queue": queue,
         "event_id": envelope.event_id,
@@ -269,17 +327,34 @@ def _enter(connection: Connection, queue: str, envelope: Envelope) -> bool:
         "source": envelope.source,
         "correlation_id": envelope.correlation_id,
         "causation_id": envelope.causation_id,
-        "handled_at": datetime.now(UTC),
+        "digest": envelope.digest,
+        "handled_at": now,
     }
     statement = _ENTER.get(connection.dialect.name)
     if statement is not None:
-        return connection.execute(statement, row).rowcount == 1
+        return now if connection.execute(statement, row).rowcount == 1 else None
     try:
         # MySQL can only ignore a conflict together with everything else that is wrong with a row.
         connection.execute(insert(schema.inbox), row)
     except IntegrityError:
-        return False
-    return True
+        return None
+    return now
+
+
+def _check_same(connection: Connection, queue: str, envelope: Envelope) -> None:
+    """Raise `InvalidMessage` for a message that has the id of another one of its source."""
+    handled = connection.execute(select(schema.inbox.c.digest).where(*_entry(queue, envelope))).scalar()
+    if handled is not None and handled != envelope.digest:
+        raise InvalidMessage(
+            f"{envelope.source!r} has sent another message with the id {envelope.event_id!r}, which {queue} has "
+            "handled already; this one has other content. Each message needs its own id: mend the publisher, and "
+            "publish it with a new one"
+        )
+
+
+def _entry(queue: str, envelope: Envelope) -> tuple[ColumnElement[bool], ...]:
+    table = schema.inbox.c
+    return table.queue == queue, table.source == envelope.source, table.event_id == envelope.event_id
 
 
 def _suspect(statement: Any, queue: str, envelope: Envelope) -> Any:

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sagas.stores import schema
 from sagas.stores.engines import database_now, translated
+from sagas.stores.transactions import begun
 
 __all__ = ["is_mine", "release", "take"]
 
@@ -19,7 +20,7 @@ def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
     """Take the lease of a queue for so long, or renew it; tell whether it is ours. Raises `StoreUnavailable`."""
     with translated(engine):
         try:
-            with engine.begin() as connection:
+            with begun(engine) as connection:
                 now = connection.execute(select(database_now(engine.dialect.name))).scalar_one()
                 until = now + timedelta(seconds=seconds)
                 free = (_TABLE.c.owner == owner) | (_TABLE.c.lease_until < now)
@@ -36,7 +37,7 @@ def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
 
 def release(engine: Engine, queue: str, owner: str) -> None:
     """Let others read the queue at once."""
-    with translated(engine), engine.begin() as connection:
+    with translated(engine), begun(engine) as connection:
         connection.execute(delete(_TABLE).where(_TABLE.c.queue == queue, _TABLE.c.owner == owner))
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session, scoped_session
 
 from sagas.endings import ends_process
 from sagas.errors import DefinitionError, DuplicateName, EventError, HandlersFailed, NoHandler
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.services import parameters
-from sagas.stores.commits import Commits
+from sagas.stores.commits import Commits, own_session
 from sagas.text import describe
 
 __all__ = ["LocalBus"]
@@ -139,9 +141,10 @@ class LocalBus:
 
     # -- carrying -------------------------------------------------------------------------------------------------
 
-    def publish(self, event: Any, session: Session | None = None) -> None:
+    def publish(self, event: Any, session: Session | scoped_session[Any] | Connection | None = None) -> None:
         """Tell everybody who subscribed. Nobody need have.
 
+        `session`: the transaction that it is a part of. Of a connection, handlers get a session on it.
         Raises `HandlersFailed` when inline handlers failed (without a session: those before the commit too),
         `DefinitionError` for what is no event.
         """
@@ -153,15 +156,16 @@ class LocalBus:
             _call(event, None, [*listeners.inline, *listeners.before_commit])
             _call_and_log(event, listeners.after_commit)
             return
+        own = own_session(session)
         if listeners.before_commit or listeners.after_commit:
-            commits = Commits.of(session)
+            commits = Commits.of(own)
             if listeners.before_commit:
-                commits.before(lambda: _call(event, session, listeners.before_commit))
+                commits.before(lambda: _call(event, own, listeners.before_commit))
             if listeners.after_commit:
                 commits.after(lambda: _call_and_log(event, listeners.after_commit))
-        _call(event, session, listeners.inline)
+        _call(event, own, listeners.inline)
 
-    def send(self, command: Any, session: Session | None = None) -> Any:
+    def send(self, command: Any, session: Session | scoped_session[Any] | Connection | None = None) -> Any:
         """Let the one handler of a command handle it, and return what that returns. What it raises is raised.
 
         Raises `NoHandler` when there is none, `DefinitionError` for what is no command.
@@ -171,14 +175,29 @@ class LocalBus:
             declared = _declared(type(command), Kind.COMMAND)
             known = ", ".join(sorted(type_of(cls).name for cls in self._receivers)) or "none"
             raise NoHandler(f"command {declared.name!r} has no handler on this bus; there are those of: {known}")
-        return receiver.call(command, session)
+        with _session_on(None if session is None else own_session(session)) as own:
+            return receiver.call(command, own)
 
 
-def _call(event: Any, session: Session | None, listeners: Sequence[_Listener]) -> None:
+@contextmanager
+def _session_on(given: Session | Connection | None) -> Iterator[Session | None]:
+    """Give a session in the transaction of what was given."""
+    if not isinstance(given, Connection):
+        yield given
+        return
+    if not given.in_transaction():
+        given.begin()  # else the session would begin it, and end it
+    with Session(given, join_transaction_mode="rollback_only") as session:
+        yield session
+        session.commit()  # of what it holds, to the connection; the transaction is its owner's to end
+
+
+def _call(event: Any, given: Session | Connection | None, listeners: Sequence[_Listener]) -> None:
     failures = []
     for listener in listeners:
         try:
-            listener.call(event, session)
+            with _session_on(given if listener.takes_session else None) as session:
+                listener.call(event, session)
         except RecursionError:
             raise  # events that answer each other: one such error says more than a group of groups of them
         except BaseException as error:

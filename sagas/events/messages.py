@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -62,6 +62,7 @@ class MessageType:
     cls: type = field(repr=False)
     failure: bool = False  #: an event that says that something did not work out
     upcasters: Mapping[int, Upcaster] = field(default_factory=dict, repr=False, compare=False)
+    was: tuple[str, ...] = field(default=(), repr=False, compare=False)  #: names that it had before
 
     @property
     def context(self) -> str:
@@ -72,6 +73,11 @@ class MessageType:
     def topic(self) -> str:
         """The routing key of its messages."""
         return topic(self.name, self.version)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that its messages may have: its own, and those that it had before."""
+        return (self.name, *self.was)
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -113,6 +119,11 @@ def topic(name: str, version: int) -> str:
     return f"{name}.v{version}"
 
 
+def any_version(name: str) -> str:
+    """Return what a queue is bound to that is to get every version of a type."""
+    return f"{name}.*"
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def event(
     name: str,
@@ -120,6 +131,7 @@ def event(
     version: int = 1,
     failure: bool = False,
     upcasters: Mapping[int, Upcaster] | None = None,
+    was: Iterable[str] = (),
     check_name: bool = True,
 ) -> Callable[[C], C]:
     """Declare a class as an event: a fact that its owner publishes.
@@ -129,6 +141,7 @@ def event(
     `version`: raise it for a change that old readers could not bear; additions keep it.
     `failure`: it says that something did not work out; a choreography must handle it.
     `upcasters`: from each old version that may still be read, how to get to the next.
+    `was`: names that it had before; messages of those names are read as this one.
 
     The class may be a frozen dataclass, pydantic model or msgspec Struct; any other becomes a frozen dataclass.
     Raises `DefinitionError` for a name or a class that will not do.
@@ -150,14 +163,19 @@ def event(
                 f"event {name!r}: {name.rpartition('.')[2]!r} does not say what has happened. An event is a fact: name "
                 "it in the past tense, as orders.order.placed. If it is, say check_name=False; a wish is a command"
             )
-        return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters)
+        return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters, was=was)
 
     return declare
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def command(
-    name: str, *, version: int = 1, upcasters: Mapping[int, Upcaster] | None = None, check_name: bool = True
+    name: str,
+    *,
+    version: int = 1,
+    upcasters: Mapping[int, Upcaster] | None = None,
+    was: Iterable[str] = (),
+    check_name: bool = True,
 ) -> Callable[[C], C]:
     """Declare a class as a command: a wish that one service receives.
 
@@ -175,7 +193,7 @@ def command(
                 f"command {name!r}: it says what has happened. A command is a wish: name it in the imperative, as "
                 "payments.refund_payment. If it is, say check_name=False; a fact is an event"
             )
-        return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters)
+        return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters, was=was)
 
     return declare
 
@@ -192,9 +210,20 @@ def type_of(message: Any) -> MessageType:
 
 
 def _declare(
-    kind: Kind, name: str, version: int, cls: C, *, failure: bool, upcasters: Mapping[int, Upcaster] | None
+    kind: Kind,
+    name: str,
+    version: int,
+    cls: C,
+    *,
+    failure: bool,
+    upcasters: Mapping[int, Upcaster] | None,
+    was: Iterable[str],
 ) -> C:
-    where = f"{kind} {name!r}"
+    where, was = f"{kind} {name!r}", tuple(was)
+    for old in was:
+        _check_shape(kind, old)
+    if name in was:
+        raise DefinitionError(f"{where}: was= has its present name; say only those that it had before")
     if version < 1:
         raise DefinitionError(f"{where}: versions count from 1, not from {version}")
     wanted = set(range(min(upcasters, default=version), version)) if upcasters else set()
@@ -208,7 +237,7 @@ def _declare(
         check_type(cls)
     except (TypeError, NameError) as error:
         raise DefinitionError(f"{where}: {error}") from error
-    setattr(cls, _ATTRIBUTE, MessageType(kind, name, version, cls, failure, dict(upcasters or {})))
+    setattr(cls, _ATTRIBUTE, MessageType(kind, name, version, cls, failure, dict(upcasters or {}), was))
     return cls
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from sagas.events.envelope import Envelope
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 
-__all__ = ["SHARDS", "age", "outbox_row", "purge", "shard_of", "unsent", "write"]
+__all__ = ["SHARDS", "age", "outbox_row", "purge", "resend", "shard_of", "unheard", "unsent", "write"]
 
 #: Into so many parts the outbox is divided. One relay at a time sends a part, so that the order of each key is kept.
 SHARDS = 16
@@ -58,6 +59,22 @@ def unsent(engine: Engine) -> int:
     query = select(func.count()).select_from(schema.outbox).where(schema.outbox.c.sent_at.is_(None))
     with reading(engine) as connection:
         return connection.execute(query).scalar_one()
+
+
+def unheard(engine: Engine) -> dict[str, int]:
+    """Return how many messages of each type were sent and reached nobody."""
+    table = schema.outbox.c
+    query = select(table.type, func.count()).where(table.heard.is_not(None), table.heard.is_(False))
+    with reading(engine) as connection:
+        return {name: count for name, count in connection.execute(query.group_by(table.type))}  # noqa: C416
+
+
+def resend(engine: Engine, types: Collection[str]) -> int:
+    """Have those messages of these types sent once more that reached nobody. Returns how many."""
+    table = schema.outbox.c
+    again = update(schema.outbox).where(table.heard.is_(False), table.type.in_(types))
+    with translated(engine), engine.begin() as connection:
+        return connection.execute(again.values(sent_at=None, heard=None)).rowcount
 
 
 def age(engine: Engine) -> float:

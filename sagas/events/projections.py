@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, Transaction, Update, insert, select, update
+from sqlalchemy import Connection, Select, Update, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -20,6 +20,7 @@ from sagas.events.messages import MessageType, type_of
 from sagas.events.store import EventStore, StoredEvent, StoredRow
 from sagas.stores.engines import database_now, reading, translated
 from sagas.stores.schema import live_projections, projections
+from sagas.stores.transactions import Lent, begun
 
 __all__ = ["Projection", "ProjectionState", "Projections"]
 
@@ -224,14 +225,15 @@ class Projections:
         until = self.store.horizon()
         attempt, failure = 1, None
         while True:
-            with self._transaction() as (transaction, session):
-                position = self._take(session, projection)
+            with self._transaction(projection) as lent:
+                position = self._take(lent.session, projection)
                 if position is None:
                     return 0
-                batch = self._handle(projection, transaction, session, position, until)
+                batch = self._handle(projection, lent, position, until)
                 if batch.failure is None:
-                    self._move(session, projection, position, batch, failure)
-                    transaction.commit()
+                    lent.verify()
+                    self._move(lent.session, projection, position, batch, failure)
+                    lent.commit()
             if batch.failure is None:
                 break
             # All of it was rolled back. A database in trouble may be over it the next time; anything else is final.
@@ -266,16 +268,15 @@ class Projections:
 
     def _insert(self, statement: Any) -> None:
         engine = self.store.engine
-        with translated(engine), suppress(IntegrityError), engine.begin() as connection:
+        with translated(engine), suppress(IntegrityError), begun(engine) as connection:
             connection.execute(statement)  # unless somebody else was quicker
 
     @contextmanager
-    def _transaction(self) -> Iterator[tuple[Transaction, Session]]:
-        """Give a transaction that is to be committed, and a session in it that cannot do so."""
-        with translated(self.store.engine), self.store.engine.connect() as connection:
-            transaction = connection.begin()
-            with Session(connection, join_transaction_mode="rollback_only") as session:
-                yield transaction, session
+    def _transaction(self, projection: Projection) -> Iterator[Lent]:
+        """Give a session whose transaction its functions cannot end."""
+        engine = self.store.engine
+        with translated(engine), Session(engine) as session, Lent(session, engine, f"projection {projection}") as lent:
+            yield lent
 
     def _take(self, session: Session, projection: Projection) -> int | None:
         """Keep all other processes from a projection until the transaction ends. None if one of them was first."""
@@ -287,15 +288,13 @@ class Projections:
         position: int = row.position
         return position
 
-    def _handle(
-        self, projection: Projection, transaction: Transaction, session: Session, position: int, until: int | None
-    ) -> _Batch:
+    def _handle(self, projection: Projection, lent: Lent, position: int, until: int | None) -> _Batch:
         batch = _Batch(position)
-        rows = self.store.rows(session.connection(), after=position, until=until, limit=self.batch)
+        rows = self.store.rows(lent.session.connection(), after=position, until=until, limit=self.batch)
         for row in rows:
             try:
                 with translated(self.store.engine):
-                    self._handle_one(projection, transaction, session, row)
+                    self._handle_one(projection, lent, row)
             except BaseException as error:
                 if ends_process(error):
                     raise
@@ -305,14 +304,13 @@ class Projections:
             batch.seen += 1
         return batch
 
-    def _handle_one(self, projection: Projection, transaction: Transaction, session: Session, row: StoredRow) -> None:
+    def _handle_one(self, projection: Projection, lent: Lent, row: StoredRow) -> None:
         function = projection.handlers.get(self.store.type_of(row))
         if function is None:
             return
-        function(self.store.open(row), session)
-        session.flush()  # so that what it wrote fails here, and not at the end of the batch
-        if not transaction.is_active:
-            raise NotAllowed("a projection's function neither commits nor rolls back, and it did")
+        function(self.store.open(row), lent.session)
+        lent.check()
+        lent.session.flush()  # so that what it wrote fails here, and not at the end of the batch
 
     def _move(
         self, session: Session, projection: Projection, position: int, batch: _Batch, failure: _Failure | None
@@ -341,7 +339,8 @@ class Projections:
                 f"projection {projection} is live: it cannot be built anew under its readers. Give the new code a "
                 f"higher version, with tables of its own, rebuild that and swap"
             )
-        with self._transaction() as (transaction, session):
+        with self._transaction(projection) as lent:
+            session = lent.session
             row = session.execute(_row(projection).with_for_update()).one()
             if row.position and projection.clear is None:
                 raise NotAllowed(
@@ -350,10 +349,10 @@ class Projections:
                 )
             if row.position and projection.clear is not None:
                 projection.clear(session)
-                session.flush()
+            lent.verify()
             afresh = {"position": 0, "failed_position": None, "error": None, "updated_at": self._now}
             session.execute(_of(update(projections), projection).values(afresh))
-            transaction.commit()
+            lent.commit()
         return self.catch_up(projection)
 
     def swap(self, projection: Projection) -> int | None:
@@ -363,7 +362,8 @@ class Projections:
         """
         self.catch_up(projection)
         name = projection.name
-        with self._transaction() as (transaction, session):
+        with self._transaction(projection) as lent:
+            session = lent.session
             live: int = session.execute(
                 select(live_projections.c.version).filter_by(name=name).with_for_update()
             ).scalar_one()
@@ -380,14 +380,15 @@ class Projections:
             batch = _Batch(positions[projection.version])
             while batch.position < positions[live] and batch.failure is None:
                 position = batch.position
-                batch = self._handle(projection, transaction, session, position, positions[live])
+                batch = self._handle(projection, lent, position, positions[live])
                 if not batch.seen:
                     break
                 self._move(session, projection, position, batch, None)
             if batch.failure is None:
+                lent.verify()
                 now = {"version": projection.version, "since": self._now}
                 session.execute(update(live_projections).filter_by(name=name).values(now))
-                transaction.commit()
+                lent.commit()
                 return live
         self.advance(projection)  # stops there, and says so
         raise StoreUnavailable(f"projection {projection}: an event could not be handled; try again") from (
@@ -396,7 +397,7 @@ class Projections:
 
     def resume(self, projection: Projection) -> None:
         """Let a projection that stopped try the failing event again, once its code is mended."""
-        with translated(self.store.engine), self.store.engine.begin() as connection:
+        with translated(self.store.engine), begun(self.store.engine) as connection:
             connection.execute(_of(update(projections), projection).values(failed_position=None, error=None))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +20,7 @@ from sagas.events.envelope import Envelope
 from sagas.observers import Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
+from sagas.stores.transactions import begun
 
 __all__ = ["Relay"]
 
@@ -28,6 +31,12 @@ _BATCH = 100
 
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
+
+#: Seconds that a broker may take over a batch, where the database could not be told meanwhile that we are there.
+_LONGEST_SEND = 120.0
+
+#: Seconds before it is said again of a topic that nobody listens to it.
+_SAY_AGAIN = 3600.0
 
 _TABLE = schema.outbox.c
 _WITH_WORK = select(schema.relay_shards.c.shard).where(
@@ -80,6 +89,7 @@ class Relay:
         self._declare = declare
         self._declared = False
         self._interval = interval
+        self._said: dict[str, float] = {}  # when it was last said of a topic that nobody listens to it
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -94,22 +104,27 @@ class Relay:
         """Send a batch of each shard that has something, and is not being sent by another relay."""
         with reading(self._engine) as connection:
             shards = list(connection.execute(_WITH_WORK).scalars())
+        if shards and not self._declared:  # which writes in the database, too, so in no transaction of ours
+            self._declare()
+            self._declared = True
         random.shuffle(shards)  # so that several relays do not queue for the same one
         return sum(self._send(shard) for shard in shards)
 
     def _send(self, shard: int) -> int:
-        with translated(self._engine), self._engine.begin() as connection:
+        with translated(self._engine), begun(self._engine, unheard=_LONGEST_SEND) as connection:
             if not self._lock(connection, shard):
                 return 0
             rows = connection.execute(_UNSENT, {"shard": shard}).all()
             if rows:
                 try:
-                    self._publish(connection, rows)
+                    unheard = self._publish(connection, rows)
                 except Exception:
                     self._declared = False  # the broker may have lost what was declared
                     raise
                 sent = update(schema.outbox).where(_TABLE.id.in_([row.id for row in rows]))
                 connection.execute(sent.values(sent_at=datetime.now(UTC)))
+                if unheard:
+                    connection.execute(update(schema.outbox).where(_TABLE.id.in_(unheard)).values(heard=False))
         if rows:
             self._observers.relayed(len(rows))
         return len(rows)
@@ -119,25 +134,44 @@ class Relay:
             return connection.execute(_LOCK_ALL, {"_shard": shard}).rowcount == 1
         return connection.execute(_LOCK, {"shard": shard}).first() is not None
 
-    def _publish(self, connection: Connection, rows: Sequence[Row[Any, Any, Any]]) -> None:
+    def _publish(self, connection: Connection, rows: Sequence[Row[Any, Any, Any]]) -> list[int]:
+        """Hand over rows of the outbox. Return the ids of those that reached nobody."""
         messages = [(Envelope.decode(row.body), row.queue) for row in rows]
         outgoing = [_outgoing(envelope, queue, row.body) for (envelope, queue), row in zip(messages, rows, strict=True)]
-        if not self._declared:
-            self._declare()
-            self._declared = True
+        unheard: set[str] = set()
         try:
-            self._broker.publish(outgoing)
+            unheard.update(self._broker.publish(outgoing))
         except (NoHandler, InvalidMessage):
             # One of them. What was taken before it may be taken twice, which is what the inbox is for.
             for (envelope, queue), message in zip(messages, outgoing, strict=True):
                 try:
-                    self._broker.publish([message])
+                    unheard.update(self._broker.publish([message]))
                 except (NoHandler, InvalidMessage) as error:
                     if queue is None and isinstance(error, NoHandler):
                         raise  # it is the exchange that is not there: declaring it again helps
                     told = f"{type(error).__name__}: {error}"
                     letter = self._dead_letters.file_in(connection, queue or "", envelope, error=told, attempts=0)
                     logger.error("dead letter %d: %s %s: %s", letter, message.topic, message.id, told)  # noqa: TRY400
+
+        for topic in sorted(unheard):
+            self._say_unheard(topic)
+        return [
+            row.id
+            for row, message in zip(rows, outgoing, strict=True)
+            if message.queue is None and message.topic in unheard
+        ]
+
+    def _say_unheard(self, topic: str) -> None:
+        now = time.monotonic()
+        if now - self._said.get(topic, -math.inf) > _SAY_AGAIN:
+            self._said[topic] = now
+            logger.warning(
+                "%s reached nobody: no queue is bound to its type, and the broker keeps nothing for those who come "
+                "later. Apply the topology of its subscribers before it is published (celery -A theirapp sagas events "
+                "topology apply), then send it again: celery -A yourapp sagas events outbox resend. If nobody is to "
+                "listen yet, all is well",
+                topic,
+            )
 
     # -- running ------------------------------------------------------------------------------------------------
 

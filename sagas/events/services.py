@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sagas.definition import Retry
 from sagas.errors import DefinitionError, DuplicateName
 from sagas.events.envelope import Envelope
-from sagas.events.messages import Kind, MessageType, type_of
+from sagas.events.messages import Kind, MessageType, any_version, topic, type_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -91,10 +91,21 @@ class Subscription:
     ordered: bool = False
     breaker: int | None = None
     breaker_pause: float = 30.0
+    was: tuple[str, ...] = ()  #: queues whose place it has taken
 
     @property
     def queue(self) -> str:
         return f"{self.service}.{self.name}"
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What its queue is bound to: every version of each type that it asked for, by whatever name.
+
+        A version that is too new for this code then comes all the same, and is kept as a dead letter; bound to the
+        versions that are known here, it would be dropped by the broker.
+        """
+        handled = {declared for handler in self.handlers.values() for declared in handler.handles}
+        return tuple(sorted(any_version(name) for declared in handled for name in declared.names))
 
     @property
     def is_for_commands(self) -> bool:
@@ -109,6 +120,9 @@ class Subscription:
 class Service:
     """One bounded context: it owns the events of its name, receives the commands of its name, and handles messages.
 
+    `publishes`: what it publishes beside what its handlers emit. `was`: names that it had before. What is in the queues
+    of those names, and their dead letters, are its own now.
+
     >>> from sagas.events import Service, event
     >>> @event("orders.order.placed")
     ... class OrderPlaced:
@@ -121,7 +135,8 @@ class Service:
     ['inventory.reserve_stock']
     """
 
-    def __init__(self, name: str, *, publishes: Iterable[type] = ()) -> None:
+    def __init__(self, name: str, *, publishes: Iterable[type] = (), was: Iterable[str] = ()) -> None:
+        self.was = tuple(was)
         if not _SERVICE.fullmatch(name):
             raise DefinitionError(
                 f"service {name!r}: a name is of a-z, 0-9 and _, begins with a letter, and has 100 characters at most"
@@ -144,7 +159,13 @@ class Service:
             return own
         return (
             *own,
-            Subscription(service=self.name, name=COMMANDS, handlers=dict(self._commands), retry=self._command_retry),
+            Subscription(
+                service=self.name,
+                name=COMMANDS,
+                handlers=dict(self._commands),
+                retry=self._command_retry,
+                was=self._old_queues(COMMANDS, ()),
+            ),
         )
 
     @property
@@ -161,10 +182,12 @@ class Service:
         ordered: bool = False,
         breaker: int | None = None,
         breaker_pause: float = 30.0,
+        was: Iterable[str] = (),
     ) -> Callable[[F], F]:
         """Declare a handler of events. It has a queue of its own, named after the function or `name`.
 
         `emits`: what it may publish; anything else is refused. `compensates`: the events whose effect it undoes.
+        `was`: names that it had before. What is in their queues, and their dead letters, are its own now.
         The rest is described at `Subscription`. The function takes the event and, if it asks, a `HandlerContext`.
         Raises `DefinitionError` for a command, or for an emitted event of another owner.
         """
@@ -192,6 +215,7 @@ class Service:
                 ordered=ordered,
                 breaker=breaker,
                 breaker_pause=breaker_pause,
+                was=self._old_queues(purpose, was),
             )
             return function
 
@@ -214,16 +238,20 @@ class Service:
                     f"{where}: command {declared.name!r} is received by {declared.context!r}, not by {self.name!r}"
                 )
             handler = self._handler(function, name, (command,), emits, compensates, Kind.COMMAND)
-            for topic in _by_topic(handler):
-                if topic in self._commands:
+            for each in _by_topic(handler):
+                if each in self._commands:
                     raise DuplicateName(
-                        f"{where}: command {declared.name!r} already has a handler, {self._commands[topic].name!r}. "
+                        f"{where}: command {declared.name!r} already has a handler, {self._commands[each].name!r}. "
                         "A command has one; what many react to is an event"
                     )
-                self._commands[topic] = handler
+                self._commands[each] = handler
             return function
 
         return declare
+
+    def _old_queues(self, name: str, was: Iterable[str]) -> tuple[str, ...]:
+        named = {f"{service}.{each}" for service in (self.name, *self.was) for each in (name, *was)}
+        return tuple(sorted(named - {f"{self.name}.{name}"}))
 
     def _handler(
         self,
@@ -265,7 +293,7 @@ class Service:
 
 
 def _by_topic(handler: Handler) -> dict[str, Handler]:
-    from_old = {f"{t.name}.v{version}" for t in handler.handles for version in t.versions}
+    from_old = {topic(name, version) for t in handler.handles for name in t.names for version in t.versions}
     return dict.fromkeys(sorted(from_old), handler)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from sagas.stores.commits import own_session
 from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
+from sagas.stores.transactions import begun
 from sagas.values import dump, load
 
 __all__ = ["ANY", "NO_STREAM", "EventStore", "Loaded", "Snapshots", "StoredEvent", "fold"]
@@ -225,7 +227,7 @@ class EventStore:
             with self._reading() as connection:
                 yield connection
         elif session is None:
-            with self.engine.begin() as connection:
+            with begun(self.engine) as connection:
                 yield connection
         else:
             own = own_session(session)
@@ -400,7 +402,7 @@ class EventStore:
         which = {"stream": stream, "schema_version": kind.schema_version}
         older = update(snapshot_table).filter_by(**which).where(snapshot_table.c.stream_version <= version)
         # Where a newer one is in the way, it is the better one.
-        with translated(self.engine), suppress(IntegrityError), self.engine.begin() as connection:
+        with translated(self.engine), suppress(IntegrityError), begun(self.engine) as connection:
             if not connection.execute(older.values(values)).rowcount:
                 connection.execute(insert(snapshot_table).values(which | values))
 
@@ -411,11 +413,11 @@ def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType
     for declared in types:
         if declared.kind is not Kind.EVENT:
             raise DefinitionError(f"{declared.name!r} is a command; an event store keeps events, which have happened")
-        for version in declared.versions:
-            other = readable.setdefault((declared.name, version), declared)
+        for name, version in itertools.product(declared.names, declared.versions):
+            other = readable.setdefault((name, version), declared)
             if other is not declared:
                 raise DefinitionError(
-                    f"version {version} of {declared.name!r} can be read as {other.cls.__qualname__} and as "
+                    f"version {version} of {name!r} can be read as {other.cls.__qualname__} and as "
                     f"{declared.cls.__qualname__}: give the store the newest of them, with upcasters from the others"
                 )
     return readable

@@ -72,8 +72,12 @@ class CheckpointStore(Protocol):
         `open_session`: what `step.session` asks; it opens `transaction`, the first time.
         """
 
-    def transaction(self) -> AbstractContextManager[Session]:
-        """Open a session for a step that wants its effect and its checkpoint in one transaction."""
+    def transaction(self, who: str = "a step", limit: float | None = None) -> AbstractContextManager[Session]:
+        """Open a session for a step that wants its effect and its checkpoint in one transaction.
+
+        Only the end of the block ends that transaction: the step is refused when it does so. It counts as committed
+        only if it was. `who`: the step, for messages. `limit`: seconds after which nobody waits for the step.
+        """
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from sagas.errors import ConfigurationError
+from sagas.stores.transactions import check
 
 __all__ = ["Commits", "own_session"]
 
@@ -41,9 +42,9 @@ class Commits:
 
     def __init__(self, target: Session | Connection) -> None:
         self._target = target
-        # Each with the savepoint that it was asked for in.
-        self._before: list[tuple[object, Then]] = []
-        self._after: list[tuple[object, Then]] = []
+        # Each with the savepoint that it was asked for in; on a connection, with the names of all that are around it.
+        self._before: list[tuple[Any, Then]] = []
+        self._after: list[tuple[Any, Then]] = []
         self._failure: BaseException | None = None
         self._late: BaseException | None = None  # what failed after the commit
         self._over = False  # it has committed, and what is to be called then is being called
@@ -52,9 +53,11 @@ class Commits:
             event.listen(target, "after_commit", self._session_committed)
             event.listen(target, "after_transaction_end", self._transaction_ended)
         else:
+            event.listen(target, "commit", self._connection_commits)
             _call_after_commit(target, self._committed)
             event.listen(target, "rollback", self._rolled_back)
-            event.listen(target, "rollback_savepoint", lambda _connection, _name, _context: self._rolled_back())
+            event.listen(target, "rollback_savepoint", self._rolled_back_to)
+            event.listen(target, "release_savepoint", self._released)
 
     @classmethod
     def of(cls, target: Session | Connection) -> Commits:
@@ -66,17 +69,34 @@ class Commits:
         return made
 
     def before(self, then: Then) -> None:
-        """Call `then` before the commit, in the transaction. Only for a session. It may ask for more.
+        """Call `then` before the commit, in the transaction. It may ask for more.
 
         Raises `ConfigurationError` while what follows the commit is being called: then it is too late.
         """
         if self._over:
             raise ConfigurationError("this session's transaction has committed: nothing can be done before that now")
-        self._before.append((self._target.get_nested_transaction(), then))
+        self._begin()
+        self._before.append((self._savepoint(), then))
 
     def after(self, then: Then) -> None:
         """Call `then` once the transaction has committed."""
-        self._after.append((self._target.get_nested_transaction(), then))
+        self._begin()
+        self._after.append((self._savepoint(), then))
+
+    def _begin(self) -> None:
+        """Begin the transaction that is meant, unless it has begun: else its rollback would not be heard of."""
+        if not self._over and not self._target.in_transaction():
+            self._target.begin()
+
+    def _savepoint(self) -> Any:
+        nested: Any = self._target.get_nested_transaction()
+        if isinstance(self._target, Session):
+            return nested
+        names = []  # the events of a connection tell of savepoints by their names
+        while nested is not None:
+            names.append(nested._savepoint)  # noqa: SLF001
+            nested = nested._previous_nested  # noqa: SLF001
+        return names
 
     def _committed(self) -> None:
         failures: list[Exception] = []
@@ -95,9 +115,37 @@ class Commits:
     def _rolled_back(self, _: Connection | None = None) -> None:
         self._before, self._after, self._failure = [], [], None
 
+    # -- on a connection ------------------------------------------------------------------------------------------
+
+    def _connection_commits(self, connection: Connection) -> None:
+        if not (self._before or self._after or self._failure):
+            return
+        self._prepare_once()
+        check(connection, "a transaction that events or sagas wait for")
+
+    def _released(self, _: Connection, name: str, __: object) -> None:
+        """From now on it is the enclosing savepoints that decide."""
+        for savepoints, _then in (*self._before, *self._after):
+            if name in savepoints:
+                savepoints.remove(name)
+
+    def _rolled_back_to(self, _: Connection, name: str, __: object) -> None:
+        self._before = [asked for asked in self._before if name not in asked[0]]
+        self._after = [asked for asked in self._after if name not in asked[0]]
+
+    # -- on a session ---------------------------------------------------------------------------------------------
+
     def _session_commits(self, session: Session) -> None:
         if session.in_nested_transaction():  # the events also fire when a savepoint is released
             return
+        self._prepare_once()
+        if self._after:
+            session.flush()
+            begun: Any = session.get_transaction()
+            for connection, *_ in begun._connections.values():  # noqa: SLF001 - to ask for one would begin it
+                check(connection, "a transaction that events or sagas wait for")
+
+    def _prepare_once(self) -> None:
         if self._failure is not None:
             raise self._failure  # a second commit must not leave out what failed in the first
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -39,6 +40,7 @@ __all__ = [
     "relay_shards",
     "inbox",
     "suspects",
+    "bindings",
     "readers",
     "event_dead_letters",
     "event_schemas",
@@ -232,8 +234,16 @@ outbox = Table(
     Column("body", LongText, nullable=False),  # the envelope
     Column("created_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
+    Column("heard", Boolean),  # false where it was sent, and no queue was bound to its type
     Index(None, "event_id"),
     Index(None, "correlation_id"),
+    Index(
+        "ix_events_outbox_heard",
+        "heard",
+        "id",
+        postgresql_where=Column("heard").is_not(None),
+        sqlite_where=Column("heard").is_not(None),
+    ),
     Index(
         "ix_events_outbox_unsent",
         "shard",
@@ -253,13 +263,14 @@ inbox = Table(
     "events_inbox",
     metadata,
     Column("queue", exact(200), primary_key=True),
+    Column("source", exact(100), primary_key=True),  # whose ids need not differ from those of others
     Column("event_id", exact(36), primary_key=True),
     Column("type", exact(100), nullable=False),
     Column("version", Integer, nullable=False),
-    Column("source", exact(100), nullable=False),
     Column("correlation_id", exact(200), nullable=False),
     Column("causation_id", String(200)),
     Column("handled_at", UtcDateTime, nullable=False),
+    Column("digest", String(64)),  # of its content; empty where it was handled before there was this column
     Index(None, "correlation_id"),
     Index(None, "handled_at"),
     **MYSQL_OPTIONS,
@@ -275,6 +286,18 @@ suspects = Table(
     Column("begun", Integer, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
     Index(None, "seen_at"),
+    **MYSQL_OPTIONS,
+)
+
+#: What was bound to which queue, as the services of this database declared it. A broker need not be able to tell.
+bindings = Table(
+    "events_binding",
+    metadata,
+    Column("queue", exact(200), primary_key=True),
+    Column("topic", exact(150), primary_key=True),  # empty for the queue itself
+    Column("exchange", exact(200), nullable=False),
+    Column("declared_at", UtcDateTime, nullable=False),
+    Column("removed_at", UtcDateTime),  # what still comes of it is passed over
     **MYSQL_OPTIONS,
 )
 

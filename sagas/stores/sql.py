@@ -48,6 +48,7 @@ from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
+from sagas.stores.transactions import Lent, check
 from sagas.text import is_clean
 
 __all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
@@ -191,6 +192,7 @@ class SqlStore:
     ) -> SagaRecord | None:
         if session is not None:
             with self._translated():
+                Lent.verified(session)
                 self._free_if_lost(session.connection())
                 return self._save(session.connection(), before, after, history, dead_letters, outbox)
         if self.dialect == "postgresql" and not (history or dead_letters or outbox):
@@ -248,11 +250,12 @@ class SqlStore:
         return nullcontext()
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        with Session(self.engine) as session:
-            yield session  # what a step does wrong in here is the step's own failure, and stays what it is
+    def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
+        # What a step does wrong in here is the step's own failure, and stays what it is.
+        with Session(self.engine) as session, Lent(session, self.engine, who, most=limit) as lent:
+            yield session
             with self._translated():
-                session.commit()
+                lent.commit()
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
@@ -480,6 +483,7 @@ class SqlStore:
         with self._translated(), self.engine.begin() as connection:
             self._free_if_lost(connection)
             yield connection
+            check(connection, "a transaction of the engine")
 
     def _free_if_lost(self, connection: Connection) -> None:
         """Have the database end this transaction if it hears no more of us: its locks would hold the others up."""

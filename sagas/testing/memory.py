@@ -96,7 +96,7 @@ class MemoryStore:
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
         return nullcontext()
 
-    def transaction(self) -> AbstractContextManager[Session]:
+    def transaction(self, who: str = "a step", limit: float | None = None) -> AbstractContextManager[Session]:  # noqa: ARG002
         raise _no_transactions()
 
     def due(self, limit: int, lease: float) -> Sequence[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,10 +55,13 @@ class Recording:
     def declare(self, _: Any) -> Sequence[str]:
         return []
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         for message in messages:
             with self.lock:
                 self.messages.append(message)
+        return ()
+
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None: ...
 
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])

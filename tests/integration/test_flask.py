@@ -98,6 +98,11 @@ def remove(step: StepContext) -> None:
     db.session.flush()
 
 
+def commit(step: StepContext) -> None:
+    note(step)
+    db.session.commit()
+
+
 def elsewhere(step: StepContext) -> None:
     """A context of the step's own has a session of the step's own, for it to commit."""
     with current_app.app_context():
@@ -116,9 +121,10 @@ AGAIN = Saga("again", Step("note", note_then_fail, compensation=unnote, retry=QU
 SLOW = Saga("slow", Step("note", slow, compensation=unnote), Step("never", note, compensation=unnote))
 BOTH = Saga("both", Step("both", both, compensation=None))
 REMOVED = Saga("removed", Step("note", remove, compensation=None, retry=Retry(max_attempts=1)))
+COMMITTED = Saga("committed", Step("note", commit, compensation=None, retry=Retry(max_attempts=1)))
 ELSEWHERE = Saga("elsewhere", Step("note", elsewhere, compensation=None))
 PARENT = Saga("parent", Step("child", start_another, compensation=None))
-SAGAS = [ORDER, AGAIN, SLOW, BOTH, REMOVED, ELSEWHERE, PARENT]
+SAGAS = [ORDER, AGAIN, SLOW, BOTH, REMOVED, COMMITTED, ELSEWHERE, PARENT]
 flask_sagas = FlaskSagas(db, SAGAS)
 
 
@@ -388,7 +394,15 @@ def test_what_a_removed_session_would_lose_is_refused(app: Flask) -> None:
     with worker(app):
         handle = run(app, REMOVED)
     assert handle.status is SagaStatus.COMPENSATED
-    assert "db.session.remove() was called in a step" in (handle.error or "")
+    assert "step 'note' calls session.close()" in (handle.error or "")
+    assert notes(app) == []
+
+
+def test_a_step_does_not_commit_the_apps_session(app: Flask) -> None:
+    with worker(app):
+        handle = run(app, COMMITTED)
+    assert handle.status is SagaStatus.COMPENSATED
+    assert "step 'note' calls session.commit()" in (handle.error or "")
     assert notes(app) == []
 
 

@@ -136,6 +136,8 @@ def test_the_outbox() -> None:
     assert codes(work.check_outbox(0, 0)) == []
     assert codes(work.check_outbox(9, 31)) == [("warning", "outbox")]
     assert codes(work.check_outbox(9, 301)) == [("problem", "outbox")]
+    assert codes(work.check_unheard({})) == []
+    assert codes(work.check_unheard({"orders.order.placed": 2})) == [("warning", "events-unheard")]
 
 
 ABOUT: dict[str, Any] = {

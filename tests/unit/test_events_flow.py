@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -322,10 +322,10 @@ def test_a_key_is_sent_in_order(shop: Shop) -> None:
 def test_what_the_broker_cannot_take_is_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     publish = shop.broker.publish
 
-    def choosy(messages: list[Outgoing]) -> None:
+    def choosy(messages: list[Outgoing]) -> Collection[str]:
         if any(b'"big"' in message.body for message in messages):
             raise InvalidMessage("too large")
-        publish(messages)
+        return publish(messages)
 
     monkeypatch.setattr(shop.broker, "publish", choosy)
     shop.deliver("big", "1")
@@ -564,7 +564,7 @@ def test_while_the_broker_is_away_it_waits(shop: Shop, monkeypatch: pytest.Monke
 def test_a_database_away_costs_no_attempt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = inbox._enter, []
 
-    def away(*arguments: Any) -> bool:
+    def away(*arguments: Any) -> Any:
         asked.append(1)
         if len(asked) <= 4:  # more than the attempts that it has
             raise StoreUnavailable("away")
@@ -781,6 +781,6 @@ def test_an_ordered_queue_rests_while_its_lease_cannot_be_asked_for(
 
 def test_topology(shop: Shop) -> None:
     queues = {queue.name: queue.topics for queue in shop.events.topology().queues}
-    assert queues == {QUEUE: ("orders.order.placed.v1",), "inventory.commands": ()}
+    assert queues == {QUEUE: ("orders.order.placed.*",), "inventory.commands": ()}
     assert shop.events.apply_topology()
     assert shop.events.apply_topology() == []

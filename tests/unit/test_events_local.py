@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sagas import DefinitionError, DuplicateName, SqlStore
 from sagas.errors import EventError, HandlersFailed, NoHandler
 from sagas.events import command, event
 from sagas.events.local import LocalBus, When
+from sagas.stores.engines import reading
 
 
 @event("orders.order.placed")
@@ -270,3 +272,115 @@ async def _async(event: OrderPlaced) -> None: ...
 def test_what_cannot_be_subscribed(bus: LocalBus, subscribe: Callable[[LocalBus], Any], says: str) -> None:
     with pytest.raises(DefinitionError, match=says):
         subscribe(bus)
+
+
+# -- what the transaction is, and whose ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def everywhere(heard: Heard) -> Heard:
+    for when in ("inline", "before_commit", "after_commit"):
+        heard.subscribe(when, when)
+    return heard
+
+
+ALL_PHASES = ["inline", "before_commit", "after_commit"]
+
+
+@pytest.mark.parametrize("end", ["rollback", "close", "reset"])
+@pytest.mark.parametrize("first", [False, True])
+def test_what_was_rolled_back_is_not_told_at_the_next_commit(
+    bus: LocalBus, everywhere: Heard, session: Session, end: str, first: bool
+) -> None:
+    if first:
+        session.execute(text("select 1"))
+    bus.publish(OrderPlaced(), session)  # a unit of work may begin with this
+    getattr(session, end)()
+    session.execute(text("select 1"))
+    session.commit()
+    assert everywhere.calls == ["inline"]
+
+
+def test_a_scoped_session_is_that_of_its_thread(bus: LocalBus, everywhere: Heard, session: Session) -> None:
+    scoped = scoped_session(sessionmaker(session.get_bind()))
+    bus.publish(OrderPlaced(), scoped)
+    assert everywhere.calls == ["inline"]
+    scoped.commit()
+    assert everywhere.calls == ALL_PHASES
+    scoped.remove()
+
+
+def test_handlers_of_a_connection_are_called_around_its_commit(bus: LocalBus, session: Session) -> None:
+    engine, seen = session.get_bind(), []
+    assert isinstance(engine, Engine)
+
+    def rows() -> int:
+        with reading(engine) as other:
+            return len(other.execute(text("select n from effect")).all())
+
+    @bus.subscribe(OrderPlaced, when="before_commit")
+    def write(event: OrderPlaced, own: Session) -> None:
+        own.execute(text("insert into effect values (:id)"), {"id": event.order_id})
+        seen.append(("before", rows()))
+
+    @bus.subscribe(OrderPlaced, when="after_commit")
+    def look(event: OrderPlaced) -> None:
+        seen.append(("after", rows()))
+
+    with engine.begin() as connection:
+        bus.publish(OrderPlaced(), connection)
+        assert seen == []
+    assert seen == [("before", 0), ("after", 1)]
+    with pytest.raises(ZeroDivisionError), engine.begin() as connection:
+        bus.publish(OrderPlaced(), connection)
+        raise ZeroDivisionError
+    assert rows() == 1
+    assert len(seen) == 2
+
+
+def test_nothing_is_told_when_the_commit_of_a_connection_fails(
+    bus: LocalBus, everywhere: Heard, session: Session
+) -> None:
+    engine = session.get_bind()
+    assert isinstance(engine, Engine)
+    with engine.begin() as connection:
+        connection.execute(text("create table parent (n int primary key)"))
+        connection.execute(text("create table child (n int references parent (n) deferrable initially deferred)"))
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        bus.publish(OrderPlaced(), connection)
+        connection.execute(text("insert into child values (1)"))
+    assert everywhere.calls == ["inline", "before_commit"]
+
+
+def test_savepoints_of_a_connection(bus: LocalBus, session: Session) -> None:
+    told: list[str] = []
+
+    @bus.subscribe(OrderPlaced, when="after_commit")
+    def tell(event: OrderPlaced) -> None:
+        told.append(event.order_id)
+
+    engine = session.get_bind()
+    assert isinstance(engine, Engine)
+    with engine.begin() as connection:
+        bus.publish(OrderPlaced(order_id="before"), connection)
+        outer = connection.begin_nested()
+        bus.publish(OrderPlaced(order_id="outer"), connection)
+        with connection.begin_nested():
+            bus.publish(OrderPlaced(order_id="released, then rolled back"), connection)
+        outer.rollback()
+        with connection.begin_nested():
+            bus.publish(OrderPlaced(order_id="released"), connection)
+    assert told == ["before", "released"]
+
+
+def test_a_command_sent_in_a_connection(bus: LocalBus, session: Session) -> None:
+    @bus.handles(Reserve)
+    def reserve(command: Reserve, own: Session) -> None:
+        own.execute(text("insert into effect values (:sku)"), {"sku": command.sku})
+
+    engine = session.get_bind()
+    assert isinstance(engine, Engine)
+    with engine.connect() as connection:
+        bus.send(Reserve(), connection)
+        connection.rollback()
+        assert connection.execute(text("select n from effect")).all() == []

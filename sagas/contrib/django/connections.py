@@ -18,7 +18,7 @@ from django.db import utils as django_errors
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, NullPool, create_engine, event, types
 from sqlalchemy.dialects.sqlite import DATETIME
 
-from sagas.errors import ConfigurationError
+from sagas.errors import ConfigurationError, TransactionLost
 from sagas.stores.engines import READ_ONLY
 
 __all__ = ["is_outermost", "open_engine"]
@@ -148,6 +148,8 @@ class _Guard:
         within = self._django.in_atomic_block
         if reads or (one_statement and not within):
             return  # Django's connection commits each statement by itself
+        if self._atomic is not None and self._atomic in self._django.atomic_blocks:
+            return  # SQLAlchemy takes a commit that was refused for the end of it
         self.outermost = not within
         self._one_statement = one_statement
         # Within a block of the caller's it is a savepoint: an error of ours must not cost them theirs.
@@ -176,7 +178,15 @@ class _Guard:
                 f"a transaction of SQLAlchemy on Django's database {self._alias!r} ends before an atomic block that "
                 "was begun within it, and is rolled back with that: end them in reverse order"
             )
+        # Django then rolls back, and says nothing.
+        lost = error is None and (self._django.needs_rollback or self._django.closed_in_transaction)
         atomic.__exit__(None if error is None else type(error), error, None)
+        if lost:
+            raise TransactionLost(
+                f"a transaction on Django's database {self._alias!r} was rolled back: an error in it was caught, or "
+                "set_rollback(True) was called. Nothing of it is committed. Put what may fail into an atomic block of "
+                "its own: with transaction.atomic(): ..."
+            )
         while blocks and hasattr(blocks[-1], "sagas_ended"):
             blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
 

@@ -16,7 +16,8 @@ from sagas.contrib.django.conf import alias
 from sagas.errors import NotAllowed
 
 __all__ = [
-    "Arrival", "AuditEntry", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage",
+    "Arrival", "AuditEntry", "Binding", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry",
+    "InboxMessage",
     "LiveProjection", "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
 ]  # fmt: skip
 
@@ -174,6 +175,7 @@ class OutboxMessage(_ReadOnly):
     body = models.TextField()
     created_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
+    heard = models.BooleanField(null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "events_outbox"
@@ -188,9 +190,21 @@ class InboxMessage(_ReadOnly):
     correlation_id = _name(200)
     causation_id = _name(200, null=True)
     handled_at = models.DateTimeField()
+    digest = _name(64, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "events_inbox"
+
+
+class Binding(_ReadOnly):
+    queue = _name(200, primary_key=True)
+    topic = _name(150)
+    exchange = _name(200)
+    declared_at = models.DateTimeField()
+    removed_at = models.DateTimeField(null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "events_binding"
 
 
 class Suspect(_ReadOnly):

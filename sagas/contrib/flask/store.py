@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.engines import teach_sqlite
+from sagas.stores.transactions import Lent
 
 __all__ = ["FlaskStore", "adopt_sessions"]
 
@@ -45,13 +46,14 @@ class FlaskStore(SqlStore):
                 _STEP.reset(outer)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
         """Open the transaction of a step: that of its `db.session`."""
         session = self._db.session()
         try:
-            yield session
-            with self._translated():
-                session.commit()
+            with Lent(session, self.engine, who, most=limit) as lent:
+                yield session
+                with self._translated():
+                    lent.commit()
         finally:
             session.close()
 

@@ -113,6 +113,7 @@ class _Reading:
     event_letters: Mapping[str, float] | None = None
     unsent: float | None = None
     unsent_age: float | None = None
+    unheard: float | None = None
 
     @property
     def age(self) -> float:
@@ -140,6 +141,7 @@ def _read(sagas: Sagas, store: SqlStore) -> _Reading:
         event_letters=None if events is None else events.open_dead_letters(),
         unsent=None if events is None else events.outbox_unsent(),
         unsent_age=None if events is None else events.outbox_age(),
+        unheard=None if events is None else sum(events.outbox_unheard().values()),
     )
 
 
@@ -156,6 +158,8 @@ def _families(reading: _Reading) -> Iterator[Metric]:
         yield _gauges("sagas_event_dead_letters", text, ["queue"], _keyed(reading.event_letters))
     if reading.unsent is not None:
         yield _gauge("sagas_outbox_unsent", "Messages that wait for a relay.", reading.unsent)
+    if reading.unheard is not None:
+        yield _gauge("sagas_outbox_unheard", "Messages that were sent and reached nobody.", reading.unheard)
     if reading.unsent_age is not None:
         yield _gauge("sagas_outbox_oldest_seconds", "For how long the oldest of them has waited.", reading.unsent_age)
 

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,7 +45,9 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class Queue:
     name: str
-    topics: tuple[str, ...] = ()  #: empty where messages are addressed to the queue itself: commands
+    #: What comes in it: a topic, or `<type>.*` for every version of a type. Empty where messages are addressed to the
+    #: queue itself: commands.
+    topics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,6 @@ class Reader(Protocol):
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         """Return up to `limit` messages, as soon as there is one, or none after `timeout` seconds.
 
-        There may be none while a hundred, or what the broker was told, are not acknowledged.
         Raises `BrokerUnavailable`, also for a queue that is not there; the next call tries to connect again. What had
         been received before may then be given out again, to this reader or another.
         """
@@ -89,12 +90,26 @@ class Broker(Protocol):
         and `ConfigurationError` when the broker refuses, or has another idea of what is there.
         """
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
-        """Hand messages over, in order; return once all are kept.
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
+        """Hand messages over, in order; return once all are kept: the topics that no queue is bound to.
+
+        Their messages reached nobody, and are gone.
 
         Raises `BrokerUnavailable` when that is not sure, `NoHandler` for a message to a queue that is not there,
         `InvalidMessage` for one that the broker cannot take, and `ConfigurationError` before `declare`. In each case
         some of the messages may have been published.
+        """
+
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
+        """Have no more messages of these topics come in a queue; what is in it stays. What is not bound is no error.
+
+        Raises `BrokerUnavailable`.
+        """
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue with its bindings and all that is in it. One that is not there is no error.
+
+        Raises `BrokerUnavailable`.
         """
 
     def reader(self, queue: str) -> Reader:

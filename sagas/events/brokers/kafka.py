@@ -11,7 +11,7 @@ import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
-from sagas.events.brokers.shared import exchange_of, in_forks
+from sagas.events.brokers.shared import exchange_of, in_forks, is_bound
 
 __all__ = ["KafkaBroker"]
 
@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 #: Where bindings are kept, for all exchanges of a cluster.
 _BINDINGS = "sagas.bindings"
+
+#: The value of its records that take a binding away again.
+_REMOVED = b"removed"
 
 #: A record header of ours: the rest are the publisher's.
 _TOPIC = "sagas-topic"
@@ -174,7 +177,7 @@ class KafkaBroker:
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         exchange = exchange_of(self._exchange) if any(message.queue is None for message in messages) else ""
         records = []
         for message in messages:
@@ -187,6 +190,7 @@ class KafkaBroker:
                 if not self.bindings.has(queue):
                     raise NoHandler(f"there is no queue {queue!r} at {self!r}: declare it")
             self._produce(records)
+            return self.bindings.unheard(exchange, {message.topic for message in messages if message.queue is None})
 
     def _produce(self, records: Sequence[tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]]) -> None:
         failures: list[KafkaError] = []
@@ -243,6 +247,29 @@ class KafkaBroker:
             else:
                 return
 
+    # -- taking away ----------------------------------------------------------------------------------------------
+
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
+        self._forget({_Binding(queue, exchange, topic) for topic in topics})
+
+    def delete(self, queue: str) -> None:
+        with _asked(self):
+            self._forget({binding for binding in self.bindings.all() if binding.queue == queue})
+            admin = AdminClient(self.config())
+            gone = [
+                *admin.delete_topics([queue], operation_timeout=self.timeout, request_timeout=self.timeout).values(),
+                *admin.delete_consumer_groups([queue], request_timeout=self.timeout).values(),
+            ]
+            for future in gone:
+                error = future.exception()
+                if isinstance(error, KafkaException) and error.args[0].code() not in _NOT_THERE:
+                    raise KafkaException(error.args[0])
+
+    def _forget(self, bindings: Collection[_Binding]) -> None:
+        with _asked(self):
+            there = [binding for binding in self.bindings.all() if binding in bindings]
+            self._produce([(_BINDINGS, msgspec.json.encode(binding), _REMOVED, []) for binding in there])
+
     # -- the rest -------------------------------------------------------------------------------------------------
 
     def reader(self, queue: str) -> Reader:
@@ -297,6 +324,15 @@ class _Bindings:
         known = self.all() if now else self._known
         return frozenset(b.topic for b in known if b.queue == queue and b.exchange == exchange)
 
+    def unheard(self, exchange: str, topics: set[str]) -> Collection[str]:
+        """Return those topics that no queue is bound to."""
+
+        def unbound(known: frozenset[_Binding]) -> set[str]:
+            bound = {binding.topic for binding in known if binding.exchange == exchange}
+            return {topic for topic in topics if not is_bound(topic, bound)}
+
+        return unbound(self._known) and unbound(self.all())
+
     def all(self) -> frozenset[_Binding]:
         """Return what there is now, with all that had been declared when this was called."""
         timeout = self._broker.timeout
@@ -314,7 +350,8 @@ class _Bindings:
                     key, offset = message.key(), message.offset()
                     assert key is not None
                     assert offset is not None
-                    self._known |= {msgspec.json.decode(key, type=_Binding)}
+                    binding = msgspec.json.decode(key, type=_Binding)
+                    self._known = self._known - {binding} if message.value() == _REMOVED else self._known | {binding}
                     self._read = offset + 1
                 elif time.monotonic() > give_up:
                     raise BrokerUnavailable(f"{self._broker!r} did not send {_BINDINGS!r} within {timeout:g} s")
@@ -498,7 +535,7 @@ class _Reader:
         for exchange in {message.topic() or "" for _, message in read} - {self._queue}:
             came = {_headers(message).get(_TOPIC, "") for _, message in read if message.topic() == exchange}
             topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=False)
-            if not came <= topics[exchange]:
+            if not all(is_bound(topic, topics[exchange]) for topic in came):
                 # Before anything is passed over: it may have been bound since, and before it was published.
                 topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=True)
         deliveries = []
@@ -506,7 +543,7 @@ class _Reader:
             headers = _headers(message)
             topic = headers.pop(_TOPIC, "")
             offset, key = message.offset() or 0, message.key()
-            if message.topic() != self._queue and topic not in topics[message.topic() or ""]:
+            if message.topic() != self._queue and not is_bound(topic, topics[message.topic() or ""]):
                 del partition.unacknowledged[offset]
                 continue
             partition.give(offset)
@@ -593,6 +630,9 @@ def _asked(broker: KafkaBroker) -> Iterator[None]:
     except KafkaException as error:
         raise BrokerUnavailable(f"{broker!r}: {error.args[0].str()}") from error
 
+
+#: What Kafka says of what is to be deleted, and is not there.
+_NOT_THERE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 
 #: What Kafka says of what was made, or moved, a moment ago.
 _NOT_YET = (

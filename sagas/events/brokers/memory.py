@@ -6,12 +6,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
-from sagas.events.brokers.shared import exchange_of, in_forks
+from sagas.events.brokers.shared import exchange_of, in_forks, of_any_version
 
 __all__ = ["MemoryBroker"]
 
@@ -54,7 +54,7 @@ class MemoryBroker:
     >>> broker = MemoryBroker()
     >>> queue = Queue("inventory.reserve_stock", ("orders.order.placed.v1",))
     >>> made = broker.declare(Topology("shop.events", (queue,)))
-    >>> broker.publish([Outgoing(id="1", topic="orders.order.placed.v1", body=b"{}", headers={})])
+    >>> unheard = broker.publish([Outgoing(id="1", topic="orders.order.placed.v1", body=b"{}", headers={})])
     >>> reader = broker.reader("inventory.reserve_stock")
     >>> [delivery] = reader.receive(limit=10, timeout=1)
     >>> reader.ack(delivery)
@@ -92,8 +92,9 @@ class MemoryBroker:
                         made.append(f"binding {topic} -> {queue.name}")
         return made
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         self._check()
+        unheard = set()
         with self._changed:
             for message in messages:
                 if message.queue is not None and message.queue not in self._queues:
@@ -102,10 +103,32 @@ class MemoryBroker:
                 if message.queue is not None:
                     names = [message.queue]
                 else:
-                    names = self._exchanges[exchange_of(self._exchange)].get(message.topic, [])
+                    bound = self._exchanges[exchange_of(self._exchange)]
+                    topics = (message.topic, of_any_version(message.topic))
+                    names = list(dict.fromkeys(name for topic in topics for name in bound.get(topic, [])))
+                    if not names:
+                        unheard.add(message.topic)
                 for name in names:
                     self._queues[name].waiting.append(_Message(message))
             self._changed.notify_all()
+        return unheard
+
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
+        self._check()
+        with self._changed:
+            for topic in topics:
+                bound = self._exchanges.get(exchange, {}).get(topic, [])
+                if queue in bound:
+                    bound.remove(queue)
+
+    def delete(self, queue: str) -> None:
+        self._check()
+        with self._changed:
+            self._queues.pop(queue, None)
+            for exchange in self._exchanges.values():
+                for bound in exchange.values():
+                    if queue in bound:
+                        bound.remove(queue)
 
     def reader(self, queue: str) -> Reader:
         self._check()

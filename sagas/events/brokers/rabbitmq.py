@@ -11,8 +11,8 @@ import math
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -47,8 +47,8 @@ class RabbitBroker:
 
     `url`: as kombu reads it, `amqp://user:password@127.0.0.1:5672/vhost`. `lease`: a reader that was silent for so many
     seconds is dead, and others are given what it had; a thread of its process speaks for it while it works. `timeout`:
-    how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many unacknowledged messages a reader is sent;
-    it is given no more before it acknowledges some. Other options go to `kombu.Connection`.
+    how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many messages a reader is sent at once; it is
+    sent as many again if it asks for more while none of them is acknowledged. Other options go to `kombu.Connection`.
 
     RabbitMQ itself gives a message out again when it was not acknowledged within its `consumer_timeout`, 30 minutes.
     """
@@ -121,22 +121,37 @@ class RabbitBroker:
             if missing:
                 yield f"queue {name}"
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
+        with self.asked(), self._connected() as connection:
+            for topic in topics:
+                with contextlib.suppress(NotFound):  # no such queue, or exchange
+                    connection.channel().queue_unbind(queue, exchange, topic)
+
+    def delete(self, queue: str) -> None:
+        with self.asked(), self._connected() as connection:
+            for name in (queue, f"dlq.{queue}"):
+                connection.channel().queue_delete(name)
+
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         exchange = exchange_of(self._exchange) if any(message.queue is None for message in messages) else ""
         with self._lock:
             try:
                 with self.asked():
                     if self._publisher is None:
                         self._publisher = _Publisher(self.connect(), self.timeout)
-                    nowhere: list[str] = []
+                    nowhere: set[str] = set()
+                    unheard: set[str] = set()
                     for begin in range(0, len(messages), _UNCONFIRMED):
-                        nowhere += self._publisher.publish(messages[begin : begin + _UNCONFIRMED], exchange)
+                        returned = self._publisher.publish(messages[begin : begin + _UNCONFIRMED], exchange)
+                        nowhere.update(returned[""])
+                        unheard.update(returned[exchange] if exchange else ())
             except BaseException:
                 self._disconnect()  # nobody knows what is on its way
                 raise
         if nowhere:
-            names = ", ".join(sorted(set(nowhere)))
+            names = ", ".join(sorted(nowhere))
             raise NoHandler(f"there is no queue {names} at {self!r}: declare it. The other messages were published")
+        return unheard
 
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
@@ -193,11 +208,11 @@ class _Publisher:
         self._first_open = 1
         self._open: set[int] = set()
         self._refused = 0
-        self._nowhere: list[str] = []
+        self._returned: defaultdict[str, set[str]] = defaultdict(set)
 
-    def publish(self, messages: Sequence[Outgoing], exchange: str) -> list[str]:
-        """Return the queues that were not there, once everything is confirmed."""
-        self._nowhere, self._refused = [], 0
+    def publish(self, messages: Sequence[Outgoing], exchange: str) -> Mapping[str, Collection[str]]:
+        """Return what no queue took, by exchange, once everything is confirmed; of the exchange "" it is queues."""
+        self._returned, self._refused = defaultdict(set), 0
         for message in messages:
             self._send(message, exchange)
         give_up = time.monotonic() + self._timeout
@@ -208,7 +223,7 @@ class _Publisher:
             self.connection.drain_events(timeout=left)
         if self._refused:
             raise ConnectionError(f"{self._refused} of {len(messages)} messages were refused: a queue is full")
-        return self._nowhere
+        return self._returned
 
     def _send(self, message: Outgoing, exchange: str) -> None:
         headers = dict(message.headers)
@@ -221,7 +236,7 @@ class _Publisher:
             self._channel.prepare_message(message.body, headers=headers, properties=properties),
             exchange="" if message.queue else exchange,
             routing_key=message.queue or message.topic,
-            mandatory=message.queue is not None,
+            mandatory=True,
         )
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
@@ -236,8 +251,8 @@ class _Publisher:
         self._on_ack(tag, multiple)
         self._refused += before - len(self._open)
 
-    def _on_return(self, _error: Exception, _exchange: str, queue: str, _message: object) -> None:
-        self._nowhere.append(queue)  # RabbitMQ confirms it all the same, after this
+    def _on_return(self, _error: Exception, exchange: str, routing_key: str, _message: object) -> None:
+        self._returned[exchange].add(routing_key)  # RabbitMQ confirms it all the same, after this
 
 
 class _Reader:
@@ -264,6 +279,8 @@ class _Reader:
         self._acknowledged: set[int] = set()  # and not told yet
         self._told = 0.0
         self._beaten = 0.0
+        self._consumer: Any = None
+        self._last = self._before = 0  # the last tag, of this consumer and of the one before
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
         if self._pid != os.getpid():
@@ -280,6 +297,8 @@ class _Reader:
         if self._connection is None:
             self._open()
         self._tell()
+        if not self._arrived and self._is_used_up():
+            self._consume_anew()
         self._wait(timeout)
         while len(self._arrived) < limit and self._drain(0):
             pass
@@ -291,8 +310,25 @@ class _Reader:
         # For good: a quorum queue can only change it by another consumer, and what is under way to the one before
         # comes back later, behind younger messages.
         self._channel.basic_qos(0, self._broker.prefetch, False)
-        self._channel.basic_consume(self._queue, callback=self._arrived.append)
+        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
         self._broker.pulse.add(self)
+
+    def _arrive(self, message: Any) -> None:
+        self._last = message.delivery_info["delivery_tag"]
+        self._arrived.append(message)
+
+    def _is_used_up(self) -> bool:
+        """Tell whether RabbitMQ sends no more, and has none under way, before something is acknowledged."""
+        return sum(tag > self._before for tag in (*self._given, *self._acknowledged)) >= self._broker.prefetch
+
+    def _consume_anew(self) -> None:
+        """Ask for as many once more: all that was sent is at work, or waits behind what fails, and others need not.
+
+        In the place of the consumer before, so that only one is sent messages and they stay in order.
+        """
+        self._channel.basic_cancel(self._consumer)
+        self._before = self._last
+        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
 
     def _wait(self, timeout: float) -> None:
         give_up = time.monotonic() + timeout

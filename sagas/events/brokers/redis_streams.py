@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,14 +61,16 @@ return made
 
 # All is looked up before anything is added.
 _PUBLISH = """
-local exchange, targets = ARGV[1], {}
+local exchange, targets, unheard = ARGV[1], {}, {'unheard'}
 for i = 2, #ARGV, 4 do
     if ARGV[i] ~= '' then
         if redis.call('EXISTS', 'sagas:queue:' .. ARGV[i]) == 0 then return {'queue', ARGV[i]} end
         targets[i] = {ARGV[i]}
     else
         if redis.call('EXISTS', 'sagas:exchange:' .. exchange) == 0 then return {'exchange', exchange} end
-        targets[i] = redis.call('SMEMBERS', 'sagas:topic:' .. exchange .. ':' .. ARGV[i + 1])
+        local topic = 'sagas:topic:' .. exchange .. ':' .. ARGV[i + 1]
+        targets[i] = redis.call('SUNION', topic, (string.gsub(topic, '%.[^.]*$', '.*')))
+        if #targets[i] == 0 then unheard[#unheard + 1] = ARGV[i + 1] end
     end
 end
 for i = 2, #ARGV, 4 do
@@ -76,7 +78,7 @@ for i = 2, #ARGV, 4 do
         redis.call('XADD', 'sagas:queue:' .. queue, '*', 'about', ARGV[i + 2], 'body', ARGV[i + 3])
     end
 end
-return {}
+return unheard
 """
 
 # Takes over what dead readers had. Those without anything are removed.
@@ -180,24 +182,38 @@ class RedisBroker:
             for made in self._make(topology):
                 logger.error("%r was flushed; made again: %s", self, made)
 
-    def publish(self, messages: Sequence[Outgoing]) -> None:
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         if any(message.queue is None for message in messages):
             exchange_of(self._exchange)
+        unheard: set[str] = set()
         for begin in range(0, len(messages), _BATCH):
-            self._publish_batch(messages[begin : begin + _BATCH])
+            unheard.update(self._publish_batch(messages[begin : begin + _BATCH]))
+        return unheard
 
-    def _publish_batch(self, messages: Sequence[Outgoing]) -> None:
+    def _publish_batch(self, messages: Sequence[Outgoing]) -> Collection[str]:
         arguments: list[bytes | str] = [self._exchange or ""]
         for message in messages:
             about = _About(topic=message.topic, headers=dict(message.headers), key=message.key)
             arguments += [message.queue or "", message.topic, msgspec.json.encode(about), message.body]
         with self.asked():
-            missing = self._publish(args=arguments)
-            if missing:
+            answer, *names = self._publish(args=arguments)
+            if answer != b"unheard":
                 self.heal()
-                missing = self._publish(args=arguments)
-        if missing:
-            raise NoHandler(f"there is no {missing[0].decode()} {missing[1].decode()!r} to publish to: declare it")
+                answer, *names = self._publish(args=arguments)
+        if answer != b"unheard":
+            raise NoHandler(f"there is no {answer.decode()} {names[0].decode()!r} to publish to: declare it")
+        return {name.decode() for name in names}
+
+    def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
+        with self.asked():
+            for topic in topics:
+                self.client.srem(f"sagas:topic:{exchange}:{topic}", queue)
+
+    def delete(self, queue: str) -> None:
+        with self.asked():
+            for topic in self.client.scan_iter(match="sagas:topic:*", count=1000):
+                self.client.srem(topic, queue)
+            self.client.delete(_stream(queue))
 
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)

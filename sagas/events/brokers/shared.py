@@ -7,11 +7,12 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Container
 from typing import Protocol
 
 from sagas.errors import ConfigurationError
 
-__all__ = ["Pulse", "exchange_of", "in_forks"]
+__all__ = ["Pulse", "exchange_of", "in_forks", "is_bound", "of_any_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,16 @@ class Pulse:
                 except Exception as error:  # noqa: BLE001 - the broker is away: the reader itself will say so
                     logger.debug("%r: could not tell the broker that it is alive: %r", reader, error)
             del readers, reader  # else this thread would keep them
+
+
+def of_any_version(topic: str) -> str:
+    """Return the topic that stands for all versions of a type: `orders.order.placed.*`."""
+    return f"{topic.rpartition('.')[0]}.*"
+
+
+def is_bound(topic: str, topics: Container[str]) -> bool:
+    """Tell whether a queue that is bound to some topics gets the messages of one."""
+    return topic in topics or of_any_version(topic) in topics
 
 
 def exchange_of(declared: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import Any
 from unittest import mock
@@ -23,10 +23,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sagas import ConfigurationError, KeyReused, NotAllowed, SagaHandle, SagaNotFound, SagaStatus, StepContext
+from sagas import ConfigurationError, KeyReused, NotAllowed, Retry, SagaHandle, SagaNotFound, SagaStatus, StepContext
+from sagas import Saga as Definition
+from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
-from sagas.contrib.django.models import DeadLetter, HistoryEntry, OutboxMessage, Saga, Step
+from sagas.contrib.django.models import DeadLetter, HistoryEntry, InboxMessage, OutboxMessage, Saga, Step
 from sagas.desk import Action, Desk
+from sagas.events import Envelope, Events, HandlerContext, Service
+from sagas.events.brokers.memory import MemoryBroker
+from sagas.events.inbox import Call, End
 from sagas.stores import migrate, schema
 from sagas.testing import Inline
 from tests.django_project.orders.events import OrderPlaced, events
@@ -194,6 +199,61 @@ class InTransactions(Committing):
             consumers.join(10.0)
         assert Effect.objects.filter(what="mail refused").count() == 1
 
+    def test_what_is_rolled_back_or_ended_in_silence_is_no_success(self) -> None:
+        """Django rolls a block back, and says nothing, after an error that was caught in it."""
+        Order.objects.create(number="there")
+
+        def caught(_session: Session) -> None:
+            with suppress(IntegrityError):
+                Order.objects.create(number="there")
+
+        def set_rollback(_session: Session) -> None:
+            transaction.set_rollback(True)
+
+        def commit(session: Session) -> None:
+            session.commit()
+
+        def commit_below(session: Session) -> None:
+            session.connection().commit()
+
+        def driver(session: Session) -> None:
+            session.connection()
+            connection.connection.rollback()
+
+        for misdeed in (caught, set_rollback, commit, commit_below, driver):
+            with self.subTest(misdeed.__name__):
+
+                def careless(step: StepContext, misdeed: Callable[[Session], None] = misdeed) -> None:
+                    with atomic(step):
+                        Effect.objects.create(what="step")
+                    misdeed(step.session)
+
+                once = Retry(max_attempts=1)
+                saga = Definition(
+                    f"careless_{misdeed.__name__}", Part("act", _with_step(careless), compensation=None, retry=once)
+                )
+                handle = Inline(sagas.store).start(saga)
+                assert handle.status is SagaStatus.COMPENSATED, handle.status
+                assert not Effect.objects.exists()
+                assert not connection.in_atomic_block
+
+                shop = Service("shop")
+
+                def handler(event: OrderPlaced, context: HandlerContext, misdeed: Any = misdeed) -> None:
+                    Effect.objects.create(what=f"handler {event.number}")
+                    misdeed(context.session)
+
+                shop.on(OrderPlaced, name="act")(_with_context(handler))
+                own = Events([shop], engine=engine(), broker=MemoryBroker())
+                envelope = Envelope.wrap(OrderPlaced(number="1"), source="orders")
+                outcome = own.handle(
+                    Call(queue="shop.act", topic=envelope.topic, body=envelope.encode(), attempt=1, again=False)
+                )
+                assert outcome.end in (End.FAILED, End.DEAD), outcome
+                assert not Effect.objects.exists()
+                assert not InboxMessage.objects.exists()
+                assert not connection.in_atomic_block
+
     def test_blocks_that_cross_are_refused(self) -> None:
         with Session(engine()) as outer, Session(engine()) as inner:
             outer.execute(text("select 1"))
@@ -276,8 +336,6 @@ class InOneTransaction(TestCase):
             with self.assertRaises(IntegrityError), atomic(step):
                 Order.objects.create(number="1")
             Order.objects.create(number="2")
-
-        from sagas import Saga as Definition, Step as Part  # noqa: I001
 
         handle = Inline(sagas.store).start(Definition("twice", Part("twice", twice, compensation=None)))
         assert handle.status is SagaStatus.COMPLETED
@@ -522,6 +580,20 @@ class Tables(Committing):
         with self.assertRaises(CommandError) as refused:
             call_command("sagas", "db", "upgrade")
         assert "manage.py migrate" in str(refused.exception)
+
+
+def _with_step(function: Callable[[StepContext], None]) -> Any:
+    def step(step: StepContext) -> None:
+        function(step)
+
+    return step
+
+
+def _with_context(function: Callable[[OrderPlaced, HandlerContext], None]) -> Any:
+    def handler(event: OrderPlaced, context: HandlerContext) -> None:
+        function(event, context)
+
+    return handler
 
 
 def _migrations() -> Any:

@@ -1,0 +1,234 @@
+"""What is bound to which queue, as it was declared, and what of that is no longer wanted.
+
+Brokers keep what was once declared, and not each of them tells what it has. So the database of the services remembers
+it; and it is not taken away before somebody asks for that, for other code may still need it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from sagas.errors import BrokerUnavailable
+from sagas.events.brokers import Broker, Outgoing, Topology
+from sagas.events.messages import any_version
+from sagas.stores import schema
+from sagas.stores.engines import reading, translated
+from sagas.stores.transactions import begun
+
+__all__ = ["Bindings", "Difference"]
+
+_TABLE = schema.bindings.c
+
+#: Seconds without a message after which a queue counts as drained; for the readers of Kafka take a while to begin.
+_DRAINED = 5.0
+
+#: Messages that are moved at once.
+_BATCH = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A queue, or what is bound to one, that is declared and not there, or was declared once and no longer is."""
+
+    queue: str
+    topics: tuple[str, ...]
+    whole: bool  #: the queue itself, not only what is bound to it
+    ours: bool  #: its service is declared by this code. Else other code may need it
+    read_as: str | None  #: the queue that has taken its place: `was=` says so
+    messages: int | None  #: that it holds; None where the broker has no such queue
+    missing: bool = False  #: it is the other way round: it is declared, and the broker has no such queue
+
+    @property
+    def what(self) -> str:
+        """Say what is wrong with it."""
+        if self.missing:
+            return "missing"
+        return "queue no longer declared" if self.whole else "bindings no longer declared"
+
+
+class Bindings:
+    """The bindings of one database's services at one broker.
+
+    `wanted`: says what is declared now. `versions`: the topics of each queue, each with its version: what was bound
+    before there were bindings for all versions. `services`: those of this code. `renamed`: old queues, and those that
+    have taken their place.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        broker: Broker,
+        wanted: Callable[[], Topology],
+        versions: Mapping[str, Collection[str]],
+        services: Collection[str],
+        renamed: Mapping[str, str],
+    ) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._wanted = wanted
+        self._versions = versions
+        self._services = services
+        self._renamed = renamed
+
+    def declare(self) -> list[str]:
+        """Make what is missing, and say what was made. What other queues have taken the place of is moved there."""
+        wanted = self._wanted()
+        # First: an older process that gets a message of a new binding must not take it for one that is not wanted.
+        new_here = self._remember(wanted)
+        made = [f"made {what}" for what in self._broker.declare(wanted)]
+        for queue in sorted(new_here):
+            self._broker.unbind(wanted.exchange, queue, self._versions.get(queue, ()))
+        for old, new in self._renamed.items():
+            if self._depth(old) is not None:
+                made += self._move(wanted.exchange, old, new)
+        return made
+
+    def difference(self) -> list[Difference]:
+        """Return what was declared, and no longer is; and queues that are declared, and not there."""
+        wanted = {queue.name: set(queue.topics) for queue in self._wanted().queues}
+        found = []
+        for queue, topics in sorted(self._remembered().items()):
+            gone = topics - wanted.get(queue, set())
+            if gone or queue not in wanted:
+                found.append(
+                    Difference(
+                        queue=queue,
+                        topics=tuple(sorted(gone)),
+                        whole=queue not in wanted,
+                        ours=queue.partition(".")[0] in self._services or queue in self._renamed,
+                        read_as=self._renamed.get(queue),
+                        messages=self._depth(queue),
+                    )
+                )
+        missing = [queue for queue in self._wanted().queues if self._depth(queue.name) is None]
+        about: dict[str, Any] = {"whole": True, "ours": True, "read_as": None, "messages": None, "missing": True}
+        return [*found, *(Difference(queue=queue.name, topics=queue.topics, **about) for queue in missing)]
+
+    def remove(self, *, others: Collection[str] = (), discard: bool = False) -> Iterator[str]:
+        """Take away what is stale, and say what was. A queue that holds messages stays, unless `discard`.
+
+        `others`: queues of services that this code does not declare, and that are to go all the same.
+        """
+        exchange = self._wanted().exchange
+        for stale in self.difference():
+            if stale.missing:
+                continue
+            if not stale.ours and stale.queue not in others:
+                yield (
+                    f"left queue {stale.queue}: its service is not declared here, so other code may read it. Name it "
+                    "to have it deleted"
+                )
+                continue
+            if stale.whole and stale.messages and not discard:
+                yield (
+                    f"left queue {stale.queue}: it holds {stale.messages} messages, and nobody reads it. Declare what "
+                    "takes its place with was=, which moves them there, or discard them"
+                )
+                continue
+            if stale.messages is not None:
+                self._broker.unbind(exchange, stale.queue, stale.topics)
+            self._forget(stale.queue, stale.topics)
+            yield from (f"unbound {topic} from {stale.queue}" for topic in stale.topics)
+            if stale.whole:
+                if stale.messages is not None:
+                    self._broker.delete(stale.queue)
+                self._forget(stale.queue, ("",))
+                yield f"deleted queue {stale.queue}, which held {stale.messages or 0} messages"
+
+    def is_removed(self, connection: Connection, queue: str, event_type: str) -> bool:
+        """Tell whether a queue was unbound from a type, so that what still comes of it is not wanted."""
+        mine = _TABLE.queue == queue, _TABLE.topic == any_version(event_type)
+        return connection.execute(select(_TABLE.removed_at).where(*mine)).scalar() is not None
+
+    # -- the record -------------------------------------------------------------------------------------------------
+
+    def _remembered(self) -> dict[str, set[str]]:
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        query = select(_TABLE.queue, _TABLE.topic)
+        here = _TABLE.exchange == self._wanted().exchange, _TABLE.removed_at.is_(None)
+        with reading(self._engine) as connection:
+            for queue, topic in connection.execute(query.where(*here)):
+                found[queue].update([topic] if topic else [])
+        return found
+
+    def _remember(self, wanted: Topology) -> set[str]:
+        """Write down what is wanted; return the queues of which something was new."""
+        needed = {(queue.name, topic) for queue in wanted.queues for topic in ("", *queue.topics)}
+        with reading(self._engine) as connection:
+            rows = connection.execute(select(_TABLE.queue, _TABLE.topic, _TABLE.exchange, _TABLE.removed_at)).all()
+        known = {(row.queue, row.topic): row.exchange == wanted.exchange and row.removed_at is None for row in rows}
+        now = datetime.now(UTC)
+        new = sorted(needed - {which for which, current in known.items() if current})
+        for queue, topic in new:
+            which = _TABLE.queue == queue, _TABLE.topic == topic
+            values = {"exchange": wanted.exchange, "declared_at": now, "removed_at": None}
+            with translated(self._engine):
+                try:
+                    with begun(self._engine) as connection:
+                        if not connection.execute(update(schema.bindings).where(*which).values(values)).rowcount:
+                            connection.execute(insert(schema.bindings).values(queue=queue, topic=topic, **values))
+                except IntegrityError:
+                    pass  # another process was quicker
+        return {queue for queue, _ in new}
+
+    def _forget(self, queue: str, topics: Collection[str]) -> None:
+        gone = update(schema.bindings).where(_TABLE.queue == queue, _TABLE.topic.in_(topics))
+        with translated(self._engine), begun(self._engine) as connection:
+            connection.execute(gone.values(removed_at=datetime.now(UTC)))
+
+    # -- the broker -------------------------------------------------------------------------------------------------
+
+    def _depth(self, queue: str) -> int | None:
+        try:
+            return self._broker.depth(queue)
+        except BrokerUnavailable:
+            return None
+
+    def _move(self, exchange: str, old: str, new: str) -> Iterator[str]:
+        topics = {*self._remembered().get(old, ()), *self._versions[new]}
+        topics.update(*(queue.topics for queue in self._wanted().queues if queue.name == new))
+        moved = self._drain(old, new)  # on Kafka it is the bindings that say what is in a queue
+        self._broker.unbind(exchange, old, topics)
+        moved += self._drain(old, new)
+        yield f"moved {moved} messages from {old} to {new}, which has taken its place"
+        if left := self._depth(old):
+            yield f"left queue {old}: {left} messages in it are still being handled. Apply it once more later"
+            return
+        self._broker.delete(old)
+        self._forget(old, ("", *topics))
+
+    def _drain(self, old: str, new: str) -> int:
+        reader, moved = self._broker.reader(old), 0
+        give_up = time.monotonic() + _DRAINED
+        try:
+            while self._depth(old) and time.monotonic() < give_up:
+                received = reader.receive(_BATCH, 0.5)
+                self._broker.publish(
+                    [
+                        Outgoing(
+                            id=delivery.headers.get("eventId", ""),
+                            topic=delivery.topic,
+                            body=delivery.body,
+                            headers=delivery.headers,
+                            key=delivery.key,
+                            queue=new,
+                        )
+                        for delivery in received
+                    ]
+                )
+                for delivery in received:
+                    reader.ack(delivery)
+                moved += len(received)
+                if received:
+                    give_up = time.monotonic() + _DRAINED
+        finally:
+            reader.close()
+        return moved
