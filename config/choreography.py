@@ -15,6 +15,7 @@ from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.events.guards import Guards
 from tasks import tables
 from tasks.choreography import SERVICES
+from tasks.fulfilment import fulfil_order
 
 __all__ = ["app", "events", "sagas", "store"]
 
@@ -39,4 +40,4 @@ events = Events(
     guards=Guards(max_hops=16),
 )
 
-sagas = Sagas(app, store, events=events)
+sagas = Sagas(app, store, [fulfil_order], events=events)

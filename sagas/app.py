@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from celery import Celery
 from typing_extensions import TypeVar
 
+import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
+from sagas.causes import Cause
+
 __all__ = [
     "AT_REST",
     "CLOCKS_DIFFER",
@@ -200,6 +202,7 @@ class SagaSummary:
     key: str  #: unique among the sagas of this name
     shape: str  #: the steps of the definition that it was started with
     correlation_id: str
+    caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
@@ -222,6 +225,19 @@ class SagaSummary:
         if self.status is not SagaStatus.STUCK or not stuck:
             return self.error
         return "; ".join(f"step {step.name!r} is stuck: {step.error}" for step in stuck)
+
+    def cause(self, step: str | None = None) -> Cause:
+        """Return what the saga, or a step of it, is to the messages and sagas that come of it.
+
+        A saga is no message: what it emits has as many hops as if the handler that started it had emitted it.
+        """
+        return Cause(
+            self.id if step is None else f"{self.id}:{step}",
+            self.correlation_id,
+            hops=self.caused_by.hops if self.caused_by else 0,
+            path=self.caused_by.path if self.caused_by else (),
+            trace={} if self.traceparent is None else {"traceparent": self.traceparent},
+        )
 
     def step(self, name: str) -> StepRecord:
         """Return the step's record; a step that never began has an empty one."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import uuid_utils
 
 from sagas import transitions
+from sagas.causes import CURRENT, Cause, within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
 from sagas.endings import ends_process, meant
@@ -98,10 +99,8 @@ class _Publisher(Protocol):
         message: Any,
         *,
         key: str,
-        correlation_id: str,
-        causation_id: str,
+        cause: Cause,
         source: str | None = None,
-        traceparent: str | None = None,
     ) -> Mapping[str, Any]: ...
 
 
@@ -174,7 +173,12 @@ class Orchestrator:
         text = self._encode_input(saga, given)
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
-        for what, value in (("key", key), ("correlation_id", correlation_id or saga_id)):
+        cause = CURRENT.get()
+        if correlation_id is None:
+            # That of others need not be one that could be asked for: it may have blanks around it.
+            inherited = clean(cause.correlation_id).strip()[:_LONGEST_KEY].strip() if cause else ""
+            correlation_id = inherited or saga_id
+        for what, value in (("key", key), ("correlation_id", correlation_id)):
             if not isinstance(value, str):
                 raise InvalidInput(
                     f"saga {saga.name!r}: {what} must be a str, not {type(value).__name__}: {what}=str(...)"
@@ -191,7 +195,8 @@ class Orchestrator:
             version=saga.version,
             key=key,
             shape=saga.shape,
-            correlation_id=correlation_id or saga_id,
+            correlation_id=correlation_id,
+            caused_by=cause,
             input=text,
             created_at=now,
             updated_at=now,
@@ -257,7 +262,12 @@ class Orchestrator:
     def _act_and_record(self, claim: Claim, following: str | None) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
         seen = Attempt(claim.record, name)
-        with self._leases.held(saga_id, name, owner), ExitStack() as resources, self.observers.during(seen):
+        with (
+            self._leases.held(saga_id, name, owner),
+            within(claim.record.cause(name)),
+            ExitStack() as resources,
+            self.observers.during(seen),
+        ):
             attempt = _Attempt(self, claim.record, name, resources)
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
@@ -465,9 +475,8 @@ class Orchestrator:
             if status in _SUCCEEDED and before.step(emitted.name).status is not status:
                 rows += emitted.messages
         if saga.publish_life and self.events is not None:
-            about = {"key": after.id, "correlation_id": after.correlation_id, "causation_id": after.id}
-            prepare = functools.partial(self.events.prepare, source=SAGAS, traceparent=after.traceparent)
-            rows += [prepare(message, **about) for message in life(before, after)]
+            prepare = functools.partial(self.events.prepare, source=SAGAS, key=after.id, cause=after.cause())
+            rows += [prepare(message) for message in life(before, after)]
         return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:
@@ -577,9 +586,7 @@ class _Attempt:
             events.prepare(
                 message,
                 key=record.key if key is None else key,
-                correlation_id=record.correlation_id,
-                causation_id=f"{record.id}:{self.name}",
-                traceparent=record.traceparent,
+                cause=record.cause(self.name),
             )
         )
 

@@ -15,7 +15,18 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["NO_TYPE", "check_type", "convert", "decoder", "dump", "encode", "field_names", "is_pydantic", "load"]
+__all__ = [
+    "NO_TYPE",
+    "Number",
+    "check_type",
+    "convert",
+    "decoder",
+    "dump",
+    "encode",
+    "field_names",
+    "is_pydantic",
+    "load",
+]
 
 #: Stands for "no type was declared": plain JSON only, and it comes back as plain JSON.
 NO_TYPE: Any = object()
@@ -92,7 +103,24 @@ def decoder(type_: Any) -> Callable[[Any], Any]:
     """Return what reads JSON text, or bytes, as values of a type; of None, as plain JSON."""
     if type_ is None:
         return msgspec.json.Decoder().decode
+    if is_pydantic(type_):  # which makes a Decimal of what is a float by then
+        return msgspec.json.Decoder(type_, dec_hook=_decode_foreign, float_hook=Number.read).decode
     return msgspec.json.Decoder(type_, dec_hook=_decode_foreign).decode
+
+
+class Number(float):
+    """A float that remembers how it was written in JSON: read as a `Decimal` it has all its digits."""
+
+    text: str
+
+    @classmethod
+    def read(cls, text: str) -> Number:
+        number = cls(text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:  # which is what pydantic makes a Decimal of, and what Decimal(str(number)) takes
+        return self.text
 
 
 def _check_plain(value: Any, path: str) -> None:
@@ -113,6 +141,8 @@ def _check_plain(value: Any, path: str) -> None:
 def _encode_foreign(value: Any) -> Any:
     if is_pydantic(type(value)):
         return value.model_dump(mode="json")
+    if isinstance(value, Number):
+        return msgspec.Raw(value.text.encode())
     raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
 
 

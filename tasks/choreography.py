@@ -1,15 +1,18 @@
 """An order without a conductor: each service does its part when it hears that the one before it has done its own.
 
-The participants are those of the saga in `tasks/orders.py`. There one definition says what comes next, and what is
-undone; here each service says what it listens to. `celery -A config.choreography sagas events graph` draws it.
+The same flow with a conductor is the saga in `tasks/fulfilment.py`: there one definition says what comes next, and what
+is undone; here each service says what it listens to. `celery -A config.choreography sagas events graph` draws it.
 
 ::
 
-    placed -> stock reserved -> payment received -> parcel shipped -> confirmed
-                 | refused         | declined          | refused
-                 |                 |                   '-> payment refunded
-                 |                 '------------------------> stock released
-                 '-------------------------------------------------> cancelled
+    OrderPlaced -> PaymentCompleted -> StockReserved -> ShipmentCreated -> e-mail
+       |                 |                   |
+       v                 v                   v
+    PaymentFailed   StockReservationFailed  ShipmentFailed -> StockReleased
+       |                 |                                        |
+       |                 '--------> PaymentRefunded <-------------'
+       v                                  v
+       '---------> OrderCancelled <-------'
 """
 
 from collections.abc import Callable
@@ -26,15 +29,14 @@ from tasks import payments as provider
 from tasks import shipping as carrier
 from tasks.events import (
     OrderCancelled,
-    OrderConfirmed,
     OrderPlaced,
-    ParcelRefused,
-    ParcelShipped,
-    PaymentDeclined,
-    PaymentReceived,
+    PaymentCompleted,
+    PaymentFailed,
     PaymentRefunded,
-    StockRefused,
+    ShipmentCreated,
+    ShipmentFailed,
     StockReleased,
+    StockReservationFailed,
     StockReserved,
 )
 from tasks.orders import PlaceOrder
@@ -67,31 +69,31 @@ def outcome(session: Session, order_id: str) -> str | None:
 # -- forward ------------------------------------------------------------------------------------------------------
 
 
-@inventory.on(OrderPlaced, emits=[StockReserved, StockRefused])
-def reserve_stock(event: OrderPlaced, context: HandlerContext) -> None:
+@payments.on(OrderPlaced, emits=[PaymentCompleted, PaymentFailed], breaker=5)
+def process_payment(event: OrderPlaced, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "process_payment")
+    try:
+        _try(context, lambda: provider.process(order.order_id, order.amount, step))
+    except Terminal as refusal:
+        context.emit(PaymentFailed(order=order, reason=str(refusal)))
+    else:
+        context.emit(PaymentCompleted(order=order))
+
+
+@inventory.on(PaymentCompleted, emits=[StockReserved, StockReservationFailed])
+def reserve_stock(event: PaymentCompleted, context: HandlerContext) -> None:
     order, step = event.order, _step(context, event.order, "reserve_stock")
     try:
         _try(context, lambda: warehouse.reserve(order.order_id, order.sku, order.quantity, step))
     except Terminal as refusal:
-        context.emit(StockRefused(order=order, reason=str(refusal)))
+        context.emit(StockReservationFailed(order=order, reason=str(refusal)))
     else:
         context.emit(StockReserved(order=order))
 
 
-@payments.on(StockReserved, emits=[PaymentReceived, PaymentDeclined], breaker=5)
-def take_payment(event: StockReserved, context: HandlerContext) -> None:
-    order, step = event.order, _step(context, event.order, "take_payment")
-    try:
-        _try(context, lambda: provider.process(order.order_id, order.amount, step))
-    except Terminal as refusal:
-        context.emit(PaymentDeclined(order=order, reason=str(refusal)))
-    else:
-        context.emit(PaymentReceived(order=order))
-
-
-@shipping.on(PaymentReceived, emits=[ParcelShipped, ParcelRefused], breaker=5)
-def ship_parcel(event: PaymentReceived, context: HandlerContext) -> None:
-    order, step = event.order, _step(context, event.order, "ship_parcel")
+@shipping.on(StockReserved, emits=[ShipmentCreated, ShipmentFailed], breaker=5)
+def create_shipment(event: StockReserved, context: HandlerContext) -> None:
+    order, step = event.order, _step(context, event.order, "create_shipment")
 
     def ship() -> str:
         quote = carrier.quote(order.order_id, order.quantity, step)
@@ -100,41 +102,40 @@ def ship_parcel(event: PaymentReceived, context: HandlerContext) -> None:
     try:
         parcel = _try(context, ship)
     except Terminal as refusal:
-        context.emit(ParcelRefused(order=order, reason=str(refusal)))
+        context.emit(ShipmentFailed(order=order, reason=str(refusal)))
     else:
-        context.emit(ParcelShipped(order=order, parcel=parcel))
+        context.emit(ShipmentCreated(order=order, parcel=parcel))
 
 
-@orders.on(ParcelShipped, emits=[OrderConfirmed])
-def confirm_order(event: ParcelShipped, context: HandlerContext) -> None:
-    ledger.begin(_step(context, event.order, "close"), event.order.order_id).answer = "confirmed"
-    context.emit(OrderConfirmed(order=event.order, parcel=event.parcel))
-
-
-@notifications.on(OrderConfirmed)
-def send_confirmation(event: OrderConfirmed, context: HandlerContext) -> None:
+@notifications.on(ShipmentCreated)
+def send_confirmation(event: ShipmentCreated, context: HandlerContext) -> None:
     order, step = event.order, _step(context, event.order, "send_confirmation")
     mail.confirm(order.order_id, order.customer, event.parcel, step)
+
+
+@orders.on(ShipmentCreated)
+def confirm_order(event: ShipmentCreated, context: HandlerContext) -> None:
+    ledger.begin(_step(context, event.order, "close"), event.order.order_id).answer = "confirmed"
 
 
 # -- backward -----------------------------------------------------------------------------------------------------
 
 
-@payments.on(ParcelRefused, emits=[PaymentRefunded], compensates=[PaymentReceived])
-def refund_payment(event: ParcelRefused, context: HandlerContext) -> None:
-    provider.refund(event.order.order_id, _step(context, event.order, "take_payment"))
-    context.emit(PaymentRefunded(order=event.order, reason=event.reason))
-
-
-@inventory.on(PaymentDeclined, PaymentRefunded, emits=[StockReleased], compensates=[StockReserved])
-def release_stock(event: PaymentDeclined | PaymentRefunded, context: HandlerContext) -> None:
+@inventory.on(ShipmentFailed, emits=[StockReleased], compensates=[StockReserved])
+def release_stock(event: ShipmentFailed, context: HandlerContext) -> None:
     order, step = event.order, _step(context, event.order, "reserve_stock")
     warehouse.release(order.order_id, order.sku, order.quantity, step)
     context.emit(StockReleased(order=order, reason=event.reason))
 
 
-@orders.on(StockRefused, StockReleased, emits=[OrderCancelled], compensates=[OrderPlaced])
-def cancel_order(event: StockRefused | StockReleased, context: HandlerContext) -> None:
+@payments.on(StockReservationFailed, StockReleased, emits=[PaymentRefunded], compensates=[PaymentCompleted])
+def refund_payment(event: StockReservationFailed | StockReleased, context: HandlerContext) -> None:
+    provider.refund(event.order.order_id, _step(context, event.order, "process_payment"))
+    context.emit(PaymentRefunded(order=event.order, reason=event.reason))
+
+
+@orders.on(PaymentFailed, PaymentRefunded, emits=[OrderCancelled], compensates=[OrderPlaced])
+def cancel_order(event: PaymentFailed | PaymentRefunded, context: HandlerContext) -> None:
     ledger.begin(_step(context, event.order, "close"), event.order.order_id).answer = f"cancelled: {event.reason}"
     context.emit(OrderCancelled(order=event.order, reason=event.reason))
 

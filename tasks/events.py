@@ -8,15 +8,14 @@ from tasks.orders import PlaceOrder
 
 __all__ = [
     "OrderCancelled",
-    "OrderConfirmed",
     "OrderPlaced",
-    "ParcelRefused",
-    "ParcelShipped",
-    "PaymentDeclined",
-    "PaymentReceived",
+    "PaymentCompleted",
+    "PaymentFailed",
     "PaymentRefunded",
-    "StockRefused",
+    "ShipmentCreated",
+    "ShipmentFailed",
     "StockReleased",
+    "StockReservationFailed",
     "StockReserved",
 ]
 
@@ -26,14 +25,6 @@ class OrderPlaced:
     """A customer wants something."""
 
     order: PlaceOrder
-
-
-@event("orders.order.confirmed")
-class OrderConfirmed:
-    """It is on its way: nothing can go wrong any more."""
-
-    order: PlaceOrder
-    parcel: str
 
 
 @event("orders.order.cancelled")
@@ -49,8 +40,8 @@ class StockReserved:
     order: PlaceOrder
 
 
-@event("inventory.stock.refused", failure=True)
-class StockRefused:
+@event("inventory.stock.reservation_failed", failure=True)
+class StockReservationFailed:
     """There is not enough on the shelf."""
 
     order: PlaceOrder
@@ -65,13 +56,15 @@ class StockReleased:
     reason: str
 
 
-@event("payments.payment.received")
-class PaymentReceived:
+@event("payments.payment.completed")
+class PaymentCompleted:
     order: PlaceOrder
 
 
-@event("payments.payment.declined", failure=True)
-class PaymentDeclined:
+@event("payments.payment.failed", failure=True)
+class PaymentFailed:
+    """The provider declined it."""
+
     order: PlaceOrder
     reason: str
 
@@ -82,15 +75,15 @@ class PaymentRefunded:
     reason: str
 
 
-@event("shipping.parcel.shipped")
-class ParcelShipped:
+@event("shipping.shipment.created")
+class ShipmentCreated:
     order: PlaceOrder
     parcel: str
 
 
-@event("shipping.parcel.refused", failure=True)
-class ParcelRefused:
-    """The carrier will not take it."""
+@event("shipping.shipment.failed", failure=True)
+class ShipmentFailed:
+    """The carrier will not take the parcel."""
 
     order: PlaceOrder
     reason: str

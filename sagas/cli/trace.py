@@ -18,13 +18,16 @@ _LONGEST = 200
 
 
 @click.command("trace")
-@click.argument("correlation_id")
+@click.argument("name", metavar="NAME")
 @AS_JSON
 @click.pass_obj
-def tell(obj: Any, correlation_id: str, as_json: bool) -> None:
-    """Tell the story of CORRELATION_ID: what was published, who handled it and what that led to, sagas included."""
+def tell(obj: Any, name: str, as_json: bool) -> None:
+    """Tell the story of NAME: what was published, who handled it and what that led to, sagas included.
+
+    NAME is a correlation id, a business key, or the id of a saga or of a message.
+    """
     try:
-        story = trace(obj.app.sagas.events.engine, correlation_id)
+        story = trace(obj.app.sagas.events.engine, name)
     except SagaError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -32,7 +35,9 @@ def tell(obj: Any, correlation_id: str, as_json: bool) -> None:
     elif story:
         _print(story, 0)
     if not story:
-        raise click.ClickException(f"nothing is known of the correlation id {correlation_id!r}")
+        raise click.ClickException(
+            f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that"
+        )
 
 
 def _print(entries: Sequence[Entry], depth: int) -> None:

@@ -4,7 +4,7 @@ from sagas.events.bus import Events
 from sagas.events.deadletters import CommandFailed
 from sagas.events.envelope import Envelope
 from sagas.events.local import LocalBus
-from sagas.events.messages import Kind, MessageType, command, event, type_of
+from sagas.events.messages import Kind, MessageType, NamingWarning, command, event, type_of
 from sagas.events.projections import Projection, Projections, ProjectionState
 from sagas.events.services import Handler, HandlerContext, Service, Subscription
 from sagas.events.store import ANY, NO_STREAM, EventStore, Loaded, Snapshots, StoredEvent, fold
@@ -16,6 +16,7 @@ __all__ = [
     "type_of",
     "Kind",
     "MessageType",
+    "NamingWarning",
     "Service",
     "Subscription",
     "Handler",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from sagas.causes import Cause
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
 from sagas.events.bindings import Bindings, Difference
@@ -18,6 +19,7 @@ from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
 from sagas.events.deadletters import DeadLetter, DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.events.guards import default_guards
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.projections import Projection, Projections
@@ -45,7 +47,8 @@ class Events:
     `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share;
         that of a `SqlStore`, or one of your own. `broker`: what carries messages between processes.
     `exchange`: the name that all of its topics are under.
-    `guards`: against storms, `sagas.events.guards.Guards(...)`; None: no limits.
+    `guards`: against storms, `sagas.events.guards.Guards(...)`; left out, a message that more than 32 messages, or
+        more than 8 of its own type, led to becomes a dead letter; None: no limits.
     `window`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
     `relay_interval`: seconds between two looks of a relay at an empty outbox.
     `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
@@ -67,7 +70,7 @@ class Events:
         engine: Engine,
         broker: Broker,
         exchange: str = "sagas.events",
-        guards: Admits | None = None,
+        guards: Admits | Literal["default"] | None = "default",
         window: int = 20,
         concurrency: int = 4,
         relay_interval: float = 0.2,
@@ -83,7 +86,7 @@ class Events:
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
-        self.guards = guards
+        self.guards = default_guards() if guards == "default" else guards
         self.breakers = Breakers()
         self.observers = Observers()  #: those of `Sagas(observers=)`
         self._window = window
@@ -139,7 +142,7 @@ class Events:
         """Publish an event in the transaction of the session: it is sent if that commits, and only then.
 
         `key`: messages of one key are received in the order in which they were published: the id of the order, the
-            account. `correlation_id`, `cause`: left out, those of the message whose handler is running.
+            account. `correlation_id`, `cause`: left out, those of the message whose handler is running, or of the step.
         `metadata`: whatever else is to travel along, as JSON.
         Raises `NotOwner` when the event is not one of this process's services', `DefinitionError` inside a handler
         that does not say that it emits this.
@@ -193,15 +196,14 @@ class Events:
         message: Any,
         *,
         key: str,
-        correlation_id: str,
-        causation_id: str,
+        cause: Cause,
         source: str | None = None,
-        traceparent: str | None = None,
     ) -> Mapping[str, Any]:
         """Return the row of the outbox for a message, for whoever writes it in a transaction of its own.
 
-        That is the saga engine: a step emits before its checkpoint. `source`: who publishes, where that is not the
-        owner. `traceparent`: what it belongs to where no span is active. Raises as `publish` and `send` do.
+        That is the saga engine: a step emits before its checkpoint. `cause`: the saga or its step; its trace is what
+        the message belongs to where no span is active. `source`: who publishes, where that is not the owner. Raises as
+        `publish` and `send` do.
         """
         declared, queue = type_of(message), None
         self._publishable(message, declared.kind)
@@ -213,15 +215,14 @@ class Events:
             message,
             source=source or declared.context,
             key=key,
-            correlation_id=correlation_id,
-            metadata=self._with_trace({"causationId": causation_id}, traceparent),
+            cause=cause,
+            metadata=self._with_trace(None),
         )
         return outbox.outbox_row(envelope, queue)
 
-    def _with_trace(self, metadata: dict[str, Any] | None, traceparent: str | None = None) -> dict[str, Any]:
-        """Return metadata with the trace that the message belongs to. What the caller says himself comes first."""
-        trace = {} if traceparent is None else {"traceparent": traceparent}
-        return {**trace, **self.observers.carry(), **(metadata or {})}
+    def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:
+        """Return metadata with the active span, if there is one. What the caller says himself comes first."""
+        return {**self.observers.carry(), **(metadata or {})}
 
     def _emit(self, session: Session, message: Any, *, key: str | None) -> Envelope:
         give = self.publish if type_of(message).kind is Kind.EVENT else self.send

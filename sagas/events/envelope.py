@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 import msgspec
 import uuid_utils
 
+from sagas import causes
+from sagas.causes import LONGEST_PATH, Cause
 from sagas.errors import InvalidMessage
 from sagas.events.messages import Kind, MessageType, dump, topic, type_of
 
-__all__ = ["CURRENT", "Envelope"]
+__all__ = ["Envelope"]
 
-#: The envelope whose handler runs now: what is published meanwhile was caused by it.
-CURRENT: ContextVar[Envelope | None] = ContextVar("sagas_current_envelope", default=None)
-
-#: How much of its causation chain a message carries along.
-_LONGEST_PATH = 32
-
+#: As long as the type of a message may be. The path that others send may hold longer ones.
+_LONGEST_TYPE = 100
 
 #: As long as the columns that they are kept in.
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=36)]
@@ -50,30 +47,30 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         source: str,
         key: str | None = None,
         correlation_id: str | None = None,
-        cause: Envelope | None = None,
+        cause: Envelope | Cause | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Self:
         """Put a message into a new envelope.
 
         `key`: messages of one key stay in order. `correlation_id`: names the whole story that this is part of; left
         out, that of the cause, or else the id of this message, which then begins one. `cause`: what this is the
-        consequence of; left out, the message whose handler is running.
+        consequence of; left out, the message whose handler is running, or the step.
         Raises `InvalidMessage` when it cannot be kept as JSON, or something about it is too long.
         """
         declared = type_of(message)
-        cause = cause or CURRENT.get()
+        cause = causes.CURRENT.get() if cause is None else cause.cause if isinstance(cause, Envelope) else cause
         event_id = str(uuid_utils.uuid7())
         about: dict[str, Any] = {
             "kind": declared.kind.value,
             "correlationId": correlation_id or (cause.correlation_id if cause else event_id),
-            "causationId": cause.event_id if cause else None,
-            "hops": cause.hops + 1 if cause else 0,
-            "path": [*cause.path, cause.event_type][-_LONGEST_PATH:] if cause else [],
+            "causationId": cause.id if cause else None,
+            "hops": cause.hops if cause else 0,
+            "path": list(cause.path) if cause else [],
         }
         if key is not None:
             about["key"] = key
-        if cause is not None and "traceparent" in cause.metadata:
-            about |= {name: cause.metadata[name] for name in ("traceparent", "tracestate") if name in cause.metadata}
+        if cause is not None:
+            about |= cause.trace
         return cls(
             event_id=event_id,
             event_type=declared.name,
@@ -152,6 +149,18 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def digest(self) -> str:
         """What its content comes to. Another content gives another."""
         return hashlib.sha256(f"{self.event_type} {self.version} ".encode() + bytes(self.data)).hexdigest()
+
+    @property
+    def cause(self) -> Cause:
+        """What this is to the messages and the sagas that come of it."""
+        trace = {name: self.metadata.get(name) for name in ("traceparent", "tracestate")}
+        return Cause(
+            self.event_id,
+            self.correlation_id,
+            hops=self.hops + 1,
+            path=tuple(one[:_LONGEST_TYPE] for one in [*self.path, self.event_type][-LONGEST_PATH:]),
+            trace={name: value for name, value in trace.items() if value and trace["traceparent"]},
+        )
 
     def headers(self) -> dict[str, str]:
         """What a broker's own headers repeat, so that a message can be routed and traced unread."""

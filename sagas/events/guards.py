@@ -1,6 +1,6 @@
 """Storm guards: what keeps events that breed events from taking everything with them.
 
-Needs the package `limits`: `pip install celery-sagas[events]`. Nothing else of `sagas.events` imports this module.
+Rates need the package `limits`: `pip install celery-sagas[events]`. The limits on chains of messages need nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import limits
-from limits.errors import StorageError
-from limits.storage import storage_from_string
-from limits.strategies import MovingWindowRateLimiter
-
 from sagas.errors import ConfigurationError
 from sagas.events.breakers import Breaker, Breakers, BreakerState
 from sagas.events.envelope import Envelope
 from sagas.events.services import Subscription
 
-__all__ = ["Admission", "Breaker", "BreakerState", "Breakers", "Guards", "Verdict"]
+try:
+    import limits
+    from limits.errors import StorageError
+    from limits.storage import storage_from_string
+    from limits.strategies import MovingWindowRateLimiter
+except ImportError:  # only rates need it
+    _HAS_LIMITS = False
+else:
+    _HAS_LIMITS = True
+
+__all__ = ["Admission", "Breaker", "BreakerState", "Breakers", "Guards", "Verdict", "default_guards"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,17 +63,20 @@ class Guards:
     `rate`: how many messages of one type and one source a queue takes, such as "100/second" or "1000/minute": so many
         may come at once, and more as the oldest leave the window. What is over it waits. None: any number.
     `max_hops`: a message that more messages than this led to is quarantined: it becomes a dead letter.
+    `max_repeats`: a message is quarantined that more messages of its own type than this led to, among the last 32 of
+        its chain. This stops events that lead to several of themselves, which `max_hops` alone lets multiply for too
+        long. None: any number.
     `on_repeat`: what is done with a message that one of its own type led to, which is how storms begin, and rarely
         wanted. "report" logs and counts it, "quarantine" makes a dead letter of it.
     `storage`: where the rates are counted. "memory://" is of this process alone; "redis://host:6379/0" is shared by
         all. While it does not answer, messages are admitted: a guard that is down must not stop what it guards.
 
-    A subscription that compensates is not held to a rate: what undoes things must come through. `max_hops` and
-    `on_repeat` are for it too, for else a storm of compensations would never end.
+    A subscription that compensates is not held to a rate: what undoes things must come through. The other limits
+    are for it too, for else a storm of compensations would never end.
 
     Raises `ConfigurationError` for settings that make no sense. Safe to use from any thread.
 
-    >>> guards = Guards(max_hops=16)
+    >>> guards = Guards(max_hops=16, max_repeats=4)
     >>> guards.snapshot()
     {}
     """
@@ -76,18 +84,28 @@ class Guards:
     def __init__(
         self,
         rate: str | None = None,
-        max_hops: int = 16,
+        max_hops: int = 32,
         on_repeat: Literal["report", "quarantine"] = "report",
         storage: str = "memory://",
+        max_repeats: int | None = None,
     ) -> None:
+        if max_repeats is not None and max_repeats < 1:
+            raise ConfigurationError(
+                f'Guards(max_repeats={max_repeats}): at least 1; on_repeat="quarantine" lets none through'
+            )
+        if rate is not None and not _HAS_LIMITS:
+            raise ConfigurationError(
+                f"Guards(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
+            )
         if max_hops < 1:
             raise ConfigurationError(f"Guards(max_hops={max_hops}): an event that an event led to has 1, so at least 1")
         if on_repeat not in ("report", "quarantine"):
             raise ConfigurationError(f'Guards(on_repeat={on_repeat!r}): it is "report" or "quarantine"')
         self.max_hops = max_hops
         self.on_repeat = on_repeat
+        self.max_repeats = max_repeats
         self._rate = None if rate is None else _rate(rate)
-        self._limiter = MovingWindowRateLimiter(_storage(storage))
+        self._limiter = MovingWindowRateLimiter(_storage(storage)) if _HAS_LIMITS else None
         self._storage_again = 0.0  # when it may be asked again, by the monotonic clock
         self._counts: dict[str, Counter[str]] = {}
         self._lock = threading.Lock()
@@ -106,6 +124,13 @@ class Guards:
             self._count(queue, "repeated")
             if self.on_repeat == "quarantine":
                 return self._quarantine(queue, f"one of its own type led to it: {_chain(envelope)}")
+            if self.max_repeats is not None and before > self.max_repeats:
+                return self._quarantine(
+                    queue,
+                    f"{before} messages of its own type led to it, more than max_repeats={self.max_repeats}: "
+                    f"{_chain(envelope)}. This looks like a storm: find the handlers that answer each other. If they "
+                    "are meant to, raise max_repeats, then replay it",
+                )
             if before == 1:  # once a chain and type: a storm must not flood the log too
                 _log.warning(
                     "%s: %s %s was led to by one of its own type: %s",
@@ -132,6 +157,7 @@ class Guards:
         """Take one from the allowance, or return after how many seconds there will be one."""
         if time.monotonic() < self._storage_again:
             return 0.0
+        assert self._limiter is not None  # there is a rate, so there is what counts it
         try:
             if self._limiter.hit(rate, *whose):
                 return 0.0
@@ -152,6 +178,15 @@ class Guards:
     def _count(self, queue: str, what: str) -> None:
         with self._lock:
             self._counts.setdefault(queue, Counter())[what] += 1
+
+
+def default_guards() -> Guards:
+    """Return what `Events` uses unless it is told otherwise.
+
+    A request and its answer, twelve services in a row, and a failed payment that is tried eight times stay far below
+    these numbers. Two handlers that answer each other are stopped after eighteen messages.
+    """
+    return Guards(max_hops=32, max_repeats=8)
 
 
 def _chain(envelope: Envelope) -> str:

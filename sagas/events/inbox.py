@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
+from sagas.causes import within
 from sagas.endings import ends_process, meant
 from sagas.errors import (
     DefinitionError,
@@ -30,7 +31,7 @@ from sagas.errors import (
 )
 from sagas.events.bindings import Bindings
 from sagas.events.deadletters import DeadLetters, replay_of
-from sagas.events.envelope import CURRENT, Envelope
+from sagas.events.envelope import Envelope
 from sagas.events.leases import is_mine
 from sagas.events.messages import any_version
 from sagas.events.services import Handler, HandlerContext, Subscription
@@ -145,7 +146,8 @@ class Inbox:
             attempt=call.attempt,
             metadata=envelope.metadata,
         )
-        with self._observers.during(seen):
+        # The commit is in it: what is asked for after that belongs to the same story.
+        with self._observers.during(seen), within(envelope.cause):
             end = self._handle_once(call, subscription, envelope, handler)
             seen.outcome = end.value
             return end
@@ -201,7 +203,7 @@ class Inbox:
             with Lent(session, self._engine, f"handler {call.queue!r}") as lent:
                 lent.hold(connection)
                 try:
-                    with _running(envelope, handler):
+                    with _running(handler):
                         handler(message, context)
                     with translated(self._engine):
                         lent.verify()
@@ -280,13 +282,12 @@ class Inbox:
 
 
 @contextmanager
-def _running(envelope: Envelope, handler: Handler) -> Iterator[None]:
-    before = CURRENT.set(envelope), HANDLING.set(handler)
+def _running(handler: Handler) -> Iterator[None]:
+    before = HANDLING.set(handler)
     try:
         yield
     finally:
-        CURRENT.reset(before[0])
-        HANDLING.reset(before[1])
+        HANDLING.reset(before)
 
 
 def _handler(subscription: Subscription, envelope: Envelope) -> Handler:

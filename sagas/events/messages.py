@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, dataclass_transform
@@ -18,9 +19,9 @@ import msgspec
 
 from sagas.endings import ends_process
 from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
-from sagas.values import check_type, decoder, encode
+from sagas.values import Number, check_type, decoder, encode
 
-__all__ = ["Kind", "MessageType", "command", "event", "type_of"]
+__all__ = ["Kind", "MessageType", "NamingWarning", "command", "event", "type_of"]
 
 C = TypeVar("C", bound=type)
 
@@ -31,18 +32,47 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,4}")
 _LONGEST_NAME = 100
 _ATTRIBUTE = "__sagas_message__"
 
-#: English verbs whose past does not end in "ed". Where one is missing, say `check_name=False`.
+#: What looks like a fact although it does not end in "ed". Only a warning comes of it: what is missing costs little.
 _IRREGULAR = frozenset(
     """
-    begun bought brought built done drawn found frozen given gone held kept known left lent lost made met overdrawn
-    overridden paid rebuilt resent seen sent sold spent stuck taken taught thrown told undone upheld withdrawn withheld
-    won written
+    become begun bent bound born bought broken brought built burnt caught chosen come done drawn driven dropped eaten
+    fallen fed felt forbidden forgiven forgotten fought found frozen given gone got gotten grown had heard held hidden
+    hung kept known laid led left lent lost made meant met mistaken outdone overdrawn overridden overtaken overthrown
+    paid proven rebuilt redone resent resold retaken rewound rewritten risen run said seen sent shaken shown shrunk shut
+    sold spent spoken spun stolen stood stuck sunk sworn taken taught thought thrown told torn undone unpaid unsent
+    unsold upheld withdrawn withheld woken won worn written
     """.split()  # noqa: SIM905 - a list of words
 )
+#: What looks like a wish, where it stands first: verbs that services are asked to do things with.
+_IMPERATIVE = frozenset(
+    """
+    abort accept acknowledge activate add adjust allocate apply approve archive assign attach authorise authorize
+    begin bill block book build buy calculate call cancel capture change charge check choose clear close collect
+    commit compute confirm convert copy correct count create credit deactivate debit decline decrease delete deliver
+    detach disable dispatch do download draw drop enable end escalate estimate execute expire export extend fail
+    fetch fill find finish flag forget freeze fulfil fulfill generate get give grant handle hide hold import
+    increase index inform initiate insert install invite issue join keep launch leave link list load lock login make
+    mark merge migrate modify move notify open order pack pause pay perform pick place post prepare proceed process
+    produce publish purge push quote raise rebuild receive record redeem refresh refund refuse register reject
+    release remind remove rename renew reopen repeat replace reply report request rerun resend reserve reset resolve
+    restart restock restore resume retry return reverse revert review revoke route save schedule sell send set
+    settle ship show sign split start stop store submit subtract suspend switch sync take tell terminate transfer
+    trigger unblock undo unlock unregister update upgrade upload use validate verify void warn withdraw withhold
+    write
+    """.split()  # noqa: SIM905
+)
 #: Those that look the same as a wish and as a fact: they will do for both.
-_BOTH = frozenset(["cut", "put", "read", "rerun", "reset", "run", "set", "shut", "split"])
+_BOTH = frozenset(
+    ["cut", "hit", "login", "logout", "put", "quit", "read", "rerun", "reset", "run", "set", "shut", "split"]
+)
 #: Those that end in "ed" and are no past.
-_NO_PAST = frozenset(["embed", "exceed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed"])
+_NO_PAST = frozenset(
+    ["bleed", "breed", "embed", "exceed", "feed", "heed", "need", "proceed", "seed", "shed", "speed", "succeed", "weed"]
+)
+
+
+class NamingWarning(UserWarning):
+    """The name of a message reads like one of the other kind. Its declaration stands."""
 
 
 class Kind(enum.StrEnum):
@@ -92,7 +122,7 @@ class MessageType:
         """
         try:
             if version != self.version:
-                data = msgspec.json.encode(self._upcast(msgspec.json.decode(data), version))
+                data = _encoded(self._upcast(_EXACT.decode(data), version))
             return decoder(self.cls)(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidMessage(f"{self.kind} {self.name!r} version {version}: {error}") from error
@@ -113,6 +143,16 @@ class MessageType:
                     f"{self.kind} {self.name!r} version {step}: its upcaster failed: {type(error).__name__}: {error}"
                 ) from error
         return data
+
+
+_EXACT = msgspec.json.Decoder(float_hook=Number.read)
+
+
+def _encoded(data: Any) -> bytes:
+    try:
+        return encode(data)
+    except TypeError as error:
+        raise ValueError(f"an upcaster returns what JSON can hold: {error}") from error
 
 
 def topic(name: str, version: int) -> str:
@@ -136,8 +176,8 @@ def event(
 ) -> Callable[[C], C]:
     """Declare a class as an event: a fact that its owner publishes.
 
-    `name`: `<context>.<entity>.<what happened>`; the context is the service that owns it. The last word must be in the
-        past tense, unless `check_name=False`.
+    `name`: `<context>.<entity>.<what happened>`; the context is the service that owns it. A name that reads like a
+        wish gives a `NamingWarning`, unless `check_name=False`.
     `version`: raise it for a change that old readers could not bear; additions keep it.
     `failure`: it says that something did not work out; a choreography must handle it.
     `upcasters`: from each old version that may still be read, how to get to the next.
@@ -157,11 +197,10 @@ def event(
 
     def declare(cls: C) -> C:
         _check_shape(Kind.EVENT, name)
-        words = _last_words(name)
-        if check_name and not any(_is_past(word) or word in _BOTH for word in (words[0], words[-1])):
-            raise DefinitionError(
-                f"event {name!r}: {name.rpartition('.')[2]!r} does not say what has happened. An event is a fact: name "
-                "it in the past tense, as orders.order.placed. If it is, say check_name=False; a wish is a command"
+        if check_name and _is_wish(name):
+            _warn(
+                f"event {name!r}: {name.rpartition('.')[2]!r} reads like a wish. An event is a fact, best named in the "
+                "past tense, as orders.order.placed; a wish is a command. If the name is right, say check_name=False"
             )
         return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters, was=was)
 
@@ -179,7 +218,8 @@ def command(
 ) -> Callable[[C], C]:
     """Declare a class as a command: a wish that one service receives.
 
-    `name`: `<context>.<what to do>`; the context is the service that receives it. The rest is as for `event`.
+    `name`: `<context>.<what to do>`; the context is the service that receives it. A name that reads like a fact gives a
+        `NamingWarning`, unless `check_name=False`. The rest is as for `event`.
 
     >>> @command("payments.refund_payment")
     ... class RefundPayment:
@@ -188,10 +228,11 @@ def command(
 
     def declare(cls: C) -> C:
         _check_shape(Kind.COMMAND, name)
-        if check_name and _is_past(_last_words(name)[0]):
-            raise DefinitionError(
-                f"command {name!r}: it says what has happened. A command is a wish: name it in the imperative, as "
-                "payments.refund_payment. If it is, say check_name=False; a fact is an event"
+        if check_name and _is_fact(name):
+            _warn(
+                f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. A command is a wish, best named in "
+                "the imperative, as payments.refund_payment; a fact is an event. If the name is right, say "
+                "check_name=False"
             )
         return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters, was=was)
 
@@ -266,12 +307,26 @@ def _check_shape(kind: Kind, name: str) -> None:
         )
 
 
-def _last_words(name: str) -> list[str]:
-    return name.rpartition(".")[2].split("_")
+def _is_wish(name: str) -> bool:
+    """Tell whether the name of an event reads like a wish. Only a guess: names need not be English."""
+    words = name.rpartition(".")[2].split("_")
+    return words[0] in _IMPERATIVE - _BOTH and not any(map(_is_past, words))
+
+
+def _is_fact(name: str) -> bool:
+    """Tell whether the name of a command reads like a fact. Only a guess, too."""
+    words = name.rpartition(".")[2].split("_")
+    if words[0] in _IMPERATIVE | _BOTH or words[0].removeprefix("re") in _IMPERATIVE:
+        return False
+    return _is_past(words[0]) or _is_past(words[-1])
 
 
 def _is_past(word: str) -> bool:
     return (word.endswith("ed") and word not in _NO_PAST) or word in _IRREGULAR
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, NamingWarning, stacklevel=3)
 
 
 def dump(message: Any) -> bytes:

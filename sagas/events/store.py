@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -55,6 +56,9 @@ NO_STREAM: Final = 0
 
 _LONGEST_STREAM = 200
 
+#: A version that no stream comes to.
+_LAST = 2**31 - 1
+
 #: Events that are read at once where all of a stream is wanted.
 _PAGE = 1000
 
@@ -94,8 +98,9 @@ class Snapshots:
     """How often the state of a stream is kept beside its events, so that not all of them need be read.
 
     `type`: of the state; it must come back from JSON as what it was. `every`: events between two snapshots.
-    `schema_version`: raise it whenever the type, or what `apply` makes of an event, changes: snapshots of another are
-        not read, and new ones are made from the events.
+    `schema_version`: raise it whenever what `apply` makes of an event changes: snapshots of another are not read, and
+        new ones are made from the events. A change of the fields of the type is noticed without it; raise it all the
+        same while old and new code run side by side, so that they do not replace each other's snapshots.
     """
 
     type: Any
@@ -359,34 +364,56 @@ class EventStore:
     # -- making states --------------------------------------------------------------------------------------------
 
     def load(
-        self, stream: str, apply: Callable[[S, Any], S], initial: S, *, snapshots: Snapshots | None = None
+        self,
+        stream: str,
+        apply: Callable[[S, Any], S],
+        initial: S,
+        *,
+        snapshots: Snapshots | None = None,
+        at: datetime | None = None,
     ) -> Loaded[S]:
         """Make the state of a stream from its events: `apply(state, event)` for each, beginning with `initial`.
 
         `snapshots`: begin with the last snapshot of that kind instead, if there is one, and keep the state as a new one
         when that is `snapshots.every` events old or more. It reads what is committed, on a connection of its own.
+        `at`: the moment whose state is wanted, with a time zone: only the events that had been recorded by then count,
+            by the clock of the database. The version is the one that the stream had then.
         Raises what `read` raises, and `InvalidMessage` when the state is not of the type that `snapshots` says.
         """
+        until = _LAST if at is None else self._version_at(stream, at)
         state, version = initial, 0
         if snapshots is not None:
-            state, version = self._snapshot(stream, snapshots, initial)
+            state, version = self._snapshot(stream, snapshots, initial, until)
         begun = version
         with self._reading() as connection:
             full = True
             while full:
-                page = connection.execute(_CONTENT, {"stream": stream, "after": version, "limit": _PAGE}).all()
+                which = {"stream": stream, "after": version, "until": until, "limit": _PAGE}
+                page = connection.execute(_CONTENT, which).all()
                 state = fold(state, map(self._message, page), apply)
                 version += len(page)
                 full = len(page) == _PAGE
-        if snapshots is not None and version - begun >= snapshots.every:
+        if snapshots is not None and at is None and version - begun >= snapshots.every:
             self._keep(stream, version, state, snapshots)
         return Loaded(state, version)
 
-    def _snapshot(self, stream: str, kind: Snapshots, initial: S) -> tuple[S, int]:
+    def _version_at(self, stream: str, at: datetime) -> int:
+        """Return the version of the last event before the first that was recorded later."""
+        if at.tzinfo is None:
+            raise ValueError(f"load(at={at!r}): say in which time zone: datetime(2026, 1, 31, 12, tzinfo=UTC)")
+        with self._reading() as connection:
+            later: int | None = connection.execute(_FIRST_AFTER, {"stream": stream, "at": at}).scalar()
+        return _LAST if later is None else later - 1
+
+    def _snapshot(self, stream: str, kind: Snapshots, initial: S, until: int) -> tuple[S, int]:
         which = {"stream": stream, "schema_version": kind.schema_version}
         with self._reading() as connection:
             row = connection.execute(_SNAPSHOT, which).one_or_none()
-        if row is None:
+        if row is None or row.stream_version > until:
+            return initial, 0
+        # Of another form, even one that can be read: a field that is new in it would have its default, and not what the
+        # events make of it.
+        if row.form != _form_of(kind.type):
             return initial, 0
         try:
             return load(row.state, kind.type), row.stream_version
@@ -398,13 +425,26 @@ class EventStore:
             kept = dump(state, kind.type)
         except TypeError as error:
             raise InvalidMessage(f"stream {stream!r}: its state cannot be kept as a snapshot: {error}") from error
-        values = {"stream_version": version, "state": kept, "recorded_at": self._now}
+        form = _form_of(kind.type)
+        values = {"stream_version": version, "form": form, "state": kept, "recorded_at": self._now}
         which = {"stream": stream, "schema_version": kind.schema_version}
         older = update(snapshot_table).filter_by(**which).where(snapshot_table.c.stream_version <= version)
         # Where a newer one is in the way, it is the better one.
         with translated(self.engine), suppress(IntegrityError), begun(self.engine) as connection:
             if not connection.execute(older.values(values)).rowcount:
                 connection.execute(insert(snapshot_table).values(which | values))
+
+
+@functools.cache
+def _form_of(type_: Any) -> str:
+    """Return what changes when a type has other fields, of other types, or with other defaults."""
+    described = msgspec.json.schema(type_, schema_hook=_describe_foreign)
+    return hashlib.sha256(msgspec.json.encode(described, order="deterministic")).hexdigest()
+
+
+def _describe_foreign(type_: Any) -> dict[str, Any]:
+    described: dict[str, Any] = type_.model_json_schema()
+    return described
 
 
 def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType]:
@@ -450,9 +490,12 @@ _FOLLOWING = (_EVENTS.stream == bindparam("stream"), _EVENTS.stream_version > bi
 _STREAM = select(stored_events).where(*_FOLLOWING).order_by(_EVENTS.stream_version)
 _CONTENT = (
     select(_EVENTS.stream, _EVENTS.stream_version, _EVENTS.event_id, _EVENTS.type, _EVENTS.version, _EVENTS.data)
-    .where(*_FOLLOWING)
+    .where(*_FOLLOWING, _EVENTS.stream_version <= bindparam("until"))
     .order_by(_EVENTS.stream_version)
     .limit(bindparam("limit"))
+)
+_FIRST_AFTER = select(func.min(_EVENTS.stream_version)).where(
+    _EVENTS.stream == bindparam("stream"), _EVENTS.recorded_at > bindparam("at")
 )
 _ALL = (
     select(stored_events)
@@ -461,6 +504,6 @@ _ALL = (
     .limit(bindparam("limit"))
 )
 _ALL_UNTIL = _ALL.where(_EVENTS.position <= bindparam("until"))
-_SNAPSHOT = select(snapshot_table.c.stream_version, snapshot_table.c.state).where(
+_SNAPSHOT = select(snapshot_table.c.stream_version, snapshot_table.c.form, snapshot_table.c.state).where(
     snapshot_table.c.stream == bindparam("stream"), snapshot_table.c.schema_version == bindparam("schema_version")
 )

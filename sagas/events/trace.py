@@ -1,4 +1,4 @@
-"""One whole story, by its correlation id: what was published, handled, put aside, and which sagas took part."""
+"""One whole story, by its correlation id or a business key: messages, who handled them, dead letters, and sagas."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Column, Connection, Engine, Table, select
 
 from sagas.stores import schema
 from sagas.stores.engines import reading
 
 __all__ = ["Entry", "trace"]
+
+_AT_ONCE = 500
 
 
 @dataclass(slots=True)
@@ -52,20 +54,37 @@ class Entry:
         }
 
 
-def trace(engine: Engine, correlation_id: str) -> list[Entry]:
+def trace(engine: Engine, name: str) -> list[Entry]:
     """Return what began a story, each with what it led to, in the order of time.
 
+    `name`: the correlation id of the story; or what leads to it: a business key (of messages or of a saga), the id of
+    a saga, the id of a message. A key that is in several stories returns all of them. Only a correlation id and the id
+    of a saga are found without reading the outbox whole.
     Of the tables of this database: a service with a database of its own tells its own part. What was purged is gone.
-    Returns nothing for an id that is not known. Raises `StoreUnavailable`.
+    Returns nothing for a name that is not known. Raises `StoreUnavailable`.
     """
     with reading(engine) as connection:
-        return _Story(connection, correlation_id).told()
+        return _Story(connection, _stories_of(connection, name)).told()
+
+
+def _stories_of(connection: Connection, name: str) -> list[str]:
+    """Return the correlation ids that a name stands for."""
+    sagas, outbox, inbox, letters = schema.sagas.c, schema.outbox.c, schema.inbox.c, schema.event_dead_letters.c
+    found = {name}
+    for column, what in (
+        (sagas.correlation_id, (sagas.id == name) | (sagas.key == name)),
+        (outbox.correlation_id, (outbox.event_id == name) | (outbox.key == name)),
+        (inbox.correlation_id, inbox.event_id == name),
+        (letters.correlation_id, (letters.event_id == name) | (letters.key == name)),
+    ):
+        found.update(connection.execute(select(column).where(what).distinct()).scalars())
+    return sorted(found)
 
 
 class _Story:
-    def __init__(self, connection: Connection, correlation_id: str) -> None:
+    def __init__(self, connection: Connection, correlation_ids: Sequence[str]) -> None:
         def rows(table: Table) -> Sequence[Any]:
-            return connection.execute(select(table).where(table.c.correlation_id == correlation_id)).all()
+            return _found(connection, table, table.c.correlation_id, correlation_ids)
 
         self.roots: list[Entry] = []
         self.messages: dict[str, Entry] = {}
@@ -74,10 +93,9 @@ class _Story:
         self.outbox, self.inbox = rows(schema.outbox), rows(schema.inbox)
         self.letters, self.sagas = rows(schema.event_dead_letters), rows(schema.sagas)
         ids = [row.id for row in self.sagas]
-        self.saga_steps = connection.execute(select(schema.steps).where(schema.steps.c.saga_id.in_(ids))).all()
-        self.history = connection.execute(
-            select(schema.history).where(schema.history.c.saga_id.in_(ids)).order_by(schema.history.c.id)
-        ).all()
+        self.saga_steps = _found(connection, schema.steps, schema.steps.c.saga_id, ids)
+        history = _found(connection, schema.history, schema.history.c.saga_id, ids)
+        self.history = sorted(history, key=lambda row: row.id)
 
     def told(self) -> list[Entry]:
         self._tell_sagas()
@@ -101,6 +119,9 @@ class _Story:
             self.messages[row.event_id].children.append(entry)
         for event_id, (cause, source) in causes.items():
             self._siblings(cause, source).append(self.messages[event_id])
+        for row in self.sagas:
+            cause = None if row.caused_by is None else row.caused_by.id
+            self._siblings(cause, None).append(self.steps[row.id])
         _sort(self.roots)
         return self.roots
 
@@ -108,7 +129,6 @@ class _Story:
         for row in self.sagas:
             saga = Entry("saga", row.created_at, row.name, row.status, row.id, row.error or "")
             self.steps[row.id] = saga
-            self.roots.append(saga)
         for row in self.saga_steps:
             step = Entry("step", row.started_at, row.name, row.status, row.saga_id, row.error or "")
             self.steps[f"{row.saga_id}:{row.name}"] = step
@@ -124,15 +144,30 @@ class _Story:
             self.messages[row.event_id] = Entry("message", None, source, row.type, row.event_id, elsewhere)
             causes[row.event_id] = getattr(row, "causation_id", None), source
 
-    def _siblings(self, cause: str | None, source: str) -> list[Entry]:
-        """Return where a message belongs: to the handler of its cause that published it, else to the cause itself."""
+    def _siblings(self, cause: str | None, source: str | None) -> list[Entry]:
+        """Return where a message belongs: to the handler of its cause that published it, else to the cause itself.
+
+        `source`: None for a saga: where several handlers had the message, nothing says which of them started it.
+        """
         if cause in self.steps:
             return self.steps[cause].children
         if cause not in self.messages:
             return self.roots
         handlers = self.handled.get(cause, {})
-        by = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
+        if source is None:
+            by = next(iter(handlers.values())) if len(handlers) == 1 else None
+        else:
+            by = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
         return (by or self.messages[cause]).children
+
+
+def _found(connection: Connection, table: Table, column: Column[Any], values: Sequence[str]) -> Sequence[Any]:
+    """Return the rows with one of these values. Databases take only so many at once."""
+    return [
+        row
+        for start in range(0, len(values), _AT_ONCE)
+        for row in connection.execute(select(table).where(column.in_(values[start : start + _AT_ONCE])))
+    ]
 
 
 def _sort(entries: list[Entry]) -> None:

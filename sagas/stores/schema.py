@@ -23,6 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
+from sagas.causes import Cause
+
 __all__ = [
     "LongText",
     "Serial",
@@ -91,6 +93,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class CauseText(TypeDecorator[Cause]):
+    """A cause, kept as JSON."""
+
+    impl = LongText
+    cache_ok = True
+
+    def process_bind_param(self, value: Cause | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Cause | None:  # noqa: ARG002
+        return None if value is None else Cause.decode(value)
+
+
 #: MySQL's default character set may be one that cannot hold every text.
 MYSQL_OPTIONS: Any = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 
@@ -113,6 +128,7 @@ sagas = Table(
     Column("shape", Text, nullable=False),
     Column("correlation_id", exact(200), nullable=False),
     Column("input", LongText, nullable=False),
+    Column("caused_by", CauseText),
     Column("traceparent", String(55)),
     Column("status", String(12), nullable=False),
     Column("direction", String(8), nullable=False),
@@ -396,6 +412,7 @@ snapshots = Table(
     # Of the state. In the key, so that old and new code can run side by side, each with snapshots of its own.
     Column("schema_version", Integer, primary_key=True, autoincrement=False),
     Column("stream_version", Integer, nullable=False),
+    Column("form", String(64)),  # of the type of the state
     Column("state", LongText, nullable=False),
     Column("recorded_at", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,

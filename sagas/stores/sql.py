@@ -582,7 +582,7 @@ def _fields(record: type) -> tuple[str, ...]:
 _SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
 #: What a saga is started with, and keeps. Everything else may be changed by a save.
 FIXED_FIELDS = frozenset(
-    {"id", "name", "version", "key", "shape", "correlation_id", "input", "traceparent", "created_at"}
+    {"id", "name", "version", "key", "shape", "correlation_id", "input", "caused_by", "traceparent", "created_at"}
 )
 _MUTABLE_FIELDS = tuple(name for name in _SAGA_FIELDS if name not in FIXED_FIELDS)
 _SUMMARY_FIELDS = tuple(name for name in _SAGA_FIELDS if name != "input")

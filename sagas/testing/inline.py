@@ -258,7 +258,7 @@ class _Recorder:
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
 
-    def prepare(self, message: Any, **_: str | None) -> Mapping[str, Any]:
+    def prepare(self, message: Any, **_: object) -> Mapping[str, Any]:
         if not isinstance(self._store, MemoryStore):
             raise ConfigurationError(f"{self._store!r} has an outbox: Inline(store, events=Events(...))")
         type_of(message)

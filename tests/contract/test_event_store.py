@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -389,6 +389,52 @@ def test_an_older_snapshot_does_not_replace_a_newer_one(store: EventStore) -> No
     assert store.load("a", overtaken, Account(), snapshots=kind).version == 2
     assert kept(store, "a") == [(1, 4)]
     assert store.load("a", move, Account(), snapshots=kind).state == Account(10, 4)
+
+
+def test_a_snapshot_whose_type_has_gained_a_field_is_made_again(store: EventStore) -> None:
+    @dataclass(frozen=True)
+    class Before:
+        cents: int = 0
+
+    @dataclass(frozen=True)
+    class After:
+        cents: int = 0
+        largest: int = 0
+
+    def grow(state: Before, event: MoneyDeposited) -> Before:
+        return Before(state.cents + event.cents)
+
+    def measure(state: After, event: MoneyDeposited) -> After:
+        return After(state.cents + event.cents, max(state.largest, event.cents))
+
+    store.append(None, "a", deposits(100, 5), expected=NO_STREAM)
+    assert store.load("a", grow, Before(), snapshots=Snapshots(type=Before, every=2)).state == Before(105)
+    store.append(None, "a", deposits(7), expected=2)
+    for _ in range(2):
+        assert store.load("a", measure, After(), snapshots=Snapshots(type=After, every=2)).state == After(112, 100)
+    assert kept(store, "a") == [(1, 3)]
+
+
+def test_the_state_at_a_moment(store: EventStore) -> None:
+    day = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    store.append(None, "a", deposits(1, 2, 4, 8), expected=NO_STREAM)
+    with store.engine.begin() as connection:
+        for number in range(1, 5):
+            moment = update(schema.stored_events).where(schema.stored_events.c.stream_version == number)
+            connection.execute(moment.values(recorded_at=day + timedelta(days=number)))
+    kind = Snapshots(type=Account, every=2)
+    store.load("a", move, Account(), snapshots=kind)  # there is one of a later moment
+    for after, expected in ((0, 0), (1, 1), (2, 3), (3.5, 7), (4, 15), (90, 15)):
+        loaded = store.load("a", move, Account(), snapshots=kind, at=day + timedelta(days=after))
+        assert (loaded.state.cents, loaded.version) == (expected, min(int(after), 4))
+    elsewhere = (day + timedelta(days=2)).astimezone(timezone(timedelta(hours=9)))
+    assert store.load("a", move, Account(), at=elsewhere).version == 2
+    assert store.load("nothing", move, Account(), at=day).version == 0
+    with pytest.raises(ValueError, match="time zone"):
+        store.load("a", move, Account(), at=datetime(2026, 1, 1))  # noqa: DTZ001
+    assert kept(store, "a") == [(1, 4)]
+    with pytest.raises(StreamConflict):  # what was decided on an old state is not appended to the new one
+        store.append(None, "a", deposits(5), expected=2)
 
 
 def test_a_state_that_cannot_be_kept(store: EventStore) -> None:

@@ -24,9 +24,11 @@ from sagas.events.consumer import InProcess
 from sagas.events.guards import Guards
 from sagas.events.trace import Entry, trace
 from sagas.stores import schema
+from sagas.testing import Inline, rehearse
 from tasks import faults, inventory, ledger, tables
 from tasks.choreography import SERVICES, outcome, place
 from tasks.faults import Fault
+from tasks.fulfilment import fulfil_order
 from tasks.ledger import Net
 from tasks.orders import PlaceOrder
 from tests.rig import ROOT
@@ -77,7 +79,12 @@ def settled(engine: Engine) -> bool:
             .where(schema.inbox.c.queue.in_(["notifications.send_confirmation", "notifications.send_apology"]))
         )
         placed = session.scalar(select(func.count()).where(schema.outbox.c.type == "orders.order.placed"))
-    return unsent == 0 and told == placed
+        closed = session.scalar(
+            select(func.count())
+            .select_from(schema.inbox)
+            .where(schema.inbox.c.queue.in_(["orders.confirm_order", "orders.cancel_order"]))
+        )
+    return unsent == 0 and told == placed == closed
 
 
 def handled(engine: Engine, queue: str) -> int:
@@ -153,23 +160,58 @@ def test_every_way_that_an_order_can_end(events: Events) -> None:
     # What was declared is what happened: all of it, and nothing else.
     difference = compared(graph(SERVICES), observed(events.engine))
     assert (difference.undeclared, difference.unseen) == ((), ())
-    # In reverse: the money first, then the stock, then the order itself.
+    # In reverse: the stock first, then the money, then the order itself.
     assert _told(trace(events.engine, "refused")) == [
         "message orders",
+        "handled payments.process_payment",
+        "message payments",
         "handled inventory.reserve_stock",
         "message inventory",
-        "handled payments.take_payment",
-        "message payments",
-        "handled shipping.ship_parcel",
+        "handled shipping.create_shipment",
         "message shipping",
-        "handled payments.refund_payment",
-        "message payments",
         "handled inventory.release_stock",
         "message inventory",
+        "handled payments.refund_payment",
+        "message payments",
         "handled orders.cancel_order",
         "message orders",
         "handled notifications.send_apology",
     ]
+    # Nothing left the shelf, so the money is given back and the order is cancelled.
+    assert [line for line in _told(trace(events.engine, "too-many")) if line.startswith("handled")] == [
+        "handled payments.process_payment",
+        "handled inventory.reserve_stock",
+        "handled payments.refund_payment",
+        "handled orders.cancel_order",
+        "handled notifications.send_apology",
+    ]
+
+
+def test_the_same_flow_with_a_conductor(tmp_path: Path) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'shop.db'}")
+    prepare(store)
+    tables.ShopSession.configure(bind=store.engine)
+    inline = Inline(store)
+    with Session(store.engine) as session:
+        faults.plan(session, "refused", Fault(at="shipping.create", kind="decline"))
+        faults.plan(session, "mute", Fault(at="notifications.confirm", kind="fail"))
+        session.commit()
+    ends = {
+        placed.order_id: inline.start(fulfil_order, placed, key=placed.order_id)
+        for placed in (order("good"), order("too-many", quantity=STOCK + 1), order("refused"), order("mute"))
+    }
+    assert {name: handle.status.value for name, handle in ends.items()} == {
+        "good": "COMPLETED",
+        "too-many": "COMPENSATED",
+        "refused": "COMPENSATED",
+        "mute": "COMPLETED",
+    }
+    assert list(fulfil_order.steps) == ["process_payment", "reserve_inventory", "create_shipment", "send_confirmation"]
+    with Session(store.engine) as session:
+        assert set(ledger.net(session)) == {"good", "mute"}
+        assert session.get_one(tables.Stock, "tea").available == STOCK - 2
+    rehearse(fulfil_order, order("rehearsed"), store=store)
+    store.engine.dispose()
 
 
 # -- in processes of their own ------------------------------------------------------------------------------------
@@ -223,7 +265,7 @@ def test_services_in_processes_of_which_one_dies(rabbitmq: RabbitMQ, postgres: P
                 11: Fault(at="shipping.create", kind="hang", times=1, seconds=600),
             }.get(number % 20)
             begin(events, order(f"o-{number}"), fault)
-        wait_for(lambda: handled(store.engine, "shipping.ship_parcel") >= 3, 60, "some parcels are shipped", 0.01)
+        wait_for(lambda: handled(store.engine, "shipping.create_shipment") >= 3, 60, "some parcels are shipped", 0.01)
         doomed.kill()
         doomed.wait(10)
         with Session(store.engine) as session:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from sagas.causes import within
 from sagas.errors import InvalidMessage
 from sagas.events import Envelope, Kind, command, event, type_of
-from sagas.events.envelope import CURRENT
 
 
 @event("orders.order.placed", version=2)
@@ -77,12 +77,9 @@ def test_a_consequence_belongs_to_the_story_of_its_cause() -> None:
 
 def test_what_is_wrapped_while_a_message_is_handled_was_caused_by_it() -> None:
     first = wrap()
-    token = CURRENT.set(first)
-    try:
+    with within(first.cause):
         assert wrap().causation_id == first.event_id
         other = wrap(cause=wrap(correlation_id="other"))
-    finally:
-        CURRENT.reset(token)
     assert other.correlation_id == "other"
     assert wrap().causation_id is None
 

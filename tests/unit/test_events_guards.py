@@ -8,10 +8,12 @@ from typing import Any
 
 import limits.storage.memory
 import pytest
+from sqlalchemy import create_engine
 
 from sagas.errors import ConfigurationError
-from sagas.events import Envelope, Service, breakers, event, guards
+from sagas.events import Envelope, Events, Service, breakers, event, guards
 from sagas.events.breakers import Breaker, Breakers, BreakerState
+from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.guards import Guards, Verdict
 
 
@@ -236,3 +238,21 @@ def _elsewhere(function: Any) -> Any:
     thread.start()
     thread.join()
     return results[0]
+
+
+def test_events_are_guarded_unless_told_otherwise() -> None:
+    engine = create_engine("sqlite://")
+    default = Events([], engine=engine, broker=MemoryBroker()).guards
+    assert isinstance(default, Guards)
+    assert (default.max_hops, default.max_repeats) == (32, 8)
+    assert Events([], engine=engine, broker=MemoryBroker(), guards=None).guards is None
+
+
+def test_a_message_that_repeats_too_often_in_its_chain_is_quarantined() -> None:
+    guard = Guards(max_hops=100, max_repeats=2)
+    assert guard.admit(chain(*[OrderPlaced] * 3), BILL).verdict is Verdict.ADMIT
+    stopped = guard.admit(chain(*[OrderPlaced, ItemReserved] * 3, OrderPlaced), BILL)
+    assert stopped.verdict is Verdict.QUARANTINE
+    assert "max_repeats=2" in stopped.reason
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        Guards(max_repeats=0)

@@ -75,6 +75,7 @@ class Saga(_ReadOnly):
     deadline = models.DateTimeField(null=True)
     wake_at = models.DateTimeField(null=True)
     traceparent = _name(55, null=True)
+    caused_by = models.TextField(null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_saga"
@@ -292,6 +293,7 @@ class Snapshot(_ReadOnly):
     stream = _name(200, primary_key=True)
     schema_version = models.IntegerField()
     stream_version = models.IntegerField()
+    form = _name(64, null=True)
     state = models.TextField()
     recorded_at = models.DateTimeField()
 

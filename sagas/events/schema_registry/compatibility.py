@@ -21,7 +21,19 @@ from typing import Any, TypeAlias
 
 from sagas.errors import SchemaRefused
 
-__all__ = ["Difference", "Mode", "Rule", "check", "compare"]
+__all__ = ["CHECKS", "VALIDATOR", "Difference", "Mode", "Rule", "check", "check_depth", "compare", "uncompared"]
+
+#: Where a schema keeps what is checked of a value and JSON Schema has no word for: a list of texts.
+CHECKS = "x-checks"
+
+#: How a check begins of which only the name is known.
+VALIDATOR = "validator "
+
+#: A check that is a limit, so that one that is looser can be told from one that is tighter.
+_LIMIT = re.compile(r"(.+?)([<>])(=?)(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
+
+#: A schema that is nested deeper than this is refused: walking it would end in Python's own limit.
+_DEEPEST = 200
 
 
 class Mode(enum.StrEnum):
@@ -61,6 +73,7 @@ class Rule(enum.StrEnum):
     PROPERTY = "property"  #: one that the reader does not let pass
     ITEMS = "items"
     BRANCH = "branch"  #: of a union
+    CHECK = "check"  #: what JSON Schema has no word for
     NAME = "name"  #: of a record or an enum (Avro)
 
 
@@ -118,9 +131,59 @@ def compare(
 
     Raises `SchemaRefused` for a schema that it does not understand.
     """
+    check_depth(writer, writer_name)
+    check_depth(reader, reader_name)
+    try:
+        return _compared(writer, reader, writer_name, reader_name)
+    except RecursionError as error:
+        raise SchemaRefused(
+            f"{writer_name} and {reader_name} cannot be compared: what they describe is nested too deep"
+        ) from error
+
+
+def _compared(writer: Any, reader: Any, writer_name: str, reader_name: str) -> tuple[Difference, ...]:
     wrote, reads = _Document(writer, writer_name, writes=True), _Document(reader, reader_name, writes=False)
     found = _Comparison(wrote, reads).differences(wrote.root, reads.root)
     return tuple(dict.fromkeys(found))
+
+
+def check_depth(definition: Any, name: str) -> None:
+    """Raise `SchemaRefused` for a definition that is nested too deep to be walked."""
+    level = [definition]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise SchemaRefused(
+        f"{name}: it is nested more than {_DEEPEST} levels deep, which cannot be compared. Give its parts names, in "
+        "$defs, and refer to them"
+    )
+
+
+def uncompared(definition: Any) -> Sequence[str]:
+    """Return what a definition checks that a change of cannot be seen, or that does not hold for long."""
+    found: dict[str, None] = {}
+    waiting = [definition]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            checks = each.get(CHECKS)
+            for what in checks if isinstance(checks, list) else ():
+                if isinstance(what, str) and what.startswith(VALIDATOR):
+                    found[f"{what}: only its name is compared. A change of it must go on to take all that it took"] = (
+                        None
+                    )
+                elif what == "in the future":
+                    found["what must be in the future when it is written may be past when it is read"] = None
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    return sorted(found)
 
 
 # -- what a schema says, taken apart -------------------------------------------------------------------------------
@@ -143,6 +206,7 @@ class _Literal:
     """One value, and no other. A boolean is two of them; null is one."""
 
     value: Any
+    checks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +216,7 @@ class _Number:
     upper: tuple[Fraction, bool] | None
     multiple: Fraction | None
     format: str | None
+    checks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +225,7 @@ class _Text:
     longest: float
     pattern: str | None
     format: tuple[str | None, str | None]  #: format and contentEncoding
+    checks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +235,7 @@ class _Array:
     shortest: int
     longest: float
     unique: bool
+    checks: frozenset[str] = frozenset()
 
     def item(self, index: int) -> _Node:
         return self.prefix[index] if index < len(self.prefix) else self.items
@@ -183,6 +250,8 @@ class _Object:
     fewest: int
     most: float
     defaults: frozenset[str] = field(default=frozenset())
+    checks: frozenset[str] = frozenset()
+    tag: str | None = None  #: the property that tells it from the other branches of a union
 
     def property(self, name: str) -> _Node:
         return self.properties.get(name, self.additional)
@@ -223,13 +292,24 @@ class _Document:
         if node.key not in self._known:
             if node.key in within:
                 raise self.refusal(node, "it leads to itself and nowhere else")
-            self._known[node.key] = self._take_apart(node, within | {node.key})
+            found = self._take_apart(node, within | {node.key})
+            if checks := self._checks(node):
+                found = tuple(replace(branch, checks=branch.checks | checks) for branch in found)
+            self._known[node.key] = found
         return self._known[node.key]
+
+    def _checks(self, node: _Node) -> frozenset[str]:
+        said = node.raw.get(CHECKS, []) if isinstance(node.raw, dict) else []
+        if not isinstance(said, list) or not all(isinstance(each, str) for each in said):
+            raise self.refusal(node, f"{CHECKS!r} is not a list of texts: {said!r}")
+        return frozenset(said)
 
     def followed(self, node: _Node) -> _Node:
         """Return what a $ref leads to, so that two of them to one definition are one."""
         seen = set()
         while isinstance(node.raw, dict) and "$ref" in node.raw and node.key not in seen:
+            if node.raw.get(CHECKS):
+                break  # it says more than what it leads to
             seen.add(node.key)
             self.branches(node)  # refuses what is no plain $ref
             node = self._resolve(node, node.raw["$ref"])
@@ -280,6 +360,10 @@ class _Document:
         if word == "allOf" and len(nodes) > 1:
             raise self.refusal(node, "'allOf' of several schemas is not understood; write them as one")
         found = [self.branches(each, within) for each in nodes]
+        about = node.raw.get("discriminator")
+        if isinstance(about, dict) and isinstance(tag := about.get("propertyName"), str):
+            # It must be there to tell the branches apart, even where its own schema has a default for it.
+            found = [tuple(_tagged(branch, tag) for branch in branches) for branches in found]
         if word == "oneOf" and not self.writes:
             self._check_apart(node, found)
         return tuple(branch for branches in found for branch in branches)
@@ -452,6 +536,12 @@ class _Document:
         )
 
 
+def _tagged(branch: _Branch, tag: str) -> _Branch:
+    if not isinstance(branch, _Object):
+        return branch
+    return replace(branch, required=branch.required | {tag}, defaults=branch.defaults - {tag}, tag=tag)
+
+
 _FAMILIES: Mapping[type, tuple[str, ...]] = {
     _Number: ("number",),
     _Text: ("string",),
@@ -519,7 +609,8 @@ class _Comparison:
         return found
 
     def _unions(self, written: tuple[_Branch, ...], read: tuple[_Branch, ...]) -> list[Difference]:
-        stray = [b for b in written if isinstance(b, _Literal) and not any(self._takes(r, b.value) for r in read)]
+        literals = [b for b in written if isinstance(b, _Literal)]
+        stray = [b for b in literals if not any(self._takes(r, b.value) for r in read)]
         rest = [b for b in written if not isinstance(b, _Literal)]
         if {*map(type, written)} == _ANYTHING and not {*map(type, read)} >= _ANYTHING - {_Literal}:
             return [self._type("anything", read)]
@@ -530,6 +621,9 @@ class _Comparison:
             values = ", ".join(json.dumps(b.value, ensure_ascii=False) for b in stray)
             reason = f"{self.writer.name} may write {values}; {self.reader.name} takes no such value"
             found.append(self._said(Rule.VALUES, reason))
+        for literal in literals:
+            missing = [list(self._unchecked(literal, r)) for r in read if self._takes(r, literal.value)]
+            found += min(missing, key=len) if missing else []
         for branch in rest:
             found += self._branch(branch, read, of_union=len(written) > 1 or len(read) > 1)
         return found
@@ -566,6 +660,24 @@ class _Comparison:
         )
 
     def _fits(self, written: _Branch, read: _Branch) -> list[Difference]:
+        return self._fits_in_json(written, read) + self._unchecked(written, read)
+
+    def _unchecked(self, written: _Branch, read: _Branch) -> list[Difference]:
+        """Return what a reader checks beside the schema, and the writer did not."""
+        found = []
+        for each in sorted(read.checks):
+            if any(_is_as_tight(other, each) for other in written.checks):
+                continue
+            reason = f"{self.reader.name} checks {each!r}, {self.writer.name} does not"
+            if each.startswith(VALIDATOR):
+                reason += (
+                    ", and what it refuses cannot be told. If it refuses nothing that was taken before, give the field "
+                    f"json_schema_extra={{{CHECKS!r}: []}}"
+                )
+            found.append(self._said(Rule.CHECK, reason))
+        return found
+
+    def _fits_in_json(self, written: _Branch, read: _Branch) -> list[Difference]:
         if isinstance(written, _Number) and isinstance(read, _Number):
             return self._numbers(written, read)
         if isinstance(written, _Text) and isinstance(read, _Text):
@@ -664,7 +776,7 @@ class _Comparison:
         found = [
             Difference("$" + _step(name), Rule.REQUIRED, reason)
             for name in sorted(read.required - written.required)
-            if not self._is_filled(read, name)
+            if not self._is_filled(read, name) and not (name == read.tag and _is_written(written, name))
         ]
         for name in sorted({*written.properties, *read.properties}):
             found += _under(_step(name), self._property(written.property(name), read.property(name)))
@@ -738,6 +850,22 @@ def _is_within(ours: tuple[Fraction, bool], theirs: tuple[Fraction, bool], sign:
     """Tell whether our bound is as tight as theirs; `sign` is 1 for lower bounds, -1 for upper ones."""
     mine, limit = ours[0] * sign, theirs[0] * sign
     return mine > limit or (mine == limit and (ours[1] or not theirs[1]))
+
+
+def _is_as_tight(ours: str, theirs: str) -> bool:
+    if ours == theirs:
+        return True
+    mine, limit = _LIMIT.fullmatch(ours), _LIMIT.fullmatch(theirs)
+    if mine is None or limit is None or mine[1] != limit[1] or mine[2] != limit[2]:
+        return False
+    sign = 1 if limit[2] == ">" else -1
+    return _is_within((Fraction(mine[4]), not mine[3]), (Fraction(limit[4]), not limit[3]), sign)
+
+
+def _is_written(written: _Object, name: str) -> bool:
+    """Tell whether a property that need not be there is the tag of its type, which is written nevertheless."""
+    raw = written.property(name).raw
+    return isinstance(raw, dict) and "const" in raw and "default" in raw and _same(raw["const"], raw["default"])
 
 
 def _is_of_tag(difference: Difference) -> bool:

@@ -10,6 +10,7 @@ from msgspec import inspect
 
 from sagas.errors import SchemaRefused
 from sagas.events.messages import MessageType, type_of
+from sagas.events.schema_registry.compatibility import CHECKS, VALIDATOR
 from sagas.values import is_pydantic
 
 __all__ = ["describe", "schema_of"]
@@ -32,7 +33,11 @@ def schema_of(message: MessageType | type) -> dict[str, Any]:
     declared = message if isinstance(message, MessageType) else type_of(message)
     try:
         definition = describe(declared.cls)
-    except (TypeError, ValueError) as error:
+    except RecursionError as error:
+        raise SchemaRefused(
+            f"{declared.kind} {declared.name!r} cannot be described: its types are nested too deep"
+        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # pydantic's own is a RuntimeError
         raise SchemaRefused(f"{declared.kind} {declared.name!r} cannot be described: {error}") from error
     return {"$schema": _DIALECT, **definition}
 
@@ -43,9 +48,12 @@ def describe(cls: type) -> dict[str, Any]:
 
 
 def _of_pydantic(cls: Any, template: str = "#/$defs/{model}") -> dict[str, Any]:
+    # Only where there is a model of pydantic's, which is the user's choice, is it imported.
+    from sagas.events.schema_registry.checks import Generator  # noqa: PLC0415
+
     # With the names that are written: by default pydantic describes aliases, and writes the names of the fields.
     written: dict[str, Any] = cls.model_json_schema(
-        by_alias=cls.model_config.get("serialize_by_alias", False), ref_template=template
+        by_alias=cls.model_config.get("serialize_by_alias", False), ref_template=template, schema_generator=Generator
     )
     return written
 
@@ -68,7 +76,10 @@ def _of_plain(cls: type) -> dict[str, Any]:
         [part.cls for part in parts], schema_hook=describe_model, ref_template="#/$defs/{name}"
     )
     for part, reference in zip(parts, references, strict=True):
-        _mend_fields(part, definitions[reference["$ref"].removeprefix("#/$defs/")])
+        definition = definitions[reference["$ref"].removeprefix("#/$defs/")]
+        _mend_fields(part, definition)
+        if hasattr(part.cls, "__post_init__"):
+            definition[CHECKS] = [f"{VALIDATOR}{part.cls.__module__}.{part.cls.__post_init__.__qualname__}"]
     return {**references[0], "$defs": definitions | models}
 
 

@@ -183,6 +183,7 @@ class SchemaRegistry(abc.ABC):
                 "receives a command, registers its schema"
             )
         how = self.format(format)
+        compatibility.check_depth(definition, subject)
         if before and before[-1].format != format:
             raise SchemaRefused(
                 f"{subject}: its revisions are {before[-1].format}, this one is {format}. One subject has one format"

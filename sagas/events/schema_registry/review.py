@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sagas.errors import SchemaRefused
 from sagas.events.messages import MessageType
+from sagas.events.schema_registry.compatibility import uncompared
+from sagas.events.schema_registry.derive import schema_of
 from sagas.events.schema_registry.registry import Format, Schema, SchemaRegistry
 
 __all__ = ["Finding", "Verdict", "register", "review"]
@@ -129,6 +132,12 @@ def _judge_foreign(
 
 
 def _warnings(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:
+    with suppress(SchemaRefused):  # which is said elsewhere
+        yield from uncompared(schema_of(declared))
+    yield from _about_versions(declared, registry, how)
+
+
+def _about_versions(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:
     """Hold the old versions against the upcasters: messages of them may be stored, or on their way."""
     for version in range(1, declared.version):
         subject = how.subject(replace(declared, version=version))
