@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | backlog | table | eventsourcing | brokers`: what it costs here."""
+"""`python -m benchmarks throughput | growth | backlog | table | eventsourcing | brokers | services`: what it costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import contenders
 from benchmarks.backlog import backlog
-from benchmarks.brokers import brokers
+from benchmarks.brokers import brokers, services
 from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
@@ -31,6 +31,25 @@ def draw(command: str, samples: dict[str, Any]) -> None:
     report.draw()
 
 
+def _measured(given: argparse.Namespace) -> Report:
+    rounds, seconds = given.rounds, given.seconds_per_round
+    match given.command:
+        case "throughput":
+            return throughput(given.only, rounds, seconds, given.steps)
+        case "growth":
+            return growth(rounds, seconds)
+        case "backlog":
+            return backlog(given.sagas, rounds, given.away)
+        case "eventsourcing":
+            return eventsourcing(rounds, seconds)
+        case "brokers":
+            return brokers(rounds, given.messages)
+        case "services":
+            return services(rounds, given.messages)
+        case _:
+            return table(given.sagas, rounds, seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,6 +60,7 @@ def main() -> None:
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
+        ("services", "fifty types of events and ten services on each broker, beside FastStream"),
     ):
         command = commands.add_parser(name, help=help_)
         command.add_argument("--rounds", type=int, default=5 if name == "throughput" else 3)
@@ -57,7 +77,8 @@ def main() -> None:
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
     plot.add_argument("json", type=Path)
-    commands.choices["brokers"].add_argument("--messages", type=int, default=2_000)
+    for name in ("brokers", "services"):
+        commands.choices[name].add_argument("--messages", type=int, default=2_000)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)
     given = parser.parse_args()
@@ -67,19 +88,7 @@ def main() -> None:
     if given.command == "plot":
         draw(given.command_drawn, json.loads(given.json.read_text())["samples"])
         return
-    rounds, seconds = given.rounds, given.seconds_per_round
-    if given.command == "throughput":
-        report = throughput(given.only, rounds, seconds, given.steps)
-    elif given.command == "growth":
-        report = growth(rounds, seconds)
-    elif given.command == "backlog":
-        report = backlog(given.sagas, rounds, given.away)
-    elif given.command == "eventsourcing":
-        report = eventsourcing(rounds, seconds)
-    elif given.command == "brokers":
-        report = brokers(rounds, given.messages)
-    else:
-        report = table(given.sagas, rounds, seconds)
+    report = _measured(given)
     report.show()
     report.save(given.json)
     if given.write:

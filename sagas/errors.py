@@ -7,6 +7,7 @@
     │   ├── UnboundParameter       a parameter that nothing can fill
     │   └── DuplicateName          two sagas, or two steps, of one name
     ├── ConfigurationError       the app around the sagas is not set up for them
+    │   └── QueueMismatch          queues at the broker are not what this code declares; the others are
     ├── StartError               start() refused; nothing was written
     │   ├── InvalidInput           unknown, missing or wrongly typed fields
     │   ├── PayloadTooLarge        more than the store is asked to hold
@@ -43,7 +44,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "AmbiguousSaga",
@@ -63,6 +64,7 @@ __all__ = [
     "PayloadTooLarge",
     "PayloadUnreadable",
     "ProjectionStopped",
+    "QueueMismatch",
     "Retryable",
     "SagaError",
     "SagaNotCompleted",
@@ -103,6 +105,17 @@ class DuplicateName(DefinitionError):
 
 class ConfigurationError(SagaError):
     """The Celery app or the database around the sagas is not set up for them."""
+
+
+class QueueMismatch(ConfigurationError):
+    """Queues exist at the broker that are not what is declared. Everything else was declared, and works.
+
+    `queues`: what is wrong with each of them.
+    """
+
+    def __init__(self, queues: Mapping[str, str]) -> None:
+        super().__init__("; ".join(queues.values()))
+        self.queues = queues
 
 
 class StartError(SagaError):

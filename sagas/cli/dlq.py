@@ -53,7 +53,8 @@ def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
 @AS_JSON
 @click.pass_obj
 def list_(obj: Any, /, resolved: bool, as_json: bool, **filters: Any) -> None:
-    """List dead letters, oldest first."""
+    """List dead letters, oldest first. What the broker gave up by itself is taken in first."""
+    _collect(obj.app.sagas.events)
     letters = _ask(lambda: obj.app.sagas.events.dead_letters(resolved=resolved, **filters))
     show([_row(letter, whole=as_json) for letter in letters], as_json=as_json)
     if not letters and not as_json:
@@ -106,12 +107,27 @@ def discard(obj: Any, /, ids: Sequence[int], reason: str, by: str, dry_run: bool
         click.echo(f"{len(gone)} discarded")
 
 
+def _collect(events: Any) -> None:
+    """Take in what the broker gave up. It may be away: what is in the database can be dealt with all the same."""
+    try:
+        count = events.collect_given_up()
+    except SagaError as error:
+        click.echo(f"what the broker itself may have given up is not shown: {error}", err=True)
+        return
+    if count:
+        click.echo(
+            f"took in {count} messages that the broker had given up, or sent them to their queues again", err=True
+        )
+
+
 def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequence[DeadLetter]:
     chosen = [name for name, value in filters.items() if value is not None and name != "limit"]
     if ids and chosen:
         raise click.UsageError("give IDS or options that choose, not both")
     if not ids and not chosen:
         raise click.UsageError("say which: IDS, --queue, --type, --key or --correlation-id")
+    if not ids:
+        _collect(events)
     return _ask(lambda: events.dead_letters(ids) if ids else events.dead_letters(**filters))
 
 
@@ -135,6 +151,7 @@ def _row(letter: DeadLetter, *, whole: bool) -> dict[str, Any]:
         row = {
             name: getattr(letter, name) for name in ("id", "queue", "type", "key", "attempts", "behind", "created_at")
         }
+        row["queue"] = letter.queue or "(outbox)"
         return {**row, "resolution": letter.resolution, "error": letter.error[:200]}
     fields = {field.name: getattr(letter, field.name) for field in dataclasses.fields(letter)}
     return {**fields, "headers": dict(letter.headers), "body": letter.body.decode(errors="backslashreplace")}

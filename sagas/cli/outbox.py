@@ -18,7 +18,10 @@ __all__ = ["outbox"]
 @AS_JSON
 @click.pass_context
 def outbox(context: click.Context, as_json: bool) -> None:
-    """Say how many messages wait to be sent, for how many seconds the oldest has, and how many reached nobody."""
+    """Say how many messages wait to be sent, for how many seconds the oldest has, and how many reached nobody.
+
+    `dead_letters`: how many events could not be sent; `dlq list --queue ""` shows them.
+    """
     if context.invoked_subcommand is not None:
         return
     events = context.obj.app.sagas.events
@@ -27,6 +30,7 @@ def outbox(context: click.Context, as_json: bool) -> None:
             "unsent": events.outbox_unsent(),
             "oldest_seconds": round(events.outbox_age(), 1),
             "unheard": sum(events.outbox_unheard().values()),
+            "dead_letters": events.open_dead_letters().get("", 0),
         }
     except SagaError as error:
         raise click.ClickException(str(error)) from error

@@ -126,3 +126,10 @@ def examine_queues(events: Events) -> Iterator[Finding]:
             "before its queue is there is not kept for it",
             "celery -A yourapp sagas events topology apply",
         )
+        return
+    try:
+        mismatches = events.queue_mismatches()
+    except (BrokerUnavailable, ConfigurationError) as error:
+        mismatches = {"": str(error)}
+    for wrong in mismatches.values():
+        yield problem("event-queue-differs", wrong, "see docs/brokers.md; nobody reads that queue until then")

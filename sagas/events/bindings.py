@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from sagas.errors import BrokerUnavailable
+from sagas.errors import BrokerUnavailable, QueueMismatch
 from sagas.events.brokers import Broker, Outgoing, Topology
 from sagas.events.messages import any_version
 from sagas.stores import schema
@@ -79,17 +79,30 @@ class Bindings:
         self._renamed = renamed
 
     def declare(self) -> list[str]:
-        """Make what is missing, and say what was made. What other queues have taken the place of is moved there."""
+        """Make what is missing, and say what was made. What other queues have taken the place of is moved there.
+
+        Raises `QueueMismatch` once all else is done.
+        """
         wanted = self._wanted()
         # First: an older process that gets a message of a new binding must not take it for one that is not wanted.
         new_here = self._remember(wanted)
-        made = [f"made {what}" for what in self._broker.declare(wanted)]
+        mismatch: QueueMismatch | None = None
+        try:
+            made = [f"made {what}" for what in self._broker.declare(wanted)]
+        except QueueMismatch as error:
+            made, mismatch = [], error
         for queue in sorted(new_here):
             self._broker.unbind(wanted.exchange, queue, self._versions.get(queue, ()))
         for old, new in self._renamed.items():
             if self._depth(old) is not None:
                 made += self._move(wanted.exchange, old, new)
+        if mismatch is not None:
+            raise mismatch
         return made
+
+    def mismatches(self) -> Mapping[str, str]:
+        """Return what is wrong with those queues that are there and are not what is declared."""
+        return self._broker.mismatches(self._wanted())
 
     def difference(self) -> list[Difference]:
         """Return what was declared, and no longer is; and queues that are declared, and not there."""
@@ -105,7 +118,7 @@ class Bindings:
                         whole=queue not in wanted,
                         ours=queue.partition(".")[0] in self._services or queue in self._renamed,
                         read_as=self._renamed.get(queue),
-                        messages=self._depth(queue),
+                        messages=self._held(queue),
                     )
                 )
         missing = [queue for queue in self._wanted().queues if self._depth(queue.name) is None]
@@ -191,6 +204,11 @@ class Bindings:
             return self._broker.depth(queue)
         except BrokerUnavailable:
             return None
+
+    def _held(self, queue: str) -> int | None:
+        """Return how many messages would go with a queue: also those that the broker gave up."""
+        messages, given_up = self._depth(queue), self._broker.given_up(queue)
+        return messages if messages is None or given_up is None else messages + (self._depth(given_up) or 0)
 
     def _move(self, exchange: str, old: str, new: str) -> Iterator[str]:
         topics = {*self._remembered().get(old, ()), *self._versions[new]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
@@ -19,6 +20,7 @@ from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
 from sagas.events.deadletters import DeadLetter, DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.events.givenup import collect
 from sagas.events.guards import default_guards
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
 from sagas.events.messages import Kind, MessageType, type_of
@@ -328,13 +330,21 @@ class Events:
 
         `delete`: also take away what `topology_difference` tells: bindings, and queues that hold nothing. `others`:
         queues of services that this code does not declare, which go too. `discard`: with what they hold.
-        Raises `BrokerUnavailable`, `StoreUnavailable`.
+        Raises `BrokerUnavailable`, `StoreUnavailable`; `QueueMismatch` once all else is done, but before anything is
+        taken away.
         """
-        made = self._bindings.declare()
         self._letters.follow()
+        made = self._bindings.declare()
         if delete:
             made += self._bindings.remove(others=frozenset(others), discard=discard)
         return made
+
+    def queue_mismatches(self) -> Mapping[str, str]:
+        """Return what is wrong with those queues at the broker that are not what is declared. Nobody reads these.
+
+        Raises `BrokerUnavailable`.
+        """
+        return self._bindings.mismatches()
 
     def topology_difference(self) -> Sequence[Difference]:
         """Return what is missing at the broker, and what was declared there once and no longer is.
@@ -371,10 +381,19 @@ class Events:
                 concurrency=self._concurrency,
                 lease=_LEASES * self.broker.lease,
                 alone=alone,
+                collect=partial(collect, self.engine, self.broker, self._letters, ours[queue]),
                 observers=self.observers,
             )
             for queue in wanted
         )
+
+    def collect_given_up(self) -> int:
+        """Take what the broker itself gave up, RabbitMQ past its delivery limit; return how many messages that was.
+
+        What was not begun too often is sent to its queue again, the rest becomes dead letters. Consumers do this now
+        and then. Raises `BrokerUnavailable`, `StoreUnavailable`.
+        """
+        return sum(collect(self.engine, self.broker, self._letters, mine) for mine in self.subscriptions)
 
     # -- dead letters -------------------------------------------------------------------------------------------
 

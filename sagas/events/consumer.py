@@ -25,15 +25,17 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from sagas.errors import BrokerUnavailable, InvalidMessage, SagaError, StoreUnavailable
-from sagas.events import leases
+from sagas.errors import BrokerUnavailable, InvalidMessage, QueueMismatch, SagaError, StoreUnavailable
+from sagas.events import leases, suspects
 from sagas.events.breakers import Breaker, BreakerState
 from sagas.events.brokers import Broker, Delivery, Reader
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
 from sagas.events.inbox import MOST_BEGUN, Call, End, Outcome
+from sagas.events.incoming import read
 from sagas.events.services import Subscription
 from sagas.observers import Observers
+from sagas.text import describe
 
 __all__ = ["Admits", "Consumer", "Consumers", "InProcess", "InThread", "Runner"]
 
@@ -45,8 +47,14 @@ _IDLE, _BUSY = 1.0, 0.02
 #: What observers are told when a dead letter is filed; it comes after how the delivery ended.
 BURIED = "buried"
 
+#: What they are told each time that a queue cannot be read, as it is not what is declared.
+DOWN = "down"
+
 #: Messages that are held at once, at most, where those of failing keys fill the window.
 _MOST_HELD = 2_000
+
+#: Seconds between two looks at what the broker itself gave up.
+_COLLECT = 30.0
 
 #: After an error the pause grows up to this many seconds.
 _LONGEST_PAUSE = 30.0
@@ -94,18 +102,31 @@ class _Job:
     """A message that was received and is not acknowledged."""
 
     delivery: Delivery
-    envelope: Envelope
+    envelope: Envelope | None  #: None where it is none
     reader: Reader
     attempts: int = 0  #: that failed
     lost: int = 0
+    begun: int | None = None  #: how often somebody began it before who never came back; None: not looked up yet
     due: float = 0.0  #: not before, by the monotonic clock
     running: bool = False
     admitted: bool = False
+    alone: bool = False  #: whether it runs alone
+    verdict: str | None = None  #: why it becomes a dead letter, once the database takes that
 
     @property
     def again(self) -> bool:
         """Whether it was given out, or begun, before, and nobody heard of it."""
         return self.delivery.deliveries > 1 or self.lost > 0
+
+    @property
+    def lane(self) -> object:
+        """What it stays in order with: its key, or nothing but itself."""
+        key = self.delivery.key if self.envelope is None else self.envelope.key
+        return key or self
+
+    @property
+    def name(self) -> str:
+        return "a message" if self.envelope is None else f"{self.envelope.event_type} {self.envelope.event_id}"
 
 
 @dataclass(slots=True)
@@ -115,14 +136,13 @@ class _Lanes:
     lines: dict[object, deque[_Job]] = field(default_factory=dict)
 
     def add(self, job: _Job) -> None:
-        self.lines.setdefault(job.envelope.key or job, deque()).append(job)
+        self.lines.setdefault(job.lane, deque()).append(job)
 
     def remove(self, job: _Job) -> None:
-        name = job.envelope.key or job
-        line = self.lines[name]
+        line = self.lines[job.lane]
         line.remove(job)
         if not line:
-            del self.lines[name]
+            del self.lines[job.lane]
 
     def heads(self) -> Iterator[_Job]:
         return (line[0] for line in list(self.lines.values()))
@@ -141,8 +161,8 @@ class Consumer:
     `window`: how many messages are held at once, if any of them can be begun. `concurrency`: how many may run at once.
     `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
         be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
-    `alone`: held while a message runs that was given out before. One that kills its process must not take others with
-        it each time, for these would look as guilty; so all consumers of a process share it.
+    `collect`: takes what the broker itself gave up of the queue; called now and then.
+    `alone`: held while a message runs that was begun before, and never ended. All consumers of a process share it.
     """
 
     def __init__(
@@ -160,6 +180,7 @@ class Consumer:
         concurrency: int = 4,
         lease: float = 30.0,
         alone: threading.Lock | None = None,
+        collect: Callable[[], int] = int,
         observers: Observers,
     ) -> None:
         self._observers = observers
@@ -176,6 +197,8 @@ class Consumer:
         self._concurrency = concurrency
         self._lease = lease
         self._alone = alone or threading.Lock()
+        self._collect = collect
+        self._collect_at = 0.0  # not before, by the monotonic clock
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._lanes = _Lanes()
         self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
@@ -284,21 +307,26 @@ class Consumer:
 
     def _receive(self, limit: int, timeout: float) -> None:
         if self._reader is None:
-            self._declare()
+            self._declare_queue()
             self._reader = self._broker.reader(self.queue)
+        if time.monotonic() >= self._collect_at:
+            self._collect_at = time.monotonic() + _COLLECT
+            self._collect()
         received = self._reader.receive(limit, max(timeout, 0.001))
         if not self._lanes.lines:  # nothing is left of what made it pause
             self._pause = 0.0
         for delivery in received:
-            try:
-                envelope = Envelope.decode(delivery.body)
-            except InvalidMessage as error:
-                letter = self._dead_letters.file_unread(delivery, str(error))
-                self._observers.delivered(self.queue, BURIED)
-                logger.error("%s: dead letter %d: %s", self.queue, letter, error)  # noqa: TRY400
-                self._reader.ack(delivery)
-            else:
-                self._lanes.add(_Job(delivery, envelope, self._reader))
+            self._lanes.add(_job(delivery, self._reader))
+
+    def _declare_queue(self) -> None:
+        """Declare everything. What is wrong with the queues of others is theirs to tell."""
+        try:
+            self._declare()
+        except QueueMismatch as error:
+            if self.queue in error.queues:
+                self._observers.delivered(self.queue, DOWN)
+                logger.error("%s: is not read: %s", self.queue, error.queues[self.queue])  # noqa: TRY400
+                raise
 
     def _reset(self) -> None:
         """Read anew. What was received and does not run yet is forgotten: the broker gives it out again."""
@@ -344,24 +372,45 @@ class Consumer:
 
     def _begin_what_can(self, now: float) -> None:
         running = self.running
+        self._look_up()
         for job in self._lanes.heads():
+            if job.verdict is not None and not job.running and job.due <= now:
+                if not self._file(job):
+                    return
+                continue
             if running >= self._concurrency or (running and self._breaker.state is BreakerState.HALF_OPEN):
-                return
+                continue
             if job.running or job.due > now or not self._admitted(job):
                 continue
-            if job.again and not self._alone.acquire(blocking=False):
+            # One that kills its process must not take others with it each time, for these would look as guilty. The
+            # first time nobody knows: so what was begun and never ended runs alone, and what was only fetched does not.
+            job.alone = bool(job.begun or job.lost)
+            if job.alone and not self._alone.acquire(blocking=False):
                 job.due = now + _BUSY
                 continue
             if (seconds := self._breaker.wait()) > 0:
                 self._resume_at = time.monotonic() + seconds
-                if job.again:
+                if job.alone:
                     self._alone.release()
                 return
             self._begin(job)
             running += 1
 
+    def _look_up(self) -> None:
+        """Learn of what was given out before how often it was begun: all that is held in one question."""
+        unknown = {}
+        for job in self._lanes.jobs():
+            if job.begun is None and job.delivery.deliveries > 1 and job.envelope is not None:
+                unknown[job] = job.envelope.event_id
+        if not unknown:
+            return
+        begun = suspects.times_begun(self._engine, self.queue, set(unknown.values()))
+        for job, event_id in unknown.items():
+            job.begun = begun.get(event_id, 0)
+
     def _admitted(self, job: _Job) -> bool:
         """Ask the guards, once for each message; a replay has been decided by a person."""
+        assert job.envelope is not None
         if job.admitted or self._guards is None or replay_of(job.envelope) is not None:
             return True
         admission = self._guards.admit(job.envelope, self.subscription)
@@ -378,6 +427,7 @@ class Consumer:
             queue=self.queue,
             topic=job.delivery.topic,
             body=job.delivery.body,
+            headers=dict(job.delivery.headers),
             attempt=job.attempts + 1,
             again=job.again,
             owner=self._owner if self.subscription.ordered else None,
@@ -392,7 +442,8 @@ class Consumer:
 
     def _finish(self, job: _Job, future: Future[Outcome]) -> None:
         job.running = False
-        if job.again:
+        if job.alone:
+            job.alone = False
             self._alone.release()
         error = future.exception()
         outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
@@ -419,16 +470,17 @@ class Consumer:
     def _failed(self, job: _Job, outcome: Outcome) -> None:
         retry = self.subscription.retry
         job.attempts += 1
+        job.begun = 0  # whoever began it came back
         if job.attempts >= retry.max_attempts:
             self._bury(job, outcome.error)
             return
         delay = outcome.after
         if delay is None:
-            delay = retry.delay_after(job.attempts, f"{job.envelope.event_id}:{job.attempts}")
+            delay = retry.delay_after(job.attempts, f"{job.name}:{job.attempts}")
         job.due = time.monotonic() + delay
         logger.warning(
-            "%s: %s %s failed %d of %d times, again in %.1f s: %s", self.queue, job.envelope.event_type,
-            job.envelope.event_id, job.attempts, retry.max_attempts, delay, outcome.error,
+            "%s: %s failed %d of %d times, again in %.1f s: %s",
+            self.queue, job.name, job.attempts, retry.max_attempts, delay, outcome.error,
         )  # fmt: skip
 
     def _lost(self, job: _Job, outcome: Outcome) -> None:
@@ -436,20 +488,55 @@ class Consumer:
         if job.lost > MOST_BEGUN:
             self._bury(job, f"whoever handled it died {job.lost} times: {outcome.error}")
             return
-        job.due = time.monotonic() + self.subscription.retry.delay_after(job.lost, job.envelope.event_id)
+        job.due = time.monotonic() + self.subscription.retry.delay_after(job.lost, job.name)
 
     def _bury(self, job: _Job, error: str) -> None:
-        letter = self._dead_letters.file(self.queue, job.envelope, error=error, attempts=job.attempts)
+        """Make it a dead letter, now or when the database is there again. It is not handled any more."""
+        job.verdict = error
+        self._file(job)
+
+    def _file(self, job: _Job) -> bool:
+        """Make a message a dead letter. Return false where that must wait, for now for a while."""
+        assert job.verdict is not None
+        try:
+            if job.envelope is None:
+                letter = self._dead_letters.file_unread(job.delivery, job.verdict)
+            else:
+                letter = self._dead_letters.file(
+                    self.queue,
+                    job.envelope,
+                    body=job.delivery.body,
+                    headers=job.delivery.headers,
+                    error=job.verdict,
+                    attempts=job.attempts,
+                )
+        except Exception as error:  # noqa: BLE001 - it is told, and tried again
+            # Most likely the database is away. If it has something against this one, the others go on all the same.
+            job.due = time.monotonic() + _LONGEST_PAUSE / 10
+            logger.error(  # noqa: TRY400
+                "%s: %s cannot be filed as a dead letter, and stays at the broker until it can: %s",
+                self.queue, job.name, describe(error),
+            )  # fmt: skip
+            return False
         self._observers.delivered(self.queue, BURIED)
-        logger.error(
-            "%s: dead letter %d: %s %s: %s", self.queue, letter, job.envelope.event_type, job.envelope.event_id, error
-        )
+        logger.error("%s: dead letter %d: %s: %s", self.queue, letter, job.name, job.verdict)
         self._done(job)
+        return True
 
     def _done(self, job: _Job) -> None:
         self._lanes.remove(job)
         job.reader.ack(job.delivery)
         self._pause = 0.0
+
+
+def _job(delivery: Delivery, reader: Reader) -> _Job:
+    try:
+        return _Job(delivery, read(delivery.body, delivery.headers), reader)
+    except InvalidMessage as error:
+        return _Job(delivery, None, reader, verdict=str(error))
+    except Exception as error:
+        logger.exception("a message of %s could not be read, which is our mistake", delivery.queue)
+        return _Job(delivery, None, reader, verdict=f"{type(error).__name__}: {describe(error)}")
 
 
 class Consumers:

@@ -13,13 +13,17 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
-from sagas.errors import NotAllowed
+from sagas.errors import InvalidMessage, NotAllowed
+from sagas.events import suspects
 from sagas.events.brokers import Delivery
 from sagas.events.envelope import Envelope
+from sagas.events.incoming import read
 from sagas.events.messages import Kind, event
 from sagas.events.outbox import write
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
+from sagas.stores.transactions import begun
+from sagas.text import clean, is_clean
 
 __all__ = ["CommandFailed", "DeadLetter", "DeadLetters"]
 
@@ -31,6 +35,12 @@ REPLAYING = "replaying"
 
 #: A header of ours: how the body is kept that is no text.
 _ENCODING = "sagas-body"
+
+#: A header of ours: the key of what is no envelope, where it does not fit in its column.
+_KEY = "sagas-key"
+
+#: Characters of what is kept of an error, and those that columns have.
+_LONGEST_ERROR, _LONGEST_TYPE, _LONGEST_KEY, _LONGEST_BY = 20_000, 100, 200, 200
 
 #: Rows that are deleted at once.
 _BATCH = 1000
@@ -102,13 +112,23 @@ class DeadLetters:
 
     # -- filing -------------------------------------------------------------------------------------------------
 
-    def file(self, queue: str, envelope: Envelope, *, error: str, attempts: int) -> int:
+    def file(
+        self,
+        queue: str,
+        envelope: Envelope,
+        *,
+        error: str,
+        attempts: int,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
         """Keep a message that could not be handled. Returns the id of its dead letter.
 
+        `body`, `headers`: as they came; left out, those that we would write.
         A message that has an open one keeps that: it was delivered again, or replayed and failed again.
         """
-        with translated(self._engine), self._engine.begin() as connection:
-            return self.file_in(connection, queue, envelope, error=error, attempts=attempts)
+        with translated(self._engine), begun(self._engine) as connection:
+            return self.file_in(connection, queue, envelope, body=body, headers=headers, error=error, attempts=attempts)
 
     def file_in(
         self,
@@ -118,38 +138,41 @@ class DeadLetters:
         *,
         error: str,
         attempts: int,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
         behind: int | None = None,
     ) -> int:
         """Do as `file`, in a transaction of the caller's. `behind`: the dead letter that it is parked behind."""
-        suspect = schema.suspects.c
-        connection.execute(delete(schema.suspects).where(suspect.queue == queue, suspect.event_id == envelope.event_id))
-        open_ = select(_TABLE.id, _TABLE.attempts, _TABLE.body).where(
+        suspects.clear_in(connection, queue, envelope.event_id)
+        open_ = select(schema.event_dead_letters).where(
             _TABLE.event_id == envelope.event_id, _TABLE.queue == queue, _TABLE.resolved_at.is_(None)
         )
         # Of another source, or with other content, it is another message.
-        rows = connection.execute(open_.with_for_update()).all()
-        known = next((row for row in rows if envelope.is_same(Envelope.decode(row.body))), None)
+        rows = connection.execute(open_.with_for_update()).mappings().all()
+        known = next((letter for letter in map(_letter, rows) if _is_of(letter, envelope)), None)
         if known is not None:
             again = update(schema.event_dead_letters).where(_TABLE.id == known.id)
             connection.execute(
                 again.values(
-                    error=_printable(error), attempts=known.attempts + attempts, resolution=None, reason=None, by=None
+                    error=clean(error, _LONGEST_ERROR),
+                    attempts=known.attempts + attempts,
+                    resolution=None,
+                    reason=None,
+                    by=None,
                 )
             )
-            return int(known.id)
+            return known.id
         if envelope.kind is Kind.COMMAND:
             write(connection, _failure(envelope, error, attempts))
-        about = {name: value for name, value in envelope.metadata.items() if name != REPLAY_OF}
+        if REPLAY_OF in envelope.metadata:
+            about = {name: value for name, value in envelope.metadata.items() if name != REPLAY_OF}
+            body, headers = msgspec.structs.replace(envelope, metadata=about).encode(), None
         return self._insert(
             connection,
             queue=queue,
-            event_id=envelope.event_id,
-            type=envelope.event_type,
-            version=envelope.version,
-            key=envelope.key,
-            correlation_id=envelope.correlation_id,
-            headers=envelope.headers(),
-            body=msgspec.structs.replace(envelope, metadata=about).encode().decode(),
+            **_columns(envelope),
+            headers=envelope.headers() if headers is None else headers,
+            body=envelope.encode() if body is None else body,
             error=error,
             attempts=attempts,
             behind=behind,
@@ -157,34 +180,64 @@ class DeadLetters:
 
     def file_unread(self, delivery: Delivery, error: str) -> int:
         """Keep what is no envelope, byte for byte."""
-        headers = dict(delivery.headers)
+        with translated(self._engine), begun(self._engine) as connection:
+            return self.file_unread_in(
+                connection,
+                delivery.queue,
+                topic=delivery.topic,
+                key=delivery.key,
+                headers=delivery.headers,
+                body=delivery.body,
+                error=error,
+            )
+
+    def file_unread_in(
+        self,
+        connection: Connection,
+        queue: str,
+        *,
+        topic: str,
+        key: str | None,
+        headers: Mapping[str, str],
+        body: bytes,
+        error: str,
+    ) -> int:
+        """Do as `file_unread`, in a transaction of the caller's."""
+        if key is not None and (len(key) > _LONGEST_KEY or not is_clean(key)):
+            headers = {**headers, _KEY: key}
+            key = None  # shortened it might be the key of others
+        return self._insert(
+            connection,
+            queue=queue,
+            event_id="",
+            type=clean(topic, _LONGEST_TYPE),
+            version=0,
+            key=key,
+            correlation_id="",
+            headers=headers,
+            body=body,
+            error=error,
+            attempts=0,
+            behind=None,
+        )
+
+    @staticmethod
+    def _insert(connection: Connection, *, headers: Mapping[str, str], body: bytes, error: str, **values: Any) -> int:
         try:
-            body = delivery.body.decode()
-            readable = "\x00" not in body  # which PostgreSQL takes for no text
+            text = body.decode()
+            readable = is_clean(text)
         except UnicodeDecodeError:
             readable = False
         if not readable:
-            body = base64.b64encode(delivery.body).decode()
-            headers[_ENCODING] = "base64"
-        with translated(self._engine), self._engine.begin() as connection:
-            return self._insert(
-                connection,
-                queue=delivery.queue,
-                event_id="",
-                type=_printable(delivery.topic)[:100],
-                version=0,
-                key=None if delivery.key is None else _printable(delivery.key)[:200],
-                correlation_id="",
-                headers=headers,
-                body=body,
-                error=error,
-                attempts=0,
-                behind=None,
-            )
-
-    @staticmethod
-    def _insert(connection: Connection, *, headers: Mapping[str, str], error: str, **values: Any) -> int:
-        row = {**values, "headers": json.dumps(headers), "error": _printable(error), "created_at": datetime.now(UTC)}
+            text = base64.b64encode(body).decode()
+            headers = {**headers, _ENCODING: "base64"}
+        row = {
+            **values,
+            "headers": json.dumps(dict(headers)),
+            "body": text,
+            "error": clean(error, _LONGEST_ERROR),
+            "created_at": datetime.now(UTC),
+        }
         inserted = connection.execute(insert(schema.event_dead_letters).values(row))
         (letter,) = inserted.inserted_primary_key or (0,)
         return int(letter)
@@ -242,8 +295,8 @@ class DeadLetters:
 
         `rate`: at most so many a second. `dry_run`: only say what would be sent.
         Of an ordered queue the first of a key is sent; what is parked behind it follows as each is handled.
-        What is no envelope is left out: it can only be discarded. Raises `NotAllowed` for those of a queue that nobody
-        is known to read; nothing is sent then.
+        What is no envelope to this code is left out: other code may read it, or it is discarded. Raises `NotAllowed`
+        for those of a queue that nobody is known to read; nothing is sent then.
         """
         letters = [replace(letter, queue=self._renamed.get(letter.queue, letter.queue)) for letter in letters]
         for letter in letters:
@@ -252,7 +305,7 @@ class DeadLetters:
             self.follow()
         sent: list[DeadLetter] = []
         for letter in letters:
-            if not letter.event_id or letter.resolved_at is not None or self._parked(letter):
+            if _envelope(letter) is None or letter.resolved_at is not None or self._parked(letter):
                 continue
             if not dry_run:
                 if rate is not None and sent:
@@ -265,12 +318,11 @@ class DeadLetters:
         return sent
 
     def _check_read(self, letter: DeadLetter) -> None:
-        if letter.queue in self._tracked or not (letter.queue and letter.event_id) or letter.resolved_at is not None:
+        envelope = _envelope(letter)
+        if letter.queue in self._tracked or not letter.queue or envelope is None or letter.resolved_at is not None:
             return
         service, _, purpose = letter.queue.partition(".")
-        if Envelope.decode(letter.body).kind is Kind.COMMAND and not any(
-            queue.startswith(f"{service}.") for queue in self._tracked
-        ):
+        if envelope.kind is Kind.COMMAND and not any(queue.startswith(f"{service}.") for queue in self._tracked):
             return  # the receiver is elsewhere; where there is no queue for it, it comes back as a dead letter
         raise NotAllowed(
             f"dead letter {letter.id}: it is of the queue {letter.queue!r}, which is none of those that are read here: "
@@ -318,9 +370,10 @@ class DeadLetters:
         row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
         return None if row is None else _letter(row)
 
-    def discarded(self, connection: Connection, letter: int) -> bool:
+    def discarded(self, connection: Connection, queue: str, envelope: Envelope) -> bool:
         """Tell whether somebody decided that a message will not be handled, though it is on its way."""
-        query = select(_TABLE.resolution).where(_TABLE.id == letter)
+        mine = _TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id
+        query = select(_TABLE.resolution).where(*mine)
         return connection.execute(query).scalar() == "discarded"
 
     def purge(self, older: timedelta) -> int:
@@ -354,12 +407,15 @@ class DeadLetters:
         return connection.execute(query.with_for_update()).first() is not None
 
     def _send(self, connection: Connection, letter: DeadLetter, *, reason: str, by: str | None) -> None:
-        envelope = Envelope.decode(letter.body)
+        envelope = read(letter.body, letter.headers)
+        if not letter.event_id:  # it was no envelope to the code that filed it
+            named = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
+            connection.execute(named.values(_columns(envelope)))
         if letter.queue in self._tracked:
             about = {**envelope.metadata, REPLAY_OF: letter.id}
             envelope = msgspec.structs.replace(envelope, metadata=about)
             mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
-            connection.execute(mark.values(resolution=REPLAYING, reason=reason, by=by))
+            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), by=_by(by)))
         else:
             self._resolve(connection, letter.id, resolution="replayed", reason=reason, by=by)
         write(connection, envelope, letter.queue or None)
@@ -368,13 +424,40 @@ class DeadLetters:
     def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, by: str | None) -> None:
         mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
         now = datetime.now(UTC)
-        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=reason, by=by))
+        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), by=_by(by)))
 
 
 def replay_of(envelope: Envelope) -> int | None:
     """Return the id of the dead letter that a message is the replay of."""
     letter = envelope.metadata.get(REPLAY_OF)
-    return letter if isinstance(letter, int) else None
+    return letter if type(letter) is int and 0 < letter < 2**63 else None  # anybody may have set it
+
+
+def _columns(envelope: Envelope) -> dict[str, Any]:
+    return {
+        "event_id": envelope.event_id,
+        "type": envelope.event_type,
+        "version": envelope.version,
+        "key": envelope.key,
+        "correlation_id": envelope.correlation_id,
+    }
+
+
+def _envelope(letter: DeadLetter) -> Envelope | None:
+    try:
+        return read(letter.body, letter.headers)
+    except InvalidMessage:
+        return None
+
+
+def _is_of(letter: DeadLetter, envelope: Envelope) -> bool:
+    """Tell whether a dead letter is that of a message."""
+    theirs = _envelope(letter)
+    return theirs is not None and envelope.is_same(theirs)
+
+
+def _by(by: str | None) -> str | None:
+    return None if by is None else clean(by, _LONGEST_BY)
 
 
 def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
@@ -383,7 +466,7 @@ def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
         command=command.event_type,
         sender=command.source,
         receiver=command.event_type.partition(".")[0],
-        error=_printable(error)[:_TOLD],
+        error=clean(error, _TOLD),
         attempts=attempts,
     )
     return Envelope.wrap(told, source="sagas", key=command.key, cause=command)
@@ -399,8 +482,3 @@ def _letter(row: RowMapping) -> DeadLetter:
     encoded = headers.pop(_ENCODING, None) == "base64"
     body = base64.b64decode(row["body"]) if encoded else row["body"].encode()
     return DeadLetter(**{**row, "headers": headers, "body": body})
-
-
-def _printable(text: str) -> str:
-    """Return the text without what a database may refuse: half characters, and zeros."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -13,13 +13,19 @@ from sagas import causes
 from sagas.causes import LONGEST_PATH, Cause
 from sagas.errors import InvalidMessage
 from sagas.events.messages import Kind, MessageType, dump, topic, type_of
+from sagas.text import is_clean
 
 __all__ = ["Envelope"]
+
+#: Characters of what a header repeats of an envelope. W3C allows 512 of a `tracestate`; a broker refuses far more.
+_LONGEST_HEADER = 1_000
 
 #: As long as the type of a message may be. The path that others send may hold longer ones.
 _LONGEST_TYPE = 100
 
 #: As long as the columns that they are kept in.
+_LARGEST = 2**31 - 1
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=36)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 _Text = Annotated[str, msgspec.Meta(max_length=200)]
@@ -33,7 +39,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     event_id: _Id  #: unique; the same however often the message is delivered
     event_type: _Name
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
     timestamp: Annotated[datetime, msgspec.Meta(tz=True)]  #: when it happened, UTC
     source: _Name  #: the service that published it
     data: msgspec.Raw  #: JSON
@@ -94,11 +100,25 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return envelope.checked()
 
     def checked(self) -> Self:
-        """Return it, sure that the metadata which is known here is what it should be. Raises `InvalidMessage`."""
+        """Return it, sure that it can be kept and sent on, and that the metadata which is known here is what it should.
+
+        Raises `InvalidMessage`.
+        """
+        where = f"{self.event_type!r}, id {self.event_id!r}"
         try:
             msgspec.convert(self.metadata, _Known)
+            self.timestamp.astimezone(UTC)
+            self.encode().decode()  # data is JSON, but that it is text has nobody checked yet
         except msgspec.ValidationError as error:
-            raise InvalidMessage(f"{self.event_type!r}, id {self.event_id!r}: its metadata: {error}") from error
+            raise InvalidMessage(f"{where}: its metadata: {error}") from error
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidMessage(f"{where}: it cannot be kept: {error}") from error
+        for name in (self.event_id, self.event_type, self.source, self.key, self.correlation_id, self.causation_id):
+            if name is not None and not is_clean(name):
+                raise InvalidMessage(f"{where}: {name!r} has a NUL in it")
+        for name in (self.event_id, self.source):
+            if name != name.rstrip():  # to MariaDB it is the same as without
+                raise InvalidMessage(f"{where}: {name!r} ends with a space")
         return self
 
     def open(self, declared: MessageType) -> Any:
@@ -157,7 +177,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return Cause(
             self.event_id,
             self.correlation_id,
-            hops=self.hops + 1,
+            hops=min(self.hops + 1, _LARGEST),
             path=tuple(one[:_LONGEST_TYPE] for one in [*self.path, self.event_type][-LONGEST_PATH:]),
             trace={name: value for name, value in trace.items() if value and trace["traceparent"]},
         )
@@ -176,7 +196,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "traceparent": self.metadata.get("traceparent"),
             "tracestate": self.metadata.get("tracestate"),
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in told.items() if value is not None and len(value) <= _LONGEST_HEADER}
 
 
 class _Known(msgspec.Struct, rename="camel"):
@@ -186,7 +206,7 @@ class _Known(msgspec.Struct, rename="camel"):
     key: _Text | None = None
     correlation_id: _Text | None = None
     causation_id: _Text | None = None
-    hops: Annotated[int, msgspec.Meta(ge=0)] = 0
+    hops: _Count = 0
     path: list[str] = []
     traceparent: str | None = None
     tracestate: str | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -29,9 +29,11 @@ from sagas.errors import (
     TransactionMisuse,
     UnknownVersion,
 )
+from sagas.events import suspects
 from sagas.events.bindings import Bindings
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
+from sagas.events.incoming import read
 from sagas.events.leases import is_mine
 from sagas.events.messages import any_version
 from sagas.events.services import Handler, HandlerContext, Subscription
@@ -39,6 +41,7 @@ from sagas.observers import Handling, Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import Lent, begun
+from sagas.text import describe
 
 __all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
 
@@ -79,6 +82,7 @@ class Call:
     body: bytes
     attempt: int  #: from 1
     again: bool  #: it was given out before
+    headers: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None  #: of an ordered queue: who reads it
 
 
@@ -116,6 +120,13 @@ class Inbox:
 
     def handle(self, call: Call) -> Outcome:
         """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
+        outcome = self._outcome(call)
+        if call.again and outcome.end not in (End.HANDLED, End.DEAD, End.AWAY):
+            with suppress(StoreUnavailable, InvalidMessage):  # then it counts as begun once too often
+                suspects.clear(self._engine, call.queue, read(call.body, call.headers).event_id)
+        return outcome
+
+    def _outcome(self, call: Call) -> Outcome:
         try:
             return Outcome(self._handle(call))
         except Retryable as error:
@@ -134,7 +145,7 @@ class Inbox:
 
     def _handle(self, call: Call) -> End:
         subscription = self._subscriptions[call.queue]
-        envelope = Envelope.decode(call.body)
+        envelope = read(call.body, call.headers)
         if self._is_unsubscribed(subscription, envelope):
             return End.UNSUBSCRIBED
         handler = _handler(subscription, envelope)
@@ -167,19 +178,19 @@ class Inbox:
 
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
-        if call.again and not self._begin_again(call.queue, envelope):
+        if call.again and suspects.begin(self._engine, call.queue, envelope.event_id) > MOST_BEGUN:
             raise Terminal(
                 f"it was begun {MOST_BEGUN} times and more, and whoever handled it never came back: it seems to kill "
                 "its process"
             )
         with Session(self._engine) as session:
             connection = session.connection()
-            if replay is not None and self._dead_letters.discarded(connection, replay):
+            if replay is not None and self._dead_letters.discarded(connection, call.queue, envelope):
                 return End.SKIPPED
             if subscription.ordered and envelope.key is not None:
                 first = self._dead_letters.first(connection, call.queue, envelope.key)
                 if first is not None and first.id != replay:
-                    self._park(connection, call.queue, envelope, first.id)
+                    self._park(connection, call, envelope, first.id)
                     session.commit()
                     return End.PARKED
             entered_at = _enter(connection, call.queue, envelope)
@@ -233,24 +244,21 @@ class Inbox:
     def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
         """Close what is open about a message that is handled."""
         if call.again:
-            connection.execute(_suspect(delete(schema.suspects), call.queue, envelope))
+            suspects.clear_in(connection, call.queue, envelope.event_id)
         if replay_of(envelope) is not None:
             self._dead_letters.handled(connection, call.queue, envelope)
 
-    def _park(self, connection: Connection, queue: str, envelope: Envelope, behind: int) -> None:
-        error = f"parked behind dead letter {behind}, an earlier message of its key"
-        self._dead_letters.file_in(connection, queue, envelope, error=error, attempts=0, behind=behind)
-
-    def _begin_again(self, queue: str, envelope: Envelope) -> bool:
-        """Count that a message is begun which was given out before; tell whether it may be."""
-        with translated(self._engine), begun(self._engine) as connection:
-            table = schema.suspects
-            more = _suspect(update(table), queue, envelope).values(begun=table.c.begun + 1, seen_at=datetime.now(UTC))
-            if connection.execute(more).rowcount == 0:
-                row = {"queue": queue, "event_id": envelope.event_id, "begun": 1, "seen_at": datetime.now(UTC)}
-                connection.execute(insert(table), row)
-            times: int = connection.execute(_suspect(select(table.c.begun), queue, envelope)).scalar_one()
-        return times <= MOST_BEGUN
+    def _park(self, connection: Connection, call: Call, envelope: Envelope, behind: int) -> None:
+        self._dead_letters.file_in(
+            connection,
+            call.queue,
+            envelope,
+            body=call.body,
+            headers=call.headers,
+            error=f"parked behind dead letter {behind}, an earlier message of its key",
+            attempts=0,
+            behind=behind,
+        )
 
     def _answers(self) -> bool:
         try:
@@ -358,10 +366,6 @@ def _entry(queue: str, envelope: Envelope) -> tuple[ColumnElement[bool], ...]:
     return table.queue == queue, table.source == envelope.source, table.event_id == envelope.event_id
 
 
-def _suspect(statement: Any, queue: str, envelope: Envelope) -> Any:
-    return statement.where(schema.suspects.c.queue == queue, schema.suspects.c.event_id == envelope.event_id)
-
-
 def _failed(call: Call, error: BaseException) -> Outcome:
     """Say what came of a call whose handler raised what nothing else is made of."""
     said = meant(error)
@@ -372,4 +376,4 @@ def _failed(call: Call, error: BaseException) -> Outcome:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {describe(error)}"

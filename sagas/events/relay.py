@@ -7,20 +7,31 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, bindparam, select, update
+from sqlalchemy import Connection, Engine, bindparam, select, update
 
-from sagas.errors import InvalidMessage, NoHandler, SagaError
+from sagas.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidMessage,
+    NoHandler,
+    QueueMismatch,
+    SagaError,
+    StoreUnavailable,
+)
 from sagas.events.brokers import Broker, Outgoing
 from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.events.messages import topic
 from sagas.observers import Observers
 from sagas.stores import schema
 from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import begun
+from sagas.text import describe
 
 __all__ = ["Relay"]
 
@@ -52,11 +63,25 @@ _LOCK_ALL = update(schema.relay_shards).where(schema.relay_shards.c.shard == bin
     shard=schema.relay_shards.c.shard
 )  # fmt: skip
 _UNSENT = (
-    select(_TABLE.id, _TABLE.queue, _TABLE.body)
+    select(_TABLE.id, _TABLE.queue, _TABLE.body, _TABLE.type, _TABLE.version, _TABLE.key, _TABLE.event_id)
     .where(_TABLE.shard == bindparam("shard"), _TABLE.sent_at.is_(None))
     .order_by(_TABLE.id)
     .limit(_BATCH)
 )
+
+
+#: What says nothing about a message: whether it was sent is not sure, or nothing can be.
+_UNSURE = (BrokerUnavailable, ConfigurationError)
+
+#: So many shards in a row that the broker does not take: then it is away.
+_AWAY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    row: int  #: its id in the outbox
+    envelope: Envelope
+    outgoing: Outgoing
 
 
 class Relay:
@@ -65,8 +90,9 @@ class Relay:
     Any number may run, in any processes: each part of the outbox is sent by the one that holds its lock. A message is
     marked as sent after the broker has confirmed it; a relay that dies in between leaves it to be sent once more.
 
-    A command, or a replay, to a queue that the broker does not have becomes a dead letter in this database, which is
-    the sender's; so does a message that the broker cannot take. What follows it is sent.
+    What cannot be sent becomes a dead letter in this database, which is the sender's: a command, or a replay, to a
+    queue that the broker does not have, a message that it cannot take, a row that is no message. What follows it is
+    sent, of its key too. A part that cannot be sent now rests for a while, and the others go on.
 
     `declare`: makes the topology at the broker; called before the first message, and after an error.
     `interval`: seconds between two looks at an outbox that was empty.
@@ -89,26 +115,71 @@ class Relay:
         self._declare = declare
         self._declared = False
         self._interval = interval
+        self._mismatch = ""  # what was last said of queues that are not what is declared
+        self._resting: dict[int, tuple[float, float]] = {}  # shards: until when, by the monotonic clock; how long
         self._said: dict[str, float] = {}  # when it was last said of a topic that nobody listens to it
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def send(self) -> int:
         """Send all that is there. Returns how many. Raises `BrokerUnavailable`, `StoreUnavailable`."""
-        total = 0
-        while sent := self._look():
-            total += sent
+        self._resting.clear()
+        total, failure = 0, None
+        while True:
+            sent, failed = self._look()
+            total, failure = total + sent, failure or failed
+            if not sent:
+                break
+        if failure is not None:
+            raise failure
         return total
 
-    def _look(self) -> int:
-        """Send a batch of each shard that has something, and is not being sent by another relay."""
+    def _look(self) -> tuple[int, Exception | None]:
+        """Send a batch of each shard that has something, and is not being sent by another relay.
+
+        Return how many messages were sent, and why others were not.
+        """
         with reading(self._engine) as connection:
             shards = list(connection.execute(_WITH_WORK).scalars())
+        now = time.monotonic()
+        shards = [shard for shard in shards if self._resting.get(shard, (0.0, 0.0))[0] <= now]
         if shards and not self._declared:  # which writes in the database, too, so in no transaction of ours
-            self._declare()
-            self._declared = True
+            self._declare_all()
         random.shuffle(shards)  # so that several relays do not queue for the same one
-        return sum(self._send(shard) for shard in shards)
+        sent, failure, in_a_row = 0, None, 0
+        for shard in shards:
+            try:
+                sent += self._send(shard)
+            except StoreUnavailable:
+                raise  # it is the same for all
+            except Exception as error:  # noqa: BLE001 - told in `_rest`
+                failure = failure or error
+                in_a_row += 1
+                self._rest(shard, error)
+                if in_a_row == _AWAY and isinstance(error, BrokerUnavailable):
+                    break  # each of the others would wait for it, too
+            else:
+                in_a_row = 0
+                self._resting.pop(shard, None)
+        return sent, failure
+
+    def _declare_all(self) -> None:
+        try:
+            self._declare()
+        except QueueMismatch as error:
+            if str(error) != self._mismatch:  # its consumer says it again and again
+                self._mismatch = str(error)
+                logger.error("the relay goes on without: %s", error)  # noqa: TRY400
+        self._declared = True
+
+    def _rest(self, shard: int, error: Exception) -> None:
+        _, pause = self._resting.get(shard, (0.0, self._interval))
+        pause = min(max(pause, 0.1) * 2, _LONGEST_PAUSE)
+        self._resting[shard] = time.monotonic() + pause, pause
+        if isinstance(error, SagaError):
+            logger.warning("shard %d of the outbox rests for %.1f s: %s", shard, pause, error)
+        else:
+            logger.error("shard %d of the outbox rests for %.1f s", shard, pause, exc_info=error)
 
     def _send(self, shard: int) -> int:
         with translated(self._engine), begun(self._engine, unheard=_LONGEST_SEND) as connection:
@@ -134,43 +205,84 @@ class Relay:
             return connection.execute(_LOCK_ALL, {"_shard": shard}).rowcount == 1
         return connection.execute(_LOCK, {"shard": shard}).first() is not None
 
-    def _publish(self, connection: Connection, rows: Sequence[Row[Any, Any, Any]]) -> list[int]:
+    def _publish(self, connection: Connection, rows: Sequence[Any]) -> list[int]:
         """Hand over rows of the outbox. Return the ids of those that reached nobody."""
-        messages = [(Envelope.decode(row.body), row.queue) for row in rows]
-        outgoing = [_outgoing(envelope, queue, row.body) for (envelope, queue), row in zip(messages, rows, strict=True)]
+        messages = [message for row in rows if (message := self._message(connection, row)) is not None]
         unheard: set[str] = set()
         try:
-            unheard.update(self._broker.publish(outgoing))
-        except (NoHandler, InvalidMessage):
+            unheard.update(self._broker.publish([message.outgoing for message in messages]))
+        except _UNSURE:
+            raise
+        except Exception:  # noqa: BLE001 - what one message can make a client raise is not for us to list
             # One of them. What was taken before it may be taken twice, which is what the inbox is for.
-            for (envelope, queue), message in zip(messages, outgoing, strict=True):
-                try:
-                    unheard.update(self._broker.publish([message]))
-                except (NoHandler, InvalidMessage) as error:
-                    if queue is None and isinstance(error, NoHandler):
-                        raise  # it is the exchange that is not there: declaring it again helps
-                    told = f"{type(error).__name__}: {error}"
-                    letter = self._dead_letters.file_in(connection, queue or "", envelope, error=told, attempts=0)
-                    logger.error("dead letter %d: %s %s: %s", letter, message.topic, message.id, told)  # noqa: TRY400
-
-        for topic in sorted(unheard):
-            self._say_unheard(topic)
+            for message in messages:
+                unheard.update(self._publish_alone(connection, message))
+        for name in sorted(unheard):
+            self._say_unheard(name)
         return [
-            row.id
-            for row, message in zip(rows, outgoing, strict=True)
-            if message.queue is None and message.topic in unheard
+            message.row for message in messages if message.outgoing.queue is None and message.outgoing.topic in unheard
         ]
 
-    def _say_unheard(self, topic: str) -> None:
+    def _publish_alone(self, connection: Connection, message: _Message) -> Collection[str]:
+        outgoing = message.outgoing
+        try:
+            return self._broker.publish([outgoing])
+        except _UNSURE:
+            raise
+        except Exception as error:
+            if outgoing.queue is None and isinstance(error, NoHandler):
+                raise  # it is the exchange that is not there: declaring it again helps
+            letter = self._dead_letters.file_in(
+                connection,
+                outgoing.queue or "",
+                message.envelope,
+                body=outgoing.body,
+                headers=outgoing.headers,
+                error=f"it cannot be sent: {type(error).__name__}: {describe(error)}",
+                attempts=0,
+            )
+            logger.error(  # noqa: TRY400
+                "dead letter %d: %s %s cannot be sent: %s", letter, outgoing.topic, outgoing.id, describe(error)
+            )
+            return ()
+
+    def _message(self, connection: Connection, row: Any) -> _Message | None:
+        """Return the message in a row of the outbox. One that is none becomes a dead letter."""
+        body = row.body if isinstance(row.body, bytes) else str(row.body).encode()
+        try:
+            envelope = Envelope.decode(body)
+        except InvalidMessage as error:
+            letter = self._dead_letters.file_unread_in(
+                connection,
+                row.queue or "",
+                topic=topic(row.type, row.version),
+                key=row.key,
+                headers={"eventId": row.event_id},
+                body=body,
+                error=f"row {row.id} of the outbox is damaged: {error}",
+            )
+            logger.error("dead letter %d: row %d of the outbox is damaged: %s", letter, row.id, error)  # noqa: TRY400
+            return None
+        outgoing = Outgoing(
+            id=envelope.event_id,
+            topic=envelope.topic,
+            body=body,
+            headers=envelope.headers(),
+            key=envelope.key,
+            queue=row.queue,
+        )
+        return _Message(row.id, envelope, outgoing)
+
+    def _say_unheard(self, name: str) -> None:
         now = time.monotonic()
-        if now - self._said.get(topic, -math.inf) > _SAY_AGAIN:
-            self._said[topic] = now
+        if now - self._said.get(name, -math.inf) > _SAY_AGAIN:
+            self._said[name] = now
             logger.warning(
                 "%s reached nobody: no queue is bound to its type, and the broker keeps nothing for those who come "
                 "later. Apply the topology of its subscribers before it is published (celery -A theirapp sagas events "
                 "topology apply), then send it again: celery -A yourapp sagas events outbox resend. If nobody is to "
                 "listen yet, all is well",
-                topic,
+                name,
             )
 
     # -- running ------------------------------------------------------------------------------------------------
@@ -192,21 +304,11 @@ class Relay:
         pause = self._interval
         while not self._stop.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311
             try:
-                pause = self._interval if self._look() == 0 else 0.0
+                sent, _ = self._look()
+                pause = 0.0 if sent else self._interval
             except SagaError as error:
                 pause = min(max(pause, self._interval) * 2, _LONGEST_PAUSE)
                 logger.warning("the relay pauses for %.1f s: %s", pause, error)
             except Exception:
                 pause = min(max(pause, self._interval) * 2, _LONGEST_PAUSE)
                 logger.exception("the relay failed and pauses for %.1f s", pause)
-
-
-def _outgoing(envelope: Envelope, queue: str | None, body: str) -> Outgoing:
-    return Outgoing(
-        id=envelope.event_id,
-        topic=envelope.topic,
-        body=body.encode(),
-        headers=envelope.headers(),
-        key=envelope.key,
-        queue=queue,
-    )

@@ -16,8 +16,8 @@ from confluent_kafka.admin import AdminClient
 from kombu.connection import Connection
 
 from sagas import ConfigurationError
-from sagas.errors import BrokerUnavailable, InvalidMessage, NoHandler
-from sagas.events.brokers import Outgoing, Queue, Topology
+from sagas.errors import BrokerUnavailable, InvalidMessage, NoHandler, QueueMismatch
+from sagas.events.brokers import GIVEN_UP, Outgoing, Queue, Topology
 from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
@@ -147,16 +147,21 @@ def test_what_rabbitmq_gives_up_is_kept(rabbitmq: RabbitMQ) -> None:
         channel.basic_reject(given.delivery_tag, requeue=False)  # as it does itself past a delivery limit
     wait_for(lambda: broker.depth(f"dlq.{queue}") == 1, 20, "it is in the dead-letter queue")
     [dead] = take(broker.reader(f"dlq.{queue}"), 1)
-    assert (dead.body, dead.topic, dead.key, dict(dead.headers)) == (b"1", PLACED, "k", {"n": "1"})
+    assert (dead.body, dead.topic, dead.key, dict(dead.headers)) == (
+        b"1",
+        PLACED,
+        "k",
+        {"n": "1", GIVEN_UP: "rejected"},
+    )
     broker.close()
 
 
 def test_a_delivery_limit_of_rabbitmq_ends_what_nobody_can_handle(rabbitmq: RabbitMQ) -> None:
     """By the policy that docs/brokers.md advises."""
     page = (Path(__file__).parent.parent.parent / "docs" / "brokers.md").read_text()
-    found = re.search(r"`rabbitmqctl (set_policy poison [^`]*)`", page)
+    found = re.search(r"`rabbitmqctl (set_policy sagas [^`]*)`", page)
     assert found is not None
-    rabbitmq.control(*shlex.split(found[1].replace("20}", "2}")))
+    rabbitmq.control(*shlex.split(found[1].replace("1000000}", "2}")))
     try:
         broker = RabbitBroker(rabbitmq.url)
         topology, queue = _topology()
@@ -171,14 +176,14 @@ def test_a_delivery_limit_of_rabbitmq_ends_what_nobody_can_handle(rabbitmq: Rabb
         assert dead.body == b"poison"
         assert broker.depth(queue) == 0
     finally:
-        rabbitmq.control("clear_policy", "poison")
+        rabbitmq.control("clear_policy", "sagas")
 
 
 def test_rabbitmq_that_has_it_otherwise_is_refused(rabbitmq: RabbitMQ) -> None:
     topology, queue = _topology()
     with Connection(rabbitmq.url) as connection, connection.channel() as channel:
         channel.queue_declare(queue, durable=True, auto_delete=False)  # a classic one
-    with pytest.raises(ConfigurationError, match="declare it again"):
+    with pytest.raises(QueueMismatch, match="--if-empty"):
         RabbitBroker(rabbitmq.url).declare(topology)
 
 

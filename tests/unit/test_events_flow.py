@@ -330,7 +330,7 @@ def test_what_the_broker_cannot_take_is_kept(shop: Shop, monkeypatch: pytest.Mon
     monkeypatch.setattr(shop.broker, "publish", choosy)
     shop.deliver("big", "1")
     [letter] = shop.events.dead_letters()
-    assert (letter.queue, letter.error) == ("", "InvalidMessage: too large")
+    assert (letter.queue, letter.error) == ("", "it cannot be sent: InvalidMessage: too large")
     assert shop.broker.depth(QUEUE) == 1
 
 

@@ -12,7 +12,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
+__all__ = ["GIVEN_UP", "Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
+
+
+#: The header that says why the broker gave a message up by itself.
+GIVEN_UP = "sagas-given-up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,19 +26,22 @@ class Outgoing:
     id: str  #: the event id
     topic: str  #: `<context>.<entity>.<what happened>.v<version>`
     body: bytes  #: the encoded envelope
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  #: `content-type` among them goes to where the broker keeps that
     key: str | None = None  #: messages of one key stay in order
     queue: str | None = None  #: to this queue alone: a command, or a replay. None: to all that are bound to the topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A message that a broker has given out and waits to hear of."""
+    """A message that a broker has given out and waits to hear of.
+
+    Whoever sent it, and however: a broker gives out what it holds. `sagas.events.incoming.read` says what it is.
+    """
 
     queue: str
-    topic: str
-    body: bytes
-    headers: Mapping[str, str]
+    topic: str  #: what it was published as; empty where nobody said so
+    body: bytes  #: as it came
+    headers: Mapping[str, str]  #: as it came, as far as that is text: see `shared.texts`. With its `content-type`
     key: str | None
     #: How often it has been given out, this time included; from 1. RabbitMQ counts what it has sent, also when the
     #: reader was closed before it asked for it.
@@ -82,12 +89,20 @@ class Broker(Protocol):
     """Carries messages. Safe to use from any thread; it connects when it has to, and anew after a fork."""
 
     lease: float  #: a reader that was silent for so many seconds is dead, and others are given what it had
+    max_message_size: int  #: in bytes; a larger body is refused before it is sent
 
     def declare(self, topology: Topology) -> Sequence[str]:
         """Make what is missing of it, and say what was made. What is there already stays, also when unknown.
 
         From then on this broker publishes to the exchange of that topology, also in a fork. Raises `BrokerUnavailable`,
-        and `ConfigurationError` when the broker refuses, or has another idea of what is there.
+        and `ConfigurationError` when the broker refuses, or has another idea of what is there: `QueueMismatch` where
+        that is so of single queues. Everything else is then declared.
+        """
+
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:
+        """Return what is wrong with those queues that are there and are not what is declared. Makes nothing.
+
+        Raises `BrokerUnavailable`.
         """
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
@@ -96,8 +111,8 @@ class Broker(Protocol):
         Their messages reached nobody, and are gone.
 
         Raises `BrokerUnavailable` when that is not sure, `NoHandler` for a message to a queue that is not there,
-        `InvalidMessage` for one that the broker cannot take, and `ConfigurationError` before `declare`. In each case
-        some of the messages may have been published.
+        `InvalidMessage` for one that the broker cannot take, for example as it is too large, and `ConfigurationError`
+        before `declare`. In each case some of the messages may have been published.
         """
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
@@ -114,6 +129,9 @@ class Broker(Protocol):
 
     def reader(self, queue: str) -> Reader:
         """Open a queue. Several readers of one queue share its messages."""
+
+    def given_up(self, queue: str) -> str | None:
+        """Return the queue for what the broker itself gives up of a queue, if it does such a thing."""
 
     def depth(self, queue: str) -> int:
         """Return how many messages the queue holds, roughly.

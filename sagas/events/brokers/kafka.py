@@ -21,9 +21,9 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler
+from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
-from sagas.events.brokers.shared import exchange_of, in_forks, is_bound
+from sagas.events.brokers.shared import exchange_of, in_forks, is_bound, text_of, texts
 
 __all__ = ["KafkaBroker"]
 
@@ -40,8 +40,14 @@ _REMOVED = b"removed"
 #: A record header of ours: the rest are the publisher's.
 _TOPIC = "sagas-topic"
 
-#: The largest record, in bytes. Kafka's own default is just under one megabyte.
-_LARGEST = 4 * 1024 * 1024
+#: A header that says of a message that its body was not empty but null: a tombstone.
+_TOMBSTONE = "kafka-tombstone"
+
+#: Bytes that a record may be larger than its body: for its headers, its key and what is around it.
+_AROUND = 64 * 1024
+
+#: What Kafka answers to what is wrong with a record itself, and would be wrong with it again.
+_REFUSALS = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP)
 
 
 class _Binding(msgspec.Struct, frozen=True, array_like=True):
@@ -59,8 +65,9 @@ class KafkaBroker:
     which is how many readers of one queue can work at the same time; Kafka's own defaults decide on replication and
     retention.
     `lease`: a reader that was silent for so many seconds is dead, and others are given what it had. `timeout`: how long
-    Kafka may take to answer, and to confirm. `config`: more settings of librdkafka, for producers and consumers, as
-    `{"security.protocol": "SASL_SSL"}`.
+    Kafka may take to answer, and to confirm. `max_message_size`: bytes of a body, at most; Kafka's own default for a
+    topic is just under one megabyte, so topics are made with this. `config`: more settings of librdkafka, for producers
+    and consumers, as `{"security.protocol": "SASL_SSL"}`.
 
     A reader that did not call `receive` for `max.poll.interval.ms`, five minutes, counts as dead too. Messages that
     were not read within the retention of their topic are gone; that is logged as an error.
@@ -73,9 +80,11 @@ class KafkaBroker:
         partitions: int = 12,
         lease: float = 30.0,
         timeout: float = 10.0,
+        max_message_size: int = 4 * 1024 * 1024,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.servers = servers
+        self.max_message_size = max_message_size
         self.lease = lease
         self.timeout = timeout
         self._partitions = partitions
@@ -95,6 +104,7 @@ class KafkaBroker:
     def after_fork(self) -> None:
         _leave_to_parent(self._producer)
         _leave_to_parent(self.bindings.consumer)
+        _leave_to_parent(self.bindings.asking)
         self._producer = None
         self._begin()
 
@@ -107,7 +117,7 @@ class KafkaBroker:
 
     def declare(self, topology: Topology) -> Sequence[str]:
         with _asked(self):
-            made = self._create(topology)
+            made, wrong = self._create(topology)
             known = self.bindings.all()
             for queue in topology.queues:
                 if queue.topics and not any(b.queue == queue.name and b.exchange == topology.exchange for b in known):
@@ -115,10 +125,16 @@ class KafkaBroker:
             new = [binding for binding in _bindings_of(topology) if binding not in known]
             self._produce([(_BINDINGS, msgspec.json.encode(binding), b"", []) for binding in new])
         self._exchange = topology.exchange
+        if wrong:
+            raise QueueMismatch(wrong)
         return made + [f"binding {binding.topic} -> {binding.queue}" for binding in new if binding.topic]
 
-    def _create(self, topology: Topology) -> list[str]:
-        largest = {"max.message.bytes": str(_LARGEST)}
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:  # noqa: ARG002 - its topics have no types
+        return {}
+
+    def _create(self, topology: Topology) -> tuple[list[str], dict[str, str]]:
+        """Make topics. Return what was made, and which queues cannot be."""
+        largest = {"max.message.bytes": str(self.max_message_size + _AROUND)}
         wanted = [
             NewTopic(_BINDINGS, 1, -1, config={"cleanup.policy": "compact"}),
             NewTopic(topology.exchange, self._partitions, -1, config=largest),
@@ -130,7 +146,7 @@ class KafkaBroker:
             for queue in topology.queues
         ]
         what = {_BINDINGS: "the bindings of all queues", topology.exchange: f"exchange {topology.exchange}"}
-        made = []
+        made, wrong = [], {}
         admin = AdminClient(self.config())  # it must outlive its futures
         futures = admin.create_topics(wanted, operation_timeout=self.timeout, request_timeout=self.timeout)
         for name, future in futures.items():
@@ -143,8 +159,11 @@ class KafkaBroker:
             elif error.args[0].retriable() or error.args[0].code() < 0:  # less than 0: said by the client
                 raise KafkaException(error.args[0])
             elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise ConfigurationError(f"{self!r} does not make the topic {name!r}: {error.args[0].str()}")
-        return made
+                refused = f"{self!r} does not make the topic {name!r}: {error.args[0].str()}"
+                if name in what:
+                    raise ConfigurationError(refused)
+                wrong[name] = f"{refused}. Nothing here reads that queue, and what comes for it is kept"
+        return made, wrong
 
     def _begin_here(self, queue: str, exchange: str) -> None:
         """Have a new queue begin at the present end of an exchange."""
@@ -181,6 +200,8 @@ class KafkaBroker:
         exchange = exchange_of(self._exchange) if any(message.queue is None for message in messages) else ""
         records = []
         for message in messages:
+            if len(message.body) > self.max_message_size:
+                raise self._too_large(len(message.body))
             headers = [(name, value.encode()) for name, value in message.headers.items()]
             headers.append((_TOPIC, message.topic.encode()))
             key = None if message.key is None else message.key.encode()
@@ -213,6 +234,8 @@ class KafkaBroker:
                 self._producer = producer
                 return
             producer.purge()
+        if refused := next((error for error in failures if error.code() in _REFUSALS), None):
+            raise InvalidMessage(f"{self!r} does not take a message: {refused.str()}")
         why = failures[0].str() if failures else "no answer"
         count = unanswered + len(failures)
         raise BrokerUnavailable(f"{self!r} did not confirm {count} of {len(records)} messages: {why}")
@@ -224,7 +247,7 @@ class KafkaBroker:
                 acks="all",
                 linger_ms=5,
                 message_timeout_ms=_milliseconds(self.timeout),
-                message_max_bytes=_LARGEST,
+                message_max_bytes=self.max_message_size + _AROUND,
                 partitioner="murmur2_random",  # as Java's
             )
         )
@@ -240,12 +263,15 @@ class KafkaBroker:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise
-                raise InvalidMessage(
-                    f"a message of {len(body):,} bytes is too large for Kafka, which is asked to take {_LARGEST:,} at "
-                    "most. Keep the data elsewhere and publish where it is"
-                ) from error
+                raise self._too_large(len(body)) from error
             else:
                 return
+
+    def _too_large(self, size: int) -> InvalidMessage:
+        return InvalidMessage(
+            f"a message of {size:,} bytes, and its headers, is too large for Kafka, which is asked to take "
+            f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where it is"
+        )
 
     # -- taking away ----------------------------------------------------------------------------------------------
 
@@ -274,6 +300,9 @@ class KafkaBroker:
 
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
+
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
 
     def depth(self, queue: str) -> int:
         """Return how many records are before its readers, with those that are not bound to the queue."""
@@ -315,6 +344,8 @@ class _Bindings:
         self._known: frozenset[_Binding] = frozenset()
         self._read = 0  # how far
         self.consumer: Consumer | None = None
+        #: It reads nothing: a question would wait behind what the other one waits for, half a second each time.
+        self.asking: Consumer | None = None
 
     def has(self, queue: str) -> bool:
         return _Binding(queue) in self._known or _Binding(queue) in self.all()
@@ -337,31 +368,40 @@ class _Bindings:
         """Return what there is now, with all that had been declared when this was called."""
         timeout = self._broker.timeout
         with self._lock:
-            if self.consumer is None:
-                self.consumer = Consumer(
-                    self._broker.config(group_id=_BINDINGS, enable_auto_commit=False, auto_offset_reset="earliest")
+            if self.consumer is None or self.asking is None:
+                settings = self._broker.config(
+                    group_id=_BINDINGS, enable_auto_commit=False, auto_offset_reset="earliest"
                 )
+                self.consumer, self.asking = Consumer(settings), Consumer(settings)
                 self.consumer.assign([TopicPartition(_BINDINGS, 0, self._read)])
             give_up = time.monotonic() + timeout
-            _, end = _ends(self.consumer, TopicPartition(_BINDINGS, 0), timeout)
+            _, end = _ends(self.asking, TopicPartition(_BINDINGS, 0), timeout)
             while self._read < end:
                 message = self.consumer.poll(0.1)
                 if message is not None and message.error() is None:
-                    key, offset = message.key(), message.offset()
-                    assert key is not None
+                    offset = message.offset()
                     assert offset is not None
-                    binding = msgspec.json.decode(key, type=_Binding)
-                    self._known = self._known - {binding} if message.value() == _REMOVED else self._known | {binding}
+                    self._take(message)
                     self._read = offset + 1
                 elif time.monotonic() > give_up:
                     raise BrokerUnavailable(f"{self._broker!r} did not send {_BINDINGS!r} within {timeout:g} s")
             return self._known
 
+    def _take(self, message: Message) -> None:
+        key: Any = message.key()
+        try:
+            binding = msgspec.json.decode(key or b"", type=_Binding)
+        except (msgspec.MsgspecError, ValueError) as error:
+            logger.warning("passed over record %s of %s: it is no binding: %s", message.offset(), _BINDINGS, error)
+            return
+        self._known = self._known - {binding} if message.value() == _REMOVED else self._known | {binding}
+
     def close(self) -> None:
         with self._lock:
-            if self.consumer is not None:
-                self.consumer.close()
-                self.consumer = None
+            for consumer in (self.consumer, self.asking):
+                if consumer is not None:
+                    consumer.close()
+            self.consumer = self.asking = None
 
 
 @dataclass(slots=True, eq=False)
@@ -542,6 +582,8 @@ class _Reader:
         for partition, message in read:
             headers = _headers(message)
             topic = headers.pop(_TOPIC, "")
+            if message.value() is None:
+                headers[_TOMBSTONE] = "true"
             offset, key = message.offset() or 0, message.key()
             if message.topic() != self._queue and not is_bound(topic, topics[message.topic() or ""]):
                 del partition.unacknowledged[offset]
@@ -551,9 +593,9 @@ class _Reader:
                 Delivery(
                     queue=self._queue,
                     topic=topic,
-                    body=message.value() or b"",
+                    body=_bytes(message.value()),
                     headers=headers,
-                    key=None if key is None else key.decode(),
+                    key=None if key is None else text_of(key),
                     deliveries=partition.deliveries(offset),
                     tag=(partition, message.topic(), message.partition(), offset),
                 )
@@ -611,8 +653,15 @@ class _Reader:
 
 
 def _headers(message: Message) -> dict[str, str]:
-    headers: Any = message.headers() or ()  # pairs, whatever else its stubs allow
-    return {name: (value or b"").decode() for name, value in headers}
+    try:
+        headers: Any = message.headers() or ()  # pairs, whatever else its stubs allow
+    except UnicodeDecodeError:  # a name that is no text
+        return {}
+    return texts(headers)
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    return value.encode() if isinstance(value, str) else value or b""
 
 
 def _bindings_of(topology: Topology) -> Iterator[_Binding]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
@@ -61,6 +62,7 @@ class MemoryBroker:
     """
 
     lease = 10.0
+    max_message_size = sys.maxsize
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -91,6 +93,9 @@ class MemoryBroker:
                         bound.append(queue.name)
                         made.append(f"binding {topic} -> {queue.name}")
         return made
+
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:  # noqa: ARG002 - here they are all alike
+        return {}
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         self._check()
@@ -133,6 +138,9 @@ class MemoryBroker:
     def reader(self, queue: str) -> Reader:
         self._check()
         return _Reader(self, queue)
+
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
 
     def depth(self, queue: str) -> int:
         self._check()

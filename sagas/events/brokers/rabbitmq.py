@@ -6,9 +6,11 @@ goes to `dlq.<queue>`. No limit is set here: an argument of a queue can never be
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import math
 import os
+import re
 import threading
 import time
 from collections import defaultdict, deque
@@ -18,13 +20,15 @@ from functools import partial
 from typing import Any
 
 from amqp import Channel
-from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, AMQPError, NotFound, PreconditionFailed, ResourceLocked
+from amqp.method_framing import frame_handler
+from amqp.serialization import dumps
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
-from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
-from sagas.events.brokers import Delivery, Outgoing, Queue, Reader, Topology
-from sagas.events.brokers.shared import Pulse, exchange_of, in_forks
+from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
+from sagas.events.brokers import GIVEN_UP, Delivery, Outgoing, Queue, Reader, Topology
+from sagas.events.brokers.shared import CONTENT_TYPE, Pulse, exchange_of, in_forks, text_of, texts
 
 __all__ = ["RabbitBroker"]
 
@@ -41,6 +45,26 @@ _TOGETHER = 0.05
 _KEY = "sagas-key"
 _NOT_OF_THE_PUBLISHER = (_KEY, "x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-")
 
+#: A header of RabbitMQ's: why it gave a message up.
+_WHY_DEAD = "x-first-death-reason"
+
+#: Properties that say nothing, or are kept elsewhere. The others are given out as headers with this prefix.
+_KEPT_ELSEWHERE = ("application_headers", "content_type", "delivery_mode", "message_id", "type")
+_PROPERTY = "amqp-"
+
+#: What a message has instead of properties that cannot be read: all of them, as they came.
+_UNREAD = "amqp-properties"
+
+#: Bytes of a routing key, and of a header's name or a property, at most: AMQP has one byte for their length.
+_LONGEST_NAME = 255
+
+#: Bytes of all headers together. They go in one frame, which RabbitMQ limits to 128 KiB.
+_LARGEST_HEADERS = 100_000
+
+#: What RabbitMQ answers to what is wrong with a message itself, and would be wrong with it again.
+_REFUSALS = (501, 502, 503, 540)  # frame error, syntax error, command invalid, not implemented
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
+
 
 class RabbitBroker:
     """Carries messages through RabbitMQ 3.10 or newer.
@@ -48,15 +72,25 @@ class RabbitBroker:
     `url`: as kombu reads it, `amqp://user:password@127.0.0.1:5672/vhost`. `lease`: a reader that was silent for so many
     seconds is dead, and others are given what it had; a thread of its process speaks for it while it works. `timeout`:
     how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many messages a reader is sent at once; it is
-    sent as many again if it asks for more while none of them is acknowledged. Other options go to `kombu.Connection`.
+    sent as many again if it asks for more while none of them is acknowledged. `max_message_size`: bytes of a body, at
+    most; RabbitMQ's own limit is 16 MiB from version 4, 128 MiB before, and its setting of that name. Other options go
+    to `kombu.Connection`.
 
     RabbitMQ itself gives a message out again when it was not acknowledged within its `consumer_timeout`, 30 minutes.
     """
 
     def __init__(
-        self, url: str, *, lease: float = 30.0, timeout: float = 10.0, prefetch: int = 100, **options: Any
+        self,
+        url: str,
+        *,
+        lease: float = 30.0,
+        timeout: float = 10.0,
+        prefetch: int = 100,
+        max_message_size: int = 16 * 1024 * 1024,
+        **options: Any,
     ) -> None:
         self.lease = lease
+        self.max_message_size = max_message_size
         self.timeout = timeout
         self.prefetch = prefetch
         self._url = url
@@ -80,7 +114,12 @@ class RabbitBroker:
             self._url,
             heartbeat=heartbeat,
             connect_timeout=self.timeout,
-            transport_options={"read_timeout": self.timeout, "write_timeout": self.timeout, "confirm_publish": False},
+            transport_options={
+                "read_timeout": self.timeout,
+                "write_timeout": self.timeout,
+                "confirm_publish": False,
+                "frame_handler": _forbearing,
+            },
             **self._options,
         )
         connection.connect()
@@ -88,6 +127,7 @@ class RabbitBroker:
 
     def declare(self, topology: Topology) -> Sequence[str]:
         made: list[str] = []
+        wrong: dict[str, str] = {}
         with self.asked(), self._connected() as connection:
             asking = partial(Channel.exchange_declare, exchange=topology.exchange, type="topic", passive=True)
             if _is_missing(connection, asking):
@@ -95,31 +135,38 @@ class RabbitBroker:
             with connection.channel() as channel:
                 channel.exchange_declare(topology.exchange, "topic", durable=True, auto_delete=False)
             for queue in topology.queues:
-                made += self._declare_queue(connection, queue, topology.exchange)
+                for name, arguments in _queues(queue.name).items():
+                    missing = _is_missing(connection, _asks_for(name))
+                    if refusal := _refusal(connection, name, arguments):
+                        wrong[queue.name] = self._mismatch(name, refusal)
+                    elif missing:
+                        made.append(f"queue {name}")
+                # Also where it is not what it should be: what is published meanwhile is kept in it.
+                if refusal := _bind(connection, queue, topology.exchange):
+                    wrong.setdefault(queue.name, self._mismatch(queue.name, refusal))
         self._exchange = topology.exchange
+        if wrong:
+            raise QueueMismatch(wrong)
         return made
 
-    def _declare_queue(self, connection: Connection, queue: Queue, exchange: str) -> Iterator[str]:
-        dead = f"dlq.{queue.name}"
-        arguments = {
-            dead: {"x-queue-type": "quorum"},
-            queue.name: {
-                "x-queue-type": "quorum",
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": dead,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",  # which that strategy asks for
-            },
-        }
-        for name, wanted in arguments.items():
-            missing = _is_missing(connection, partial(Channel.queue_declare, queue=name, passive=True))
-            with connection.channel() as channel:
-                channel.queue_declare(name, durable=True, auto_delete=False, arguments=wanted)
-                if name == queue.name:
-                    for topic in queue.topics:
-                        channel.queue_bind(name, exchange, topic)
-            if missing:
-                yield f"queue {name}"
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:
+        wrong: dict[str, str] = {}
+        with self.asked(), self._connected() as connection:
+            for queue in topology.queues:
+                for name, arguments in _queues(queue.name).items():
+                    if _is_missing(connection, _asks_for(name)):
+                        continue
+                    if refusal := _refusal(connection, name, arguments):
+                        wrong[queue.name] = self._mismatch(name, refusal)
+        return wrong
+
+    def _mismatch(self, queue: str, refusal: str) -> str:
+        return (
+            f"queue {queue!r} at {self!r} is not as it is declared here: {refusal}. RabbitMQ cannot change a queue "
+            "that exists. It is left as it is, and what is published to it is kept in it, but nothing here reads it. "
+            "If it belongs to somebody else, give this handler or service another name. If not, have whatever is "
+            f"in it read or moved, then `rabbitmqctl delete_queue {queue} --if-empty`: it is declared again by itself"
+        )
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
         with self.asked(), self._connected() as connection:
@@ -134,9 +181,11 @@ class RabbitBroker:
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         exchange = exchange_of(self._exchange) if any(message.queue is None for message in messages) else ""
+        for message in messages:
+            self._check(message)
         with self._lock:
             try:
-                with self.asked():
+                with self.asked(publishing=True):
                     if self._publisher is None:
                         self._publisher = _Publisher(self.connect(), self.timeout)
                     nowhere: set[str] = set()
@@ -153,8 +202,25 @@ class RabbitBroker:
             raise NoHandler(f"there is no queue {names} at {self!r}: declare it. The other messages were published")
         return unheard
 
+    def _check(self, message: Outgoing) -> None:
+        """Refuse what RabbitMQ would close the connection for. Nothing is sent then."""
+        if len(message.body) > self.max_message_size:
+            raise InvalidMessage(
+                f"a message of {len(message.body):,} bytes is too large for {self!r}, which is asked to take "
+                f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where it is"
+            )
+        names = (message.queue or message.topic, message.topic, message.id, *message.headers)
+        if longest := next((name for name in names if _size(name) > _LONGEST_NAME), None):
+            raise InvalidMessage(f"{longest[:100]!r}... is too long for RabbitMQ: {_LONGEST_NAME} bytes at most")
+        size = _size(message.key or "") + sum(_size(name) + _size(value) for name, value in message.headers.items())
+        if size > _LARGEST_HEADERS:
+            raise InvalidMessage(f"headers of {size:,} bytes are too large for RabbitMQ: {_LARGEST_HEADERS:,} at most")
+
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
+
+    def given_up(self, queue: str) -> str:
+        return f"dlq.{queue}"
 
     def depth(self, queue: str) -> int:
         with self.asked(), self._connected() as connection, connection.channel() as channel:
@@ -178,19 +244,33 @@ class RabbitBroker:
             close(connection)
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Say of whatever goes wrong with RabbitMQ that the broker is unavailable."""
+    def asked(self, *, publishing: bool = False) -> Iterator[None]:
+        """Say whose move it is when something goes wrong with RabbitMQ: mostly that the broker is unavailable."""
         try:
             yield
-        except PreconditionFailed as error:
-            raise ConfigurationError(
-                f"{self!r} has something of that name made in another way: {error.reply_text}. RabbitMQ changes "
-                "nothing that is there: delete it once it is empty, and declare it again"
-            ) from error
         except NotFound as error:
             raise BrokerUnavailable(f"{self!r}: {error.reply_text}: declare it") from error
+        except AMQPError as error:
+            raise self._meaning(error, publishing=publishing) from error
         except _ERRORS as error:
             raise BrokerUnavailable(f"{self!r}: {error!r}") from error
+
+    def _meaning(self, error: AMQPError, *, publishing: bool) -> Exception:
+        said = str(error.reply_text or error)
+        if too_large := _TOO_LARGE.search(said):
+            self.max_message_size = min(self.max_message_size, int(too_large[1]))  # of the next it is known before
+            return InvalidMessage(
+                f"{self!r}: {said}. Keep the data elsewhere and publish where it is, or raise max_message_size, in "
+                "RabbitMQ and here"
+            )
+        if isinstance(error, PreconditionFailed) and "inequivalent arg" in said:
+            return ConfigurationError(
+                f"{self!r} has an exchange or queue of that name that was made in another way: {said}. RabbitMQ cannot "
+                "change it. If it belongs to somebody else, choose another name: Events(exchange=...)"
+            )
+        if publishing and (error.reply_code in _REFUSALS or isinstance(error, PreconditionFailed)):
+            return InvalidMessage(f"{self!r} does not take a message: {said}")
+        return BrokerUnavailable(f"{self!r}: {said}")
 
 
 class _Publisher:
@@ -230,6 +310,8 @@ class _Publisher:
         if message.key is not None:
             headers[_KEY] = message.key
         properties = {"delivery_mode": 2, "message_id": message.id, "type": message.topic}
+        if CONTENT_TYPE in headers:
+            properties["content_type"] = headers.pop(CONTENT_TYPE)
         self._last += 1
         self._open.add(self._last)
         self._channel.basic_publish(
@@ -307,6 +389,7 @@ class _Reader:
     def _open(self) -> None:
         self._connection = self._broker.connect(heartbeat=self._broker.lease)
         self._channel = self._connection.channel()
+        self._channel.auto_decode = False  # the body stays as it came, whatever its encoding is said to be
         # For good: a quorum queue can only change it by another consumer, and what is under way to the one before
         # comes back later, behind younger messages.
         self._channel.basic_qos(0, self._broker.prefetch, False)
@@ -348,18 +431,28 @@ class _Reader:
         return True
 
     def _delivery(self, message: Any) -> Delivery:
-        headers = message.headers or {}
-        tag = message.delivery_info["delivery_tag"]
-        self._given[tag] = None
-        before = max(headers.get("x-delivery-count", 0), headers.get("x-acquired-count", 0))
+        about, properties = message.delivery_info, message.properties
+        headers = texts((properties.get("application_headers") or {}).items())
+        self._given[about["delivery_tag"]] = None
+        before = max(_count(headers.get("x-delivery-count")), _count(headers.get("x-acquired-count")))
+        # What came by the default exchange was addressed to the queue; its topic is where we put it.
+        topic = about["routing_key"] if about["exchange"] else properties.get("type", about["routing_key"])
+        others = {name: value for name, value in headers.items() if not name.startswith(_NOT_OF_THE_PUBLISHER)}
+        for name, value in properties.items():
+            if name not in _KEPT_ELSEWHERE:
+                others[_PROPERTY + name.replace("_", "-")] = text_of(value)
+        if _WHY_DEAD in headers:
+            others[GIVEN_UP] = headers[_WHY_DEAD]
+        if "content_type" in properties:
+            others[CONTENT_TYPE] = text_of(properties["content_type"])
         return Delivery(
             queue=self._queue,
-            topic=message.properties.get("type", message.delivery_info["routing_key"]),
-            body=message.body or b"",  # an empty one is a str
-            headers={name: value for name, value in headers.items() if not name.startswith(_NOT_OF_THE_PUBLISHER)},
+            topic=text_of(topic),
+            body=bytes(message.body or b""),  # an empty one is a str
+            headers=others,
             key=headers.get(_KEY),
-            deliveries=max(before, message.delivery_info["redelivered"]) + 1,
-            tag=(self._channel, tag),
+            deliveries=max(before, int(about["redelivered"])) + 1,
+            tag=(self._channel, about["delivery_tag"]),
         )
 
     def ack(self, delivery: Delivery) -> None:
@@ -424,11 +517,116 @@ def close(connection: Connection) -> None:
         connection.close()
 
 
+def _queues(queue: str) -> dict[str, dict[str, str]]:
+    """Return the queues at RabbitMQ that make a queue, with their arguments."""
+    dead = f"dlq.{queue}"
+    return {
+        dead: {"x-queue-type": "quorum"},
+        queue: {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",  # which that strategy asks for
+        },
+    }
+
+
+def _asks_for(queue: str) -> Callable[[Any], object]:
+    return partial(Channel.queue_declare, queue=queue, passive=True)
+
+
+def _refusal(connection: Connection, queue: str, arguments: Mapping[str, str]) -> str | None:
+    """Declare a queue; return what RabbitMQ has against it. That has closed the channel then."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+    except (PreconditionFailed, ResourceLocked, AccessRefused) as error:
+        return str(error.reply_text)
+    channel.close()
+    return None
+
+
+def _bind(connection: Connection, queue: Queue, exchange: str) -> str | None:
+    """Bind a queue to its topics; return what RabbitMQ has against it."""
+    channel = connection.channel()
+    try:
+        for topic in queue.topics:
+            channel.queue_bind(queue.name, exchange, topic)
+    except (NotFound, ResourceLocked, AccessRefused) as error:
+        return str(error.reply_text)
+    channel.close()
+    return None
+
+
 def _is_missing(connection: Connection, ask: Callable[[Any], object]) -> bool:
     channel = connection.channel()
     try:
         ask(channel)
     except NotFound:
         return True  # which has closed the channel
+    except (ResourceLocked, AccessRefused):
+        return False
     channel.close()
     return False
+
+
+def _count(text: str | None) -> int:
+    """Return a count of RabbitMQ's. A publisher may have set that header to anything."""
+    return int(text) if text is not None and text.isdecimal() and len(text) < len(str(2**63)) else 0
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
+
+
+# -- whatever others send -------------------------------------------------------------------------------------------
+
+_METHOD, _HEADER = 1, 2
+_DELIVER = b"\0\x3c\0\x3c"
+
+
+def _forbearing(connection: Any, callback: Any, **_: Any) -> Callable[[Any], Any]:
+    """Read frames, and do not let the connection end for one whose names or properties are what py-amqp cannot read.
+
+    That is a matter of single messages, and RabbitMQ would send them again: dates in the year 58,000, say, which is
+    milliseconds taken for seconds.
+    """
+    handle = frame_handler(connection, callback)
+
+    def on_frame(frame: Any) -> Any:
+        kind, channel, content = frame
+        if kind == _METHOD and content[:4] == _DELIVER:
+            return handle((kind, channel, _with_ascii_names(content)))
+        if kind != _HEADER:
+            return handle(frame)
+        try:
+            return handle(frame)
+        except Exception:  # noqa: BLE001 - it is no promise of py-amqp's what it raises
+            return handle((kind, channel, _without_properties(content)))
+
+    return on_frame
+
+
+def _with_ascii_names(content: Any) -> bytes:
+    """Return the method that delivers a message, with names that can be read. Others have "?" for what cannot."""
+    text = bytearray(content)
+    at = 4
+    at += 1 + text[at]  # the consumer's
+    at += 8 + 1  # tag, and whether it was delivered before
+    for _ in ("exchange", "routing key"):
+        begin, end = at + 1, at + 1 + text[at]
+        try:
+            text[begin:end].decode()
+        except UnicodeDecodeError:
+            text[begin:end] = bytes(byte if byte < 0x80 else ord("?") for byte in text[begin:end])
+        at = end
+    return bytes(text)
+
+
+def _without_properties(content: Any) -> bytes:
+    """Return the header of a message with one property: all of them, as they came."""
+    fixed, properties = bytes(content[:12]), bytes(content[12:])
+    header = {_UNREAD: f"base64:{base64.b64encode(properties).decode()}"}
+    table: bytes = dumps("F", (header,))
+    return fixed + b"\x20\0" + table

@@ -6,6 +6,7 @@ several topics stay in order, and an acknowledged message can be deleted at once
     sagas:exchange:<exchange>        that it was declared
     sagas:topic:<exchange>:<topic>   the set of queues bound to it
     sagas:queue:<queue>              the stream; its one group is `readers`
+    sagas:kept:<queue>               a stream of what was published while that key was something else
     sagas:reader:<reader>            expires when the reader is dead
 """
 
@@ -15,7 +16,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,9 +27,9 @@ import uuid_utils
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
+from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
-from sagas.events.brokers.shared import Pulse, exchange_of, in_forks
+from sagas.events.brokers.shared import Pulse, exchange_of, in_forks, text_of, texts
 
 __all__ = ["RedisBroker"]
 
@@ -35,9 +37,11 @@ logger = logging.getLogger(__name__)
 
 _GROUP = "readers"
 
-#: How many messages one script adds: Redis does nothing else meanwhile.
+#: How many messages one script adds, and how many bytes: Redis does nothing else meanwhile.
 _BATCH = 200
+_BATCH_BYTES = 8 * 1024 * 1024
 
+# A queue whose key is something else is answered with "wrong <queue>". What was kept meanwhile goes into it later.
 _DECLARE = """
 local exchange, made = ARGV[1], {}
 if redis.call('SET', 'sagas:exchange:' .. exchange, '1', 'NX') then made[#made + 1] = 'exchange ' .. exchange end
@@ -45,12 +49,21 @@ local queue
 for i = 2, #ARGV, 2 do
     if ARGV[i] == 'queue' then
         queue = ARGV[i + 1]
-        local stream = 'sagas:queue:' .. queue
-        local created = redis.pcall('XGROUP', 'CREATE', stream, 'readers', '0', 'MKSTREAM')
-        if not created.err then
-            made[#made + 1] = 'queue ' .. queue
-        elseif not string.find(created.err, 'BUSYGROUP') then
-            return created
+        local stream, kept = 'sagas:queue:' .. queue, 'sagas:kept:' .. queue
+        local kind = redis.call('TYPE', stream).ok
+        if kind ~= 'stream' and kind ~= 'none' then
+            made[#made + 1] = 'wrong ' .. queue
+        else
+            local created = redis.pcall('XGROUP', 'CREATE', stream, 'readers', '0', 'MKSTREAM')
+            if not created.err then
+                made[#made + 1] = 'queue ' .. queue
+            elseif not string.find(created.err, 'BUSYGROUP') then
+                return created
+            end
+            for _, entry in ipairs(redis.call('XRANGE', kept, '-', '+')) do
+                redis.call('XADD', stream, '*', unpack(entry[2]))
+            end
+            redis.call('DEL', kept)
         end
     elseif redis.call('SADD', 'sagas:topic:' .. exchange .. ':' .. ARGV[i + 1], queue) == 1 then
         made[#made + 1] = 'binding ' .. ARGV[i + 1] .. ' -> ' .. queue
@@ -75,29 +88,45 @@ for i = 2, #ARGV, 4 do
 end
 for i = 2, #ARGV, 4 do
     for _, queue in ipairs(targets[i]) do
-        redis.call('XADD', 'sagas:queue:' .. queue, '*', 'about', ARGV[i + 2], 'body', ARGV[i + 3])
+        local stream = 'sagas:queue:' .. queue
+        local kind = redis.call('TYPE', stream).ok
+        if kind ~= 'stream' and kind ~= 'none' then stream = 'sagas:kept:' .. queue end
+        redis.call('XADD', stream, '*', 'about', ARGV[i + 2], 'body', ARGV[i + 3])
     end
 end
 return unheard
 """
 
-# Takes over what dead readers had. Those without anything are removed.
+# Takes over what dead readers had: all that fits, and first what comes first. Those without anything are removed.
 _TAKE_OVER = """
-local stream, me, limit, taken = KEYS[1], ARGV[1], tonumber(ARGV[2]), {}
+local stream, me, limit, dead = KEYS[1], ARGV[1], tonumber(ARGV[2]), {}
+for i = 3, #ARGV do redis.call('DEL', 'sagas:reader:' .. ARGV[i]) end
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', stream, 'readers')) do
     local consumer = {}
     for i = 1, #row, 2 do consumer[row[i]] = row[i + 1] end
     if consumer.name ~= me and redis.call('EXISTS', 'sagas:reader:' .. consumer.name) == 0 then
         if consumer.pending == 0 then
             redis.call('XGROUP', 'DELCONSUMER', stream, 'readers', consumer.name)
-        elseif #taken < limit then
-            local pending = redis.call('XPENDING', stream, 'readers', '-', '+', limit - #taken, consumer.name)
-            for _, entry in ipairs(pending) do
-                local claimed = redis.call('XCLAIM', stream, 'readers', me, 0, entry[1])
-                if claimed[1] and claimed[1][2] then
-                    taken[#taken + 1] = {entry[1], claimed[1][2], entry[4] + 1}
-                end
-            end
+        else
+            dead[consumer.name] = true
+        end
+    end
+end
+local taken, from = {}, '-'
+while next(dead) and #taken < limit do
+    local pending = redis.call('XPENDING', stream, 'readers', from, '+', 1000)
+    if #pending == 0 then break end
+    local ids, times = {}, {}
+    for _, entry in ipairs(pending) do
+        if dead[entry[2]] and #taken + #ids < limit then
+            ids[#ids + 1] = entry[1]
+            times[entry[1]] = entry[4]
+        end
+        from = '(' .. entry[1]
+    end
+    if #ids > 0 then
+        for _, entry in ipairs(redis.call('XCLAIM', stream, 'readers', me, 0, unpack(ids))) do
+            if entry and entry[2] then taken[#taken + 1] = {entry[1], entry[2], times[entry[1]] + 1} end
         end
     end
 end
@@ -118,15 +147,24 @@ class RedisBroker:
 
     `url`: as redis-py reads it, `redis://127.0.0.1:6379/1`. `lease`: a reader that was silent for so many seconds is
     dead, and others take over what it had; a thread of its process speaks for it while it works. `timeout`: how long
-    Redis may take to answer. Other options go to `redis.Redis.from_url`.
+    Redis may take to answer. `max_message_size`: bytes of a body, at most. Other options go to `redis.Redis.from_url`.
 
     A message is as safe as Redis keeps it: without `appendonly yes` a restart loses all of them, without
     `appendfsync always` the last second, and a failover what its replica had not yet got. `declare` refuses a Redis
     that may evict keys.
     """
 
-    def __init__(self, url: str, *, lease: float = 30.0, timeout: float = 10.0, **options: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease: float = 30.0,
+        timeout: float = 10.0,
+        max_message_size: int = 64 * 1024 * 1024,
+        **options: Any,
+    ) -> None:
         self.lease = lease
+        self.max_message_size = max_message_size
         self.timeout = timeout
         # A command that was sent may have been done: it is for the caller to decide whether it is sent again.
         self.client = redis.Redis.from_url(
@@ -137,11 +175,15 @@ class RedisBroker:
             retry=Retry(NoBackoff(), 0),
             **options,
         )
+        # As it comes: redis-py would make a dict of an entry, and of fields of one name keep the last.
+        self.client.set_response_callback("XREADGROUP", lambda answer, **_: answer)
         self._declare = self.client.register_script(_DECLARE)
         self._publish = self.client.register_script(_PUBLISH)
         self.take_over = self.client.register_script(_TAKE_OVER)
         self._topology: dict[str, Topology] = {}  # what was declared, by exchange
         self._exchange: str | None = None
+        #: Names that readers of a queue had in this process, and that Redis could not be told are dead.
+        self.dead: defaultdict[str, list[str]] = defaultdict(list)
         self.pulse = Pulse(lease)
         in_forks(self)
 
@@ -157,7 +199,21 @@ class RedisBroker:
         before = self._topology.get(topology.exchange, Topology(topology.exchange, ()))
         queues = {queue.name: queue for queue in (*before.queues, *topology.queues)}
         self._topology[topology.exchange] = Topology(topology.exchange, tuple(queues.values()))
+        if wrong := [what.removeprefix(_WRONG) for what in made if what.startswith(_WRONG)]:
+            raise QueueMismatch({queue: self._mismatch(queue) for queue in wrong})
         return made
+
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:
+        with self.asked():
+            kinds = {queue.name: self.client.type(_stream(queue.name)) for queue in topology.queues}
+        return {queue: self._mismatch(queue) for queue, kind in kinds.items() if kind not in (b"stream", b"none")}
+
+    def _mismatch(self, queue: str) -> str:
+        return (
+            f"the key {_stream(queue)!r} of {self!r} is no stream: something else has made it. It is left as it is, "
+            f"nothing here reads the queue {queue!r}, and what is published to it is kept in 'sagas:kept:{queue}'. "
+            "Rename the key, or give this app a database of its own: the queue is declared again by itself"
+        )
 
     def _make(self, topology: Topology) -> list[str]:
         arguments = [topology.exchange]
@@ -180,14 +236,22 @@ class RedisBroker:
         """Make again what this process has declared: somebody has flushed Redis."""
         for topology in self._topology.values():
             for made in self._make(topology):
-                logger.error("%r was flushed; made again: %s", self, made)
+                if not made.startswith(_WRONG):
+                    logger.error("%r was flushed; made again: %s", self, made)
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         if any(message.queue is None for message in messages):
             exchange_of(self._exchange)
+        for message in messages:
+            if len(message.body) > self.max_message_size:
+                raise InvalidMessage(
+                    f"a message of {len(message.body):,} bytes is too large for {self!r}, which is asked to take "
+                    f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where "
+                    "it is"
+                )
         unheard: set[str] = set()
-        for begin in range(0, len(messages), _BATCH):
-            unheard.update(self._publish_batch(messages[begin : begin + _BATCH]))
+        for batch in _batches(messages):
+            unheard.update(self._publish_batch(batch))
         return unheard
 
     def _publish_batch(self, messages: Sequence[Outgoing]) -> Collection[str]:
@@ -218,6 +282,9 @@ class RedisBroker:
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
 
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+        return None
+
     def depth(self, queue: str) -> int:
         with self.asked():
             questions = self.client.pipeline()
@@ -232,6 +299,7 @@ class RedisBroker:
         self.client.close()
 
     def after_fork(self) -> None:
+        self.dead.clear()
         self.pulse.reset()  # redis-py itself sees that it was forked
 
     @contextmanager
@@ -288,12 +356,15 @@ class _Reader:
         while True:
             now = time.monotonic()
             if now >= self._next_look:
-                taken = self._broker.take_over(keys=[self._stream], args=[self._name, limit])
+                # What it had itself under another name is older than all that it can read.
+                dead = self._broker.dead[self._queue]
+                taken = self._broker.take_over(keys=[self._stream], args=[self._name, limit, *dead])
+                del dead[:]
                 if len(taken) < limit:  # else there may be more
                     self._next_look = now + self._broker.lease / 3
                 if taken:
                     return [
-                        self._delivery(entry, dict(zip(fields[::2], fields[1::2], strict=True)), deliveries)
+                        self._delivery(entry, fields, deliveries)
                         for entry, fields, deliveries in sorted(taken, key=_place)
                     ]
             wait = min(give_up - now, self._next_look - now, self._broker.timeout / 2)
@@ -302,19 +373,19 @@ class _Reader:
             if time.monotonic() >= give_up:
                 return []
 
-    def _read(self, limit: int, wait: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def _read(self, limit: int, wait: float) -> list[tuple[bytes, list[bytes]]]:
         block = max(1, round(wait * 1000))  # 0 would be for ever
         read: Any = self._broker.client.xreadgroup(_GROUP, self._name, {self._stream: ">"}, count=limit, block=block)
         return read[0][1] if read else []
 
-    def _delivery(self, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Delivery:
-        about = _ABOUT.decode(fields[b"about"])
+    def _delivery(self, entry: bytes, fields: Sequence[bytes], deliveries: int) -> Delivery:
+        about, body, others = _read(fields)
         return Delivery(
             queue=self._queue,
-            topic=about.topic,
-            body=fields[b"body"],
-            headers=about.headers,
-            key=about.key,
+            topic=text_of(about.topic),
+            body=body,
+            headers=texts([*about.headers.items(), *others]),
+            key=None if about.key is None else text_of(about.key),
             deliveries=deliveries,
             tag=entry,
         )
@@ -349,11 +420,49 @@ class _Reader:
             try:
                 self._broker.client.delete(_alive(self._name))
             except redis.RedisError as error:
-                logger.debug("%r: Redis was not told of its end, and will notice: %s", self, error)
+                logger.debug("%r: Redis was not told of its end: %s", self, error)
+                self._broker.dead[self._queue].append(self._name)
             self._rename()
 
 
 _ABOUT = msgspec.json.Decoder(_About)
+
+#: How the script that declares begins its answer for a queue that is something else.
+_WRONG = "wrong "
+
+
+def _read(fields: Sequence[bytes]) -> tuple[_About, bytes, list[tuple[bytes, bytes]]]:
+    """Return what an entry of a stream says: about the message, its body, and what is not ours.
+
+    Anybody may add entries. What has no body of ours has all of its fields among the others.
+    """
+    pairs = list(zip(fields[::2], fields[1::2], strict=True))
+    names = [name for name, _ in pairs]
+    about, body = _About(topic="", headers={}), b""
+    if names.count(b"body") == 1:
+        body = next(value for name, value in pairs if name == b"body")
+        pairs = [(name, value) for name, value in pairs if name != b"body"]
+    if names.count(b"about") == 1:
+        try:
+            about = _ABOUT.decode(next(value for name, value in pairs if name == b"about"))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            pass  # it stays among the others
+        else:
+            pairs = [(name, value) for name, value in pairs if name != b"about"]
+    return about, body, pairs
+
+
+def _batches(messages: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    size = 0
+    for message in messages:
+        if batch and (len(batch) == _BATCH or size + len(message.body) > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += len(message.body)
+    if batch:
+        yield batch
 
 
 def _stream(queue: str) -> str:

@@ -1,20 +1,27 @@
-"""What several brokers need of their process: to begin anew in a fork, and to show that a reader is alive."""
+"""What several brokers need: to begin anew in a fork, to show that a reader is alive, to read whatever others send."""
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Container
-from typing import Protocol
+from collections.abc import Container, Iterable
+from typing import Any, Protocol
 
 from sagas.errors import ConfigurationError
+from sagas.text import clean, is_clean
 
-__all__ = ["Pulse", "exchange_of", "in_forks", "is_bound", "of_any_version"]
+__all__ = ["CONTENT_TYPE", "Pulse", "exchange_of", "in_forks", "is_bound", "of_any_version", "text_of", "texts"]
 
 logger = logging.getLogger(__name__)
+
+
+#: The header that says what a body is, whatever the broker calls it.
+CONTENT_TYPE = "content-type"
 
 
 class _Inherited(Protocol):
@@ -104,3 +111,37 @@ def exchange_of(declared: str | None) -> str:
             "Each process does so once, also one that only publishes"
         )
     return declared
+
+
+def texts(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    r"""Return headers as text, whoever set them to whatever.
+
+    Nothing is lost: bytes that are no text are in base64, of a name that is given twice there is a JSON array.
+
+    >>> texts([("trace", b"1-2"), ("id", b"\xff"), ("retries", 3), ("tag", "a"), ("tag", "b")])
+    {'trace': '1-2', 'id': 'base64:/w==', 'retries': '3', 'tag': '["a", "b"]'}
+    """
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(text_of(name), []).append(text_of(value))
+    return {name: values[0] if len(values) == 1 else json.dumps(values) for name, values in found.items()}
+
+
+def text_of(value: Any) -> str:
+    """Return as text what somebody else may have set to anything."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            text = bytes(value).decode()
+        except UnicodeDecodeError:
+            text = "\0"
+        return text if is_clean(text) else f"base64:{base64.b64encode(value).decode()}"
+    try:
+        return clean(json.dumps(value, default=_inner))
+    except (TypeError, ValueError, RecursionError):
+        return clean(repr(value))
+
+
+def _inner(value: Any) -> str:
+    return text_of(value) if isinstance(value, bytes | bytearray | memoryview) else str(value)

@@ -623,7 +623,8 @@ class _Comparison:
             found.append(self._said(Rule.VALUES, reason))
         for literal in literals:
             missing = [list(self._unchecked(literal, r)) for r in read if self._takes(r, literal.value)]
-            found += min(missing, key=len) if missing else []
+            fewest: list[Difference] = min(missing, key=len, default=[])
+            found += fewest
         for branch in rest:
             found += self._branch(branch, read, of_union=len(written) > 1 or len(read) > 1)
         return found

@@ -1,0 +1,78 @@
+"""What a broker gave up by itself: RabbitMQ, past its delivery limit, puts it into a queue that nobody reads.
+
+It counts how often it has handed a message over, also to readers that never came to it. So what was not begun too often
+goes back into its queue, and the rest becomes a dead letter, as do those of an ordered queue: there later ones of the
+key may have been handled since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from sqlalchemy import Engine
+
+from sagas.errors import BrokerUnavailable, InvalidMessage
+from sagas.events import suspects
+from sagas.events.brokers import GIVEN_UP, Broker, Delivery
+from sagas.events.deadletters import DeadLetters
+from sagas.events.inbox import MOST_BEGUN
+from sagas.events.incoming import read
+from sagas.events.outbox import write
+from sagas.events.services import Subscription
+from sagas.stores.engines import translated
+from sagas.stores.transactions import begun
+
+__all__ = ["collect"]
+
+logger = logging.getLogger(__name__)
+
+#: Why a broker gave a message up: it had handed it over too often.
+_TOO_OFTEN = "delivery_limit"
+
+_BATCH = 100
+
+
+def collect(engine: Engine, broker: Broker, letters: DeadLetters, subscription: Subscription) -> int:
+    """Take what the broker gave up of a queue; return how many messages that was.
+
+    Raises `BrokerUnavailable` and `StoreUnavailable`; what was not dealt with is still there then.
+    """
+    queue = broker.given_up(subscription.queue)
+    try:
+        if queue is None or broker.depth(queue) == 0:
+            return 0
+    except BrokerUnavailable:  # it may not have been declared yet
+        return 0
+    reader, count = broker.reader(queue), 0
+    try:
+        while received := reader.receive(_BATCH, 1.0):
+            for delivery in received:
+                _settle(engine, letters, subscription, dataclasses.replace(delivery, queue=subscription.queue))
+                reader.ack(delivery)
+            count += len(received)
+    finally:
+        reader.close()
+    return count
+
+
+def _settle(engine: Engine, letters: DeadLetters, subscription: Subscription, delivery: Delivery) -> None:
+    why = delivery.headers.get(GIVEN_UP, "it does not say why")
+    headers = {name: value for name, value in delivery.headers.items() if name != GIVEN_UP}
+    error = f"the broker gave it up: {why}"
+    try:
+        envelope = read(delivery.body, headers)
+    except InvalidMessage as unread:
+        letters.file_unread(dataclasses.replace(delivery, headers=headers), f"{error}; {unread}")
+        return
+    times = suspects.times_begun(engine, delivery.queue, [envelope.event_id]).get(envelope.event_id, 0)
+    if why == _TOO_OFTEN and times <= MOST_BEGUN and not subscription.ordered:
+        logger.warning(
+            "%s: %s %s was handed over too often, but not begun too often: it goes back into its queue",
+            delivery.queue, envelope.event_type, envelope.event_id,
+        )  # fmt: skip
+        with translated(engine), begun(engine) as connection:
+            write(connection, envelope, delivery.queue)
+        return
+    letter = letters.file(delivery.queue, envelope, body=delivery.body, headers=headers, error=error, attempts=times)
+    logger.error("%s: dead letter %d: %s", delivery.queue, letter, error)
