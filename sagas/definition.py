@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
-from sagas.durations import count, number, seconds
+from sagas.durations import finite_number, seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import allows_none, bare, describe, finish, look_at
 from sagas.handle import SagaHandle
@@ -51,7 +51,8 @@ class Retry:
     """How often, and how soon after a failure, a step is tried again.
 
     `delay` seconds (or a timedelta) before the second attempt, `factor` times longer before each one after that, never
-    more than `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return together.
+    more than `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return
+    together.
 
     >>> Retry(max_attempts=4, delay=2, jitter=0).delay_after(2)
     4.0
@@ -64,12 +65,12 @@ class Retry:
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        count(self.max_attempts, "Retry: max_attempts", DefinitionError, why="the first attempt counts, so it must be")
+        whole_number(self.max_attempts, "Retry: max_attempts", DefinitionError, why="the first attempt counts")
         for name in ("delay", "max_delay"):
             # Set past `frozen`, so that a timedelta is a number from here on.
             object.__setattr__(self, name, seconds(getattr(self, name), f"Retry: {name}", DefinitionError, zero=True))
         for name in ("factor", "jitter"):
-            number(getattr(self, name), f"Retry: {name}", DefinitionError)
+            finite_number(getattr(self, name), f"Retry: {name}", DefinitionError)
         if self.factor < 1 or not 0 <= self.jitter <= 1:
             raise DefinitionError(f"{self}: delays are seconds >= 0, factor >= 1 and jitter from 0 to 1")
 
@@ -152,13 +153,15 @@ class _Source:
 class Step:
     """One action of a saga and what undoes it.
 
-    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or whatever else can be called. Parameters are filled **by name**: a field of the
-        saga's input, the result of a step in an earlier stage (by that step's name), the whole input (annotated
-        with its type), the context (annotated `StepContext`). A compensation may also ask for `result`: what its own
-        action returned, or None when the outcome is unknown. `compensation=None` says that nothing needs undoing.
+    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects that can be called. Parameters are
+        filled **by name**: a field of the saga's input, the result of a step in an earlier stage (by that step's name),
+        the whole input (annotated with its type), the context (annotated `StepContext`). A compensation may also ask
+        for `result`: what its own action returned, or None when the outcome is unknown. `compensation=None` says that
+        nothing needs undoing.
     `timeout`: seconds (or a timedelta) that one attempt may take, from the moment a worker claims it. An async function
         is cancelled then.
-    `start_timeout`: seconds (or a timedelta) that the step may wait for a worker; None waits as long as the saga may take.
+    `start_timeout`: seconds (or a timedelta) that the step may wait for a worker; None waits as long as the saga may
+        take.
     `retry`, `compensation_retry`: see `Retry`. Left out: 3 attempts for an action that can still be undone,
         10 for a compensation and for an action after the pivot.
     `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
@@ -197,8 +200,8 @@ class Step:
         self.retry = retry
         self.compensation_retry = compensation_retry
         self.queue = queue
-        self.max_deliveries = count(
-            max_deliveries, f"step {name!r}: max_deliveries", DefinitionError, why="it would never run with less than"
+        self.max_deliveries = whole_number(
+            max_deliveries, f"step {name!r}: max_deliveries", DefinitionError, why="else it would never run"
         )
 
     def __repr__(self) -> str:

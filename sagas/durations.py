@@ -1,11 +1,11 @@
-"""Numbers and lengths of time that a user gives, checked where they enter: what comes later would fail far from here."""
+"""Numbers and lengths of time that a user gives, checked where they enter: later they would fail far from there."""
 
 from __future__ import annotations
 
 import math
 from datetime import timedelta
 
-__all__ = ["LONGEST", "count", "number", "seconds"]
+__all__ = ["LONGEST", "finite_number", "seconds", "whole_number"]
 
 #: Ten years: every database, broker and `timedelta` can add it to the time of day.
 LONGEST = 3650 * 86_400.0
@@ -27,7 +27,7 @@ def seconds(
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    given = number(value, what, error, hint="a number of seconds or a timedelta")
+    given = finite_number(value, what, error, hint="a number of seconds or a timedelta")
     if given < 0 or (given == 0 and not zero):
         least = "zero seconds or more" if zero else "more than zero seconds"
         raise (error or ValueError)(f"{what} is {value!r}; it must be {least}")
@@ -38,7 +38,7 @@ def seconds(
     return given
 
 
-def number(value: float, what: str, error: type[Exception] | None = None, *, hint: str = "a number") -> float:
+def finite_number(value: float, what: str, error: type[Exception] | None = None, *, hint: str = "a number") -> float:
     """Return a finite number as a float. Raises as `seconds` does."""
     if isinstance(value, str):
         raise (error or TypeError)(
@@ -55,12 +55,12 @@ def number(value: float, what: str, error: type[Exception] | None = None, *, hin
     return float(value)
 
 
-def count(value: int, what: str, error: type[Exception], *, least: int = 1, why: str = "") -> int:
-    """Return a whole number of at least `least`. Raises `error`."""
+def whole_number(value: int, what: str, error: type[Exception], *, why: str = "") -> int:
+    """Return a whole number of at least 1. `why` it cannot be less is told with the error."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise error(f"{what}={value!r} must be a whole number, an int, of at least {least}")
-    if not least <= value < 2**31:
-        raise error(f"{what}={value!r}: {why or 'it must be'} at least {least}, and less than 2**31")
+        raise error(f"{what} is {value!r}, a {type(value).__name__}; it must be a whole number, an int")
+    if not 1 <= value < 2**31:
+        raise error(f"{what} is {value!r}; it must be at least 1{f' ({why})' if why else ''} and less than 2**31")
     return value
 
 

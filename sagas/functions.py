@@ -70,19 +70,13 @@ def _unwrapped(function: Any) -> tuple[Any, frozenset[str]]:
             found: Any = partial or function
             filled |= frozenset(found.keywords)
             function = found.func
-        elif inspect.ismethod(function):
+        elif inspect.ismethod(function) or isinstance(function, staticmethod | classmethod):
             function = function.__func__
-        elif isinstance(function, staticmethod | classmethod):
-            function = function.__func__
-        elif _is_function(function) or inspect.isclass(function) or hasattr(function, "__wrapped__"):
+        elif inspect.isroutine(function) or inspect.isclass(function) or hasattr(function, "__wrapped__"):
             break
         else:
             function = type(function).__call__
     return function, filled
-
-
-def _is_function(function: Any) -> bool:
-    return inspect.isroutine(function)
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -156,14 +150,14 @@ def finish(returned: Any, timeout: float | None = None) -> Any:
             return returned
 
 
-async def _awaited(awaitable: Awaitable[Any], timeout: float | None) -> Any:
-    limit = asyncio.timeout(timeout)
+async def _awaited(awaitable: Awaitable[Any], seconds: float | None) -> Any:
+    limit = asyncio.timeout(seconds)
     try:
         async with limit:
             return await awaitable
     except TimeoutError as error:
         if limit.expired():
-            raise TimeoutError(f"it was cancelled, since its timeout of {timeout:g} s was over") from error
+            raise TimeoutError(f"it was cancelled, since its timeout of {seconds:g} s was over") from error
         raise
 
 
@@ -181,7 +175,7 @@ def _run(make: Callable[[], Any]) -> Any:
             pool.kill()
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
-        from eventlet import tpool  # type: ignore[import-not-found]  # noqa: PLC0415 - only where it is in use
+        from eventlet import tpool  # noqa: PLC0415 - only where it is in use
 
         return tpool.execute(call)
     try:

@@ -142,9 +142,9 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
     """Build a `type_` from a mapping. Raises `TypeError` for a field unknown, missing or of a wrong type."""
     fields = field_names(type_)
     known = fields | _aliases(type_)
-    if unknown := [key for key in data if key not in known]:
-        if not (is_pydantic(type_) and type_.model_config.get("extra") == "allow"):
-            raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
+    takes_more = is_pydantic(type_) and type_.model_config.get("extra") == "allow"
+    if (unknown := [key for key in data if key not in known]) and not takes_more:
+        raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
     try:
         if is_pydantic(type_):
             return type_.model_validate(dict(data), **_BOTH_NAMES)

@@ -113,7 +113,7 @@ ok = Step("ok", nothing, compensation=None)
             "shorten the names",
         ),
         (lambda: Step("x", nothing, compensation=None, timeout=0), DefinitionError, "more than zero"),
-        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run it"),
+        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run"),
         (lambda: Retry(max_attempts=0), DefinitionError, "at least 1"),
         (lambda: Retry(factor=0.5), DefinitionError, "factor"),
         (lambda: Parallel(ok), DefinitionError, "two steps or more"),

@@ -193,7 +193,7 @@ class Measured:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", None])
 def test_what_no_reader_could_read_is_not_written(value: Any) -> None:
-    with pytest.raises(InvalidMessage, match="'sensors.value.measured': nobody could read it again.*value"):
+    with pytest.raises(InvalidMessage, match="'sensors.value.measured': cannot be kept as JSON and read again.*value"):
         dump(Measured(value=value))
 
 

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from amqp.exceptions import AMQPError, NotFound, PreconditionFailed
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
+from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
 from sagas.events.brokers import Delivery, Outgoing, Queue, Reader, Topology
 from sagas.events.brokers.shared import Pulse, exchange_of, in_forks
@@ -54,15 +56,21 @@ class RabbitBroker:
     """
 
     def __init__(
-        self, url: str, *, lease: float = 30.0, timeout: float = 10.0, prefetch: int = 100, **options: Any
+        self,
+        url: str,
+        *,
+        lease: float | timedelta = 30.0,
+        timeout: float | timedelta = 10.0,
+        prefetch: int = 100,
+        **options: Any,
     ) -> None:
-        self.lease = lease
-        self.timeout = timeout
-        self.prefetch = prefetch
+        self.lease = seconds(lease, "RabbitBroker: lease", ConfigurationError)
+        self.timeout = seconds(timeout, "RabbitBroker: timeout", ConfigurationError)
+        self.prefetch = whole_number(prefetch, "RabbitBroker: prefetch", ConfigurationError)
         self._url = url
         self._options = options
         self._exchange: str | None = None
-        self.pulse = Pulse(lease)
+        self.pulse = Pulse(self.lease)
         self.after_fork()
         in_forks(self)
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ import uuid_utils
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sagas.durations import seconds
 from sagas.errors import BrokerUnavailable, ConfigurationError, NoHandler
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
 from sagas.events.brokers.shared import Pulse, exchange_of, in_forks
@@ -125,15 +127,17 @@ class RedisBroker:
     that may evict keys.
     """
 
-    def __init__(self, url: str, *, lease: float = 30.0, timeout: float = 10.0, **options: Any) -> None:
-        self.lease = lease
-        self.timeout = timeout
+    def __init__(
+        self, url: str, *, lease: float | timedelta = 30.0, timeout: float | timedelta = 10.0, **options: Any
+    ) -> None:
+        self.lease = seconds(lease, "RedisBroker: lease", ConfigurationError)
+        self.timeout = seconds(timeout, "RedisBroker: timeout", ConfigurationError)
         # A command that was sent may have been done: it is for the caller to decide whether it is sent again.
         self.client = redis.Redis.from_url(
             url,
             protocol=2,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout,
             retry=Retry(NoBackoff(), 0),
             **options,
         )
@@ -142,7 +146,7 @@ class RedisBroker:
         self.take_over = self.client.register_script(_TAKE_OVER)
         self._topology: dict[str, Topology] = {}  # what was declared, by exchange
         self._exchange: str | None = None
-        self.pulse = Pulse(lease)
+        self.pulse = Pulse(self.lease)
         in_forks(self)
 
     def __repr__(self) -> str:
