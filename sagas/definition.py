@@ -153,7 +153,7 @@ class _Source:
 class Step:
     """One action of a saga and what undoes it.
 
-    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects that can be called. Parameters are
+    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects to call. Parameters are
         filled **by name**: a field of the saga's input, the result of a step in an earlier stage (by that step's name),
         the whole input (annotated with its type), the context (annotated `StepContext`). A compensation may also ask
         for `result`: what its own action returned, or None when the outcome is unknown. `compensation=None` says that

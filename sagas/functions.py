@@ -16,15 +16,13 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from typing_extensions import TypeAliasType
 
 __all__ = ["Look", "allows_none", "bare", "describe", "finish", "look_at", "refuse_unfinished"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,43 +159,47 @@ async def _awaited(awaitable: Awaitable[Any], seconds: float | None) -> Any:
         raise
 
 
-def _run(make: Callable[[], Any]) -> Any:
+def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine in an event loop of its own, also where the thread has one that runs."""
-    context = contextvars.copy_context()
-    call = functools.partial(context.run, lambda: asyncio.run(make()))
     # Green threads share the one running loop of their thread: each gets a real thread instead.
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("threading"):
-        pool = sys.modules["gevent"].get_hub().threadpool.__class__(1)
+        pool = type(sys.modules["gevent"].get_hub().threadpool)(1)
         try:
-            return pool.apply(call)
+            return _elsewhere(make, pool.apply)
         finally:
             pool.kill()
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
         from eventlet import tpool  # noqa: PLC0415 - only where it is in use
 
-        return tpool.execute(call)
+        return _elsewhere(make, tpool.execute)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(make())
-    return _in_a_thread(call)  # an async test calls what runs a step
+    return _elsewhere(make, _in_a_thread)  # an async test calls what runs a step
 
 
-def _in_a_thread(call: Callable[[], T]) -> T:
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+def _elsewhere(make: Callable[[], Coroutine[Any, Any, Any]], run: Callable[[Callable[[], None]], object]) -> Any:
+    """Run a coroutine by way of `run`, with the context of here, and return or raise here what comes of it."""
+    context = contextvars.copy_context()
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def work() -> None:
         try:
-            future.set_result(call())
+            future.set_result(context.run(asyncio.run, make()))
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
             future.set_exception(error)
 
+    run(work)
+    return future.result()
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
     thread = threading.Thread(target=work, name="sagas-async-step", daemon=True)
     thread.start()
     thread.join()
-    return future.result()
 
 
 def refuse_unfinished(returned: Any) -> None:

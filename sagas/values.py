@@ -15,6 +15,8 @@ import enum
 import functools
 import math
 import re
+import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time
@@ -63,6 +65,8 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
 
     Raises `TypeError`, saying where, when that cannot be promised.
     """
+    if isinstance(value, enum.Enum) and type_ in (str, int):
+        value = value.value  # what was declared comes back, and neither a reader nor a type checker expects more
     try:
         if type_ is NO_TYPE or type_ is Any:
             _check_plain(value, "$")
@@ -110,7 +114,8 @@ def field_names(type_: Any) -> dict[str, bool]:
             for f in dataclasses.fields(type_)
         }
     if attributes := getattr(type_, "__attrs_attrs__", None):
-        return {each.name: each.init and each.default is type(each.default)(0) for each in attributes}
+        nothing = sys.modules["attr"].NOTHING  # whose class it is, so that it is there
+        return {each.name: each.init and each.default is nothing for each in attributes}
     if _is_struct(type_):
         return {f.name: f.required for f in msgspec.structs.fields(type_)}
     if typing_extensions.is_typeddict(type_):
@@ -147,30 +152,61 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
         raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
     try:
         if is_pydantic(type_):
-            return type_.model_validate(dict(data), **_BOTH_NAMES)
+            return _convert_model(dict(data), type_)
         if hasattr(type_, "__pydantic_validator__"):  # a dataclass of pydantic's
             return type_.__pydantic_validator__.validate_python(dict(data), **_BOTH_NAMES)
-        if _is_struct(type_):
-            return _convert_struct(data, type_)
+        if own := _own_fields(type_):
+            return _convert_fields(data, type_, own)
         return msgspec.convert(dict(data), type_, dec_hook=_convert_foreign)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:  # pydantic's is a ValueError
         raise TypeError(_told(error)) from error
 
 
-def _convert_struct(data: Mapping[str, Any], type_: Any) -> Any:
-    """Build a Struct field by field: as one it wants its names on the wire, its tag, or an array."""
-    arguments = {}
-    for field in msgspec.structs.fields(type_):
-        for key in (field.name, field.encode_name):
-            if key in data:
-                try:
-                    arguments[field.name] = msgspec.convert(data[key], field.type, dec_hook=_convert_foreign)
-                except msgspec.ValidationError as error:
-                    raise TypeError(f"{error} - of `{field.name}`") from error
-                break
+def _convert_model(data: dict[str, Any], type_: Any) -> Any:
+    try:
+        return type_.model_validate(data, **_BOTH_NAMES)
+    except ValueError:
+        # A strict model takes no text for a date, unless it is read from JSON; and that is where this may come from.
+        try:
+            _check_plain(data, "$")
+        except TypeError:
+            pass
         else:
-            if field.required:
-                raise TypeError(f"Object missing required field `{field.name}`")
+            return type_.model_validate_json(encode(data), **_BOTH_NAMES)
+        raise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    type: Any
+    names: tuple[str, ...]  #: by which it may be given
+    required: bool
+
+
+def _own_fields(type_: Any) -> list[_Field]:
+    """Return the fields of a class that is built field by field; none of one that msgspec builds as well."""
+    if _is_struct(type_):  # as a whole it wants its names on the wire, its tag, or an array
+        found = msgspec.structs.fields(type_)
+        return [_Field(f.name, f.type, (f.name, f.encode_name), f.required) for f in found]
+    if dataclasses.is_dataclass(type_) and not all(f.init for f in dataclasses.fields(type_)):
+        hints, required = typing.get_type_hints(type_, include_extras=True), field_names(type_)
+        names = [f.name for f in dataclasses.fields(type_) if f.init]
+        return [_Field(name, hints[name], (name,), required[name]) for name in names]
+    return []
+
+
+def _convert_fields(data: Mapping[str, Any], type_: Any, fields: Iterable[_Field]) -> Any:
+    arguments = {}
+    for field in fields:
+        given = next((name for name in field.names if name in data), None)
+        if given is None and field.required:
+            raise TypeError(f"Object missing required field `{field.name}`")
+        if given is not None:
+            try:
+                arguments[field.name] = msgspec.convert(data[given], field.type, dec_hook=_convert_foreign)
+            except msgspec.ValidationError as error:
+                raise TypeError(f"{_told(error)} - of `{field.name}`") from error
     return type_(**arguments)
 
 
@@ -212,6 +248,14 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
     seen.add(id(type_))
     for each in typing.get_args(type_):
         yield from _problems(each, seen)
+    if isinstance(origin := typing.get_origin(type_), type):  # a generic class, with what it is made of
+        if issubclass(origin, Mapping) and (key := typing.get_args(type_)[0]) in _NO_KEYS:
+            yield f"a {_name(key)} cannot be a key in JSON"
+        yield from _problems(origin, seen)
+        return
+    if isinstance(type_, typing_extensions.TypeAliasType):
+        yield from _problems(type_.__value__, seen)
+        return
     fields = getattr(type_, "__pydantic_fields__", None) if isinstance(type_, type) else None
     if fields is not None:
         speaks = _has_serializer(type_)
@@ -219,6 +263,12 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
             where = f"field {name!r} of {_name(type_)}"
             if field.exclude and not speaks:
                 yield f"{where} is excluded when it is written: it would be lost"
+            names = {name, field.validation_alias, *getattr(field.validation_alias, "choices", [])}
+            written = getattr(type_, "model_config", {}).get("serialize_by_alias") and field.serialization_alias
+            if written and written not in names:
+                yield f"{where} is written as {written!r}, and not read by that name: give it one alias for both"
+            if any(hasattr(default, "validation_alias") for default in _defaults(type_, name)):
+                yield f"{where} has its default from pydantic's Field, which is not read here: give it as `= value`"
             if not speaks and not _serializes(field.metadata):
                 yield from (f"{where}: {problem}" for problem in _problems(field.annotation, seen))
     elif (
@@ -231,6 +281,14 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
     ):
         for hint in typing_extensions.get_type_hints(type_).values():
             yield from _problems(hint, seen)
+
+
+def _defaults(type_: Any, name: str) -> list[Any]:
+    return [f.default for f in dataclasses.fields(type_) if f.name == name] if dataclasses.is_dataclass(type_) else []
+
+
+#: Of which a JSON object has no keys.
+_NO_KEYS = (bool, types.NoneType)
 
 
 def _has_serializer(type_: Any) -> bool:
@@ -358,7 +416,11 @@ def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
     kind, came = type(value), type(back)
     if isinstance(value, enum.Enum) or value is None or back is None:
         if value is not back:
-            yield f"{_name(kind)} at {path} would be {_name(came)}" if kind is not came else f"another value at {path}"
+            yield (
+                f"{_name(kind)} at {path} would be {_name(came)}"
+                if kind is not came
+                else f"the {_name(kind)} at {path} would have another value"
+            )
     elif came is float and kind is int:  # what is declared as float may be given as a whole number
         if value != back:
             yield f"an int at {path} has more digits than a float"
@@ -370,8 +432,8 @@ def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
             if one is not other:
                 yield from _differences(one, other, f"{path}.{name}")
         if is_pydantic(kind):
-            for name in ("__pydantic_extra__", "__pydantic_private__"):
-                yield from _differences(getattr(value, name), getattr(back, name), f"{path}.{name}")
+            for name, what in (("__pydantic_extra__", "extra fields"), ("__pydantic_private__", "private attributes")):
+                yield from _differences(getattr(value, name), getattr(back, name), f"{path} ({what})")
     elif isinstance(value, dict):
         yield from _differing_keys(value, back, path)
         for key, item in value.items():
@@ -384,8 +446,10 @@ def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
             yield from _differences(one, other, f"{path}[{i}]")
     elif isinstance(value, set | frozenset):
         yield from _differing_keys(value, back, path)
+    elif isinstance(value, Decimal) and value.is_nan():
+        yield f"NaN at {path}: it is equal to nothing, not even to itself"
     elif not _is_equal(value, back):
-        yield f"another {_name(kind)} at {path}"
+        yield f"the {_name(kind)} at {path} would have another value"
 
 
 #: A subclass of these that was declared as the class itself comes back as what was declared.
@@ -418,7 +482,7 @@ def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Ite
         # Some are not found by what they are equal to, such as the repeated hour of a time zone.
         match = keys[key] if key in keys else next((each for each in keys if same(key, each)), ABSENT)
         if match is ABSENT:
-            yield f"another {_name(type(key))} in {path}"
+            yield f"the {_name(type(key))} in {path} would be another, or of another type"
         else:
             yield from _differences(key, match, f"{path}{{}}")
 
@@ -432,7 +496,7 @@ def _is_equal(value: Any, back: Any) -> bool:
             and value.utcoffset() == back.utcoffset()
         )
     if isinstance(value, Decimal):
-        return not value.is_nan() and value.as_tuple() == back.as_tuple()  # 1.0 and 1.00 are equal, and not the same
+        return value.as_tuple() == back.as_tuple()  # 1.0 and 1.00 are equal, and not the same
     if isinstance(value, float):
         return value == back and math.copysign(1, value) == math.copysign(1, back)
     return bool(value == back)
@@ -440,6 +504,8 @@ def _is_equal(value: Any, back: Any) -> bool:
 
 def _told(error: BaseException) -> str:
     """Return what an error says of a type, without the value."""
+    if isinstance(error, msgspec.ValidationError) and error.__cause__ is not None:
+        return _told(error.__cause__)  # of a type that msgspec does not know
     listed = getattr(error, "errors", None)
     if not callable(listed) or not hasattr(error, "error_count"):
         # An encoder's error quotes the text that it could not encode.
