@@ -263,7 +263,7 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
             where = f"field {name!r} of {_name(type_)}"
             if field.exclude and not speaks:
                 yield f"{where} is excluded when it is written: it would be lost"
-            names = {name, field.validation_alias, *getattr(field.validation_alias, "choices", [])}
+            names = [name, field.validation_alias, *getattr(field.validation_alias, "choices", [])]
             written = getattr(type_, "model_config", {}).get("serialize_by_alias") and field.serialization_alias
             if written and written not in names:
                 yield f"{where} is written as {written!r}, and not read by that name: give it one alias for both"
@@ -496,7 +496,7 @@ def _is_equal(value: Any, back: Any) -> bool:
             and value.utcoffset() == back.utcoffset()
         )
     if isinstance(value, Decimal):
-        return value.as_tuple() == back.as_tuple()  # 1.0 and 1.00 are equal, and not the same
+        return bool(value.as_tuple() == back.as_tuple())  # 1.0 and 1.00 are equal, and not the same
     if isinstance(value, float):
         return value == back and math.copysign(1, value) == math.copysign(1, back)
     return bool(value == back)
