@@ -9,8 +9,6 @@ from tests.conftest import Rig
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_async_steps_run_and_are_undone(rig: Rig, pool: str) -> None:
-    if pool == "gevent":
-        pytest.importorskip("gevent")
     with rig.worker("-c", "4", pool=pool):
         through = [rig.start("awaits") for _ in range(4)]
         back = [rig.start("awaits", two="terminal") for _ in range(4)]
