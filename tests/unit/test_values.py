@@ -447,9 +447,9 @@ def test_no_error_quotes_a_value() -> None:
         with pytest.raises(TypeError) as caught:
             dump(value, type_)
         assert "4111111" not in str(caught.value)
-    for data, wanted in [({"userId": "x4111111"}, Alias), ({"number": 4111111}, Alias)]:
+    for data in ({"userId": "x4111111"}, {"number": 4111111}):
         with pytest.raises(TypeError) as caught:
-            convert(data, wanted)
+            convert(data, Alias)
         assert "4111111" not in str(caught.value)
 
 
