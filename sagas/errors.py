@@ -45,6 +45,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from sagas.durations import seconds
 
 __all__ = [
     "AmbiguousSaga",
@@ -257,8 +260,19 @@ class Terminal(StepSignal):
 
 
 class Retryable(StepSignal):
-    """Try again as the step's `Retry` says; `after` (seconds) overrides the delay. Of a group, the longest does."""
+    """Try again as the step's `Retry` says; `after` (seconds or a timedelta) overrides the delay.
 
-    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+    Of a group of them, the longest `after` does.
+
+    Raises `TypeError` or `ValueError`, with `message` in it, for an `after` that is no length of time, such as the text
+    of a Retry-After header. Within a step that is a failure like any other: it is tried again as its `Retry` says.
+
+    >>> Retryable("busy", after=30).after
+    30.0
+    """
+
+    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        if after is not None:
+            after = seconds(after, f"Retryable({message!r}): after", zero=True)
+        self.after: float | None = after

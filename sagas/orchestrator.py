@@ -38,12 +38,13 @@ from sagas.errors import (
 )
 from sagas.events.bus import SAGAS
 from sagas.events.life import life
+from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.plan import Plan, plan
 from sagas.text import clean, describe, is_clean
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
-from sagas.values import NO_TYPE, convert, dump, load
+from sagas.values import ABSENT, NO_TYPE, convert, dump, field_of, load, same
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -213,7 +214,7 @@ class Orchestrator:
                 self.store.after_commit(session, lambda: self.observers.changed(None, record))
             return Next(Verdict.LAUNCH, "", record, plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
-        if stored.input != text and load(stored.input, saga.input) != load(text, saga.input):
+        if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
             raise KeyReused(
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
@@ -223,7 +224,7 @@ class Orchestrator:
         where = f"saga {saga.name!r}, input"
         if saga.input is None:
             if given is not None:
-                raise InvalidInput(f"{where}: it takes none, but was given {given!r}")
+                raise InvalidInput(f"{where}: it takes none, but was given a {type(given).__name__}")
             return "null"
         try:
             value = convert(given, saga.input) if isinstance(given, Mapping) else given
@@ -528,13 +529,16 @@ class _Attempt:
         bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
         assert bound is not None
         try:
-            arguments = {name: self._value(source) for name, source in bound.sources.items()}
+            values = {name: self._value(source) for name, source in bound.sources.items()}
+            arguments = {name: value for name, value in values.items() if value is not ABSENT}
         except Exception as error:
             raise Terminal(f"its arguments cannot be read from what is stored: {describe(error)}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
+            refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
             return None
         try:
+            refuse_unfinished(returned)
             text = dump(returned, bound.returns)
         except TypeError as error:
             raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
@@ -553,7 +557,7 @@ class _Attempt:
                 return load(self.record.input, self.saga.input)
             case "field":
                 value = load(self.record.input, self.saga.input)
-                return value[source.name] if isinstance(value, dict) else getattr(value, source.name)
+                return field_of(value, source.name, ABSENT if source.has_default else None)
             case "step":
                 stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
             case _:

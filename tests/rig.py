@@ -7,6 +7,7 @@ happened against what the database says. What a step does wrong is asked for in 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -120,6 +121,23 @@ def _step(name: str, *, undo: bool = True, kind: type[Step] = Step, **options: A
     return kind(name, action, **options)
 
 
+def _async_step(name: str) -> Step:
+    async def action(faults: dict[str, str], step: StepContext) -> Receipt:
+        await asyncio.sleep(0.01)
+        act(name, faults, step)
+        return Receipt(name, step.attempt)
+
+    async def compensation(faults: dict[str, str], step: StepContext, result: Receipt | None) -> None:
+        await asyncio.sleep(0.01)
+        act(f"{name}.undo", faults, step, result)
+
+    @functools.wraps(compensation)
+    def hidden(**given: Any) -> Any:  # nothing tells that it is async before it is called
+        return compensation(**given)
+
+    return Step(name, action, compensation=hidden, retry=QUICK, compensation_retry=QUICK, timeout=3)
+
+
 def _after(name: str) -> Step:
     def action(faults: dict[str, str], step: StepContext) -> Receipt:
         act(name, faults, step)
@@ -145,7 +163,14 @@ def sagas() -> list[Saga]:
     nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
     later = Saga("later", _step("one", queue="nobody"), input=Faults)
     once = Saga("once", _step("one", max_deliveries=1), _step("two", timeout=20, max_deliveries=1), input=Faults)
-    return [line, full, waits, long, short, nobody, once, later]
+    awaits = Saga(
+        "awaits",
+        _async_step("one"),
+        Parallel(_async_step("left"), _async_step("right")),
+        _async_step("two"),
+        input=Faults,
+    )
+    return [line, full, waits, long, short, nobody, once, later, awaits]
 
 
 #: As long as brokers take it.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import msgspec
 import uuid_utils
 
-from sagas import causes
+from sagas import causes, values
 from sagas.causes import LONGEST_PATH, Cause
 from sagas.errors import InvalidMessage
 from sagas.events.messages import Kind, MessageType, dump, topic, type_of
@@ -64,6 +64,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         Raises `InvalidMessage` when it cannot be kept as JSON, or something about it is too long.
         """
         declared = type_of(message)
+        try:
+            values.dump(metadata)
+        except TypeError as error:
+            raise InvalidMessage(f"{declared.kind} {declared.name!r}: its metadata: {error}") from error
         cause = causes.CURRENT.get() if cause is None else cause.cause if isinstance(cause, Envelope) else cause
         event_id = str(uuid_utils.uuid7())
         about: dict[str, Any] = {

@@ -42,6 +42,7 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
+from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
@@ -84,10 +85,8 @@ class SqlStore:
     []
     """
 
-    def __init__(self, bind: str | Engine, *, timeout: float = 10.0, codec: Codec = PLAIN) -> None:
-        if not timeout > 0:
-            raise ConfigurationError(f"timeout={timeout!r} must be more than zero seconds")
-        self._timeout = timeout
+    def __init__(self, bind: str | Engine, *, timeout: float | timedelta = 10.0, codec: Codec = PLAIN) -> None:
+        self._timeout = seconds(timeout, "SqlStore: timeout", ConfigurationError)
         self.codec = codec
         self.engine = open_engine(bind) if isinstance(bind, str) else bind
         self.dialect = self.engine.dialect.name

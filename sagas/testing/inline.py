@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from sagas import transitions
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
+from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
@@ -56,17 +57,20 @@ class Inline:
         self,
         store: CheckpointStore | None = None,
         *,
-        lease: float = 30.0,
-        stall_after: float = 30.0,
+        lease: float | timedelta = 30.0,
+        stall_after: float | timedelta = 30.0,
         max_payload: int = 1_048_576,
         events: Events | None = None,
     ) -> None:
         self.store = MemoryStore() if store is None else store
         self._runner = Runner(
             self.store,
-            timing=Timing(lease=lease, stall=stall_after),
+            timing=Timing(
+                lease=seconds(lease, "Inline: lease", ConfigurationError),
+                stall=seconds(stall_after, "Inline: stall_after", ConfigurationError),
+            ),
             deliver=self._deliver,
-            max_payload=max_payload,
+            max_payload=whole_number(max_payload, "Inline: max_payload", ConfigurationError),
             events=events or _Recorder(self.store),
         )
         self.orchestrator = self._runner.orchestrator

@@ -1,5 +1,6 @@
 """What is refused when a saga is defined, and what is filled in."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -70,7 +71,8 @@ def test_celery_tasks_are_steps() -> None:
     assert saga.steps["two"].action(order_id="x") == "xbound"
 
 
-async def asynchronous() -> None: ...
+async def asynchronous() -> AsyncIterator[int]:
+    yield 1
 
 
 def takes_anything(*args: Any) -> None: ...
@@ -111,7 +113,7 @@ ok = Step("ok", nothing, compensation=None)
             "shorten the names",
         ),
         (lambda: Step("x", nothing, compensation=None, timeout=0), DefinitionError, "more than zero"),
-        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run it"),
+        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run"),
         (lambda: Retry(max_attempts=0), DefinitionError, "at least 1"),
         (lambda: Retry(factor=0.5), DefinitionError, "factor"),
         (lambda: Parallel(ok), DefinitionError, "two steps or more"),
@@ -130,7 +132,7 @@ ok = Step("ok", nothing, compensation=None)
         ),
         (lambda: Saga("s", Step("x", wants_result, compensation=None)), UnboundParameter, "'result'"),
         (lambda: Saga("s", Step("x", takes_anything, compensation=None)), DefinitionError, "one by one"),
-        (lambda: Saga("s", Step("x", asynchronous, compensation=None)), DefinitionError, "async"),
+        (lambda: Saga("s", Step("x", asynchronous, compensation=None)), DefinitionError, "generator"),
         (lambda: Saga("s", Step("x", "shop.reserve", compensation=None)), DefinitionError, "not a function"),  # type: ignore[arg-type]
         (lambda: Saga("s", Step("x", unkept, compensation=None)), DefinitionError, "cannot be read"),
         (lambda: Saga("s", Step("x", returns_object, compensation=None)), DefinitionError, "cannot be kept"),

@@ -1,6 +1,7 @@
 """A user's project. Type checkers have nothing to say about it, in their strictest modes."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, TypedDict, assert_type
 
@@ -15,6 +16,7 @@ from sagas import (
     Parallel,
     Pivot,
     Retry,
+    Retryable,
     Saga,
     SagaHandle,
     SagaRecord,
@@ -70,6 +72,21 @@ def capture(amount: Decimal) -> Decimal:
 
 def release(result: str | None) -> None: ...
 
+
+async def ask(amount: Decimal, step: StepContext | None = None) -> Decimal:
+    return amount
+
+
+class Answer:
+    async def __call__(self, result: Decimal | None) -> None: ...
+
+
+asynchronous = Saga(
+    "asynchronous",
+    Step("ask", ask, compensation=Answer(), timeout=timedelta(seconds=5), retry=Retry(delay=timedelta(seconds=1))),
+    Pivot("tell", lambda: Retryable(after=timedelta(seconds=1)).after),
+    input=Order,
+)
 
 place_order = Saga(
     "place_order",
