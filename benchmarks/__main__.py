@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | table | eventsourcing | brokers | services`: what it costs."""
+"""`python -m benchmarks throughput | growth | backlog | table | eventsourcing | brokers | services`: what it costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contenders
+from benchmarks.backlog import backlog
 from benchmarks.brokers import brokers, services
 from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
@@ -30,12 +31,32 @@ def draw(command: str, samples: dict[str, Any]) -> None:
     report.draw()
 
 
+def _measured(given: argparse.Namespace) -> Report:
+    rounds, seconds = given.rounds, given.seconds_per_round
+    match given.command:
+        case "throughput":
+            return throughput(given.only, rounds, seconds, given.steps)
+        case "growth":
+            return growth(rounds, seconds)
+        case "backlog":
+            return backlog(given.sagas, rounds, given.away)
+        case "eventsourcing":
+            return eventsourcing(rounds, seconds)
+        case "brokers":
+            return brokers(rounds, given.messages)
+        case "services":
+            return services(rounds, given.messages)
+        case _:
+            return table(given.sagas, rounds, seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help_ in (
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
+        ("backlog", "that nobody served for a while, and how recovery gets on with it"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
@@ -50,6 +71,8 @@ def main() -> None:
     commands.choices["throughput"].add_argument(
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
+    commands.choices["backlog"].add_argument("--sagas", type=int, default=10_000)
+    commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
@@ -65,17 +88,7 @@ def main() -> None:
     if given.command == "plot":
         draw(given.command_drawn, json.loads(given.json.read_text())["samples"])
         return
-    rounds, seconds = given.rounds, given.seconds_per_round
-    if given.command == "throughput":
-        report = throughput(given.only, rounds, seconds, given.steps)
-    elif given.command == "growth":
-        report = growth(rounds, seconds)
-    elif given.command == "eventsourcing":
-        report = eventsourcing(rounds, seconds)
-    elif given.command in ("brokers", "services"):
-        report = {"brokers": brokers, "services": services}[given.command](rounds, given.messages)
-    else:
-        report = table(given.sagas, rounds, seconds)
+    report = _measured(given)
     report.show()
     report.save(given.json)
     if given.write:

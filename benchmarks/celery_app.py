@@ -40,11 +40,15 @@ def make_app(broker: str) -> Celery:
     return app
 
 
-def make_sagas(broker: str, database: str, steps: int) -> tuple[Celery, Saga]:
+#: Seconds between two looks of a recovery that is as good as switched off.
+NEVER = 86_400.0
+
+
+def make_sagas(broker: str, database: str, steps: int, *, recovery: bool = True) -> tuple[Celery, Saga]:
     """Return an app, and its one saga."""
     saga = Saga("bench", *(Step(f"step_{i}", step, compensation=undo) for i in range(steps)), input=Input)
     app = make_app(broker)
-    Sagas(app, SqlStore(database), [saga])
+    Sagas(app, SqlStore(database), [saga], sweep_interval=1.0 if recovery else NEVER)
     return app, saga
 
 

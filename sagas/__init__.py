@@ -1,7 +1,7 @@
 """Sagas for Celery: steps with compensations, checkpointed in SQL, that finish or are undone."""
 
 from sagas.app import Sagas
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Parallel, Pivot, Retry, Saga, Step, StepContext
 from sagas.errors import (
     AmbiguousSaga,
@@ -20,6 +20,7 @@ from sagas.errors import (
     SagaNotFound,
     StartError,
     StepFailed,
+    StoreRefused,
     StoreUnavailable,
     Terminal,
     UnboundParameter,
@@ -48,6 +49,7 @@ __all__ = [
     "StepStatus",
     "Direction",
     "SagaRecord",
+    "SagaSummary",
     "StepRecord",
     # what can go wrong
     "SagaError",
@@ -65,6 +67,7 @@ __all__ = [
     "NotAllowed",
     "SagaNotCompleted",
     "WaitTimeout",
+    "StoreRefused",
     "StoreUnavailable",
     "PayloadUnreadable",
     "UnserialisableResult",

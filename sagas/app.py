@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
 from celery import Celery
@@ -12,6 +13,7 @@ import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
+from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.events import Events
 from sagas.handle import SagaHandle
@@ -65,9 +67,9 @@ class Sagas(Generic[StoreT_co]):
         store: StoreT_co,
         sagas: Iterable[Saga] = (),
         *,
-        lease: float = 30.0,
-        stall_after: float = 30.0,
-        sweep_interval: float = 1.0,
+        lease: float | timedelta = 30.0,
+        stall_after: float | timedelta = 30.0,
+        sweep_interval: float | timedelta = 1.0,
         max_payload: int = 1_048_576,
         follow_on: bool = True,
         events: Events | None = None,
@@ -76,15 +78,17 @@ class Sagas(Generic[StoreT_co]):
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
-        for name, value in (("lease", lease), ("stall_after", stall_after), ("sweep_interval", sweep_interval)):
-            if not value > 0:
-                raise ConfigurationError(f"{name}={value!r} must be more than zero seconds")
+        lease = seconds(lease, "Sagas: lease", ConfigurationError)
+        stall_after = seconds(stall_after, "Sagas: stall_after", ConfigurationError)
+        sweep_interval = seconds(sweep_interval, "Sagas: sweep_interval", ConfigurationError)
+        whole_number(max_payload, "Sagas: max_payload", ConfigurationError)
         if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
             raise ConfigurationError(
                 "the sagas and the outbox of the events are in two databases, so that a step and what it emits "
                 "could not be one transaction: Events(..., engine=store.engine)"
             )
         check_app(app)
+        self._checked = False  # again, with the settings that were made since
         self.app = app
         self.store = store
         self.follow_on = follow_on
@@ -134,10 +138,24 @@ class Sagas(Generic[StoreT_co]):
         session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
+        self._check(saga)
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
         if next_.verdict is Verdict.LAUNCH:
             self._launch(next_, session)
         return SagaHandle(next_.record.id, self)
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` when this app, with the settings that it has now, cannot carry its sagas."""
+        check_app(self.app)
+        self.canvas.check_queues(self.orchestrator.sagas.values())
+
+    def _check(self, saga: Saga) -> None:
+        if self.orchestrator.sagas.get((saga.name, saga.version)) is not saga:
+            raise ConfigurationError(f"saga {saga.name!r} is not registered with this app: Sagas(app, store, [...])")
+        if not self._checked:
+            check_app(self.app)
+            self._checked = True
+        self.canvas.check_queues([saga])
 
     def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002
         """Start the newest version of the saga of this name. Raises `SagaNotFound` when there is none."""

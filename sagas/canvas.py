@@ -16,25 +16,31 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from celery import Celery, Task
 from celery.backends.base import DisabledBackend
 from celery.canvas import Signature, maybe_signature
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, QueueNotFound, Retry
 
-from sagas.checkpoints import Direction
+from sagas.checkpoints import Direction, SagaStatus
 from sagas.definition import BoundStep, Saga
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
     DuplicateName,
+    PayloadUnreadable,
     SagaNotFound,
     StepFailed,
+    StepSignal,
+    StoreRefused,
     StoreUnavailable,
 )
 from sagas.orchestrator import Claim, Next, Orchestrator
 from sagas.plan import Plan
+from sagas.runner import Runner
 from sagas.transitions import Verdict
 
 __all__ = ["FAIL", "JOIN", "Canvas", "task_id", "task_name"]
@@ -50,6 +56,28 @@ _STORE_PAUSE = 5
 #: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
 _LONGEST_FOLLOW_ON = 5.0
 
+#: What the tasks of sagas rely on, whatever their base class, the configuration or `task_annotations` say: messages may
+#: come twice, and are never tried again by Celery, for attempts are counted in SQL.
+_FIXED: Mapping[str, Any] = {
+    "acks_late": True,
+    "reject_on_worker_lost": True,
+    "retry_on_worker_lost": False,
+    "acks_on_failure_or_timeout": True,
+    "acks_on_failure": True,
+    "acks_on_timeout": True,
+    "ignore_result": True,
+    "store_errors_even_if_ignored": False,
+    "store_eager_result": False,
+    "serializer": "json",
+    "max_retries": None,
+    "autoretry_for": (),
+    "expires": None,
+    "throws": (StepFailed, DefinitionMissing),
+}
+
+#: What the helpers must not be held up by, or ended by, either.
+_UNLIMITED: Mapping[str, Any] = {"rate_limit": None, "time_limit": None, "soft_time_limit": None}
+
 #: How a task's end is called in Celery's events, by its state.
 _TOLD = {"FAILURE": "failed", "RETRY": "retried"}
 
@@ -62,17 +90,18 @@ def task_name(saga: Saga, step: str, direction: Direction) -> str:
     return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.undo"
 
 
-def task_id(saga_id: str, step: str, direction: Direction, epoch: int, helper: str | None = None) -> str:
+def task_id(saga_id: str, step: str, direction: Direction, dispatch: int, helper: str | None = None) -> str:
     """Return the id of the Celery task of a step, or with `helper` of the `JOIN` or `FAIL` that goes with it.
 
-    The same message has the same id however often it is sent, and another one in another epoch.
+    A message keeps its id when it is delivered again. Each dispatch has ids of its own, so that a task which somebody
+    revoked can be sent anew.
 
     >>> task_id("0198", "pay", Direction.BACKWARD, 2)
     '0198:pay:undo:2'
     """
     if helper is not None:
-        return f"{saga_id}:{helper}:{step}:{epoch}"
-    return f"{saga_id}:{step}:{epoch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{epoch}"
+        return f"{saga_id}:{helper}:{step}:{dispatch}"
+    return f"{saga_id}:{step}:{dispatch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{dispatch}"
 
 
 class Canvas:
@@ -86,8 +115,9 @@ class Canvas:
         self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves
         self._sends_events = False
         self._routes: dict[str, str] = {}
-        self._task(JOIN, self._join)
-        self._task(FAIL, self._fail)
+        self._routable: set[Saga] = set()
+        self._task(JOIN, self._join, **_UNLIMITED)
+        self._task(FAIL, self._fail, **_UNLIMITED)
 
     def register(self, saga: Saga) -> None:
         """Give each step of a saga its Celery task. Versions of one saga share the tasks of steps of one name."""
@@ -102,12 +132,45 @@ class Canvas:
                 if name not in self.app.tasks:
                     self._task(name, self._perform)
 
+    def check_queues(self, sagas: Iterable[Saga]) -> None:
+        """Refuse sagas with a step whose message Celery would not send, because nobody declared its queue."""
+        for saga in sagas:
+            if saga in self._routable:
+                continue
+            for step in saga.steps.values():
+                names = [task_name(saga, step.name, Direction.FORWARD), FAIL]
+                names += [JOIN] * (len(saga.stages[step.stage]) > 1)
+                names += [task_name(saga, step.name, Direction.BACKWARD)] * (step.compensation is not None)
+                for name in names:
+                    self._check_queue(saga, step, name)
+            self._routable.add(saga)
+
+    def _check_queue(self, saga: Saga, step: BoundStep, name: str) -> None:
+        try:
+            self.queue_of(name, step.queue)
+        except QueueNotFound as error:
+            why = "Step(queue=...) names it" if step.queue is not None else f"task_routes send {name} there"
+            raise ConfigurationError(
+                f"saga {saga.name!r}, step {step.name!r}: {error.args[0]}; {why}. Declare the queue in task_queues, "
+                "name one that is there, or leave task_create_missing_queues on"
+            ) from error
+
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def launch(self, plan: Plan | None) -> None:
-        """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer."""
-        if plan:
+    def launch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
+        """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer.
+
+        `probe`: when this is sent. Whoever receives it notes that all messages of its task from before have come.
+        """
+        if not plan:
+            return
+        if self.app.conf.task_always_eager:
+            _Eager(self).run(plan)
+        else:
             first, *rest = self.render(plan)
+            if probe is not None:
+                task = first.kwargs["header"][0] if isinstance(first, _Chord) else first
+                task.kwargs["probe"] = probe.isoformat()
             # As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in
             # the first message, and each worker sends the next.
             first.apply_async(chain=rest[::-1])
@@ -116,8 +179,10 @@ class Canvas:
         """Send a plan on its way, or leave that to recovery: what counts is stored."""
         try:
             self.launch(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a transport raises
+        except BaseException as error:
             assert plan is not None
+            if self.app.conf.task_always_eager or ends_process(error):
+                raise  # in eager mode there is no recovery, and the caller is who wants to know
             logger.warning("saga %s (%s): recovery will launch it: %r", plan.saga.name, plan.saga_id, error)
 
     def render(self, plan: Plan) -> list[Signature]:
@@ -144,52 +209,65 @@ class Canvas:
             options["queue"] = step.queue
         kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
         helper = task if task in (JOIN, FAIL) else None
-        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.epoch, helper)
+        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.dispatch, helper)
         return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=id_, **options)
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
-    def _task(self, name: str, body: Callable[[Task, str, str, int], str]) -> None:
-        def run(task: Task, *, saga_id: str, step: str, epoch: int) -> str:
+    def _task(self, name: str, body: Callable[[Task, str, str, int], str], **more: Any) -> None:
+        def run(task: Task, *, saga_id: str, step: str, epoch: int, probe: str | None = None) -> str:
+            if probe is not None:
+                self.orchestrator.arrived(name, datetime.fromisoformat(probe))
             return body(task, saga_id, step, epoch)
 
         # bind=True also makes Celery send an errback as a message of its own instead of calling it inline.
-        task = self.app.task(
-            run,
-            name=name,
-            bind=True,
-            acks_late=True,
-            reject_on_worker_lost=True,
-            acks_on_failure_or_timeout=True,
-            ignore_result=True,
-            store_errors_even_if_ignored=False,
-            serializer="json",
-            max_retries=None,
-            throws=(StepFailed, DefinitionMissing),
-            shared=False,
-        )
+        fixed = {**_FIXED, **more}
+        task = self.app.task(run, name=name, bind=True, shared=False, **fixed)
+        for option, value in fixed.items():
+            if getattr(task, option) != value:  # annotations come last in Celery; here they do not
+                if option not in _UNLIMITED:
+                    logger.warning(
+                        "task %s: %s=%r of task_annotations is left out: sagas need %r",
+                        name, option, getattr(task, option), value,
+                    )  # fmt: skip
+                setattr(task, option, value)
         task.sagas_task = True
         task.backend = self._joins
 
     def _perform(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         perform = self.orchestrator.perform
-        handed: _Handed | None = getattr(task.request, "sagas_handed", None)
+        handed = _handed_to(task)
+        if handed is not None and handed.runner is not None:
+            return self._perform_eagerly(handed, saga_id, step, epoch)
         if handed is not None:
             options: dict[str, Any] = {"claim": handed.claim, "following": handed.following}
             handed.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
             return self._answer(handed.next, saga_id, step)
-        rest, until = task.request.chain or [], time.monotonic() + _LONGEST_FOLLOW_ON
+        rest, until = ([] if _is_timed(task) else task.request.chain or []), time.monotonic() + _LONGEST_FOLLOW_ON
         following = self._following(rest, until)
         next_ = self._ask(task, lambda: perform(saga_id, step, epoch, following=following))
         if next_.claim is not None:
             return self._follow_on(task, next_, rest, until)
-        again = next_.verdict in (Verdict.CONTINUE, Verdict.GO_AWAY) and task.request.delivery_info.get("redelivered")
-        if task.request.chord and again:
-            # The worker that closed this stage may have died before it sent the join.
+        # It was here before, and its worker may have died between the checkpoint and sending what comes next. Of two
+        # messages for one step, on the other hand, the second must not send that once more.
+        again = bool(task.request.delivery_info.get("redelivered") or task.request.retries)
+        if task.request.chord and again and next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED, Verdict.GO_AWAY):
             joined = self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch))
             if joined.verdict is not Verdict.GO_AWAY:
                 return _CLOSED
+        if next_.verdict is Verdict.SETTLED and not again:
+            raise Ignore(next_.note)
         return self._answer(next_, saga_id, step)
+
+    def _perform_eagerly(self, handed: _Handed, saga_id: str, step: str, epoch: int) -> str:
+        assert handed.runner is not None
+        try:
+            handed.next = handed.runner.orchestrator.perform(saga_id, step, epoch)
+        except BaseException as error:
+            handed.error = error
+            raise
+        launches = handed.next.verdict is Verdict.LAUNCH  # that is for who carries it
+        return str(Verdict.LAUNCH.value) if launches else self._answer(handed.next, saga_id, step)
 
     # -- following on: the next step in the same worker ---------------------------------------------------------
 
@@ -204,7 +282,7 @@ class Canvas:
             return None
         signature = rest[-1]
         task = self.app.tasks.get(signature["task"])
-        if signature["subtask_type"] or task is None or task.rate_limit:
+        if signature["subtask_type"] or task is None or task.rate_limit or _is_timed(task):
             return None
         queue = signature["options"].get("queue") or self._routed_to(task.name)
         step: str | None = signature["kwargs"].get("step")
@@ -212,9 +290,14 @@ class Canvas:
 
     def _routed_to(self, name: str) -> str:
         if name not in self._routes:
-            queue = self.app.amqp.router.route({}, name)["queue"]
-            self._routes[name] = getattr(queue, "name", queue)
+            self._routes[name] = self.queue_of(name)
         return self._routes[name]
+
+    def queue_of(self, name: str, queue: str | None = None) -> str:
+        """Return the queue that Celery sends a task to. Raises its `QueueNotFound`."""
+        named = queue or getattr(self.app.tasks[name], "queue", None)
+        routed = self.app.amqp.router.route({"queue": named} if named else {}, name)["queue"]
+        return str(getattr(routed, "name", routed))
 
     def _follow_on(self, task: Task, next_: Next, rest: list[Any], until: float) -> str:
         """Run the steps that are claimed already, each as the task that it is, without the broker."""
@@ -276,14 +359,14 @@ class Canvas:
     def _ask(self, task: Task, question: Any) -> Next:
         try:
             answer: Next = question()
-        except StoreUnavailable as error:
-            if getattr(task.request, "sagas_handed", None) is not None:
+        except (StoreUnavailable, StoreRefused) as error:
+            if _handed_to(task) is not None:
                 # It was followed on with: there is no message that could be put off, and its claim is dead by now.
                 logger.warning("%s: recovery will take it up: %s", task.request.id, error)
                 raise Ignore from error
             raise task.retry(exc=error, countdown=_STORE_PAUSE) from error
-        except DefinitionMissing as error:
-            # Not a failure of the saga: a worker with the right code can bring it on.
+        except (DefinitionMissing, PayloadUnreadable) as error:
+            # Not a failure of the saga: a worker with the right code, or the right key, can bring it on.
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
             raise Ignore from error
         except SagaNotFound as error:
@@ -294,7 +377,7 @@ class Canvas:
     def _answer(self, next_: Next, saga_id: str, step: str) -> str:
         """Turn a verdict into what Celery understands: a return lets the chain go on, `Ignore` ends it in silence."""
         match next_.verdict:
-            case Verdict.CONTINUE | Verdict.CLOSED | Verdict.PARTED:
+            case Verdict.CONTINUE | Verdict.SETTLED | Verdict.CLOSED | Verdict.PARTED:
                 return str(next_.verdict.value)
             case Verdict.FAILED:
                 state = next_.record.step(step)
@@ -314,9 +397,11 @@ class Canvas:
 class _Handed:
     """What one step hands to the next that runs in the same worker, and gets back from it."""
 
-    claim: Claim
+    claim: Claim | None
     following: str | None
     next: Next | None = None
+    runner: Runner | None = None  #: who runs it instead of a worker
+    error: BaseException | None = None  #: what kept that one from running it
 
 
 class _Joins(DisabledBackend):  # type: ignore[misc]
@@ -355,10 +440,77 @@ class _Chord(Signature):  # type: ignore[misc]
         return sent[0]
 
 
+class _Eager:
+    """Runs a saga to its end within `launch`, for `task_always_eager`: each step as the task that it is."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        engine = canvas.orchestrator
+        self._app = canvas.app
+        self._runner = Runner(
+            engine.store,
+            timing=engine.timing,
+            deliver=self._deliver,
+            max_payload=engine.max_payload,
+            events=engine.events,
+            observers=engine.observers,
+        )
+        self._runner.orchestrator.sagas = engine.sagas
+        self._flaws: dict[str, BaseException] = {}  # by task: what those raised that failed, and did not mean to say
+
+    def run(self, plan: Plan) -> None:
+        record = self._runner.finish(plan.saga_id, plan)
+        if record.status is not SagaStatus.COMPLETED and self._flaws and self._app.conf.task_eager_propagates:
+            raise next(iter(self._flaws.values()))
+
+    def _deliver(self, plan: Plan, step: str) -> Next | None:
+        handed = _Handed(None, None, runner=self._runner)
+        name, id_ = task_name(plan.saga, step, plan.direction), task_id(plan.saga_id, step, plan.direction, plan.epoch)
+        kwargs = {"saga_id": plan.saga_id, "step": step, "epoch": plan.epoch}
+        ended = self._app.tasks[name].apply(kwargs=kwargs, task_id=id_, headers={"sagas_handed": handed}, throw=False)
+        if handed.next is None:  # the task's base class or a signal kept it from running, or the database
+            raise handed.error or _not_run(name, ended.result)
+        raised = handed.next.error
+        if raised is None:
+            self._flaws.pop(name, None)
+        elif not isinstance(meant(raised), StepSignal):
+            self._flaws[name] = raised
+        return handed.next
+
+
+def _not_run(task: str, result: Any) -> BaseException:
+    if isinstance(result, BaseException):
+        return result
+    return ConfigurationError(f"task {task} was not run: the __call__ of its base class returned {result!r} instead")
+
+
+def _handed_to(task: Task) -> _Handed | None:
+    """Return what a task that no message brought was handed. Of a message anybody may have written the headers."""
+    request = task.request
+    handed = getattr(request, "sagas_handed", None) or (request.headers or {}).get("sagas_handed")
+    return handed if isinstance(handed, _Handed) else None
+
+
+def _is_timed(task: Task) -> bool:
+    """Tell whether Celery limits the time of a task: that is of one message, so it is for one step alone."""
+    return bool(task.time_limit or task.soft_time_limit)
+
+
 def check_app(app: Celery) -> None:
-    """Refuse an app that would accept pickle: a message must not be able to run code."""
-    accepted: Mapping[str, Any] | list[str] = app.conf.accept_content or []
-    if unsafe := [kind for kind in accepted if kind in ("pickle", "application/x-python-serialize")]:
+    """Refuse an app that could not carry sagas, or whose messages could run code."""
+    conf = app.conf
+    accepted = conf.accept_content
+    if accepted is not None:
+        if unsafe := [kind for kind in accepted if kind in ("pickle", "application/x-python-serialize")]:
+            raise ConfigurationError(
+                f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']"
+            )
+        if not {"json", "application/json"} & set(accepted):
+            raise ConfigurationError(
+                f"accept_content is {sorted(accepted)}: workers would refuse the messages of sagas, which are JSON; "
+                "add 'json' to it"
+            )
+    if conf.task_protocol != 2:
         raise ConfigurationError(
-            f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']"
+            f"task_protocol is {conf.task_protocol}, which carries no chains, so that each step of a saga would wait "
+            "for recovery; set task_protocol = 2"
         )

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from sagas.app import Sagas
-from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
+from sagas.checkpoints import TERMINAL, SagaStatus
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, PayloadUnreadable
-from sagas.stores import Filter, InFlight, SqlStore
+from sagas.stores import Filter, InFlight, Payloads, SqlStore
 from sagas.values import NO_TYPE, load
 
 __all__ = ["Flight", "check", "differences"]
@@ -161,13 +161,10 @@ def _values(store: SqlStore, saga: Saga, most: int | None) -> tuple[int, tuple[s
     wrong: list[str] = []
     while most is None or read < most:
         limit = _PAGE if most is None else min(_PAGE, most - read)
-        try:
-            page = store.select(where, after=after, limit=limit, with_steps=True)
-        except PayloadUnreadable as error:
-            return read, (*wrong, str(error))
+        page = store.select(where, after=after, limit=limit)
         for record in page:
             if record.shape == saga.shape:
-                wrong += list(_unreadable(saga, record))
+                wrong += list(_unreadable(saga, record.id, store.payloads(record.id)))
                 read += 1
         if len(wrong) > _MOST:
             return read, (*wrong[:_MOST], "and more")
@@ -177,15 +174,13 @@ def _values(store: SqlStore, saga: Saga, most: int | None) -> tuple[int, tuple[s
     return read, tuple(wrong)
 
 
-def _unreadable(saga: Saga, record: SagaRecord) -> Iterator[str]:
-    where = f"saga {record.id}"
-    if saga.input is not None and (error := _error(record.input, saga.input)):
+def _unreadable(saga: Saga, saga_id: str, payloads: Payloads) -> Iterator[str]:
+    where = f"saga {saga_id}"
+    if saga.input is not None and (error := _error(payloads.input, saga.input)):
         yield f"{where}: its input does not read as {_name(saga.input)}: {error}"
-    for name, step in record.steps.items():
-        if step.result is None or name not in saga.steps:
-            continue
-        for type_ in _read_as(saga, name):
-            if error := _error(step.result, type_):
+    for name, result in payloads.results.items():
+        for type_ in _read_as(saga, name) if name in saga.steps else ():
+            if error := _error(result, type_):
                 yield f"{where}: the result of step {name!r} does not read as {_name(type_)}: {error}"
 
 
@@ -201,7 +196,9 @@ def _read_as(saga: Saga, name: str) -> list[Any]:
     return [type_ for type_ in asked if type_ is not NO_TYPE]
 
 
-def _error(text: str, type_: Any) -> str | None:
+def _error(text: str | PayloadUnreadable, type_: Any) -> str | None:
+    if isinstance(text, PayloadUnreadable):
+        return str(text)
     try:
         load(text, type_)
     except Exception as error:  # noqa: BLE001 - whatever a type of the user's raises keeps the step from its arguments

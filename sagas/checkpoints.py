@@ -9,13 +9,14 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from sagas.causes import Cause
 
 __all__ = [
     "AT_REST",
     "CLOCKS_DIFFER",
+    "NOT_SENT",
     "SAGA_MOVES",
     "STEP_MOVES",
     "TERMINAL",
@@ -24,6 +25,7 @@ __all__ = [
     "HistoryEntry",
     "SagaRecord",
     "SagaStatus",
+    "SagaSummary",
     "StepRecord",
     "StepStatus",
 ]
@@ -83,7 +85,7 @@ SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
         SagaStatus.STUCK: "a compensation is out of attempts",
     },
     SagaStatus.COMPENSATED: {
-        SagaStatus.COMPENSATING: "an action believed dead reported its success after all",
+        SagaStatus.COMPENSATING: "an action that was given up ended late, and may have had its effect",
     },
     SagaStatus.STUCK: {
         SagaStatus.RUNNING: "an operator retried, skipped or marked a step, going forward",
@@ -105,7 +107,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.DONE: "the action succeeded",
         StepStatus.PENDING: "the attempt failed or was lost, and another is due",
         StepStatus.FAILED: "the action raised Terminal",
-        StepStatus.IN_DOUBT: "out of attempts, or it succeeded after the saga had turned back",
+        StepStatus.IN_DOUBT: "out of attempts, or it ended after the saga had turned back",
         StepStatus.STUCK: "out of attempts, at or after the pivot",
         StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
     },
@@ -116,7 +118,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.FAILED: {
         StepStatus.UNDOING: "its compensation is claimed",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.IN_DOUBT: {
@@ -127,10 +129,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     StepStatus.UNDOING: {
         StepStatus.UNDONE: "the compensation succeeded",
         StepStatus.STUCK: "the compensation is out of attempts",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.UNDONE: {
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.STUCK: {
         StepStatus.PENDING: "an operator retries it, going forward",
@@ -139,10 +141,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.DONE: "an operator marks it as done",
         StepStatus.UNDONE: "an operator marks it as undone",
         StepStatus.FAILED: "an operator marks a pivot as failed",
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.SKIPPED: {
-        StepStatus.IN_DOUBT: "the action reported its success after all",
+        StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
 }
 
@@ -150,6 +152,10 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
 #: Processes may differ by so much in what they take for the database's time. Whatever was written further in the future
 #: was written before the database's clock was set back.
 CLOCKS_DIFFER = timedelta(seconds=10)
+
+
+#: What the error of a step begins with whose message no broker took.
+NOT_SENT = "not sent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +171,7 @@ class StepRecord:
     lease_until: datetime | None = None  #: when the claim dies unless it is renewed
     deadline: datetime | None = None  #: when the attempt has run too long
     due_at: datetime | None = None  #: not to be tried before
+    sent_at: datetime | None = None  #: when a message was sent for it; None for the one that came with the chain
     result: str | None = None  #: JSON; None while the outcome is unknown
     error: str | None = None
     started_at: datetime | None = None
@@ -186,8 +193,8 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SagaRecord:
-    """One saga and all its steps, as last stored. Times are UTC."""
+class SagaSummary:
+    """A saga as lists show it: without its input, and without the results of its steps. Times are UTC."""
 
     id: str
     name: str
@@ -195,14 +202,14 @@ class SagaRecord:
     key: str  #: unique among the sagas of this name
     shape: str  #: the steps of the definition that it was started with
     correlation_id: str
-    input: str  #: JSON
     caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
     epoch: int = 1  #: messages of another epoch are stale
     revision: int = 1  #: +1 at every save; a save of another revision changes nothing
-    stalls: int = 0  #: relaunches in a row without progress
+    dispatches: int = 1  #: how often its messages were sent: by its start, by recovery, by operators
+    stalls: int = 0  #: looks of recovery in a row that found nobody had begun the next step
     error: str | None = None  #: why it turned back, or is stuck
     created_at: datetime
     updated_at: datetime
@@ -210,6 +217,14 @@ class SagaRecord:
     deadline: datetime | None = None  #: when it turns back unless it is past its pivot
     wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)
+
+    @property
+    def trouble(self) -> str | None:
+        """What operators should know: why it is stuck, where it is, and else its error."""
+        stuck = [step for step in self.steps.values() if step.status is StepStatus.STUCK]
+        if self.status is not SagaStatus.STUCK or not stuck:
+            return self.error
+        return "; ".join(f"step {step.name!r} is stuck: {step.error}" for step in stuck)
 
     def cause(self, step: str | None = None) -> Cause:
         """Return what the saga, or a step of it, is to the messages and sagas that come of it.
@@ -228,13 +243,20 @@ class SagaRecord:
         """Return the step's record; a step that never began has an empty one."""
         return self.steps.get(name) or StepRecord(name=name)
 
-    def move(self, status: SagaStatus, **changes: Any) -> SagaRecord:
+    def move(self, status: SagaStatus, **changes: Any) -> Self:
         if status is not self.status and status not in SAGA_MOVES[self.status]:
             raise AssertionError(f"saga {self.name!r} ({self.id}) cannot go from {self.status} to {status}")
         return replace(self, status=status, **changes)
 
-    def with_step(self, step: StepRecord) -> SagaRecord:
+    def with_step(self, step: StepRecord) -> Self:
         return replace(self, steps={**self.steps, step.name: step})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaRecord(SagaSummary):
+    """One saga and all its steps, as last stored. Times are UTC."""
+
+    input: str  #: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

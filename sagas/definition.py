@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
+from sagas.durations import finite_number, seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
+from sagas.functions import allows_none, bare, describe, finish, look_at
 from sagas.handle import SagaHandle
-from sagas.values import NO_TYPE, check_type, field_names
+from sagas.text import is_clean
+from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -27,7 +30,17 @@ __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 InputT = TypeVar("InputT", default=Any)
 
 _SAGA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
+#: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
 _STEP_NAME_LENGTH = 100
+
+#: In bytes, too. AMQP has no room for more.
+_QUEUE_NAME_LENGTH = 255
+
+#: The tasks `sagas.join` and `sagas.fail` are the library's own.
+_RESERVED = "sagas"
+
+#: In bytes, of the names of all steps in one line. MySQL's TEXT ends there, and without strict mode cuts in silence.
+_LONGEST_SHAPE = 65_535
 
 #: Stands for "the author said nothing", which before the pivot is an error.
 _UNSAID: Any = object()
@@ -37,29 +50,38 @@ _UNSAID: Any = object()
 class Retry:
     """How often, and how soon after a failure, a step is tried again.
 
-    `delay` seconds before the second attempt, `factor` times longer before each one after that, never more than
-    `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return together.
+    `delay` seconds (or a timedelta) before the second attempt, `factor` times longer before each one after that, never
+    more than `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return
+    together.
 
     >>> Retry(max_attempts=4, delay=2, jitter=0).delay_after(2)
     4.0
     """
 
     max_attempts: int = 3
-    delay: float = 1.0
+    delay: float | timedelta = 1.0
     factor: float = 2.0
-    max_delay: float = 60.0
+    max_delay: float | timedelta = 60.0
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise DefinitionError(f"Retry(max_attempts={self.max_attempts}): the first attempt counts, so at least 1")
-        if self.delay < 0 or self.max_delay < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
+        whole_number(self.max_attempts, "Retry: max_attempts", DefinitionError, why="the first attempt counts")
+        for name in ("delay", "max_delay"):
+            # Set past `frozen`, so that a timedelta is a number from here on.
+            object.__setattr__(self, name, seconds(getattr(self, name), f"Retry: {name}", DefinitionError, zero=True))
+        for name in ("factor", "jitter"):
+            finite_number(getattr(self, name), f"Retry: {name}", DefinitionError)
+        if self.factor < 1 or not 0 <= self.jitter <= 1:
             raise DefinitionError(f"{self}: delays are seconds >= 0, factor >= 1 and jitter from 0 to 1")
 
     def delay_after(self, failures: int, seed: str = "") -> float:
         """Return the seconds to wait after that many failures. The same seed gives the same spread."""
-        # The exponent is bounded so that a long history cannot overflow a float.
-        delay = min(self.delay * self.factor ** min(failures - 1, 64), self.max_delay)
+        assert isinstance(self.delay, float)
+        assert isinstance(self.max_delay, float)
+        try:
+            delay = min(self.delay * self.factor ** (failures - 1), self.max_delay)
+        except OverflowError:  # a large factor and a long history
+            delay = self.max_delay if self.delay else 0.0
         return delay * (1 + self.jitter * random.Random(seed).random()) if self.jitter else delay  # noqa: S311
 
 
@@ -90,7 +112,8 @@ class StepContext:
         """A SQLAlchemy session in the transaction that also checkpoints this step.
 
         What is written through it and the step's success commit together or not at all, so on the database that
-        holds the sagas an effect happens exactly once. Do not commit it: that is done when the step returns.
+        holds the sagas an effect happens exactly once. It commits when the step returns; `commit()` and `rollback()`
+        are refused. For a part that may fail, use a savepoint: `with step.session.begin_nested():`.
         """
         return self._open_session()
 
@@ -113,8 +136,10 @@ class _Bound:
     sources: Mapping[str, _Source]
     returns: Any
 
+    timeout: float  #: seconds after which an async function is cancelled
+
     def __call__(self, **arguments: Any) -> Any:
-        return self.function(**arguments)
+        return finish(self.function(**arguments), self.timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +147,21 @@ class _Source:
     kind: typing.Literal["context", "input", "field", "step", "own"]
     name: str = ""
     type: Any = NO_TYPE  #: the type that the consumer declares
+    has_default: bool = False  #: of a field that may be absent: then the parameter's own default applies
 
 
 class Step:
     """One action of a saga and what undoes it.
 
-    `action`, `compensation`: plain functions or Celery tasks. Parameters are filled **by name**: a field of the
-        saga's input, the result of a step in an earlier stage (by that step's name), the whole input (annotated
-        with its type), the context (annotated `StepContext`). A compensation may also ask for `result`: what its own
-        action returned, or None when the outcome is unknown. `compensation=None` says that nothing needs undoing.
-    `timeout`: seconds that one attempt may take, from the moment a worker claims it.
-    `start_timeout`: seconds that the step may wait for a worker; None waits as long as the saga may take.
+    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects to call. Parameters are
+        filled **by name**: a field of the saga's input, the result of a step in an earlier stage (by that step's name),
+        the whole input (annotated with its type), the context (annotated `StepContext`). A compensation may also ask
+        for `result`: what its own action returned, or None when the outcome is unknown. `compensation=None` says that
+        nothing needs undoing.
+    `timeout`: seconds (or a timedelta) that one attempt may take, from the moment a worker claims it. An async function
+        is cancelled then.
+    `start_timeout`: seconds (or a timedelta) that the step may wait for a worker; None waits as long as the saga may
+        take.
     `retry`, `compensation_retry`: see `Retry`. Left out: 3 attempts for an action that can still be undone,
         10 for a compensation and for an action after the pivot.
     `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
@@ -154,22 +183,26 @@ class Step:
         queue: str | None = None,
         max_deliveries: int = 5,
     ) -> None:
-        if not name.isidentifier() or len(name) > _STEP_NAME_LENGTH:
+        if not name.isidentifier() or len(name.encode()) > _STEP_NAME_LENGTH:
             raise DefinitionError(
-                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} characters: "
-                "later steps ask for its result by a parameter of that name"
+                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} bytes in UTF-8: later "
+                "steps ask for its result by a parameter of that name, and brokers carry no long names"
             )
-        if max_deliveries < 1:
-            raise DefinitionError(f"step {name!r}: max_deliveries={max_deliveries} would never run it; at least 1")
+        if queue is not None:
+            _check_queue_name(queue, f"step {name!r}")
         self.name = name
         self.action = action
         self.compensation = compensation
-        self.timeout = _seconds(timeout, f"step {name!r}: timeout")
-        self.start_timeout = None if start_timeout is None else _seconds(start_timeout, f"step {name!r}: start_timeout")
+        self.timeout = seconds(timeout, f"step {name!r}: timeout", DefinitionError)
+        self.start_timeout = (
+            None if start_timeout is None else seconds(start_timeout, f"step {name!r}: start_timeout", DefinitionError)
+        )
         self.retry = retry
         self.compensation_retry = compensation_retry
         self.queue = queue
-        self.max_deliveries = max_deliveries
+        self.max_deliveries = whole_number(
+            max_deliveries, f"step {name!r}: max_deliveries", DefinitionError, why="else it would never run"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -266,18 +299,28 @@ class Saga(Generic[InputT]):
     ) -> None:
         if not _SAGA_NAME.fullmatch(name):
             raise DefinitionError(f"saga name {name!r} must match {_SAGA_NAME.pattern}")
+        if name == _RESERVED:
+            raise DefinitionError(
+                f"saga name {name!r} is taken: its steps could have the names of the library's own tasks, such as "
+                "sagas.join"
+            )
         if not stages:
             raise DefinitionError(f"saga {name!r} has no steps")
         self.name = name
         self.version = version
         self.input: Any = input
         self.publish_life = publish_life
-        self.timeout = None if timeout is None else _seconds(timeout, f"saga {name!r}: timeout")
+        self.timeout = None if timeout is None else seconds(timeout, f"saga {name!r}: timeout", DefinitionError)
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
         #: The steps in one line; what must stay the same as long as sagas of this version are in flight.
         self.shape = " > ".join(" & ".join(_mark(step) for step in stage) for stage in self.stages)
+        if (size := len(self.shape.encode())) > _LONGEST_SHAPE:
+            raise DefinitionError(
+                f"saga {name!r}: the names of its {len(self.steps)} steps are {size:,} bytes in one line, and not "
+                f"every database keeps more than {_LONGEST_SHAPE:,}; shorten the names, or make it several sagas"
+            )
         self._launcher: _Launcher | None = None
 
     def __repr__(self) -> str:
@@ -366,87 +409,103 @@ class Saga(Generic[InputT]):
         *,
         past_pivot: bool,
     ) -> BoundStep:
-        action = self._bind_function(step.action, f"{where}, action", fields, results, own=False)
+        action = self._bind_function(step, step.action, f"{where}, action", fields, results, own=False)
         compensation = None
         if step.compensation not in (_UNSAID, None):
             assert step.compensation is not None
-            compensation = self._bind_function(step.compensation, f"{where}, compensation", fields, results, own=True)
+            compensation = self._bind_function(
+                step, step.compensation, f"{where}, compensation", fields, results, own=True
+            )
         return BoundStep(step, number, action, compensation, past_pivot=past_pivot)
 
     def _bind_function(
-        self, given: Callable[..., Any], where: str, fields: Mapping[str, Any], results: Mapping[str, Any], *, own: bool
+        self,
+        step: Step,
+        given: Callable[..., Any],
+        where: str,
+        fields: Mapping[str, Any],
+        results: Mapping[str, Any],
+        *,
+        own: bool,
     ) -> _Bound:
         if not callable(given):
             raise DefinitionError(f"{where}: {given!r} is not a function or a Celery task")
-        # A Celery task's own signature is (*args, **kwargs); that of its run() is the author's.
-        function = given.run if hasattr(given, "run") and hasattr(given, "apply_async") else given
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise DefinitionError(f"{where}: {_describe(given)} is async or a generator; steps are plain functions")
-        hints = _hints(function, where)
+        try:
+            look = look_at(given)
+        except TypeError as error:
+            raise DefinitionError(f"{where}: {error}") from error
+        except NameError as error:
+            raise DefinitionError(f"{where}: an annotation of {describe(given)} cannot be read: {error}") from error
         sources: dict[str, _Source] = {}
-        for parameter in inspect.signature(function).parameters.values():
-            hint = hints.get(parameter.name, NO_TYPE)
+        for parameter in look.parameters.values():
+            hint = look.hints.get(parameter.name, NO_TYPE)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise DefinitionError(
-                    f"{where}: {_describe(given)} has the parameter {parameter}; "
-                    "parameters are filled by name, one by one"
+                    f"{where}: {describe(given)} has the parameter {parameter}; "
+                    "parameters are filled by name, one by one. A decorator keeps those of its function by "
+                    "functools.wraps"
                 )
-            if hint is StepContext:
+            if bare(hint) is StepContext:
                 sources[parameter.name] = _Source("context")
             elif own and parameter.name == "result":
                 sources[parameter.name] = _Source("own", type=hint)
-            elif self.input is not None and hint is self.input:
+            elif self.input is not None and bare(hint) is self.input:
                 sources[parameter.name] = _Source("input")
             elif parameter.name in fields:
-                sources[parameter.name] = _Source("field", parameter.name)
+                sources[parameter.name] = self._field(parameter, hint, given, where)
             elif parameter.name in results:
                 sources[parameter.name] = _Source("step", parameter.name, hint)
             elif parameter.default is parameter.empty:
                 offers = [*fields, *results, *(["result"] if own else [])]
                 raise UnboundParameter(
-                    f"{where}: nothing can fill the parameter {parameter.name!r} of {_describe(given)}. "
+                    f"{where}: nothing can fill the parameter {parameter.name!r} of {describe(given)}. "
                     f"It may name one of: {', '.join(offers) or '(nothing yet)'}; or be annotated StepContext"
                 )
-        returns = hints.get("return", NO_TYPE)
+        returns = look.hints.get("return", NO_TYPE)
+        if returns in (typing.NoReturn, typing.Never):  # it always raises
+            returns = None
         if not own:
             try:
                 check_type(returns)
-            except (TypeError, NotImplementedError) as error:
-                raise DefinitionError(f"{where}: what {_describe(given)} returns cannot be kept: {error}") from error
-        return _Bound(given, sources, returns)
+            except (TypeError, NotImplementedError, NameError) as error:
+                raise DefinitionError(f"{where}: what {describe(given)} returns cannot be kept: {error}") from error
+        return _Bound(given, sources, returns, step.timeout)
+
+    def _field(self, parameter: inspect.Parameter, hint: Any, given: Callable[..., Any], where: str) -> _Source:
+        has_default = parameter.default is not parameter.empty
+        if may_be_absent(self.input, parameter.name) and not has_default and not allows_none(hint):
+            raise DefinitionError(
+                f"{where}: the field {parameter.name!r} of the input may be absent, and then nothing can fill that "
+                f"parameter of {describe(given)}: give it a default, or a type that allows None"
+            )
+        return _Source("field", parameter.name, has_default=has_default)
 
     def _input_fields(self) -> Mapping[str, bool]:
         if self.input is None:
             return {}
         try:
+            fields = field_names(self.input)
             check_type(self.input)
-            return field_names(self.input)
-        except (TypeError, NotImplementedError) as error:
+        except (TypeError, NotImplementedError, NameError) as error:
             raise DefinitionError(f"saga {self.name!r}: the input type cannot be used: {error}") from error
+        return fields
+
+
+def _check_queue_name(queue: Any, where: str) -> None:
+    if not isinstance(queue, str):
+        raise DefinitionError(
+            f"{where}: queue={queue!r} must be a name; what else there is to say of the queue goes into task_queues"
+        )
+    if not queue or not is_clean(queue) or len(queue.encode()) > _QUEUE_NAME_LENGTH:
+        raise DefinitionError(
+            f"{where}: queue={queue!r} cannot be the name of a queue: brokers carry 1 to {_QUEUE_NAME_LENGTH} bytes of "
+            "UTF-8, without NUL"
+        )
+    if queue.startswith("amq."):
+        raise DefinitionError(f"{where}: queue={queue!r} cannot be declared: RabbitMQ keeps names with amq. for itself")
 
 
 def _mark(step: BoundStep) -> str:
     if step.step.is_pivot:
         return f"{step.name}!"
     return step.name if step.compensation or step.past_pivot else f"{step.name}-"
-
-
-def _seconds(value: float | timedelta, what: str) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not seconds > 0:
-        raise DefinitionError(f"{what} is {value}; it must be more than zero seconds")
-    return seconds
-
-
-def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise DefinitionError(f"{where}: an annotation of {_describe(function)} cannot be read: {error}") from error
-    except TypeError:  # a callable object or a partial: no annotations to read
-        return {}
-
-
-def _describe(function: Any) -> str:
-    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", None)
-    return f"{module}.{name}" if name else getattr(function, "name", None) or repr(function)

@@ -6,13 +6,20 @@ import enum
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sagas import transitions
 from sagas.app import Sagas
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepStatus
-from sagas.errors import ConfigurationError, DefinitionMissing, InvalidInput, NotAllowed, SagaNotFound
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepStatus
+from sagas.errors import (
+    ConfigurationError,
+    DefinitionMissing,
+    InvalidInput,
+    NotAllowed,
+    PayloadUnreadable,
+    SagaNotFound,
+)
 from sagas.stores import Filter, SqlStore
 from sagas.values import encode, load
 
@@ -45,7 +52,7 @@ class Choice:
 class Outcome:
     """What became of one saga of many."""
 
-    record: SagaRecord
+    record: SagaSummary
     error: str | None = None  #: why nothing was done
 
 
@@ -61,7 +68,7 @@ class Desk:
         self.sagas = sagas
         self.store = sagas.store
 
-    def choices(self, record: SagaRecord) -> tuple[Choice, ...]:
+    def choices(self, record: SagaSummary) -> tuple[Choice, ...]:
         """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""
         try:
             definition = self.sagas.orchestrator.definition(record)
@@ -75,18 +82,20 @@ class Desk:
             return tuple(found)
         # The rules are pure, so whether they allow something can be tried.
         now, timing, found = self.store.now(), self.sagas.orchestrator.timing, []
+        known = {field.name: getattr(record, field.name) for field in fields(SagaSummary)}
+        tried = SagaRecord(**known, input="null")  # no rule asks for it
         if record.direction is Direction.FORWARD:
             with suppress(NotAllowed):
-                transitions.cancel(definition, record, "", now, timing)
+                transitions.cancel(definition, tried, "", now, timing)
                 found.append(Choice(Action.CANCEL))
         with suppress(NotAllowed):
-            transitions.resume(definition, record, "", now, timing)
+            transitions.resume(definition, tried, "", now, timing)
             found.append(Choice(Action.RESUME))
         return tuple(found)
 
     def act(
         self, action: Action, saga_id: str, *, by: str, reason: str, step: str | None = None, result: Any = None
-    ) -> SagaRecord:
+    ) -> SagaSummary:
         """Do something to one saga, and return what it is then.
 
         `step`: the stuck step that is meant; left out, each one that is stuck.
@@ -104,7 +113,7 @@ class Desk:
                 return sagas.compensate(self._not_yet_back(saga_id), reason=reason, by=by)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, by=by)
-        record = self.store.load(saga_id)
+        record: SagaSummary = self.store.summary(saga_id)
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
@@ -122,13 +131,13 @@ class Desk:
         return record
 
     def _not_yet_back(self, saga_id: str) -> str:
-        record = self.store.load(saga_id)
+        record = self.store.summary(saga_id)
         if record.direction is Direction.BACKWARD:
             hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
         return saga_id
 
-    def _typed(self, record: SagaRecord, step: str, result: Any) -> Any:
+    def _typed(self, record: SagaSummary, step: str, result: Any) -> Any:
         if result is None:
             return None
         where = f"saga {record.name!r} ({record.id}), result of step {step!r}"
@@ -161,7 +170,7 @@ class Desk:
             for record in page:
                 try:
                     done = self.act(action, record.id, by=by, reason=reason, step=step, result=result)
-                except (NotAllowed, DefinitionMissing, InvalidInput, SagaNotFound) as error:
+                except (NotAllowed, DefinitionMissing, InvalidInput, SagaNotFound, PayloadUnreadable) as error:
                     yield Outcome(record, str(error))
                 else:
                     yield Outcome(done)
@@ -169,9 +178,14 @@ class Desk:
                 return
             after, left = page[-1].id, left - len(page)
 
-    def shown(self, text: str | None) -> Any:
-        """Return what an input or a result may be shown as: its JSON, without the values that are masked."""
-        return None if text is None else _masked(json.loads(text), self.sagas.masked)
+    def shown(self, payload: str | PayloadUnreadable | None) -> Any:
+        """Return what an input or a result may be shown as: its JSON, without the values that are masked.
+
+        In the place of one that cannot be read is why.
+        """
+        if isinstance(payload, PayloadUnreadable):
+            return f"cannot be read: {payload}"
+        return None if payload is None else _masked(json.loads(payload), self.sagas.masked)
 
 
 def _masked(value: Any, names: frozenset[str]) -> Any:

@@ -8,7 +8,7 @@ from html import escape
 from itertools import pairwise
 from typing import Literal
 
-from sagas.checkpoints import Direction, SagaRecord, StepRecord, StepStatus
+from sagas.checkpoints import Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
 
 __all__ = ["FORMATS", "STYLE", "Part", "look_of", "render", "stages_of"]
@@ -84,7 +84,7 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
     return action, undo
 
 
-def render(saga: Saga | SagaRecord, format: Format = "mermaid", *, styled: bool = True) -> str:  # noqa: A002
+def render(saga: Saga | SagaSummary, format: Format = "mermaid", *, styled: bool = True) -> str:  # noqa: A002
     """Return a drawing of a definition; or of one saga, its steps coloured by their state.
 
     `styled=False` leaves the colours out of an SVG, for a page that has `STYLE` in its own style sheet.
@@ -122,8 +122,8 @@ class _Picture:
     stages: tuple[tuple[_Box, ...], ...]
 
     @classmethod
-    def of(cls, saga: Saga | SagaRecord) -> _Picture:
-        record = saga if isinstance(saga, SagaRecord) else None
+    def of(cls, saga: Saga | SagaSummary) -> _Picture:
+        record = saga if isinstance(saga, SagaSummary) else None
         stages: list[tuple[_Box, ...]] = []
         number = 0
         for places in stages_of(saga.shape):

@@ -20,6 +20,7 @@
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
+    ├── StoreRefused             the database answered, and refused: a table, a right or a column is missing
     ├── TransactionLost          a transaction was undone by an error that was caught; nothing was committed
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
@@ -44,6 +45,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from sagas.durations import seconds
 
 __all__ = [
     "AmbiguousSaga",
@@ -72,6 +76,7 @@ __all__ = [
     "StartError",
     "StepFailed",
     "StepSignal",
+    "StoreRefused",
     "StoreUnavailable",
     "StreamConflict",
     "Terminal",
@@ -164,6 +169,13 @@ class StoreUnavailable(SagaError):
     """The database did not answer or asked to be tried again."""
 
 
+class StoreRefused(SagaError):
+    """The database answered, and refused what was asked of it.
+
+    Trying again does not help: a table is missing, the role may not write, the transaction of the session has failed.
+    """
+
+
 class TransactionLost(SagaError):
     """The database undid a transaction after an error that the code in it caught. It was not committed; try again."""
 
@@ -239,7 +251,7 @@ class StepSignal(SagaError):
 
 
 class Terminal(StepSignal):
-    """It had no effect, and trying again would not help: compensate now.
+    """It had no effect, and trying again would not help: compensate now. A group of nothing but these counts as one.
 
     >>> raise Terminal("card declined")
     Traceback (most recent call last):
@@ -248,8 +260,19 @@ class Terminal(StepSignal):
 
 
 class Retryable(StepSignal):
-    """Try again as the step's `Retry` says; `after` (seconds) overrides the delay."""
+    """Try again as the step's `Retry` says; `after` (seconds or a timedelta) overrides the delay.
 
-    def __init__(self, message: str = "", *, after: float | None = None) -> None:
+    Of a group of them, the longest `after` does.
+
+    Raises `TypeError` or `ValueError`, with `message` in it, for an `after` that is no length of time, such as the text
+    of a Retry-After header. Within a step that is a failure like any other: it is tried again as its `Retry` says.
+
+    >>> Retryable("busy", after=30).after
+    30.0
+    """
+
+    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        if after is not None:
+            after = seconds(after, f"Retryable({message!r}): after", zero=True)
+        self.after: float | None = after

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Protocol
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
+from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
 
 __all__ = ["SagaHandle"]
@@ -72,11 +74,13 @@ class SagaHandle:
             raise SagaNotCompleted(f"saga {record.name!r} ({self.id}) is {record.status} and has no result{why}")
         return self._desk.result(record)
 
-    def wait(self, timeout: float | None = None) -> SagaStatus:
+    def wait(self, timeout: float | timedelta | None = None) -> SagaStatus:
         """Wait until the saga is COMPLETED, COMPENSATED or STUCK and return which.
 
         Raises `WaitTimeout` after `timeout` seconds; the saga itself goes on.
         """
+        if timeout is not None:
+            timeout = seconds(timeout, "wait: timeout", zero=True)
         give_up = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
         while True:

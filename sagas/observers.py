@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord
+from sagas.endings import ends_process
 
 __all__ = ["SUCCEEDED", "Attempt", "Handling", "Observer", "Observers", "Start"]
 
@@ -39,7 +40,7 @@ class Attempt:
     begun: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0  #: that the function took
     outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and when it was cut off
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def number(self) -> int:
@@ -50,7 +51,7 @@ class Attempt:
     def undoes(self) -> bool:
         return self.record.direction is Direction.BACKWARD
 
-    def end(self, outcome: str, error: Exception | None = None) -> None:
+    def end(self, outcome: str, error: BaseException | None = None) -> None:
         """Say how the function ended. The first word counts."""
         if self.outcome is None:
             self.seconds = time.perf_counter() - self.begun
@@ -89,7 +90,10 @@ class Observer:
         """
 
     def swept(self, launched: Sequence[SagaRecord]) -> None:
-        """Recovery has looked at what was due, and launched these."""
+        """Recovery has looked at what was due, and sent these to their queues."""
+
+    def recovery_failed(self, saga: str) -> None:
+        """Recovery could not deal with a saga of this name: no broker takes it, or this worker cannot read it."""
 
     def delivered(self, queue: str, end: str) -> None:
         """A delivery of a message came to an end: a value of `sagas.events.inbox.End`; or "buried", a dead letter."""
@@ -127,6 +131,9 @@ class Observers:
     def swept(self, launched: Sequence[SagaRecord]) -> None:
         self._tell("swept", launched)
 
+    def recovery_failed(self, saga: str) -> None:
+        self._tell("recovery_failed", saga)
+
     def delivered(self, queue: str, end: str) -> None:
         self._tell("delivered", queue, end)
 
@@ -141,11 +148,14 @@ class Observers:
         for observer in self._all:
             try:
                 answers.append(getattr(observer, what)(*about))
-            except Exception as error:  # noqa: BLE001 - whoever watches must not break what is watched
+            except BaseException as error:
+                if ends_process(error):
+                    raise
+                # Whoever watches must not break what is watched.
                 self.blame(observer, what, error)
         return answers
 
-    def blame(self, observer: Observer, what: str, error: Exception) -> None:
+    def blame(self, observer: Observer, what: str, error: BaseException) -> None:
         """Log what an observer raised: once, for it may do so at every step."""
         if (id(observer), what) not in self._blamed:
             self._blamed.add((id(observer), what))
@@ -173,7 +183,9 @@ class _During(AbstractContextManager[W]):
             try:
                 manager = observer.during(self._work)  # type: ignore[arg-type]
                 manager.__enter__()
-            except Exception as error:  # noqa: BLE001
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 self._observers.blame(observer, "during", error)
             else:
                 self._entered.append((observer, manager))
@@ -185,6 +197,8 @@ class _During(AbstractContextManager[W]):
         for observer, manager in reversed(self._entered):
             try:
                 manager.__exit__(kind, raised, traceback)
-            except Exception as error:  # noqa: BLE001
+            except BaseException as error:
+                if error is not raised and ends_process(error):
+                    raise
                 if error is not raised:
                     self._observers.blame(observer, "during", error)

@@ -10,7 +10,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,8 +20,9 @@ import uuid_utils
 
 from sagas import transitions
 from sagas.causes import CURRENT, Cause, within
-from sagas.checkpoints import Direction, SagaRecord, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -37,11 +38,13 @@ from sagas.errors import (
 )
 from sagas.events.bus import SAGAS
 from sagas.events.life import life
+from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.plan import Plan, plan
+from sagas.text import clean, describe, is_clean
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
-from sagas.values import NO_TYPE, convert, dump, load
+from sagas.values import ABSENT, NO_TYPE, convert, dump, field_of, load, same
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -56,14 +59,14 @@ logger = logging.getLogger(__name__)
 _LONGEST_KEY = 200
 _LONGEST_ERROR = 10_000
 
-#: Seconds that other workers' recovery leaves a saga alone after one of them has taken it up.
-_SWEEP_LEASE = 10.0
-
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
 
 #: A step that comes to one of these has done what it was asked for.
 _SUCCEEDED = (StepStatus.DONE, StepStatus.UNDONE)
+
+#: The verdicts whose messenger needs to know what is left.
+_PLANNED = (Verdict.LAUNCH, Verdict.ACT, Verdict.OVERDUE)
 
 _Decide = Callable[[Saga, SagaRecord, datetime], Change]
 
@@ -75,8 +78,9 @@ class Next:
     verdict: Verdict
     note: str
     record: SagaRecord
-    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH
+    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH; what is waited for, if it is OVERDUE
     claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
+    error: BaseException | None = None  #: what the attempt raised, if it failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class Orchestrator:
             )
         self.sagas[key] = saga
 
-    def definition(self, record: SagaRecord, step: str | None = None) -> Saga:
+    def definition(self, record: SagaSummary, step: str | None = None) -> Saga:
         """Return the definition that a saga was started with.
 
         Raises `DefinitionMissing` where the running code has none, or one of other steps.
@@ -171,14 +175,19 @@ class Orchestrator:
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
         cause = CURRENT.get()
-        if not correlation_id:
+        if correlation_id is None:
             # That of others need not be one that could be asked for: it may have blanks around it.
-            correlation_id = (cause.correlation_id.strip()[:_LONGEST_KEY].strip() if cause else "") or saga_id
+            inherited = clean(cause.correlation_id).strip()[:_LONGEST_KEY].strip() if cause else ""
+            correlation_id = inherited or saga_id
         for what, value in (("key", key), ("correlation_id", correlation_id)):
-            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip():
+            if not isinstance(value, str):
+                raise InvalidInput(
+                    f"saga {saga.name!r}: {what} must be a str, not {type(value).__name__}: {what}=str(...)"
+                )
+            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip() or not is_clean(value):
                 raise InvalidInput(
                     f"saga {saga.name!r}: {what} {value!r} must be a string of 1 to {_LONGEST_KEY} characters "
-                    "without white space around it"
+                    "without white space around it, NUL or lone surrogates"
                 )
         now = self.store.now()
         record = SagaRecord(
@@ -205,7 +214,7 @@ class Orchestrator:
                 self.store.after_commit(session, lambda: self.observers.changed(None, record))
             return Next(Verdict.LAUNCH, "", record, plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
-        if stored.input != text and load(stored.input, saga.input) != load(text, saga.input):
+        if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
             raise KeyReused(
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
@@ -215,7 +224,7 @@ class Orchestrator:
         where = f"saga {saga.name!r}, input"
         if saga.input is None:
             if given is not None:
-                raise InvalidInput(f"{where}: it takes none, but was given {given!r}")
+                raise InvalidInput(f"{where}: it takes none, but was given a {type(given).__name__}")
             return "null"
         try:
             value = convert(given, saga.input) if isinstance(given, Mapping) else given
@@ -266,13 +275,15 @@ class Orchestrator:
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
-            except Exception as error:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 resources.__exit__(type(error), error, error.__traceback__)
                 failure = _failure(error)
                 seen.end(failure.outcome.value, error)
                 if failure.outcome is not Outcome.TERMINAL:
                     logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
-                return self._record(attempt, owner, failure)
+                return replace(self._record(attempt, owner, failure), error=error)
             seen.end(SUCCEEDED)
             return self._record(attempt, owner, result, following)
 
@@ -287,7 +298,7 @@ class Orchestrator:
 
         def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             if isinstance(outcome, Failure):
-                return transitions.fail(saga, record, attempt.name, owner, outcome, now, self.timing)
+                return transitions.fail(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
             done = transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
@@ -344,35 +355,44 @@ class Orchestrator:
             _CLAIM_PATIENCE,
         )
 
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        """A probe came through the queue: what was sent for its task before has come, or never will."""
+        try:
+            self.store.arrived(task, sent_at)
+        except StoreUnavailable as error:  # recovery sends another
+            logger.warning("the arrival of a probe for %s could not be noted: %s", task, error)
+
     # -- recovery -----------------------------------------------------------------------------------------------
 
-    def sweep(self, limit: int = 100) -> Iterator[Next]:
-        """Look at the sagas that are due, and yield what became of each."""
-        for saga_id in self.store.due(limit, _SWEEP_LEASE):
-            try:
-                yield self._change(
-                    saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing)
-                )
-            except DefinitionMissing as error:
-                logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            except StoreUnavailable:
-                raise
-            except Exception:
-                logger.exception("saga %s could not be examined", saga_id)  # and must not hold up the others
+    def examine(self, saga_id: str) -> Next:
+        """Look at a saga that is due. LAUNCH: send its plan. OVERDUE: find out whether its message is lost."""
+        return self._change(saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing))
 
-    def not_launched(self, record: SagaRecord) -> None:
-        """The broker did not take what `sweep` yielded: that was no stall, and is tried again before long."""
-        wake_at = self.store.now() + timedelta(seconds=self.timing.stall)
-        self.store.save(record, replace(record, stalls=max(record.stalls - 1, 0), wake_at=wake_at))
+    def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
+        """Have an overdue saga's messages sent once more."""
+        return self._change(
+            saga_id, lambda saga, record, now: transitions.redispatch(saga, record, step, sent_at, now, self.timing)
+        )
+
+    def not_sent(self, saga_id: str, why: str, *, broker_answers: bool) -> None:
+        """No broker took the plan of a saga: show that on the saga, and look at it again before long."""
+        self._change(
+            saga_id,
+            lambda saga, record, now: transitions.not_sent(
+                saga, record, why, now, self.timing, broker_answers=broker_answers
+            ),
+        )
 
     # -- people -------------------------------------------------------------------------------------------------
 
     def cancel(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        reason, by = _said(reason), _named(by)
         return self._change(
             saga_id, lambda saga, record, now: transitions.cancel(saga, record, reason, now, self.timing, by)
         )
 
     def resume(self, saga_id: str, reason: str, by: str | None = None) -> Next:
+        reason, by = _said(reason), _named(by)
         return self._change(
             saga_id, lambda saga, record, now: transitions.resume(saga, record, reason, now, self.timing, by)
         )
@@ -382,6 +402,7 @@ class Orchestrator:
     ) -> Next:
         if not reason.strip():
             raise NotAllowed(f"saga {saga_id}, step {step!r}: say why; it is kept with the saga")
+        reason, by = _said(reason), _named(by)
 
         def decide(saga: Saga, record: SagaRecord, now: datetime) -> Change:
             text = None
@@ -442,7 +463,7 @@ class Orchestrator:
                 if self.observers:
                     tell = functools.partial(self.observers.changed, before, after, change.history)
                     tell() if told is None else told.append(tell)
-            launch = plan(saga, after) if change.verdict in (Verdict.LAUNCH, Verdict.ACT) else None
+            launch = plan(saga, after) if change.verdict in _PLANNED else None
             return Next(change.verdict, change.note, after, launch)
 
     def _outbox(
@@ -485,8 +506,8 @@ class Orchestrator:
                 pause = min(pause * 2, 1.0)
 
 
-class _Fenced(Terminal):
-    """The transaction of a step found that the saga has moved on without it."""
+class _Fenced(Exception):
+    """The transaction of a step found that the saga has moved on without it. What else the step did is not known."""
 
 
 class _Attempt:
@@ -508,13 +529,16 @@ class _Attempt:
         bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
         assert bound is not None
         try:
-            arguments = {name: self._value(source) for name, source in bound.sources.items()}
+            values = {name: self._value(source) for name, source in bound.sources.items()}
+            arguments = {name: value for name, value in values.items() if value is not ABSENT}
         except Exception as error:
-            raise Terminal(f"its arguments cannot be read from what is stored: {error}") from error
+            raise Terminal(f"its arguments cannot be read from what is stored: {describe(error)}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
+            refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
             return None
         try:
+            refuse_unfinished(returned)
             text = dump(returned, bound.returns)
         except TypeError as error:
             raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
@@ -533,7 +557,7 @@ class _Attempt:
                 return load(self.record.input, self.saga.input)
             case "field":
                 value = load(self.record.input, self.saga.input)
-                return value[source.name] if isinstance(value, dict) else getattr(value, source.name)
+                return field_of(value, source.name, ABSENT if source.has_default else None)
             case "step":
                 stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
             case _:
@@ -578,15 +602,25 @@ class _Attempt:
         return self.session
 
 
-def _failure(error: Exception) -> Failure:
+def _said(reason: str) -> str:
+    return clean(reason, _LONGEST_ERROR)
+
+
+def _named(by: str | None) -> str | None:
+    return None if by is None else clean(by, _LONGEST_KEY)
+
+
+def _failure(error: BaseException) -> Failure:
     """Say how an attempt failed from what it raised."""
-    text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+    error = meant(error)
+    said = clean(describe(error), _LONGEST_ERROR)
+    text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:
         case Terminal():
-            return Failure(Outcome.TERMINAL, str(error)[:_LONGEST_ERROR] or text)
+            return Failure(Outcome.TERMINAL, said or text)
         case Retryable():
-            return Failure(Outcome.FAILED, str(error)[:_LONGEST_ERROR] or text, error.after)
-        case UnserialisableResult():
-            return Failure(Outcome.IN_DOUBT, str(error)[:_LONGEST_ERROR])
+            return Failure(Outcome.FAILED, said or text, error.after)
+        case UnserialisableResult() | _Fenced():
+            return Failure(Outcome.IN_DOUBT, said)
         case _:
             return Failure(Outcome.FAILED, text)

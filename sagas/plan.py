@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sagas.checkpoints import AT_REST, Direction, SagaRecord, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import BoundStep, Saga
 
 __all__ = ["Plan", "plan", "settled"]
@@ -23,6 +23,7 @@ class Plan:
     saga: Saga
     saga_id: str
     epoch: int
+    dispatch: int  #: +1 each time that what is left is sent anew
     direction: Direction
     stages: tuple[tuple[str, ...], ...] = ()
 
@@ -30,13 +31,13 @@ class Plan:
         return bool(self.stages)
 
 
-def plan(saga: Saga, record: SagaRecord) -> Plan:
+def plan(saga: Saga, record: SagaSummary) -> Plan:
     """Decide what is left to do. Pure: the same record gives the same plan.
 
     Steps that somebody is already at work on are left out of the first stage: whoever closes the stage goes on with
     the rest. When all of the first stage is at work, there is nothing to launch.
     """
-    nothing = Plan(saga, record.id, record.epoch, record.direction)
+    nothing = Plan(saga, record.id, record.epoch, record.dispatches, record.direction)
     if record.status in AT_REST:
         return nothing
     stages = saga.stages if record.direction is Direction.FORWARD else saga.stages[::-1]
@@ -51,7 +52,7 @@ def plan(saga: Saga, record: SagaRecord) -> Plan:
     if not first:
         return nothing
     later = [tuple(step.name for step in stage) for stage in left[1:]]
-    return Plan(saga, record.id, record.epoch, record.direction, (first, *later))
+    return Plan(saga, record.id, record.epoch, record.dispatches, record.direction, (first, *later))
 
 
 def settled(step: BoundStep, record: StepRecord, direction: Direction) -> bool:
@@ -64,5 +65,5 @@ def settled(step: BoundStep, record: StepRecord, direction: Direction) -> bool:
     return step.compensation is None or never_began or record.status not in _TO_UNDO
 
 
-def _unsettled(stage: tuple[BoundStep, ...], record: SagaRecord) -> list[BoundStep]:
+def _unsettled(stage: tuple[BoundStep, ...], record: SagaSummary) -> list[BoundStep]:
     return [step for step in stage if not settled(step, record.step(step.name), record.direction)]

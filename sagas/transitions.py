@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from sagas.checkpoints import (
     AT_REST,
     CLOCKS_DIFFER,
+    NOT_SENT,
     DeadLetter,
     Direction,
     HistoryEntry,
@@ -37,16 +38,18 @@ __all__ = [
     "examine",
     "fail",
     "join",
+    "not_sent",
+    "redispatch",
     "report",
     "renew",
     "repair",
     "rewound",
+    "sent_at",
     "succeed",
 ]
 
-#: A relaunch that changes nothing doubles the wait for the next one, up to 2 ** this. It makes the messages before it
-#: stale, so where a queue is long the wait has to grow until it is longer than the queue.
-_MOST_DOUBLINGS = 10
+#: While nobody begins the next step, each look at a saga doubles the wait for the next look, up to 2 ** this.
+_MOST_DOUBLINGS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class Timing:
     """How patient the engine is, in seconds."""
 
     lease: float = 30.0  #: a claim that is not renewed for this long is dead
-    stall: float = 30.0  #: a saga whose next step nobody claims for this long is launched again
+    stall: float = 30.0  #: a saga whose next step nobody claims for this long is overdue
 
 
 class Verdict(enum.Enum):
@@ -63,11 +66,13 @@ class Verdict(enum.Enum):
     GO_AWAY = "go away"  #: nothing to do with this message; the chain it belongs to ends here
     ACT = "act"  #: the claim is yours
     CONTINUE = "continue"  #: the chain goes on
+    SETTLED = "settled"  #: it was done before: the chain goes on if it was this message's own doing, else it ends here
     PARTED = "parted"  #: recorded; siblings of the stage are still at work
     CLOSED = "closed"  #: recorded, and it was the last of its stage: the join is yours to send
     RETRY = "retry"  #: the attempt failed; the step is tried again
     FAILED = "failed"  #: the step is out of attempts: raise, so that link_error fires
     LAUNCH = "launch"  #: launch what the plan says is left
+    OVERDUE = "overdue"  #: its message waits in a queue, or is lost: recovery has to find out which
 
 
 class Outcome(enum.Enum):
@@ -105,7 +110,7 @@ def claim(saga: Saga, record: SagaRecord, name: str, epoch: int, owner: str, now
         return refusal
     step, state = saga.steps[name], record.step(name)
     if settled(step, state, record.direction):
-        return Change(record, Verdict.CONTINUE, f"already {state.status}")
+        return Change(record, Verdict.SETTLED, f"already {state.status}")
     if not _is_turn_of(saga, record, step):
         return Change(record, Verdict.GO_AWAY, "an earlier stage is not settled")
     if record.direction is Direction.BACKWARD and state.status is StepStatus.RUNNING:
@@ -158,9 +163,9 @@ def succeed(
         return _landed_late(saga, record, step, owner, result, now, timing)
     if state.owner != owner:
         if state.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
-            history = (
-                _entry(record, now, "landed late", step, f"an earlier attempt succeeded, with the result {result}"),
-            )
+            # The result is kept where results are, for its history is neither encrypted nor masked.
+            history = (_entry(record, now, "landed late", step, "an earlier attempt succeeded; its result is kept"),)
+            record = record.with_step(replace(state, result=result))
             return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "it came late", history)
         # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever
         # closed the stage has gone on.
@@ -174,12 +179,19 @@ def succeed(
 
 
 def fail(
-    saga: Saga, record: SagaRecord, name: str, owner: str, failure: Failure, now: datetime, timing: Timing
+    saga: Saga,
+    record: SagaRecord,
+    name: str,
+    owner: str,
+    direction: Direction,
+    failure: Failure,
+    now: datetime,
+    timing: Timing,
 ) -> Change:
     """The holder of a claim, or whoever watches over it, reports that the attempt failed."""
     step, state = saga.steps[name], record.step(name)
     if state.owner != owner:
-        return Change(record, Verdict.GO_AWAY, f"its claim was taken over; the step is {state.status}")
+        return _failed_late(saga, record, step, owner, direction, failure, now, timing)
     undoing = state.status is StepStatus.UNDOING
     history = (_entry(record, now, "undo failed" if undoing else "step failed", step, failure.error),)
     retry = step.compensation_retry if undoing else step.retry
@@ -231,18 +243,21 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
     """link_error fired for a step's task: look at the saga now instead of when recovery would.
 
     Where the step recorded its own failure, the saga turns back. Where it did not, Celery lost it: a hard time limit,
-    wrong arguments, a worker that died without redelivery.
+    wrong arguments, a worker that died without redelivery. It is only a hint, and may be late, doubled or forged: it
+    never ends a claim that is alive. Whoever died holding one loses it when its lease is over.
     """
     if (refusal := _stale(record, epoch)) is not None:
         return refusal
     step, state = saga.steps[name], record.step(name)
-    if state.owner is not None:
-        lost = Failure(
-            Outcome.FAILED, "Celery gave the task up before it reported (a time limit, or its worker was lost)"
-        )
-        change = fail(saga, record, name, state.owner, lost, now, timing)
+    if state.held and not _is_dead(state, now):
+        return Change(record, Verdict.GO_AWAY, f"held by {state.owner} until {state.lease_until}")
+    if state.held:
+        change = _expire(saga, record, step, now, timing)
     elif _is_ready(state, record.direction, now) and _is_turn_of(saga, record, step):
         change = _lose(saga, record, step, now, timing)
+    elif settled(step, state, record.direction) and (stage := _current(saga, record)) and _waiting(record, stage, now):
+        # It is done, and its task failed all the same: it could not send what comes next.
+        return _done(saga, record, Verdict.LAUNCH, now, timing)
     else:
         change = Change(record, Verdict.GO_AWAY)
     return _then_examine(saga, change, now, timing)
@@ -252,19 +267,36 @@ def report(saga: Saga, record: SagaRecord, name: str, epoch: int, now: datetime,
 
 
 def examine(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
-    """Bring a due saga to where it should be: settle dead claims, honour deadlines, relaunch what stands still."""
+    """Bring a due saga to where it should be: settle dead claims, honour deadlines, launch what has no message.
+
+    OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
+    """
     if record.status in AT_REST:
         return Change(replace(record, wake_at=None), Verdict.GO_AWAY)
+    # `wake_at` is the mark that keeps other recoveries away, and says nothing about the saga.
+    record = replace(record, wake_at=None)
     change = Change(record, Verdict.GO_AWAY)
     for step in saga.steps.values():
         state = change.record.step(step.name)
         if state.held and _is_dead(state, now):
             change = _merge(change, _expire(saga, change.record, step, now, timing))
-    return _then_examine(saga, change, now, timing)
+    change = _then_examine(saga, change, now, timing)
+    return change if change.record is not record else _look(saga, record, now, timing)
+
+
+def _look(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> Change:
+    """Nothing is to be done to a saga but to wait. Say whether it has waited for too long, and when to look again."""
+    verdict, stage = Verdict.GO_AWAY, _current(saga, record)
+    assert stage is not None
+    patience = timedelta(seconds=_patience(record, timing))
+    if any(sent_at(state, record) + patience <= now for state in _waiting(record, stage, now)):
+        verdict, record = Verdict.OVERDUE, replace(record, stalls=record.stalls + 1)
+    # `updated_at` stays: a look changes nothing.
+    return Change(replace(record, wake_at=_wake_at(saga, record, now, timing)), verdict)
 
 
 def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> Change:
-    """Follow up on a change that nobody carries on: turn back, finish, relaunch or wait."""
+    """Follow up on a change that nobody carries on: turn back, finish, launch what has no message, or wait."""
     record = change.record
     if record.status in AT_REST:
         return replace(change, verdict=Verdict.GO_AWAY)
@@ -283,13 +315,50 @@ def _then_examine(saga: Saga, change: Change, now: datetime, timing: Timing) -> 
         if record.deadline is not None and record.deadline <= now and not _committed(saga, record):
             why = "the saga ran out of time" + (f" ({saga.timeout:g} s)" if saga.timeout else "")
             return _merge(change, _turn_back(saga, record, why, now, timing))
-    states = [record.step(step.name) for step in stage]
-    if _is_doomed(record, stage) or not any(_is_ready(state, record.direction, now) for state in states):
-        return _merge(change, _done(saga, record, Verdict.GO_AWAY, now, timing))
-    # While siblings are at work the epoch stays: a new one would make the messages of their chord stale.
-    epoch = record.epoch if any(state.held for state in states) else record.epoch + 1
-    record = replace(record, epoch=epoch, stalls=record.stalls + 1)
-    return _merge(change, _done(saga, record, Verdict.LAUNCH, now, timing))
+    waiting = _waiting(record, stage, now)
+    if any(_has_no_message(state, record.direction) for state in waiting):
+        return _merge(change, _done(saga, record, Verdict.LAUNCH, now, timing))
+    return change
+
+
+def redispatch(saga: Saga, record: SagaRecord, name: str, sent: datetime, now: datetime, timing: Timing) -> Change:
+    """Send an overdue saga's messages once more: the first ones are lost, or it is not known that they are not.
+
+    `name`, `sent`: the step that was overdue, and when its message was sent. If the saga has moved on since, there is
+    nothing to send.
+
+    The epoch stays: a message that still waits in a queue stays good, and of two the claim refuses the second.
+    """
+    stage = None if record.status in AT_REST else _current(saga, record)
+    waiting = [] if stage is None else _waiting(record, stage, now)
+    if not any(state.name == name and sent_at(state, record) == sent for state in waiting):
+        return Change(record, Verdict.GO_AWAY, "it has moved on")
+    return _done(saga, replace(record, wake_at=None), Verdict.LAUNCH, now, timing)
+
+
+def not_sent(
+    saga: Saga, record: SagaRecord, why: str, now: datetime, timing: Timing, *, broker_answers: bool
+) -> Change:
+    """No broker took the messages of a saga. That is shown on the saga, which is looked at again before long.
+
+    `broker_answers`: whether the saga itself is to blame, such as for a queue that nobody declared. It then waits
+    longer each time.
+    """
+    stage = None if record.status in AT_REST else _current(saga, record)
+    if stage is None or not (waiting := _waiting(record, stage, now)):
+        return Change(record, Verdict.GO_AWAY, "it has moved on")
+    note = f"{NOT_SENT}: {why}"
+    for state in waiting:
+        record = record.with_step(replace(state, sent_at=None, error=note))
+    if record.direction is Direction.FORWARD:  # backward, the error says why it turned back
+        record = replace(record, error=note)
+    history: tuple[HistoryEntry, ...] = ()
+    if broker_answers:
+        history = tuple(_entry(record, now, NOT_SENT, saga.steps[state.name], why) for state in waiting)
+    else:
+        record = replace(record, stalls=max(record.stalls - 1, 0))
+    record = replace(record, wake_at=now + timedelta(seconds=_patience(record, timing)))
+    return Change(record, Verdict.GO_AWAY, note, history)
 
 
 def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
@@ -307,7 +376,11 @@ def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
 
     steps = {
         name: replace(
-            state, lease_until=back(state.lease_until), deadline=back(state.deadline), due_at=back(state.due_at)
+            state,
+            lease_until=back(state.lease_until),
+            deadline=back(state.deadline),
+            due_at=back(state.due_at),
+            sent_at=back(state.sent_at),
         )
         for name, state in record.steps.items()
     }
@@ -349,15 +422,12 @@ def resume(saga: Saga, record: SagaRecord, reason: str, now: datetime, timing: T
         state = record.step(step.name)
         if not state.held and state.due_at is not None:
             record = record.with_step(replace(state, due_at=now))
-    if not any(_is_ready(record.step(step.name), record.direction, now) for step in stage):
+    if not _waiting(record, stage, now):
         at_work = [state for step in stage if (state := record.step(step.name)).held]
         why = ", ".join(f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC" for s in at_work)
         raise NotAllowed(f"{about} cannot be resumed: {why or 'none of its steps is ready'}")
-    # While siblings are at work the epoch stays: a new one would make the messages of their chord stale.
-    epoch = record.epoch if any(record.step(step.name).held for step in stage) else record.epoch + 1
     history = (_entry(record, now, "operator: resume", None, reason, by),)
-    record = replace(record, epoch=epoch, stalls=0)
-    return _done(saga, record, Verdict.LAUNCH, now, timing, "resumed", history)
+    return _done(saga, replace(record, stalls=0), Verdict.LAUNCH, now, timing, "resumed", history)
 
 
 class Repair(enum.Enum):
@@ -393,7 +463,8 @@ def repair(
     forward = record.direction is Direction.FORWARD
     match how:
         case Repair.RETRY:
-            state = state.move(StepStatus.PENDING if forward else StepStatus.UNDOING, failures=0, lost=0, due_at=None)
+            back = StepStatus.PENDING if forward else StepStatus.UNDOING
+            state = state.move(back, failures=0, lost=0, due_at=None, error=None)
         case Repair.SKIP:
             state = state.move(StepStatus.SKIPPED, finished_at=now, result="null" if forward else state.result)
         case Repair.DONE:
@@ -401,7 +472,7 @@ def repair(
                 StepStatus.DONE if forward else StepStatus.UNDONE,
                 finished_at=now,
                 error=None,
-                result=(result or "null") if forward else state.result,
+                result=(result or state.result or "null") if forward else state.result,
             )
         case Repair.FAILED if forward and step.step.is_pivot:
             state = state.move(StepStatus.FAILED, finished_at=now)
@@ -417,8 +488,8 @@ def repair(
     if how is Repair.FAILED:
         change = _turn_back(saga, record, f"pivot {name!r} had no effect: {reason}", now, timing, by=by)
         return replace(change, history=history + change.history, dead_letters=letters)
-    back = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
-    record = record.move(back, epoch=record.epoch + 1, stalls=0, ready_at=now, error=None if forward else record.error)
+    goes_on = SagaStatus.RUNNING if forward else SagaStatus.COMPENSATING
+    record = record.move(goes_on, stalls=0, ready_at=now, error=None if forward else record.error)
     change = _settle(saga, record, now, timing)
     return replace(change, history=history + change.history, dead_letters=letters)
 
@@ -451,33 +522,69 @@ def _turn_back(
     return replace(change, note=why, history=history + change.history)
 
 
-def _landed_late(
-    saga: Saga, record: SagaRecord, step: BoundStep, owner: str, result: str | None, now: datetime, timing: Timing
+def _failed_late(
+    saga: Saga,
+    record: SagaRecord,
+    step: BoundStep,
+    owner: str,
+    direction: Direction,
+    failure: Failure,
+    now: datetime,
+    timing: Timing,
 ) -> Change:
-    """An action succeeded after the saga had turned back. It does not count as done: it is undone, with its result."""
+    """An attempt that had been given up came to a bad end. Only `Terminal` says that it had no effect."""
+    state = record.step(step.name)
+    if direction is Direction.FORWARD and failure.outcome is not Outcome.TERMINAL:
+        if record.direction is Direction.BACKWARD:
+            return _landed_late(saga, record, step, owner, None, now, timing, failure.error)
+        if state.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
+            history = (_entry(record, now, "landed late", step, f"an earlier attempt ended with: {failure.error}"),)
+            return Change(replace(record, updated_at=now), Verdict.GO_AWAY, "it came late", history)
+    return Change(record, Verdict.GO_AWAY, f"its claim was taken over; the step is {state.status}")
+
+
+def _landed_late(
+    saga: Saga,
+    record: SagaRecord,
+    step: BoundStep,
+    owner: str,
+    result: str | None,
+    now: datetime,
+    timing: Timing,
+    error: str | None = None,
+) -> Change:
+    """An action ended after the saga had turned back, and has or may have had its effect. It is undone, once more.
+
+    `result`: None where it is not known, since the action ended with `error`.
+    """
     state = record.step(step.name)
     if step.compensation is None:
-        return _landed_for_good(record, step, now)
+        return _landed_for_good(record, step, now, error)
     if state.status is StepStatus.DONE or (state.status is StepStatus.RUNNING and state.owner != owner):
         return Change(record, Verdict.GO_AWAY, "another delivery of it stands for it, and will be undone")
-    history = (_entry(record, now, "landed late", step, f"it was {state.status}"),)
+    how = "" if error is None else f", and ended with: {error}"
+    history = (_entry(record, now, "landed late", step, f"it was {state.status}{how}"),)
     letters: tuple[DeadLetter, ...] = ()
     if state.status is StepStatus.STUCK:
         letters = (
             _letter(record, state, now, resolution="landed late", reason="its outcome is known: undone once more"),
         )
     # Whoever is undoing it now may have looked before it landed: that claim is void, and it is undone once more.
-    state = _released(state, StepStatus.IN_DOUBT, now, result=result, failures=0, lost=0, due_at=None)
+    result = state.result if result is None else result
+    error = state.error if error is None else error
+    state = _released(state, StepStatus.IN_DOUBT, now, result=result, error=error, failures=0, lost=0, due_at=None)
     record = record.with_step(state)
     stuck = any(s.status is StepStatus.STUCK for s in record.steps.values())
     if record.status is SagaStatus.COMPENSATED or (record.status is SagaStatus.STUCK and not stuck):
-        record = record.move(SagaStatus.COMPENSATING, epoch=record.epoch + 1, ready_at=now)
+        record = record.move(SagaStatus.COMPENSATING, ready_at=now)
     return _done(saga, record, Verdict.LAUNCH, now, timing, "landed after the saga had turned back", history, letters)
 
 
-def _landed_for_good(record: SagaRecord, step: BoundStep, now: datetime) -> Change:
-    """An action without a compensation succeeded after the saga had turned back. For a pivot that takes a person."""
+def _landed_for_good(record: SagaRecord, step: BoundStep, now: datetime, error: str | None) -> Change:
+    """An action without a compensation ended after the saga had turned back. For a pivot that takes a person."""
     note = "it came late, and there is nothing that undoes it"
+    if error is not None:
+        note = f"it ended late, nobody knows whether it had an effect, and there is nothing that undoes it: {error}"
     if not step.step.is_pivot:
         return Change(record, Verdict.GO_AWAY, note)
     letter = replace(_letter(record, record.step(step.name), now), direction=Direction.FORWARD, error=note)
@@ -492,7 +599,7 @@ def _expire(saga: Saga, record: SagaRecord, step: BoundStep, now: datetime, timi
     assert state.deadline is not None
     if state.deadline <= now:
         late = Failure(Outcome.FAILED, f"no answer within {step.step.timeout:g} s")
-        return fail(saga, record, step.name, state.owner, late, now, timing)
+        return fail(saga, record, step.name, state.owner, record.direction, late, now, timing)
     return _lose(saga, record, step, now, timing)
 
 
@@ -565,8 +672,10 @@ def _after_step(
 
 
 def _get_stuck(saga: Saga, record: SagaRecord, stage: tuple[BoundStep, ...], now: datetime, timing: Timing) -> Change:
-    record = record.move(SagaStatus.STUCK, error=_reason(record, stage))
-    history = (_entry(record, now, "stuck", None, record.error or ""),)
+    reason = _reason(record, stage)
+    # Backward, the error says why it turned back; that its compensation is stuck, the step says.
+    record = record.move(SagaStatus.STUCK, error=reason if record.direction is Direction.FORWARD else record.error)
+    history = (_entry(record, now, "stuck", None, reason),)
     return _done(saga, record, Verdict.GO_AWAY, now, timing, history=history)
 
 
@@ -655,6 +764,33 @@ def _is_ready(state: StepRecord, direction: Direction, now: datetime) -> bool:
     return state.status in (StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.UNDOING)
 
 
+def _waiting(record: SagaRecord, stage: tuple[BoundStep, ...], now: datetime) -> list[StepRecord]:
+    """Return the steps of the current stage that a worker could begin now."""
+    if _is_doomed(record, stage):
+        return []
+    states = [state for step in stage if not settled(step, state := record.step(step.name), record.direction)]
+    return [state for state in states if _is_ready(state, record.direction, now)]
+
+
+def _has_no_message(state: StepRecord, direction: Direction) -> bool:
+    """Tell whether a waiting step is to be sent a message, since the one that it had is used up.
+
+    The message of a step that has not begun comes with the chain, when its stage is reached.
+    """
+    begun = state.position > 0 if direction is Direction.FORWARD else state.status is StepStatus.UNDOING
+    return state.sent_at is None and (begun or state.lost > 0)
+
+
+def sent_at(state: StepRecord, record: SagaRecord) -> datetime:
+    """Say when the message of a waiting step was sent."""
+    return record.ready_at if state.sent_at is None else max(state.sent_at, record.ready_at)
+
+
+def _patience(record: SagaRecord, timing: Timing) -> float:
+    """Return for how many seconds a message may go unanswered. Each look in vain doubles that."""
+    return float(timing.stall * 2 ** min(record.stalls, _MOST_DOUBLINGS))
+
+
 def _is_dead(state: StepRecord, now: datetime) -> bool:
     return state.lease_until is not None and state.lease_until <= now
 
@@ -667,7 +803,9 @@ def _reason(record: SagaRecord, stage: tuple[BoundStep, ...]) -> str:
 
 
 def _released(state: StepRecord, status: StepStatus, finished_at: datetime | None, **changes: object) -> StepRecord:
-    return state.move(status, owner=None, lease_until=None, deadline=None, finished_at=finished_at, **changes)
+    return state.move(
+        status, owner=None, lease_until=None, deadline=None, sent_at=None, finished_at=finished_at, **changes
+    )
 
 
 def _start_deadline(step: BoundStep, state: StepRecord, record: SagaRecord) -> datetime | None:
@@ -684,7 +822,7 @@ def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> d
     stage = _current(saga, record)
     if record.status in AT_REST or stage is None:
         return None
-    stall = now + timedelta(seconds=timing.stall * 2 ** min(record.stalls, _MOST_DOUBLINGS))
+    patience = timedelta(seconds=_patience(record, timing))
     times: list[datetime | None] = []
     doomed = _is_doomed(record, stage)
     for step in stage:
@@ -692,12 +830,14 @@ def _wake_at(saga: Saga, record: SagaRecord, now: datetime, timing: Timing) -> d
         if state.held:
             times.append(state.lease_until)
         elif not doomed and not settled(step, state, record.direction):
-            times.append(state.due_at if state.due_at is not None and state.due_at >= now else stall)
+            sent = sent_at(state, record)
+            overdue = sent + patience if sent + timedelta(seconds=timing.stall) > now else now + patience
+            times.append(state.due_at if state.due_at is not None and state.due_at >= now else overdue)
             limit = _start_deadline(step, state, record)
             times.append(limit if limit is not None and limit > now else None)
     if record.direction is Direction.FORWARD and not _committed(saga, record) and record.deadline:
         times.append(max(record.deadline, now))
-    return min(filter(None, times), default=stall)
+    return min(filter(None, times), default=now + patience)
 
 
 def _entry(
@@ -731,6 +871,10 @@ def _done(
     history: tuple[HistoryEntry, ...] = (),
     dead_letters: tuple[DeadLetter, ...] = (),
 ) -> Change:
+    if verdict is Verdict.LAUNCH and (stage := _current(saga, record)) is not None:
+        for state in _waiting(record, stage, now):
+            record = record.with_step(replace(state, sent_at=now))
+        record = replace(record, dispatches=record.dispatches + 1)
     # It may be looked at too early, never too late. Where the time that is stored will do it stays: that spares the
     # database an index entry at every checkpoint.
     wake_at = _wake_at(saga, record, now, timing)

@@ -2,20 +2,33 @@
 
 What is stored is JSON text. What a step gets back is what its author declared: a dataclass, a pydantic model,
 `Decimal`, `UUID`, `datetime`, and whatever else msgspec knows. Nothing is guessed and nothing is pickled.
+
+Each value is read again when it is written, and compared in depth. No text of an error has values in it, since those
+may be secret and what is kept may be encrypted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import enum
 import functools
 import math
+import re
+import sys
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+import typing_extensions
 
 __all__ = [
+    "ABSENT",
+    "DEEPEST",
     "NO_TYPE",
     "Number",
     "check_type",
@@ -24,12 +37,27 @@ __all__ = [
     "dump",
     "encode",
     "field_names",
+    "field_of",
     "is_pydantic",
     "load",
+    "may_be_absent",
+    "same",
 ]
 
 #: Stands for "no type was declared": plain JSON only, and it comes back as plain JSON.
 NO_TYPE: Any = object()
+
+#: Stands for the value of a field that is not there.
+ABSENT: Any = object()
+
+#: So many levels of arrays and objects may lie within one another. Every reader bears it, in whatever language, and
+#: every page can draw it; pydantic gives up at 200, others of Python's at about 1,000.
+DEEPEST = 100
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+#: How pydantic reads: aliases are what others write, names what pydantic itself writes unless it is told otherwise.
+_BOTH_NAMES: Any = {"by_alias": True, "by_name": True}
 
 
 def dump(value: Any, type_: Any = NO_TYPE) -> str:
@@ -37,19 +65,22 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
 
     Raises `TypeError`, saying where, when that cannot be promised.
     """
-    if type_ is NO_TYPE or type_ is Any:
-        _check_plain(value, "$")
-        return msgspec.json.encode(value).decode()
+    if isinstance(value, enum.Enum) and type_ in (str, int):
+        value = value.value  # what was declared comes back, and neither a reader nor a type checker expects more
     try:
+        if type_ is NO_TYPE or type_ is Any:
+            _check_plain(value, "$")
         text = encode(value).decode()
     except (ValueError, OverflowError, RecursionError, msgspec.EncodeError) as error:
-        raise TypeError(f"cannot be kept as JSON: {error}") from error
+        raise TypeError(f"cannot be kept as JSON: {_told(error)}") from error
+    if _is_too_deep(text):
+        raise TypeError(f"cannot be kept as JSON: it is nested more than {DEEPEST} levels deep; make it flatter")
     try:
         back = load(text, type_)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise TypeError(f"{error} (declared as {_name(type_)}, got {_name(type(value))})") from error
-    if back != value:  # also where a class does not define equality: then nobody can tell
-        raise TypeError(f"declared as {_name(type_)}, but {value!r} would come back as {back!r}")
+    except Exception as error:  # a type of the user's may raise anything when it is made again
+        raise TypeError(f"{_told(error)} (declared as {_name(type_)}, got {_name(type(value))})") from error
+    if difference := next(_differences(value, back, "$"), None):
+        raise TypeError(f"declared as {_name(type_)}, it would come back changed: {difference}")
     return text
 
 
@@ -63,39 +94,223 @@ def encode(value: Any) -> bytes:
     return _ENCODER.encode(value)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are the same in depth, with their types, also where their class does not define `==`."""
+    return next(_differences(one, other, "$"), None) is None
+
+
+# -- fields -------------------------------------------------------------------------------------------------------
+
+
 def field_names(type_: Any) -> dict[str, bool]:
     """Return the fields of an input type, each with whether it must be given."""
     if is_pydantic(type_):
+        if getattr(type_, "__pydantic_root_model__", False):
+            raise TypeError(f"{_name(type_)} is a root model: it has no fields by name")
         return {name: field.is_required() for name, field in type_.model_fields.items()}
     if dataclasses.is_dataclass(type_):
         return {
-            f.name: f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            f.name: f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.init
             for f in dataclasses.fields(type_)
         }
-    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+    if attributes := getattr(type_, "__attrs_attrs__", None):
+        nothing = sys.modules["attr"].NOTHING  # whose class it is, so that it is there
+        return {each.name: each.init and each.default is nothing for each in attributes}
+    if _is_struct(type_):
         return {f.name: f.required for f in msgspec.structs.fields(type_)}
-    if typing.is_typeddict(type_):
-        return {name: name in type_.__required_keys__ for name in typing.get_type_hints(type_)}
-    raise TypeError(f"{_name(type_)} is not a dataclass, pydantic model, msgspec Struct or TypedDict")
+    if typing_extensions.is_typeddict(type_):
+        hints = typing_extensions.get_type_hints(type_, include_extras=True)
+        return {name: not _is_absent_able(type_, name, hint) for name, hint in hints.items()}
+    raise TypeError(f"{_name(type_)} is not a dataclass, pydantic model, msgspec Struct, TypedDict or class of attrs")
 
 
-def check_type(type_: Any) -> None:
-    """Raise `TypeError` when values of this type could not be kept as JSON."""
-    if type_ is not NO_TYPE:
-        msgspec.json.schema(type_, schema_hook=_schema_foreign)
+def may_be_absent(type_: Any, name: str) -> bool:
+    """Tell whether a value of this type may lack a field, so that not even a default stands for it."""
+    return typing_extensions.is_typeddict(type_) and not field_names(type_)[name]
+
+
+def field_of(value: Any, name: str, otherwise: Any = None) -> Any:
+    """Return a field of a value; `otherwise` where it is absent."""
+    return value.get(name, otherwise) if isinstance(value, dict) else getattr(value, name)
+
+
+def _is_absent_able(type_: Any, name: str, hint: Any) -> bool:
+    # Asked of the hint first: with `from __future__ import annotations` Python counts NotRequired as required.
+    while (origin := typing.get_origin(hint)) in (typing.Annotated, typing_extensions.ReadOnly):
+        hint = typing.get_args(hint)[0]
+    if origin in (typing.NotRequired, typing.Required):
+        return origin is typing.NotRequired
+    return name not in type_.__required_keys__
 
 
 def convert(data: Mapping[str, Any], type_: Any) -> Any:
     """Build a `type_` from a mapping. Raises `TypeError` for a field unknown, missing or of a wrong type."""
     fields = field_names(type_)
-    if unknown := sorted(set(data) - set(fields)):
+    known = fields | _aliases(type_)
+    takes_more = is_pydantic(type_) and type_.model_config.get("extra") == "allow"
+    if (unknown := [key for key in data if key not in known]) and not takes_more:
         raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
     try:
         if is_pydantic(type_):
-            return type_.model_validate(dict(data))
-        return msgspec.convert(dict(data), type_, dec_hook=_decode_foreign)
-    except (msgspec.ValidationError, ValueError) as error:  # pydantic's is a ValueError
-        raise TypeError(str(error)) from error
+            return _convert_model(dict(data), type_)
+        if hasattr(type_, "__pydantic_validator__"):  # a dataclass of pydantic's
+            return type_.__pydantic_validator__.validate_python(dict(data), **_BOTH_NAMES)
+        if own := _own_fields(type_):
+            return _convert_fields(data, type_, own)
+        return msgspec.convert(dict(data), type_, dec_hook=_convert_foreign)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:  # pydantic's is a ValueError
+        raise TypeError(_told(error)) from error
+
+
+def _convert_model(data: dict[str, Any], type_: Any) -> Any:
+    try:
+        return type_.model_validate(data, **_BOTH_NAMES)
+    except ValueError:
+        # A strict model takes no text for a date, unless it is read from JSON; and that is where this may come from.
+        try:
+            _check_plain(data, "$")
+        except TypeError:
+            pass
+        else:
+            return type_.model_validate_json(encode(data), **_BOTH_NAMES)
+        raise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    type: Any
+    names: tuple[str, ...]  #: by which it may be given
+    required: bool
+
+
+def _own_fields(type_: Any) -> list[_Field]:
+    """Return the fields of a class that is built field by field; none of one that msgspec builds as well."""
+    if _is_struct(type_):  # as a whole it wants its names on the wire, its tag, or an array
+        found = msgspec.structs.fields(type_)
+        return [_Field(f.name, f.type, (f.name, f.encode_name), f.required) for f in found]
+    if dataclasses.is_dataclass(type_) and not all(f.init for f in dataclasses.fields(type_)):
+        hints, required = typing.get_type_hints(type_, include_extras=True), field_names(type_)
+        names = [f.name for f in dataclasses.fields(type_) if f.init]
+        return [_Field(name, hints[name], (name,), required[name]) for name in names]
+    return []
+
+
+def _convert_fields(data: Mapping[str, Any], type_: Any, fields: Iterable[_Field]) -> Any:
+    arguments = {}
+    for field in fields:
+        given = next((name for name in field.names if name in data), None)
+        if given is None and field.required:
+            raise TypeError(f"Object missing required field `{field.name}`")
+        if given is not None:
+            try:
+                arguments[field.name] = msgspec.convert(data[given], field.type, dec_hook=_convert_foreign)
+            except msgspec.ValidationError as error:
+                raise TypeError(f"{_told(error)} - of `{field.name}`") from error
+    return type_(**arguments)
+
+
+def _aliases(type_: Any) -> dict[str, bool]:
+    """Return the other names by which the fields of a type may be given."""
+    if _is_struct(type_):
+        return {f.encode_name: f.required for f in msgspec.structs.fields(type_)}
+    found: dict[str, bool] = {}
+    fields = getattr(type_, "model_fields", None) or getattr(type_, "__pydantic_fields__", {})
+    for field in fields.values():
+        alias = field.validation_alias
+        for each in getattr(alias, "choices", [alias]):
+            name = getattr(each, "path", [each])[0]
+            if isinstance(name, str):
+                found[name] = False
+    return found
+
+
+# -- types --------------------------------------------------------------------------------------------------------
+
+
+def check_type(type_: Any) -> None:
+    """Raise `TypeError` when values of this type could not be kept as JSON."""
+    if type_ is NO_TYPE:
+        return
+    for problem in _problems(type_, set()):
+        raise TypeError(problem)
+    try:
+        msgspec.json.schema(type_, schema_hook=_schema_foreign)
+        decoder(type_)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise TypeError(f"{_name(type_)}: {_told(error)}") from error
+
+
+def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
+    """Yield what is in a type that would be lost on the way, whatever its value."""
+    if id(type_) in seen:
+        return
+    seen.add(id(type_))
+    for each in typing.get_args(type_):
+        yield from _problems(each, seen)
+    if isinstance(origin := typing.get_origin(type_), type):  # a generic class, with what it is made of
+        if issubclass(origin, Mapping) and (key := typing.get_args(type_)[0]) in _NO_KEYS:
+            yield f"a {_name(key)} cannot be a key in JSON"
+        yield from _problems(origin, seen)
+        return
+    if isinstance(type_, typing_extensions.TypeAliasType):
+        yield from _problems(type_.__value__, seen)
+        return
+    fields = getattr(type_, "__pydantic_fields__", None) if isinstance(type_, type) else None
+    if fields is not None:
+        speaks = _has_serializer(type_)
+        for name, field in fields.items():
+            where = f"field {name!r} of {_name(type_)}"
+            if field.exclude and not speaks:
+                yield f"{where} is excluded when it is written: it would be lost"
+            names = [name, field.validation_alias, *getattr(field.validation_alias, "choices", [])]
+            written = getattr(type_, "model_config", {}).get("serialize_by_alias") and field.serialization_alias
+            if written and written not in names:
+                yield f"{where} is written as {written!r}, and not read by that name: give it one alias for both"
+            if any(hasattr(default, "validation_alias") for default in _defaults(type_, name)):
+                yield f"{where} has its default from pydantic's Field, which is not read here: give it as `= value`"
+            if not speaks and not _serializes(field.metadata):
+                yield from (f"{where}: {problem}" for problem in _problems(field.annotation, seen))
+    elif (
+        isinstance(type_, type) and hasattr(type_, "get_secret_value") and not hasattr(type_, "__pydantic_root_model__")
+    ):
+        seen.discard(id(type_))  # each field that has one is told of
+        yield f"a {_name(type_)} is written as asterisks: declare a str, or a reference to where the secret is"
+    elif isinstance(type_, type) and (
+        dataclasses.is_dataclass(type_) or _is_struct(type_) or typing_extensions.is_typeddict(type_)
+    ):
+        for hint in typing_extensions.get_type_hints(type_).values():
+            yield from _problems(hint, seen)
+
+
+def _defaults(type_: Any, name: str) -> list[Any]:
+    return [f.default for f in dataclasses.fields(type_) if f.name == name] if dataclasses.is_dataclass(type_) else []
+
+
+#: Of which a JSON object has no keys.
+_NO_KEYS = (bool, types.NoneType)
+
+
+def _has_serializer(type_: Any) -> bool:
+    found = getattr(type_, "__pydantic_decorators__", None)
+    return bool(found and (found.field_serializers or found.model_serializers))
+
+
+def _serializes(metadata: Iterable[Any]) -> bool:
+    return any(hasattr(each, "when_used") for each in metadata)
+
+
+def is_pydantic(type_: Any) -> bool:
+    """Tell whether a type is a pydantic model."""
+    # Asked by shape, so that pydantic stays the user's choice and is never imported here.
+    return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate")
+
+
+def _is_struct(type_: Any) -> bool:
+    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
+
+
+# -- reading and writing ------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -123,6 +338,62 @@ class Number(float):
         return self.text
 
 
+def _encode_foreign(value: Any) -> Any:
+    if is_pydantic(type(value)):
+        # Without computed fields, which are no input. As text: in strict mode, too, pydantic reads that again.
+        return msgspec.Raw(value.model_dump_json(round_trip=True).encode())
+    if isinstance(value, Number):
+        return msgspec.Raw(value.text.encode())
+    raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
+
+
+def _decode_foreign(type_: Any, data: Any) -> Any:
+    if is_pydantic(type_):
+        if _has_more_digits(data):
+            # From JSON pydantic makes a Decimal by way of a float. A strict model takes nothing else.
+            with contextlib.suppress(ValueError):
+                return type_.model_validate(data, **_BOTH_NAMES)
+        return type_.model_validate_json(encode(data), **_BOTH_NAMES)
+    raise TypeError(f"a {_name(type_)} cannot be read from JSON")
+
+
+def _has_more_digits(data: Any) -> bool:
+    """Tell whether there is a number in it that a float does not hold."""
+    if isinstance(data, Number):
+        return Decimal(data.text).as_tuple() != Decimal(repr(float(data))).as_tuple()
+    items = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return any(_has_more_digits(item) for item in items)
+
+
+def _convert_foreign(type_: Any, data: Any) -> Any:
+    if is_pydantic(type_):
+        return data if isinstance(data, type_) else type_.model_validate(data, **_BOTH_NAMES)
+    raise TypeError(f"a {_name(type_)} cannot be read from JSON")
+
+
+def _schema_foreign(type_: Any) -> dict[str, Any]:
+    if is_pydantic(type_):
+        return {"type": "object"}  # not {}: msgspec takes that for no answer
+    raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
+
+
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return False
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEEPEST:
+            return True
+    return False
+
+
+# -- comparing ----------------------------------------------------------------------------------------------------
+
+
 def _check_plain(value: Any, path: str) -> None:
     """Without a declared type only what JSON itself has is safe: anything else would come back changed."""
     kind = type(value)  # exactly: a subclass (a StrEnum, a namedtuple) would come back as its base
@@ -135,36 +406,112 @@ def _check_plain(value: Any, path: str) -> None:
         for key, item in value.items():
             _check_plain(item, f"{path}.{key}")
     else:
-        raise TypeError(f"{value!r} at {path} is not plain JSON; declare its type so that it comes back as what it is")
+        what = "a dict with keys other than str" if kind is dict else f"a {_name(kind)}"
+        what = f"the float {value}" if kind is float else what
+        raise TypeError(f"{what} at {path} is not plain JSON; declare its type so that it comes back as what it is")
 
 
-def _encode_foreign(value: Any) -> Any:
-    if is_pydantic(type(value)):
-        return value.model_dump(mode="json")
-    if isinstance(value, Number):
-        return msgspec.Raw(value.text.encode())
-    raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
+def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
+    """Yield where what comes back is not what was written, in depth."""
+    kind, came = type(value), type(back)
+    if isinstance(value, enum.Enum) or value is None or back is None:
+        if value is not back:
+            yield (
+                f"{_name(kind)} at {path} would be {_name(came)}"
+                if kind is not came
+                else f"the {_name(kind)} at {path} would have another value"
+            )
+    elif came is float and kind is int:  # what is declared as float may be given as a whole number
+        if value != back:
+            yield f"an int at {path} has more digits than a float"
+    elif kind is not came and not (issubclass(kind, came) and _is_mere(came) and not hasattr(value, "_fields")):
+        yield f"{_name(kind)} at {path} would be {_name(came)}"
+    elif (fields := _parts(value)) is not None:
+        for name in fields:
+            one, other = getattr(value, name, ABSENT), getattr(back, name, ABSENT)
+            if one is not other:
+                yield from _differences(one, other, f"{path}.{name}")
+        if is_pydantic(kind):
+            for name, what in (("__pydantic_extra__", "extra fields"), ("__pydantic_private__", "private attributes")):
+                yield from _differences(getattr(value, name), getattr(back, name), f"{path} ({what})")
+    elif isinstance(value, dict):
+        yield from _differing_keys(value, back, path)
+        for key, item in value.items():
+            if key in back:
+                yield from _differences(item, back[key], f"{path}[...]")
+    elif isinstance(value, list | tuple):
+        if len(value) != len(back):
+            yield f"{len(value)} items at {path} would be {len(back)}"
+        for i, (one, other) in enumerate(zip(value, back, strict=False)):
+            yield from _differences(one, other, f"{path}[{i}]")
+    elif isinstance(value, set | frozenset):
+        yield from _differing_keys(value, back, path)
+    elif isinstance(value, Decimal) and value.is_nan():
+        yield f"NaN at {path}: it is equal to nothing, not even to itself"
+    elif not _is_equal(value, back):
+        yield f"the {_name(kind)} at {path} would have another value"
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
+#: A subclass of these that was declared as the class itself comes back as what was declared.
+_MERE = (str, int, float, bytes, bytearray, datetime, date, time, Decimal, list, dict, set, frozenset)
 
 
-def _decode_foreign(type_: Any, data: Any) -> Any:
-    if is_pydantic(type_):
-        return data if isinstance(data, type_) else type_.model_validate(data)
-    raise TypeError(f"a {_name(type_)} cannot be read from JSON")
+def _is_mere(kind: type) -> bool:
+    return kind in _MERE
 
 
-def _schema_foreign(type_: Any) -> dict[str, Any]:
-    if is_pydantic(type_):
-        return {"type": "object"}  # not {}: msgspec takes that for no answer
-    raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
+def _parts(value: Any) -> Iterable[str] | None:
+    """Return the names of the fields of an object; None of what has none."""
+    kind = type(value)
+    if is_pydantic(kind):
+        return typing.cast("Iterable[str]", kind.model_fields)
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    if _is_struct(kind):
+        return typing.cast("Iterable[str]", kind.__struct_fields__)
+    attributes = getattr(kind, "__attrs_attrs__", None)
+    return None if attributes is None else [each.name for each in attributes]
 
 
-def is_pydantic(type_: Any) -> bool:
-    """Tell whether a type is a pydantic model."""
-    # Asked by shape, so that pydantic stays the user's choice and is never imported here.
-    return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate")
+def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Iterator[str]:
+    keys = {key: key for key in back}
+    ours = list(value)
+    if len(ours) != len(keys):
+        yield f"{len(ours)} items at {path} would be {len(keys)}"
+    for key in ours:
+        # Some are not found by what they are equal to, such as the repeated hour of a time zone.
+        match = keys[key] if key in keys else next((each for each in keys if same(key, each)), ABSENT)
+        if match is ABSENT:
+            yield f"the {_name(type(key))} in {path} would be another, or of another type"
+        else:
+            yield from _differences(key, match, f"{path}{{}}")
+
+
+def _is_equal(value: Any, back: Any) -> bool:
+    if isinstance(value, datetime | time):
+        # Not `==`: of two time zones that is never true in an hour that a change of the clock repeats or leaves out.
+        return (
+            value.replace(tzinfo=None) == back.replace(tzinfo=None)
+            and (value.tzinfo is None) == (back.tzinfo is None)
+            and value.utcoffset() == back.utcoffset()
+        )
+    if isinstance(value, Decimal):
+        return bool(value.as_tuple() == back.as_tuple())  # 1.0 and 1.00 are equal, and not the same
+    if isinstance(value, float):
+        return value == back and math.copysign(1, value) == math.copysign(1, back)
+    return bool(value == back)
+
+
+def _told(error: BaseException) -> str:
+    """Return what an error says of a type, without the value."""
+    if isinstance(error, msgspec.ValidationError) and error.__cause__ is not None:
+        return _told(error.__cause__)  # of a type that msgspec does not know
+    listed = getattr(error, "errors", None)
+    if not callable(listed) or not hasattr(error, "error_count"):
+        # An encoder's error quotes the text that it could not encode.
+        return "a lone surrogate in a text cannot be written" if isinstance(error, UnicodeError) else str(error)
+    found = listed(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{each['msg']} - at `$.{'.'.join(map(str, each['loc']))}`" for each in found[:5])
 
 
 def _name(type_: Any) -> str:

@@ -9,12 +9,20 @@ from typing import Any
 
 from celery import Celery, bootsteps, current_app, signals
 
+from sagas.errors import ConfigurationError
 from sagas.events import Events
 from sagas.events.consumer import InThread, Runner
 from sagas.events.inbox import Call, Outcome
 from sagas.recovery import Recovery
 
-__all__ = ["EventsStep", "RecoveryStep", "warn_of_ignored_limits", "warn_of_silence"]
+__all__ = [
+    "EventsStep",
+    "RecoveryStep",
+    "refuse_memory",
+    "warn_of_eagerness",
+    "warn_of_ignored_limits",
+    "warn_of_silence",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,10 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         import sagas.control  # noqa: F401, PLC0415 - a worker has all of it loaded; others would take 0.1 s for it
 
         self._recovery: Recovery = parent.app.sagas.recovery
+        parent.app.sagas.check()
+        if parent.app.sagas.orchestrator.sagas:
+            refuse_memory(parent)
+        warn_of_eagerness(parent.app)
         warn_of_ignored_limits(parent)
         warn_of_silence(parent.app)
         # Celery's time limits are for one task: with them each step is one.
@@ -48,6 +60,16 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
 
+def refuse_memory(worker: Any) -> None:
+    """Refuse a broker in the memory of one process for a pool of several: what a child sends reaches nobody."""
+    with worker.app.connection_for_write() as connection:
+        if connection.transport.driver_type == "memory" and _pool_of(worker) == "prefork":
+            raise ConfigurationError(
+                "the broker memory:// is within one process, and the prefork pool has several: start the worker with "
+                "--pool threads or solo, or use a real broker"
+            )
+
+
 def warn_of_ignored_limits(worker: Any) -> None:
     """Say so when the app sets Celery's time limits on a pool that ignores them."""
     pool = _pool_of(worker)
@@ -58,6 +80,15 @@ def warn_of_ignored_limits(worker: Any) -> None:
             "%s: the %s pool ignores Celery's time limits. Use Step(timeout=...): it holds on every pool",
             ", ".join(ignored),
             pool,
+        )
+
+
+def warn_of_eagerness(app: Celery) -> None:
+    """Say so when nothing that is started would ever come to the worker."""
+    if app.conf.task_always_eager:
+        logger.warning(
+            "task_always_eager is on: sagas run where they are started, and those that this worker recovers in its "
+            "main process. It is for tests"
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import TERMINAL
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
-from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
+from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,12 @@ def redis_server() -> Iterator[Redis]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
+    with PgBouncer(postgres) as server:
         yield server
 
 

@@ -92,6 +92,8 @@ def act(context: HandlerContext, number: int, fault: str = "") -> None:
             die()
         case "fail":
             raise RuntimeError("broken")
+        case "exit":
+            sys.exit("gave up")
         case "refuse" if not (folder / "mended").exists():
             raise Terminal("refused")
         case "slow":

@@ -6,6 +6,8 @@ happened against what the database says. What a step does wrong is asked for in 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import logging
 import os
@@ -13,13 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
-from celery import Celery
+from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
@@ -30,6 +32,13 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parent.parent
 #: What the history says when a step was given to somebody else, or tried again.
 TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
+#: What a step may raise that is no `Exception`.
+NO_EXCEPTIONS: Mapping[str, type[BaseException]] = {
+    kind.__name__: kind
+    for kind in (
+        asyncio.CancelledError, GeneratorExit, SystemExit, KeyboardInterrupt, type("MyOwn", (BaseException,), {}),
+    )
+}  # fmt: skip
 QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
 
 
@@ -58,6 +67,8 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             raise Terminal("refused")
         case "error":
             raise RuntimeError("broken")
+        case kind if kind in NO_EXCEPTIONS:
+            raise NO_EXCEPTIONS[kind]("broken")
         case "kill_before":
             _die()
         case "kill_worker":
@@ -110,6 +121,23 @@ def _step(name: str, *, undo: bool = True, kind: type[Step] = Step, **options: A
     return kind(name, action, **options)
 
 
+def _async_step(name: str) -> Step:
+    async def action(faults: dict[str, str], step: StepContext) -> Receipt:
+        await asyncio.sleep(0.01)
+        act(name, faults, step)
+        return Receipt(name, step.attempt)
+
+    async def compensation(faults: dict[str, str], step: StepContext, result: Receipt | None) -> None:
+        await asyncio.sleep(0.01)
+        act(f"{name}.undo", faults, step, result)
+
+    @functools.wraps(compensation)
+    def hidden(**given: Any) -> Any:  # nothing tells that it is async before it is called
+        return compensation(**given)
+
+    return Step(name, action, compensation=hidden, retry=QUICK, compensation_retry=QUICK, timeout=3)
+
+
 def _after(name: str) -> Step:
     def action(faults: dict[str, str], step: StepContext) -> Receipt:
         act(name, faults, step)
@@ -135,7 +163,24 @@ def sagas() -> list[Saga]:
     nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
     later = Saga("later", _step("one", queue="nobody"), input=Faults)
     once = Saga("once", _step("one", max_deliveries=1), _step("two", timeout=20, max_deliveries=1), input=Faults)
-    return [line, full, waits, long, short, nobody, once, later]
+    awaits = Saga(
+        "awaits",
+        _async_step("one"),
+        Parallel(_async_step("left"), _async_step("right")),
+        _async_step("two"),
+        input=Faults,
+    )
+    return [line, full, waits, long, short, nobody, once, later, awaits]
+
+
+#: As long as brokers take it.
+LONG_QUEUE = "ä" * 127 + "q"
+
+
+def long_names() -> Saga:
+    names = ("ä" * 50, "b" * 100, "ü" * 50)
+    first, left, right = (_step(name, queue=LONG_QUEUE) for name in names)
+    return Saga("l" * 100, first, Parallel(left, right), _step("pivot", kind=Pivot, queue=LONG_QUEUE), input=Faults)
 
 
 def make_app(
@@ -148,9 +193,11 @@ def make_app(
     timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
     follow_on: bool = True,
+    task_cls: str | None = None,
+    more: Sequence[str] = (),
     **conf: Any,
 ) -> Celery:
-    app = Celery("rig", broker=broker, set_as_current=False)
+    app = Celery("rig", broker=broker, set_as_current=False, task_cls=task_cls)
     app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True, **conf)
     if broker.startswith("filesystem"):
         # kombu's own lets a reader find half a message.
@@ -162,7 +209,8 @@ def make_app(
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
     store = SqlStore(database, timeout=timeout)
-    Sagas(app, store, sagas(), lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
+    known = [*sagas(), *(globals()[name]() for name in more)]
+    Sagas(app, store, known, lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
     if broken:
         _break(app, *broken)
     return app
@@ -189,6 +237,18 @@ def _break(app: Celery, task: str, how: str) -> None:
         return made
 
     canvas._signature = useless
+
+
+class Helpful(Task):  # type: ignore[misc]
+    """A base class that an app has for tasks of its own."""
+
+    autoretry_for = (Exception,)
+    max_retries = 5
+    acks_late = False
+    ignore_result = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
 
 
 def app_of(settings: Mapping[str, Any]) -> Celery:

@@ -394,6 +394,35 @@ class Postgres(Server):
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/t{self._databases}"
 
 
+class PgBouncer(Server):
+    """A pooler in front of a PostgreSQL. The clients of a pool share few connections to it."""
+
+    user = "postgres"  # it refuses to be run by root
+
+    def __init__(self, postgres: Postgres, *, mode: str = "transaction", size: int = 5) -> None:
+        super().__init__()
+        self.postgres = postgres
+        self._settings = {
+            "listen_addr": "127.0.0.1", "listen_port": self.port, "unix_socket_dir": "", "auth_type": "any",
+            "pool_mode": mode, "default_pool_size": size, "max_client_conn": 500, "server_login_retry": 1,
+        }  # fmt: skip
+
+    def prepare(self) -> None:
+        lines = [f"{name} = {value}" for name, value in self._settings.items()]
+        target = f"* = host=127.0.0.1 port={self.postgres.port} user=postgres"
+        (self.folder / "pgbouncer.ini").write_text("\n".join(["[databases]", target, "[pgbouncer]", *lines]) + "\n")
+
+    def command(self) -> Sequence[str]:
+        return [binary("pgbouncer"), str(self.folder / "pgbouncer.ini")]
+
+    def ping(self) -> None:
+        psycopg.connect(host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", connect_timeout=5).close()
+
+    def database(self) -> str:
+        """Create an empty database and return its URL, through the pooler."""
+        return self.postgres.database().replace(f":{self.postgres.port}/", f":{self.port}/")
+
+
 class MariaDB(Server):
     def __init__(self) -> None:
         super().__init__()

@@ -184,7 +184,9 @@ class Sagas(CeleryBased):
         return {
             # A saga is inserted with revision 1, and every transaction that writes raises it by one.
             "writes": float(self._ask("select coalesce(sum(revision), 0) from sagas_saga where name = 'bench'")),
-            "relaunches": float(self._ask("select coalesce(sum(epoch - 1), 0) from sagas_saga where name = 'bench'")),
+            "relaunches": float(
+                self._ask("select coalesce(sum(dispatches - 1), 0) from sagas_saga where name = 'bench'")
+            ),
         }
 
     def extra(self) -> Mapping[str, float]:

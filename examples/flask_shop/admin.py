@@ -52,7 +52,7 @@ def desk() -> str:
     rows = [
         {
             "record": record,
-            "input": desk.shown(record.input),  # without the card
+            "input": desk.shown(desk.store.payloads(record.id).input),  # without the card
             "choices": desk.choices(record),
         }
         for record in records

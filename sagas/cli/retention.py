@@ -87,9 +87,18 @@ def reencrypt(obj: Any, reason: str, by: str) -> None:
 
     When it is through, old keys are needed for archives only.
     """
-    store, written = Desk(obj.app.sagas).store, 0
-    for seen, written in reencrypt_all(store, reason=reason, by=by):
-        click.echo(f"{seen:,} sagas seen, {written:,} written", err=True)
+    store, written, unreadable = Desk(obj.app.sagas).store, 0, 0
+    for progress in reencrypt_all(store, reason=reason, by=by):
+        for error in progress.unreadable:
+            click.echo(str(error), err=True)
+        written, unreadable = progress.written, unreadable + len(progress.unreadable)
+        click.echo(f"{progress.seen:,} sagas seen, {written:,} written", err=True)
+    if unreadable:
+        click.echo(
+            f"{written} sagas are encrypted anew. {unreadable} payloads, named above, cannot be read and stay as they "
+            "are"
+        )
+        raise click.exceptions.Exit(1)
     click.echo(f"{written} sagas are encrypted anew; all are now as {store.codec!r} keeps them")
 
 

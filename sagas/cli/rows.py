@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import TERMINAL, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.cli.command import spelled
 from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
@@ -16,7 +16,7 @@ __all__ = ["described", "in_order", "row", "stands_at"]
 _AT_WORK = (StepStatus.RUNNING, StepStatus.UNDOING)
 
 
-def row(desk: Desk, record: SagaRecord) -> dict[str, Any]:
+def row(desk: Desk, record: SagaSummary) -> dict[str, Any]:
     """Return what lists show of a saga, for programs. `record`: with its steps."""
     return {
         "id": record.id,
@@ -28,11 +28,11 @@ def row(desk: Desk, record: SagaRecord) -> dict[str, Any]:
         "step": stands_at(desk, record),
         "created_at": record.created_at,
         "updated_at": record.updated_at,
-        "error": record.error,
+        "error": record.trouble,
     }
 
 
-def stands_at(desk: Desk, record: SagaRecord) -> list[str]:
+def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
     """Return the steps that a saga stands at: those that are stuck or at work, or else those that come next."""
     if record.status in TERMINAL:
         return []
@@ -47,9 +47,10 @@ def stands_at(desk: Desk, record: SagaRecord) -> list[str]:
     return list(left.stages[0]) if left else []
 
 
-def described(desk: Desk, record: SagaRecord) -> dict[str, Any]:
+def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
     steps = list(in_order(record))
+    payloads = desk.store.payloads(record.id)
     missing = None
     try:
         definition = desk.sagas.orchestrator.definition(record)
@@ -66,8 +67,8 @@ def described(desk: Desk, record: SagaRecord) -> dict[str, Any]:
             {"action": choice.action.value, "step": choice.step, "command": _command(choice, record)}
             for choice in desk.choices(record)
         ],
-        "steps": [_step(desk, step) for step in steps],
-        "input": desk.shown(record.input),
+        "steps": [_step(step, desk.shown(payloads.results.get(step.name))) for step in steps],
+        "input": desk.shown(payloads.input),
         "dead_letters": [
             {
                 "step": letter.step,
@@ -80,7 +81,7 @@ def described(desk: Desk, record: SagaRecord) -> dict[str, Any]:
     }
 
 
-def _step(desk: Desk, step: StepRecord) -> Mapping[str, Any]:
+def _step(step: StepRecord, result: Any) -> Mapping[str, Any]:
     return {
         "step": step.name,
         "status": step.status.value,
@@ -91,12 +92,12 @@ def _step(desk: Desk, step: StepRecord) -> Mapping[str, Any]:
         "due_at": step.due_at,
         "owner": step.owner,
         "lease_until": step.lease_until,
-        "result": desk.shown(step.result),
+        "result": result,
         "error": step.error,
     }
 
 
-def _command(choice: Choice, record: SagaRecord) -> str:
+def _command(choice: Choice, record: SagaSummary) -> str:
     words = [choice.action.value, record.id]
     if choice.step is not None:
         words += ["--step", choice.step]
@@ -105,6 +106,6 @@ def _command(choice: Choice, record: SagaRecord) -> str:
     return f"{spelled(*words)} --reason WHY"
 
 
-def in_order(record: SagaRecord) -> list[StepRecord]:
+def in_order(record: SagaSummary) -> list[StepRecord]:
     """Return the steps in the order in which they began."""
     return sorted(record.steps.values(), key=lambda step: step.position)

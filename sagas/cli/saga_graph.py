@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sagas.checkpoints import SagaRecord
+from sagas.checkpoints import SagaSummary
 from sagas.definition import Saga
 from sagas.desk import Desk
 from sagas.drawing import FORMATS, render
@@ -25,7 +25,7 @@ def draw_saga(obj: Any, saga: str, format_: Any, version: int | None) -> None:
     click.echo(render(_meant(obj.app.sagas, saga, version), format_), nl=False)
 
 
-def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaRecord:
+def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
     known = sagas.orchestrator.sagas
     versions = [number for name, number in known if name == text]
     if version is not None and version not in versions:

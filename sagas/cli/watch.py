@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import click
 
-from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, SagaStatus, SagaSummary
 from sagas.cli.command import Command, spelled
 from sagas.cli.listing import counted
 from sagas.cli.options import DURATION, Where, filters
@@ -129,11 +129,11 @@ def _warn(error: StoreUnavailable) -> None:
 
 
 class _View(Protocol):
-    def show(self, before: SagaRecord | None, record: SagaRecord) -> None: ...
+    def show(self, before: SagaSummary | None, record: SagaSummary) -> None: ...
     def away(self, error: StoreUnavailable) -> None: ...
 
 
-def _watch_one(desk: Desk, record: SagaRecord, tty: Any, as_json: bool, looks: Iterator[None]) -> int:
+def _watch_one(desk: Desk, record: SagaSummary, tty: Any, as_json: bool, looks: Iterator[None]) -> int:
     if tty is None:
         return _follow(desk, record, _Lines(desk, as_json=as_json), looks)
     with tty.live("") as live:
@@ -143,12 +143,12 @@ def _watch_one(desk: Desk, record: SagaRecord, tty: Any, as_json: bool, looks: I
     return code
 
 
-def _follow(desk: Desk, record: SagaRecord, view: _View, looks: Iterator[None]) -> int:
-    before: SagaRecord | None = None
+def _follow(desk: Desk, record: SagaSummary, view: _View, looks: Iterator[None]) -> int:
+    before: SagaSummary | None = None
     for _ in looks:
         with _patient(view.away):
             if before is not None:
-                record = desk.store.load(record.id)
+                record = desk.store.summary(record.id)
             view.show(before, record)
             before = record
             if record.status in AT_REST:
@@ -163,7 +163,7 @@ class _Lines:
         self._desk = desk
         self._as_json = as_json
 
-    def show(self, before: SagaRecord | None, record: SagaRecord) -> None:
+    def show(self, before: SagaSummary | None, record: SagaSummary) -> None:
         if before is None and not self._as_json:
             click.echo("\t".join(_FIELDS))
         for change in _changes(before, record):
@@ -179,7 +179,7 @@ class _Lines:
 _FIELDS = ("at", "step", "status", "failures", "lost", "error")
 
 
-def _changes(before: SagaRecord | None, record: SagaRecord) -> Iterator[dict[str, Any]]:
+def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[str, Any]]:
     def change(*values: Any) -> dict[str, Any]:
         return dict(zip(_FIELDS, (record.updated_at, *values), strict=True))
 
@@ -197,7 +197,7 @@ class _Page:
     def __init__(self, desk: Desk, tty: Any, live: Any) -> None:
         self._desk, self._tty, self._live = desk, tty, live
 
-    def show(self, before: SagaRecord | None, record: SagaRecord) -> None:  # noqa: ARG002 - it shows all of it
+    def show(self, before: SagaSummary | None, record: SagaSummary) -> None:  # noqa: ARG002 - it shows all of it
         saga = described(self._desk, record)
         self._live.update(self._tty.watched(saga, self._desk.store.now()), refresh=True)
 

@@ -159,7 +159,7 @@ def _current_link() -> Sequence[Link]:
     return (Link(current),) if current.is_valid else ()
 
 
-def _fail(span: Span, error: Exception | None) -> None:
+def _fail(span: Span, error: BaseException | None) -> None:
     if error is not None:
         span.record_exception(error)
     span.set_status(Status(StatusCode.ERROR, None if error is None else f"{type(error).__name__}: {error}"))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+
+from celery.exceptions import QueueNotFound
 
 from sagas.app import Sagas
 from sagas.canvas import FAIL, JOIN, task_name
 from sagas.checkpoints import Direction
 from sagas.doctor.findings import Finding, ok, problem, warning
+from sagas.errors import ConfigurationError
 
-__all__ = ["examine", "longest_step", "needed_queues", "queue_of", "tasks_of"]
+__all__ = ["examine", "longest_step", "needed_queues", "tasks_of"]
 
 
 def examine(sagas: Sagas) -> Iterator[Finding]:
     """Look at the settings and the definitions."""
     yield from _definitions(sagas)
+    yield from _refusals(sagas)
     yield from _settings(sagas.app.conf)
-    yield from _tasks(sagas)
     yield from _timeouts(sagas)
 
 
@@ -33,19 +37,20 @@ def _definitions(sagas: Sagas) -> Iterator[Finding]:
         yield ok("definitions", "sagas: " + ", ".join(f"{name} {version}" for name, version in sorted(known)))
 
 
+def _refusals(sagas: Sagas) -> Iterator[Finding]:
+    """Find what `start()` and workers refuse."""
+    try:
+        sagas.check()
+    except ConfigurationError as error:
+        yield problem("refused", str(error), "until then nothing can be started, and no worker begins")
+
+
 def _settings(conf: Any) -> Iterator[Finding]:
-    accepted = set(conf.accept_content or ())
-    if not accepted & {"json", "application/json"}:
-        yield problem(
-            "json-refused",
-            f"accept_content is {sorted(accepted)}: workers refuse the messages of sagas, which are JSON",
-            "add 'json' to accept_content",
-        )
     if conf.task_always_eager:
         yield problem(
             "eager",
-            "task_always_eager is on: steps run within start(), each within the one before it, and none is retried",
-            "turn it off; in tests use sagas.testing.Inline",
+            "task_always_eager is on: each saga runs within start(), and nobody recovers one that is cut off",
+            "turn it off; it is for tests",
         )
     if conf.worker_prefetch_multiplier != 1:
         yield warning(
@@ -54,21 +59,6 @@ def _settings(conf: Any) -> Iterator[Finding]:
             "long step while other workers are idle, and wait for recovery when their worker is killed",
             "set worker_prefetch_multiplier = 1",
         )
-
-
-def _tasks(sagas: Sagas) -> Iterator[Finding]:
-    """Find what `task_annotations` may have done to the tasks of sagas."""
-    wanted = {"acks_late": True, "reject_on_worker_lost": True, "acks_on_failure_or_timeout": True}
-    for name in sorted({JOIN, FAIL, *tasks_of(sagas)}):
-        task = sagas.app.tasks[name]
-        wrong = [f"{what}={getattr(task, what)}" for what, value in wanted.items() if getattr(task, what) != value]
-        if wrong:
-            yield problem(
-                "acks",
-                f"task {name} has {', '.join(wrong)}: a killed worker takes its message along, and each such step "
-                "waits for recovery",
-                "leave the tasks of sagas out of task_annotations; they come set up as they must be",
-            )
 
 
 def _timeouts(sagas: Sagas) -> Iterator[Finding]:
@@ -117,11 +107,6 @@ def needed_queues(sagas: Sagas) -> dict[str, set[str]]:
         for task, step in _steps(saga):
             helpers = [FAIL, *([JOIN] if len(saga.stages[step.stage]) > 1 else [])]
             for sent in (task, *helpers):
-                needed.setdefault(step.queue or queue_of(sagas, sent), set()).add(sent)
+                with suppress(QueueNotFound):  # which `start()` refuses
+                    needed.setdefault(sagas.canvas.queue_of(sent, step.queue), set()).add(sent)
     return needed
-
-
-def queue_of(sagas: Sagas, task: str) -> str:
-    """Return the queue that Celery routes a task to."""
-    queue = sagas.app.amqp.router.route({}, task)["queue"]
-    return str(getattr(queue, "name", queue))

@@ -61,9 +61,16 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
     if found.standing.count:
         yield problem(
             "standing-still",
-            f"{found.standing.count} sagas are launched again and again and nobody begins their next step"
+            f"nobody has begun the next step of {found.standing.count} sagas for a long time"
             f"{ago(found.standing.oldest)}: for example {found.standing.example}",
             "see whether a worker listens on the queue of that step; it may also have too much to do",
+        )
+    if found.not_sent.count:
+        yield problem(
+            "not-sent",
+            f"no broker takes the messages of {found.not_sent.count} steps{ago(found.not_sent.oldest)}: for example of "
+            f"saga {found.not_sent.example}",
+            "the error of that step says why; often its queue is not declared",
         )
     if found.letters.count > found.stuck.count:  # each stuck saga has at least one, and was told of
         yield problem(

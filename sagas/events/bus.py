@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from sagas.causes import Cause
+from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
 from sagas.events.bindings import Bindings, Difference
@@ -78,7 +79,7 @@ class Events:
         guards: Admits | Literal["default"] | None = "default",
         window: int = 20,
         concurrency: int = 4,
-        relay_interval: float = 0.2,
+        relay_interval: float | timedelta = 0.2,
         store: EventStore | None = None,
         projections: Iterable[Projection] = (),
         registry: SchemaRegistry | None = None,
@@ -96,8 +97,8 @@ class Events:
         self.guards = default_guards() if guards == "default" else guards
         self.breakers = Breakers()
         self.observers = Observers()  #: those of `Sagas(observers=)`
-        self._window = window
-        self._concurrency = concurrency
+        self._window = whole_number(window, "Events: window", ConfigurationError)
+        self._concurrency = whole_number(concurrency, "Events: concurrency", ConfigurationError)
         queues = {subscription.queue: subscription for subscription in self.subscriptions}
         renamed = {old: queue for queue, subscription in queues.items() for old in subscription.was}
         versions = {queue: () if s.is_for_commands else tuple(s.handlers) for queue, s in queues.items()}
@@ -110,7 +111,7 @@ class Events:
             self._letters,
             declare=self.apply_topology,
             wire=self._wire_of,
-            interval=relay_interval,
+            interval=seconds(relay_interval, "Events: relay_interval", ConfigurationError),
             observers=self.observers,
         )
         forget_after_fork(engine)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import msgspec
 import uuid_utils
 
-from sagas import causes
+from sagas import causes, values
 from sagas.causes import LONGEST_PATH, Cause
 from sagas.errors import InvalidMessage
 from sagas.events.messages import Kind, MessageType, dump, topic, type_of
@@ -64,6 +64,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         Raises `InvalidMessage` when it cannot be kept as JSON, or something about it is too long.
         """
         declared = type_of(message)
+        try:
+            values.dump(metadata)
+        except TypeError as error:
+            raise InvalidMessage(f"{declared.kind} {declared.name!r}: its metadata: {error}") from error
         cause = causes.CURRENT.get() if cause is None else cause.cause if isinstance(cause, Envelope) else cause
         event_id = str(uuid_utils.uuid7())
         about: dict[str, Any] = {
@@ -161,18 +165,6 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         path: list[str] = self.metadata.get("path", [])
         return path
 
-    @property
-    def cause(self) -> Cause:
-        """What this is to the messages and the sagas that come of it."""
-        trace = {name: self.metadata.get(name) for name in ("traceparent", "tracestate")}
-        return Cause(
-            self.event_id,
-            self.correlation_id,
-            hops=self.hops + 1,
-            path=tuple(one[:_LONGEST_TYPE] for one in [*self.path, self.event_type][-LONGEST_PATH:]),
-            trace={name: value for name, value in trace.items() if value and trace["traceparent"]},
-        )
-
     def is_same(self, other: Envelope) -> bool:
         """Tell whether the other is this message, though perhaps with other metadata."""
         return (self.source, self.event_id, self.digest) == (other.source, other.event_id, other.digest)
@@ -181,6 +173,18 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def digest(self) -> str:
         """What its content comes to. Another content gives another."""
         return hashlib.sha256(f"{self.event_type} {self.version} ".encode() + bytes(self.data)).hexdigest()
+
+    @property
+    def cause(self) -> Cause:
+        """What this is to the messages and the sagas that come of it."""
+        trace = {name: self.metadata.get(name) for name in ("traceparent", "tracestate")}
+        return Cause(
+            self.event_id,
+            self.correlation_id,
+            hops=min(self.hops + 1, _LARGEST),
+            path=tuple(one[:_LONGEST_TYPE] for one in [*self.path, self.event_type][-LONGEST_PATH:]),
+            trace={name: value for name, value in trace.items() if value and trace["traceparent"]},
+        )
 
     def headers(self) -> dict[str, str]:
         """What a broker's own headers repeat, so that a message can be routed and traced unread."""

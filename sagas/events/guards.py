@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sagas.durations import whole_number
 from sagas.errors import ConfigurationError
 from sagas.events.breakers import Breaker, Breakers, BreakerState
 from sagas.events.envelope import Envelope
@@ -89,16 +90,14 @@ class Guards:
         storage: str = "memory://",
         max_repeats: int | None = None,
     ) -> None:
-        if max_repeats is not None and max_repeats < 1:
-            raise ConfigurationError(
-                f'Guards(max_repeats={max_repeats}): at least 1; on_repeat="quarantine" lets none through'
-            )
+        if max_repeats is not None:
+            why = 'on_repeat="quarantine" lets none through'
+            whole_number(max_repeats, "Guards: max_repeats", ConfigurationError, why=why)
         if rate is not None and not _HAS_LIMITS:
             raise ConfigurationError(
                 f"Guards(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
             )
-        if max_hops < 1:
-            raise ConfigurationError(f"Guards(max_hops={max_hops}): an event that an event led to has 1, so at least 1")
+        whole_number(max_hops, "Guards: max_hops", ConfigurationError, why="an event that an event led to has 1")
         if on_repeat not in ("report", "quarantine"):
             raise ConfigurationError(f'Guards(on_repeat={on_repeat!r}): it is "report" or "quarantine"')
         self.max_hops = max_hops
@@ -196,7 +195,7 @@ def _chain(envelope: Envelope) -> str:
 def _rate(text: str) -> limits.RateLimitItem:
     try:
         return limits.parse(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a TypeError of what is no text
         raise ConfigurationError(f'Guards(rate={text!r}): {error}; it looks like "100/second"') from error
 
 

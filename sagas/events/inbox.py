@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from sagas.causes import within
+from sagas.endings import ends_process, meant
 from sagas.errors import (
     DefinitionError,
     InvalidMessage,
@@ -118,7 +119,7 @@ class Inbox:
         self._unsubscribed: set[tuple[str, str]] = set()  # what was logged
 
     def handle(self, call: Call) -> Outcome:
-        """Handle a delivery. Never raises: everything that can go wrong is an outcome."""
+        """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
         outcome = self._outcome(call)
         if call.again and outcome.end not in (End.HANDLED, End.DEAD, End.AWAY):
             with suppress(StoreUnavailable, InvalidMessage):  # then it counts as begun once too often
@@ -137,9 +138,10 @@ class Inbox:
         except DBAPIError as error:
             away = error.connection_invalidated or not self._answers()
             return Outcome(End.AWAY if away else End.FAILED, _told(error))
-        except Exception as error:
-            logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=True)
-            return Outcome(End.FAILED, _told(error))
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            return _failed(call, error)
 
     def _handle(self, call: Call) -> End:
         subscription = self._subscriptions[call.queue]
@@ -362,6 +364,15 @@ def _check_same(connection: Connection, queue: str, envelope: Envelope) -> None:
 def _entry(queue: str, envelope: Envelope) -> tuple[ColumnElement[bool], ...]:
     table = schema.inbox.c
     return table.queue == queue, table.source == envelope.source, table.event_id == envelope.event_id
+
+
+def _failed(call: Call, error: BaseException) -> Outcome:
+    """Say what came of a call whose handler raised what nothing else is made of."""
+    said = meant(error)
+    if isinstance(said, Terminal):
+        return Outcome(End.DEAD, _told(said))
+    logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
+    return Outcome(End.FAILED, _told(said), said.after if isinstance(said, Retryable) else None)
 
 
 def _told(error: BaseException) -> str:

@@ -12,10 +12,12 @@ from typing import Any, Literal, TypeVar, get_args
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
+from sagas.endings import ends_process
 from sagas.errors import DefinitionError, DuplicateName, EventError, HandlersFailed, NoHandler
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.services import parameters
 from sagas.stores.commits import Commits, own_session
+from sagas.text import describe
 
 __all__ = ["LocalBus"]
 
@@ -198,8 +200,10 @@ def _call(event: Any, given: Session | Connection | None, listeners: Sequence[_L
                 listener.call(event, session)
         except RecursionError:
             raise  # events that answer each other: one such error says more than a group of groups of them
-        except Exception as error:  # noqa: BLE001 - a handler may raise anything
-            failures.append((listener.name, error))
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            failures.append((listener.name, _as_failure(error)))
     if failures:
         for name, failure in failures:
             failure.add_note(f"raised by {name}, a handler of event {type_of(event).name!r}")
@@ -214,8 +218,19 @@ def _call_and_log(event: Any, listeners: Sequence[_Listener]) -> None:
     for listener in listeners:
         try:
             listener.call(event, None)
-        except Exception:  # noqa: BLE001 - the same
+        except BaseException as error:
+            if ends_process(error):
+                raise
             _log.exception("%s, a handler of event %r after the commit, failed", listener.name, type_of(event).name)
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """Return what a handler raised as an error that a group can hold."""
+    if isinstance(error, Exception):
+        return error
+    failure = EventError(f"{type(error).__name__}: {describe(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 def _declared(cls: type, kind: Kind) -> MessageType:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, cast, dataclass_transform
 
 import msgspec
 
+from sagas import values
+from sagas.durations import whole_number
+from sagas.endings import ends_process
 from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
 from sagas.values import Number, check_type, decoder, encode
 
@@ -135,7 +138,9 @@ class MessageType:
         for step in range(version, self.version):
             try:
                 data = self.upcasters[step](data)
-            except Exception as error:
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 raise InvalidMessage(
                     f"{self.kind} {self.name!r} version {step}: its upcaster failed: {type(error).__name__}: {error}"
                 ) from error
@@ -262,8 +267,7 @@ def _declare(
         _check_shape(kind, old)
     if name in was:
         raise DefinitionError(f"{where}: was= has its present name; say only those that it had before")
-    if version < 1:
-        raise DefinitionError(f"{where}: versions count from 1, not from {version}")
+    whole_number(version, f"{where}: version", DefinitionError, why="versions count from 1")
     wanted = set(range(min(upcasters, default=version), version)) if upcasters else set()
     if upcasters and set(upcasters) != wanted:
         raise DefinitionError(
@@ -330,12 +334,9 @@ def dump(message: Any) -> bytes:
     """Return the data of a message as JSON that can be read again. Raises `InvalidMessage` when there is none."""
     declared = type_of(message)
     try:
-        data = encode(message)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidMessage(f"{declared.kind} {declared.name!r}: cannot be kept as JSON: {error}") from error
-    try:
         # Python checks no types, and JSON has no NaN: better that the writer hears of it than every reader.
-        decoder(declared.cls)(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise InvalidMessage(f"{declared.kind} {declared.name!r}: nobody could read it again: {error}") from error
-    return data
+        return values.dump(message, declared.cls).encode()
+    except TypeError as error:
+        raise InvalidMessage(
+            f"{declared.kind} {declared.name!r}: cannot be kept as JSON and read again: {error}"
+        ) from error

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Select, Update, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from sagas.endings import ends_process
 from sagas.errors import DefinitionError, DuplicateName, NotAllowed, ProjectionStopped, StoreUnavailable
 from sagas.events.messages import MessageType, type_of
 from sagas.events.store import EventStore, StoredEvent, StoredRow
@@ -101,7 +102,7 @@ class _Failure:
     """An event that could not be handled."""
 
     row: StoredRow
-    error: Exception
+    error: BaseException
 
     @property
     def position(self) -> int:
@@ -294,7 +295,9 @@ class Projections:
             try:
                 with translated(self.store.engine):
                     self._handle_one(projection, lent, row)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is kept and shown
+            except BaseException as error:
+                if ends_process(error):
+                    raise
                 batch.failure = _Failure(row, error)
                 break
             batch.position = row.position

@@ -7,13 +7,16 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sagas.definition import Retry
+from sagas.durations import seconds, whole_number
 from sagas.errors import DefinitionError, DuplicateName
 from sagas.events.cloudevents import Wire
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, any_version, topic, type_of
+from sagas.functions import finish, refuse_unfinished
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -73,7 +76,8 @@ class Handler:
         arguments = {self.message_parameter: message}
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
-        self.function(**arguments)
+        # What looks plain may return a coroutine: it is run, not dropped.
+        refuse_unfinished(finish(self.function(**arguments)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +195,7 @@ class Service:
         retry: Retry | None = None,
         ordered: bool = False,
         breaker: int | None = None,
-        breaker_pause: float = 30.0,
+        breaker_pause: float | timedelta = 30.0,
         was: Iterable[str] = (),
     ) -> Callable[[F], F]:
         """Declare a handler of events. It has a queue of its own, named after the function or `name`.
@@ -209,11 +213,9 @@ class Service:
                 raise DefinitionError(f"{where}: name the events that it handles")
             if not _PURPOSE.fullmatch(purpose):
                 raise DefinitionError(f"{where}: a name is of letters, digits, _ and -, 90 at most; give it one: name=")
-            if breaker is not None and not (breaker >= 1 and breaker_pause > 0):
-                raise DefinitionError(
-                    f"{where}: breaker={breaker!r} is a number of failures, from 1, and breaker_pause="
-                    f"{breaker_pause!r} of seconds, more than 0"
-                )
+            if breaker is not None:
+                whole_number(breaker, f"{where}: breaker", DefinitionError, why="it is a number of failures,")
+            pause = seconds(breaker_pause, f"{where}: breaker_pause", DefinitionError)
             if purpose == COMMANDS or purpose in self._subscriptions:
                 raise DuplicateName(f"{where}: there is another queue of this name; give it a name of its own")
             handler = self._handler(function, purpose, events, emits, compensates, Kind.EVENT)
@@ -224,7 +226,7 @@ class Service:
                 retry=retry or Retry(max_attempts=5),
                 ordered=ordered,
                 breaker=breaker,
-                breaker_pause=breaker_pause,
+                breaker_pause=pause,
                 was=self._old_queues(purpose, was),
             )
             return function

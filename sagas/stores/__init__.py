@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
 from sagas.stores.codecs import Codec
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
-from sagas.stores.sql import SqlStore
+from sagas.stores.sql import Payloads, SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
-__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Deed", "Filter", "InFlight", "SqlStore", "Tally"]
+__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Deed", "Filter", "InFlight", "Payloads", "SqlStore", "Tally"]
 
 
 class CheckpointStore(Protocol):
@@ -81,6 +81,18 @@ class CheckpointStore(Protocol):
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""
+
+    def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
+        """Keep a saga from recovery for so long, though its record may not be readable. Return its name.
+
+        `why`: becomes its error, unless that says why it turned back. None where there is no such saga.
+        """
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        """Note that what was sent for a Celery task before `sent_at` has arrived, or is lost. An older note is kept."""
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        """Return the latest such time of those tasks that have one."""
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         """Return what happened to a saga beside its plain way forward, oldest first."""

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from sagas.stores import schema
 from sagas.stores.engines import reading
+from sagas.text import clean
 
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
@@ -41,6 +42,7 @@ def audit(store: SqlStore, limit: int = 100) -> Sequence[AuditEntry]:
 def note(connection: Connection, entry: AuditEntry) -> int:
     """Write an entry in a transaction of the caller's, and return its id."""
     row = {field.name: getattr(entry, field.name) for field in fields(AuditEntry)}
+    row |= {name: clean(text) for name, text in row.items() if isinstance(text, str)}
     (number,) = connection.execute(insert(schema.audit).values(row)).inserted_primary_key or (0,)
     return int(number)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from sagas.errors import ConfigurationError
@@ -37,8 +36,8 @@ class Commits:
     """What is to be called around the commit of the outermost transaction of a session, or of a connection.
 
     In the order in which it was asked for, and not at all when the transaction, or the savepoint that it was asked in,
-    is rolled back. What fails before the commit prevents it; the session can then only be rolled back. What is called
-    after it must not fail.
+    is rolled back. What fails before the commit prevents it; the session can then only be rolled back. Of what is
+    called after it all is called, and the first failure is raised by the commit that has succeeded.
     """
 
     def __init__(self, target: Session | Connection) -> None:
@@ -46,7 +45,8 @@ class Commits:
         # Each with the savepoint that it was asked for in; on a connection, with the names of all that are around it.
         self._before: list[tuple[Any, Then]] = []
         self._after: list[tuple[Any, Then]] = []
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
+        self._late: BaseException | None = None  # what failed after the commit
         self._over = False  # it has committed, and what is to be called then is being called
         if isinstance(target, Session):
             event.listen(target, "before_commit", self._session_commits)
@@ -54,6 +54,7 @@ class Commits:
             event.listen(target, "after_transaction_end", self._transaction_ended)
         else:
             event.listen(target, "commit", self._connection_commits)
+            _call_after_commit(target, self._committed)
             event.listen(target, "rollback", self._rolled_back)
             event.listen(target, "rollback_savepoint", self._rolled_back_to)
             event.listen(target, "release_savepoint", self._released)
@@ -97,13 +98,19 @@ class Commits:
             nested = nested._previous_nested  # noqa: SLF001
         return names
 
-    def _committed(self, _: Connection | None = None) -> None:
+    def _committed(self) -> None:
+        failures: list[Exception] = []
         self._over = True
         try:
             while self._after:
-                self._after.pop(0)[1]()
+                try:
+                    self._after.pop(0)[1]()
+                except Exception as failure:  # noqa: BLE001 - the others have their turn first
+                    failures.append(failure)
         finally:
             self._over = False
+        if failures:
+            raise failures[0]
 
     def _rolled_back(self, _: Connection | None = None) -> None:
         self._before, self._after, self._failure = [], [], None
@@ -115,14 +122,6 @@ class Commits:
             return
         self._prepare_once()
         check(connection, "a transaction that events or sagas wait for")
-        # Here and now: SQLAlchemy tells of a commit before it does it, and what follows must not follow one that fails.
-        # Its own is then the commit of nothing.
-        dialect = connection.dialect
-        try:
-            dialect.do_commit(connection.connection)
-        except dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(None, None, error, dialect.loaded_dbapi.Error, dialect=dialect) from error
-        self._committed()
 
     def _released(self, _: Connection, name: str, __: object) -> None:
         """From now on it is the enclosing savepoints that decide."""
@@ -151,7 +150,7 @@ class Commits:
             raise self._failure  # a second commit must not leave out what failed in the first
         try:
             self._prepare()
-        except Exception as failure:
+        except BaseException as failure:
             self._failure = failure
             raise
 
@@ -167,7 +166,10 @@ class Commits:
     def _session_committed(self, session: Session) -> None:
         released = session.get_nested_transaction()
         if released is None:
-            self._committed()
+            try:
+                self._committed()
+            except BaseException as failure:  # noqa: BLE001 - in here it would leave the session unusable
+                self._late = failure
         else:  # from now on it is the enclosing savepoint that decides
             self._before = [(released.parent if at is released else at, then) for at, then in self._before]
             self._after = [(released.parent if at is released else at, then) for at, then in self._after]
@@ -176,6 +178,23 @@ class Commits:
         # Not the events about rollbacks: a failed flush or a closed session takes things along without those.
         if ended.parent is None:
             self._rolled_back()
+            late, self._late = self._late, None
+            if late is not None:
+                raise late
         elif ended.nested:  # what it leaves to the enclosing one when it is released, it has left
             self._before = [asked for asked in self._before if asked[0] is not ended]
             self._after = [asked for asked in self._after if asked[0] is not ended]
+
+
+def _call_after_commit(connection: Connection, then: Then) -> None:
+    """Call `then` whenever a connection has committed. SQLAlchemy's own event comes before that: nobody sees it yet."""
+
+    def followed(commit: Callable[..., None]) -> Callable[..., None]:
+        def commit_and_call(*arguments: Any) -> None:
+            commit(*arguments)
+            then()
+
+        return commit_and_call
+
+    for name in ("_commit_impl", "_commit_twophase_impl"):
+        setattr(connection, name, followed(getattr(connection, name)))

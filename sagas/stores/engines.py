@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping
@@ -11,10 +12,11 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
 
-from sagas.errors import ConfigurationError, StoreUnavailable
+from sagas.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from sagas.stores import schema
+from sagas.text import clean, describe
 
 __all__ = [
     "READ_ONLY",
@@ -23,6 +25,7 @@ __all__ = [
     "lacks_tables",
     "open_engine",
     "reading",
+    "refused",
     "teach_sqlite",
     "translated",
 ]
@@ -61,13 +64,14 @@ def open_engine(given: str) -> Engine:
     """Return an engine for a URL, set up as the rules in here want it."""
     url = make_url(given)
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url)
+        engine = create_engine(url, hide_parameters=True)
         teach_sqlite(engine)
         return engine
     # READ COMMITTED is what the compare-and-set is made for; MySQL's default would read an old snapshot again.
     engine = create_engine(
         url,
         isolation_level="READ COMMITTED",
+        hide_parameters=True,  # an error's text must not hold what somebody's saga was started with
         pool_recycle=1800,
         connect_args={
             what: value for what, value in _CONNECT_ARGS.get(url.get_driver_name(), {}).items() if what not in url.query
@@ -106,7 +110,18 @@ def _limit_psycopg(engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def _(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-        return Limited.connect(*arguments, **options)
+        connection = Limited.connect(*arguments, **options)
+        if _is_pooled(connection):
+            connection.prepare_threshold = None  # a statement is prepared in one session, and the next may be another
+        return connection
+
+
+def _is_pooled(connection: Any) -> bool:
+    """Tell whether a pooler, such as PgBouncer, stands between: it gives its own number in place of the server's."""
+    connection.autocommit = True
+    (served_by,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    connection.autocommit = False
+    return bool(served_by != connection.info.backend_pid)
 
 
 def teach_sqlite(engine: Engine) -> None:
@@ -144,26 +159,70 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from error
+        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from _cause(error)
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error
+        raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error.orig
     finally:
         _LIMIT.reset(unlimited)
 
 
+@contextmanager
+def refused() -> Iterator[None]:
+    """Turn what SQLAlchemy raises into `StoreRefused`, for callers who need not know that it is there.
+
+    Neither the message nor the chain of causes holds a parameter of the statement: it may be somebody's card.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        said = error.orig if isinstance(error, StatementError) and error.orig is not None else error
+        raise StoreRefused(f"the database refused: {_first_line(said)}{_hint(said)}") from _driver_error(said)
+
+
+def _driver_error(said: BaseException) -> BaseException | None:
+    return None if isinstance(said, SQLAlchemyError) else said
+
+
+def _first_line(said: BaseException) -> str:
+    # What follows it in PostgreSQL's is the detail, and that quotes values.
+    text = str(said.args[1] if len(said.args) == 2 and isinstance(said.args[0], int) else describe(said))
+    return clean(text.partition("\n")[0], _LONGEST)
+
+
+def _hint(said: BaseException) -> str:
+    if lacks_tables(said):
+        return ". Bring the tables to this version: `sagas db upgrade`"
+    code = getattr(said, "sqlstate", None) or (said.args[0] if said.args else None)
+    if code in _MAY_NOT or "readonly database" in str(code):
+        return ". The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
+    if isinstance(said, SQLAlchemyError) or code == _FAILED:
+        return ". Roll the session's transaction back, or use a savepoint for what may fail, and start the saga again"
+    return ""
+
+
+#: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
+_MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
+
+#: PostgreSQL: the transaction has failed, and takes no more statements.
+_FAILED = "25P02"
+
+_LONGEST = 1_000
+
+
 def lacks_tables(error: BaseException | None) -> bool:
     """Tell whether a database that did answer said that a table or a column is not there."""
-    if isinstance(error, StoreUnavailable):  # what SQLite says of it is an OperationalError
+    if isinstance(error, StoreUnavailable | StoreRefused):  # what SQLite says of it is an OperationalError
         error = error.__cause__
-    if not isinstance(error, DBAPIError) or error.orig is None:
+    said = error.orig if isinstance(error, DBAPIError) else error
+    if said is None:
         return False
-    said = error.orig.args[0] if error.orig.args else None
+    first = said.args[0] if said.args else None
     return (
-        getattr(error.orig, "sqlstate", None) in ("42P01", "42703")  # PostgreSQL
-        or said in (1054, 1146)  # MySQL, MariaDB
-        or str(said).startswith(("no such table", "no such column"))  # SQLite
+        getattr(said, "sqlstate", None) in ("42P01", "42703")  # PostgreSQL
+        or first in (1054, 1146)  # MySQL, MariaDB
+        or (isinstance(said, sqlite3.Error) and str(first).startswith(("no such table", "no such column")))
     )
 
 
@@ -197,5 +256,6 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _cause(error: BaseException) -> object:
+def _cause(error: BaseException) -> BaseException:
+    """Return what the driver raised: SQLAlchemy's own text may hold the parameters of the statement."""
     return getattr(error, "orig", None) or error

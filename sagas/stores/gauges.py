@@ -15,7 +15,7 @@ _sagas, _letters = schema.sagas.c, schema.dead_letters.c
 
 
 def standing_still() -> Select[Any]:
-    """Count the sagas of each name that are launched again and again, and nobody begins a step."""
+    """Count the sagas of each name whose next step nobody begins."""
     query = select(_sagas.name, func.count().label("count")).group_by(_sagas.name)
     return query.where(STANDS_STILL)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, select
 
-from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.checkpoints import NOT_SENT, TERMINAL, SagaStatus
 from sagas.stores import schema
 from sagas.stores.engines import reading
 from sagas.stores.lists import STANDS_STILL
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Backlog", "Found", "backlog", "settings", "tables"]
 
-_sagas, _letters, _events = schema.sagas.c, schema.dead_letters.c, schema.event_dead_letters.c
+_sagas, _steps, _letters = schema.sagas.c, schema.steps.c, schema.dead_letters.c
+_events = schema.event_dead_letters.c
 
 #: What is asked of each kind of database. MariaDB's names are MySQL's, except where it has none.
 _SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -84,7 +85,8 @@ class Backlog:
 
     unfinished: Found
     stuck: Found
-    standing: Found  #: launched again and again, and nobody begins a step
+    standing: Found  #: overdue for a long time: nobody begins their next step
+    not_sent: Found  #: steps whose message no broker takes
     letters: Found  #: open dead letters of sagas
     event_letters: Found  #: open dead letters of events
 
@@ -102,6 +104,13 @@ def backlog(store: SqlStore) -> Backlog:
             unfinished=ask(_sagas.created_at, _sagas.id, _sagas.status.in_(unfinished)),
             stuck=ask(_sagas.updated_at, _sagas.id, _sagas.status == SagaStatus.STUCK),
             standing=ask(_sagas.ready_at, _sagas.id, STANDS_STILL),
+            not_sent=ask(
+                _sagas.ready_at,
+                _sagas.id,
+                _steps.saga_id == _sagas.id,
+                _sagas.wake_at.is_not(None),
+                _steps.error.startswith(f"{NOT_SENT}:"),
+            ),
             letters=ask(_letters.created_at, _letters.saga_id, _letters.resolved_at.is_(None)),
             event_letters=ask(_events.created_at, _events.id, _events.resolved_at.is_(None)),
         )

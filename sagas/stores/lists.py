@@ -6,16 +6,18 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select, union
+from sqlalchemy import ColumnElement, Select, false, func, select, union
 
 from sagas.checkpoints import TERMINAL, SagaStatus, StepStatus
 from sagas.stores import schema
 from sagas.stores.filters import Filter
+from sagas.text import is_clean
 
 __all__ = [
     "MANY_STALLS",
     "SETTLED",
     "STANDS_STILL",
+    "SUMMARY",
     "audited",
     "counted",
     "ended",
@@ -29,12 +31,15 @@ __all__ = [
 
 _sagas, _steps, _letters, _history = schema.sagas.c, schema.steps.c, schema.dead_letters.c, schema.history.c
 
+#: What lists read of a saga. Its input may be large, and may be encrypted with a key that is gone.
+SUMMARY = [column for column in _sagas if column is not _sagas.input]
+
 _UNFINISHED = tuple(status for status in SagaStatus if status not in TERMINAL)
 
 #: A saga does not stand at a step of one of these, whichever way it goes.
 SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
 
-#: A saga that was launched so often without anybody beginning a step stands still: a person should know.
+#: A saga whose next step nobody had begun at so many looks stands still: a person should know.
 MANY_STALLS = 3
 STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 
@@ -56,6 +61,9 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.updated_before, _sagas.updated_at.__lt__),
     )
     conditions = [fits(value) for value, fits in each if value not in (None, (), [])]
+    texts = (where.name, where.key, where.correlation_id, where.step, where.error, *where.ids)
+    if not all(is_clean(text) for text in texts if text is not None):
+        return [false()]  # no database holds such a text, and some refuse to look for it
     if where.attention:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.
         needing = union(
@@ -69,7 +77,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
 
 def listed(where: Filter, *, limit: int, before: str | None, after: str | None) -> Select[Any]:
     """Newest first; with `after`, oldest first."""
-    query = select(schema.sagas).where(*filtered(where)).limit(limit)
+    query = select(*SUMMARY).where(*filtered(where)).limit(limit)
     if after is not None:
         return query.where(_sagas.id > after).order_by(_sagas.id)
     if before is not None:
@@ -78,8 +86,9 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
-    """The steps of these sagas."""
-    return select(schema.steps).where(_steps.saga_id.in_(ids))
+    """The steps of these sagas, without their results."""
+    columns = [column for column in _steps if column is not _steps.result]
+    return select(*columns).where(_steps.saga_id.in_(ids))
 
 
 def counted(where: Filter) -> Select[Any]:
@@ -134,4 +143,4 @@ def in_flight() -> Select[Any]:
 
 def with_prefix(prefix: str, limit: int) -> Select[Any]:
     """The sagas whose ids begin so."""
-    return select(schema.sagas).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)
+    return select(*SUMMARY).where(_sagas.id.startswith(prefix, autoescape=True)).order_by(_sagas.id).limit(limit)

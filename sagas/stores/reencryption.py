@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
-from sagas.errors import NotAllowed, StoreUnavailable
+from sagas.errors import NotAllowed, PayloadUnreadable, StoreUnavailable
 from sagas.stores import audit, schema
 from sagas.stores.codecs import input_of, result_of
 from sagas.stores.engines import reading
@@ -17,7 +17,7 @@ from sagas.stores.engines import reading
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
 
-__all__ = ["reencrypt"]
+__all__ = ["Progress", "reencrypt"]
 
 _sagas, _steps = schema.sagas.c, schema.steps.c
 
@@ -46,13 +46,24 @@ class _Stale:
     results: Mapping[str, str]
 
 
-def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int = 200) -> Iterator[tuple[int, int]]:
-    """Write every payload anew that is not encrypted with the current key; yield (sagas seen, sagas written) so far.
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far `reencrypt` has come."""
+
+    seen: int  #: sagas
+    written: int  #: sagas
+    unreadable: Sequence[PayloadUnreadable] = ()  #: found since the last one; these stay as they are
+
+
+def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int = 200) -> Iterator[Progress]:
+    """Write every payload anew that is not encrypted with the current key; yield how far it has come.
+
+    What cannot be read is left as it is, and named in the progress; the rest goes on.
 
     Safe beside workers: a saga is written by compare-and-set on its revision, and one that a worker holds is come back
     to. Archives stay as they are: keep the keys for those.
-    Raises `NotAllowed` without a reason, `PayloadUnreadable` for what cannot be read, `StoreUnavailable` when there
-    are sagas that workers have held all the time: run it again.
+    Raises `NotAllowed` without a reason, `StoreUnavailable` when there are sagas that workers have held all the time:
+    run it again.
     """
     if not reason.strip():
         raise NotAllowed("say why; it is kept in sagas_audit")
@@ -63,8 +74,9 @@ def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int
         if not ids:
             return
         waiting: Sequence[str] = ids
+        unreadable: dict[str, PayloadUnreadable] = {}  # by what it says, which names the payload
         for _ in range(_ROUNDS):
-            stale = _stale(store, waiting)
+            stale = _stale(store, waiting, unreadable)
             if not stale:
                 break
             with store.writing() as connection:
@@ -80,7 +92,7 @@ def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int
         else:
             raise StoreUnavailable(f"saga {waiting[0]} is held by a worker all the time; run it again later")
         after, seen = ids[-1], seen + len(ids)
-        yield seen, written
+        yield Progress(seen, written, tuple(unreadable.values()))
         time.sleep(time.monotonic() - began)  # workers get at least half of the time
 
 
@@ -94,8 +106,18 @@ def _page(store: SqlStore, after: str, limit: int) -> Sequence[str]:
         return connection.execute(query).scalars().all()
 
 
-def _stale(store: SqlStore, ids: Sequence[str]) -> list[_Stale]:
-    """Return those of the sagas that are to be written, each as it is to be."""
+def _stale(store: SqlStore, ids: Sequence[str], unreadable: dict[str, PayloadUnreadable]) -> list[_Stale]:
+    """Return those of the sagas that are to be written, each as it is to be. Collects what cannot be read."""
+
+    def again(stored: str, about: str) -> str | None:
+        if store.codec.is_current(stored):
+            return None
+        try:
+            return store.codec.encode(store.codec.decode(stored, about), about)
+        except PayloadUnreadable as error:
+            unreadable[str(error)] = error
+            return None
+
     # The sagas before their steps: the revision is then never younger than what is read.
     with reading(store.engine) as connection:
         columns = select(_sagas.id, _sagas.revision, _sagas.input).where(_sagas.id.in_(ids))
@@ -107,21 +129,15 @@ def _stale(store: SqlStore, ids: Sequence[str]) -> list[_Stale]:
             results.setdefault(step["saga_id"], []).append(step)
     found = []
     for row in rows:
-        old = [step for step in results.get(row["id"], ()) if not store.codec.is_current(step["result"])]
-        if old or not store.codec.is_current(row["input"]):
-            found.append(
-                _Stale(
-                    row["id"],
-                    row["revision"],
-                    _again(store, row["input"], input_of(row["id"])),
-                    {step["name"]: _again(store, step["result"], result_of(row["id"], step["name"])) for step in old},
-                )
-            )
+        input_ = again(row["input"], input_of(row["id"]))
+        written = {
+            step["name"]: text
+            for step in results.get(row["id"], ())
+            if (text := again(step["result"], result_of(row["id"], step["name"]))) is not None
+        }
+        if written or input_ is not None:
+            found.append(_Stale(row["id"], row["revision"], row["input"] if input_ is None else input_, written))
     return found
-
-
-def _again(store: SqlStore, stored: str, about: str) -> str:
-    return store.codec.encode(store.codec.decode(stored, about), about)
 
 
 def _write(connection: Connection, stale: Sequence[_Stale]) -> set[str]:

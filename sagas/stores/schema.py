@@ -134,6 +134,7 @@ sagas = Table(
     Column("direction", String(8), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("dispatches", Integer, nullable=False, server_default="1"),
     Column("stalls", Integer, nullable=False),
     Column("error", LongText),
     Column("created_at", UtcDateTime, nullable=False),
@@ -167,10 +168,20 @@ steps = Table(
     Column("lease_until", UtcDateTime),
     Column("deadline", UtcDateTime),
     Column("due_at", UtcDateTime),
+    Column("sent_at", UtcDateTime),
     Column("result", LongText),
     Column("error", LongText),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    **MYSQL_OPTIONS,
+)
+
+#: How far the messages of each Celery task have come: every one that was sent before `sent_at` has arrived, or is lost.
+arrivals = Table(
+    "sagas_arrival",
+    metadata,
+    Column("task", exact(255), primary_key=True),
+    Column("sent_at", UtcDateTime, nullable=False),
     **MYSQL_OPTIONS,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,6 +20,7 @@ from sqlalchemy import (
     RowMapping,
     Select,
     bindparam,
+    case,
     cast,
     insert,
     select,
@@ -37,20 +38,32 @@ from sagas.checkpoints import (
     HistoryEntry,
     SagaRecord,
     SagaStatus,
+    SagaSummary,
     StepRecord,
     StepStatus,
 )
-from sagas.errors import AmbiguousSaga, ConfigurationError, SagaNotFound, StoreUnavailable
+from sagas.durations import seconds
+from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
-from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, translated
+from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
 from sagas.stores.transactions import Lent, check
+from sagas.text import is_clean
 
-__all__ = ["SqlStore", "entry_of", "letter_of", "saga_of"]
+__all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Payloads:
+    """The payloads of one saga as JSON. In the place of one that cannot be read is the error."""
+
+    input: str | PayloadUnreadable
+    results: Mapping[str, str | PayloadUnreadable]  #: by step
+
 
 #: Seconds for which the difference between the database's clock and ours is believed.
 _CLOCK_TRUST = 30.0
@@ -72,10 +85,8 @@ class SqlStore:
     []
     """
 
-    def __init__(self, bind: str | Engine, *, timeout: float = 10.0, codec: Codec = PLAIN) -> None:
-        if not timeout > 0:
-            raise ConfigurationError(f"timeout={timeout!r} must be more than zero seconds")
-        self._timeout = timeout
+    def __init__(self, bind: str | Engine, *, timeout: float | timedelta = 10.0, codec: Codec = PLAIN) -> None:
+        self._timeout = seconds(timeout, "SqlStore: timeout", ConfigurationError)
         self.codec = codec
         self.engine = open_engine(bind) if isinstance(bind, str) else bind
         self.dialect = self.engine.dialect.name
@@ -113,12 +124,12 @@ class SqlStore:
             # Inserting it once more finds it there, so this may be repeated.
             return self._again_if_stale(lambda: self._insert_alone(record))
         own = own_session(session)
-        connection = own.connection() if isinstance(own, Session) else own
-        if connection.dialect.name != self.dialect:
-            raise ConfigurationError(
-                f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
-            )
         with self._translated(limited=False):  # the caller's transaction may well wait for another's
+            connection = own.connection() if isinstance(own, Session) else own
+            if connection.dialect.name != self.dialect:
+                raise ConfigurationError(
+                    f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
+                )
             return self._insert(connection, record)
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
@@ -154,6 +165,9 @@ class SqlStore:
         return self._load(_BY_KEY, {"name": name, "key": key}, f"there is no saga {name!r} with the key {key!r}")
 
     def _load(self, query: Select[Any], values: Mapping[str, str], missing: str) -> SagaRecord:
+        if not all(map(is_clean, values.values())):
+            raise SagaNotFound(missing)
+
         # The saga before its steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
         def read(connection: Connection) -> SagaRecord:
@@ -262,6 +276,26 @@ class SqlStore:
                 connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
             return found
 
+    def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
+        sagas = schema.sagas.c
+        later = self.now() + timedelta(seconds=seconds)
+        error = case((sagas.direction == Direction.FORWARD.value, why), else_=sagas.error)
+        mine = sagas.id == saga_id, sagas.wake_at.is_not(None)
+        with self.writing() as connection:
+            connection.execute(update(schema.sagas).where(*mine).values(wake_at=later, error=error))
+            name: str | None = connection.execute(select(sagas.name).where(sagas.id == saga_id)).scalar()
+            return name
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        older = schema.arrivals.c.task == task, schema.arrivals.c.sent_at < sent_at
+        with self.writing() as connection:
+            if not connection.execute(update(schema.arrivals).where(*older).values(sent_at=sent_at)).rowcount:
+                connection.execute(_DIALECTS[self.dialect].insert_arrival, {"task": task, "sent_at": sent_at})
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        rows = self._rows(select(schema.arrivals).where(schema.arrivals.c.task.in_(tasks)))
+        return {row["task"]: row["sent_at"] for row in rows}
+
     def _look_back(self, now: datetime) -> None:
         """Make due what was written in the future: the clock was set back since, and it must not wait for old times."""
         sagas = schema.sagas.c
@@ -292,8 +326,8 @@ class SqlStore:
         before: str | None = None,
         after: str | None = None,
         with_steps: bool = False,
-    ) -> Sequence[SagaRecord]:
-        """Return the sagas that fit a filter, newest first.
+    ) -> Sequence[SagaSummary]:
+        """Return the sagas that fit a filter, newest first, without their payloads.
 
         `before`: an id, for the next page. `after`: an id, or "" for the first page, to get them oldest first.
         `with_steps`: load their steps too; left out, the records have none.
@@ -303,7 +337,34 @@ class SqlStore:
         if with_steps and rows:
             for step in self._rows(lists.steps_of(list(steps))):
                 steps[step["saga_id"]].append(step)
-        return [saga_of(row, steps[row["id"]], self.codec) for row in rows]
+        return [summary_of(row, steps[row["id"]]) for row in rows]
+
+    def summary(self, saga_id: str) -> SagaSummary:
+        """Return a saga with its steps, without its payloads. Raises `SagaNotFound`."""
+        found = self.select(Filter(ids=(saga_id,)), limit=1, with_steps=True)
+        if not found:
+            raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
+        return found[0]
+
+    def payloads(self, saga_id: str) -> Payloads:
+        """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""
+        sagas, steps = schema.sagas.c, schema.steps.c
+        inputs = self._rows(select(sagas.input).where(sagas.id == saga_id))
+        if not inputs:
+            raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
+        results = self._rows(
+            select(steps.name, steps.result).where(steps.saga_id == saga_id, steps.result.is_not(None))
+        )
+        return Payloads(
+            self._decoded(inputs[0]["input"], input_of(saga_id)),
+            {row["name"]: self._decoded(row["result"], result_of(saga_id, row["name"])) for row in results},
+        )
+
+    def _decoded(self, text: str, about: str) -> str | PayloadUnreadable:
+        try:
+            return self.codec.decode(text, about)
+        except PayloadUnreadable as error:
+            return error
 
     def count(self, where: Filter = EVERYTHING) -> int:
         """Return how many sagas fit a filter."""
@@ -345,7 +406,7 @@ class SqlStore:
         return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in self._rows(lists.in_flight())]
 
     def standing_still(self) -> Mapping[str, int]:
-        """Return how many sagas of each name are launched again and again, and nobody begins a step."""
+        """Return how many sagas of each name stand still: nobody has begun their next step for a long time."""
         return {row["name"]: row["count"] for row in self._rows(gauges.standing_still())}
 
     def open_dead_letters(self) -> Mapping[str, int]:
@@ -357,8 +418,10 @@ class SqlStore:
         first = self._read(lambda connection: connection.execute(gauges.first_due()).scalar_one())
         return 0.0 if first is None else max((self.now() - first).total_seconds(), 0.0)
 
-    def resolve(self, text: str) -> SagaRecord:
-        """Return the saga, with its steps, that an operator means by its id, the start of its id, or its key.
+    def resolve(self, text: str) -> SagaSummary:
+        """Return the saga that an operator means by its id, the start of its id, or its key.
+
+        It has its steps, and no payloads.
 
         Raises `SagaNotFound`; `AmbiguousSaga` where there are several.
         """
@@ -368,14 +431,14 @@ class SqlStore:
             lists.with_prefix(text, few),
             lists.listed(Filter(key=text), limit=few, before=None, after=""),
         )
-        rows = next((rows for query in queries if text and (rows := self._rows(query))), [])
+        rows = next((rows for query in queries if text and is_clean(text) and (rows := self._rows(query))), [])
         if not rows:
             raise SagaNotFound(f"there is no saga whose id begins with, or whose key is, {text!r}")
         if len(rows) > 1:
             found = ", ".join(f"{row['id']} ({row['name']}, key {row['key']})" for row in rows)
             more = " and more" if len(rows) == few else ""
             raise AmbiguousSaga(f"{text!r} may mean {found}{more}: give the whole id")
-        return self.load(rows[0]["id"])
+        return self.summary(rows[0]["id"])
 
     # -- the tables ---------------------------------------------------------------------------------------------
 
@@ -427,8 +490,10 @@ class SqlStore:
             milliseconds = int(self._timeout * 1000)
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
 
-    def _translated(self, *, limited: bool = True) -> AbstractContextManager[None]:
-        return translated(self.engine, self._timeout if limited else None)
+    @contextmanager
+    def _translated(self, *, limited: bool = True) -> Iterator[None]:
+        with refused(), translated(self.engine, self._timeout if limited else None):
+            yield
 
 
 class _Clock:
@@ -454,6 +519,7 @@ class _Dialect:
     """What the databases do not say alike: the statements for which that matters."""
 
     insert_or_keep: Any
+    insert_arrival: Any
     upsert: Any
     counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
 
@@ -477,6 +543,10 @@ def _keep(statement: Any) -> Any:
     return statement.on_conflict_do_nothing(index_elements=["name", "key"])
 
 
+def _keep_arrival(statement: Any) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=["task"])
+
+
 # SQLAlchemy says how many rows an INSERT wrote only when it is asked; here that tells who won.
 _COUNTED = {"preserve_rowcount": True}
 
@@ -484,16 +554,19 @@ _COUNTED = {"preserve_rowcount": True}
 _MYSQL = _Dialect(
     # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
     insert_or_keep=mysql.insert(schema.sagas).on_duplicate_key_update(id=schema.sagas.c.id),
+    insert_arrival=mysql.insert(schema.arrivals).on_duplicate_key_update(task=schema.arrivals.c.task),
     counts_inserts=False,
     upsert=_mysql_upsert(mysql.insert(schema.steps)),
 )
 _DIALECTS: Mapping[str, _Dialect] = {
     "postgresql": _Dialect(
         insert_or_keep=_keep(postgresql.insert(schema.sagas)).execution_options(**_COUNTED),
+        insert_arrival=_keep_arrival(postgresql.insert(schema.arrivals)),
         upsert=_upsert(postgresql.insert(schema.steps)),
     ),
     "sqlite": _Dialect(
         insert_or_keep=_keep(sqlite.insert(schema.sagas)).execution_options(**_COUNTED),
+        insert_arrival=_keep_arrival(sqlite.insert(schema.arrivals)),
         upsert=_upsert(sqlite.insert(schema.steps)),
     ),
     "mysql": _MYSQL,
@@ -506,11 +579,14 @@ def _fields(record: type) -> tuple[str, ...]:
 
 
 _SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
-#: What a save can change.
-_MUTABLE_FIELDS = (
-    "status", "direction", "epoch", "revision", "stalls", "error", "updated_at", "ready_at", "wake_at",
-)  # fmt: skip
+#: What a saga is started with, and keeps. Everything else may be changed by a save.
+FIXED_FIELDS = frozenset(
+    {"id", "name", "version", "key", "shape", "correlation_id", "input", "caused_by", "traceparent", "created_at"}
+)
+_MUTABLE_FIELDS = tuple(name for name in _SAGA_FIELDS if name not in FIXED_FIELDS)
+_SUMMARY_FIELDS = tuple(name for name in _SAGA_FIELDS if name != "input")
 _STEP_FIELDS = _fields(StepRecord)
+_SEEN = tuple(name for name in _STEP_FIELDS if name != "result")
 _HISTORY_FIELDS = _fields(HistoryEntry)
 _LETTER_FIELDS = _fields(DeadLetter)
 
@@ -553,6 +629,14 @@ def _row(record: Any, fields: Sequence[str]) -> dict[str, Any]:
 
 def _pick(row: RowMapping, fields: Sequence[str]) -> dict[str, Any]:
     return {name: row[name] for name in fields}
+
+
+def summary_of(row: RowMapping, step_rows: Iterable[RowMapping]) -> SagaSummary:
+    """Return what lists show of the saga that the rows are of."""
+    values = _pick(row, _SUMMARY_FIELDS)
+    values["status"], values["direction"] = SagaStatus(row["status"]), Direction(row["direction"])
+    steps = [StepRecord(**{**_pick(step, _SEEN), "status": StepStatus(step["status"])}) for step in step_rows]
+    return SagaSummary(**values, steps={step.name: step for step in steps})
 
 
 def saga_of(row: RowMapping, step_rows: Iterable[RowMapping], codec: Codec) -> SagaRecord:

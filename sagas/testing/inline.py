@@ -1,37 +1,35 @@
 """Inline mode: a saga from its start to its end in the calling thread, with faults where the test wants them.
 
-Everything is the engine's own, except for the messenger: what Celery and recovery do, `Inline` does in a loop. Where
-nothing can happen until later (a retry, the end of a dead worker's lease, a timeout) it moves the clock there.
+Everything is the engine's own, except for the messenger: see `sagas.runner`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from sagas import transitions
-from sagas.checkpoints import TERMINAL, Direction, SagaRecord, SagaStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
-from sagas.errors import ConfigurationError, NotAllowed, SagaError
+from sagas.durations import seconds, whole_number
+from sagas.endings import ProcessEnd
+from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.handle import SagaHandle
-from sagas.leases import Leases
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Next
 from sagas.plan import Plan
+from sagas.runner import Runner
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
-from sagas.transitions import Timing, Verdict
+from sagas.transitions import Timing
 
 __all__ = ["Inline"]
-
-#: Beyond the moment that is moved to, so that rounding leaves nothing before it.
-_A_MOMENT = timedelta(milliseconds=2)
 
 
 class Inline:
@@ -59,19 +57,23 @@ class Inline:
         self,
         store: CheckpointStore | None = None,
         *,
-        lease: float = 30.0,
-        stall_after: float = 30.0,
+        lease: float | timedelta = 30.0,
+        stall_after: float | timedelta = 30.0,
         max_payload: int = 1_048_576,
         events: Events | None = None,
     ) -> None:
         self.store = MemoryStore() if store is None else store
-        self._clocked = _Clocked(self.store)
-        self.orchestrator: Orchestrator = _Orchestrator(
-            cast("CheckpointStore", self._clocked),
-            timing=Timing(lease=lease, stall=stall_after),
-            max_payload=max_payload,
+        self._runner = Runner(
+            self.store,
+            timing=Timing(
+                lease=seconds(lease, "Inline: lease", ConfigurationError),
+                stall=seconds(stall_after, "Inline: stall_after", ConfigurationError),
+            ),
+            deliver=self._deliver,
+            max_payload=whole_number(max_payload, "Inline: max_payload", ConfigurationError),
             events=events or _Recorder(self.store),
         )
+        self.orchestrator = self._runner.orchestrator
         #: Entered around every delivery of a step; `rehearse` looks at the world from here.
         self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
         #: How often the report of an effect was lost on purpose, by step and whether it was undone.
@@ -97,7 +99,7 @@ class Inline:
         for fault in self._faults:
             fault.check(saga)
         next_ = self.orchestrator.start(self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None)
-        self._finish(next_)
+        self._runner.finish(next_.record.id, next_.plan)
         return SagaHandle(next_.record.id, self)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
@@ -117,7 +119,7 @@ class Inline:
             self.orchestrator.timing,
         )
         self.store.save(before, change.record, change.history, change.dead_letters)
-        self._finish(Next(change.verdict, change.note, change.record))
+        self._runner.finish(before.id, None)
 
     @property
     def emitted(self) -> list[Any]:
@@ -132,7 +134,7 @@ class Inline:
     @property
     def now(self) -> datetime:
         """The time in here: that of the database, and what was skipped."""
-        return self._clocked.now()
+        return self._runner.now
 
     # -- faults -------------------------------------------------------------------------------------------------
 
@@ -181,61 +183,21 @@ class Inline:
         return self.orchestrator.result(record)
 
     def cancel(self, saga_id: str, reason: str = "cancelled") -> SagaRecord:
-        self._finish(self.orchestrator.cancel(saga_id, reason))
-        return self.load(saga_id)
+        return self._runner.finish(saga_id, self.orchestrator.cancel(saga_id, reason).plan)
 
-    # -- the messenger ------------------------------------------------------------------------------------------
+    # -- the saga with faults -----------------------------------------------------------------------------------
 
-    def _finish(self, next_: Next) -> None:
-        """Carry a saga to its end, moving the clock wherever nothing can happen until later."""
-        saga_id = next_.record.id
-        self._carry(next_.plan)
-        while (record := self.load(saga_id)).status not in TERMINAL and record.status is not SagaStatus.STUCK:
-            assert record.wake_at is not None
-            self._clocked.move_to(record.wake_at)
-            self._clocked.watched = saga_id
-            swept = list(self.orchestrator.sweep())
-            if not swept:
-                raise SagaError(f"saga {record.name!r} ({saga_id}) could not be examined; the log says why")
-            for found in swept:
-                self._carry(found.plan)
-
-    def _carry(self, plan: Plan | None) -> None:
-        while plan:
-            plan = self._chain(plan)
-
-    def _chain(self, plan: Plan) -> Plan | None:
-        """Do what Celery does with a plan. Return what is to be launched when it does not go on."""
-        for names in plan.stages:
-            parallel = len(plan.saga.stages[plan.saga.steps[names[0]].stage]) > 1
-            goes_on, launch = False, None
-            for name in names:
-                next_ = self._deliver(plan.saga_id, name, plan.epoch)
-                joined = next_ is not None and next_.verdict is Verdict.CLOSED
-                if joined:
-                    next_ = self.orchestrator.join(plan.saga_id, name, plan.epoch)
-                if next_ is not None and next_.verdict is Verdict.FAILED:  # link_error
-                    next_ = self.orchestrator.report(plan.saga_id, name, plan.epoch)
-                if next_ is not None:
-                    launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
-                    goes_on = goes_on or (next_.verdict is Verdict.CONTINUE and (joined or not parallel))
-            if launch or not goes_on:
-                return launch
-        return None
-
-    def _deliver(self, saga_id: str, step: str, epoch: int) -> Next | None:
+    def _deliver(self, plan: Plan, step: str) -> Next | None:
         """Bring a message to a step. None when that was the end of its worker."""
-        outer, self._at = self._at, saga_id
+        outer, self._at = self._at, plan.saga_id
         try:
             with self.around(step):
                 try:
-                    return self.orchestrator.perform(saga_id, step, epoch)
+                    return self.orchestrator.perform(plan.saga_id, step, plan.epoch)
                 except _Crashed:
                     return None
         finally:
             self._at = outer
-
-    # -- the saga with faults -----------------------------------------------------------------------------------
 
     def _shadow(self, saga: Saga) -> Saga:
         """Return a copy of a saga whose functions are called by way of `_play`."""
@@ -266,7 +228,7 @@ class Inline:
             if not fault.times:
                 self._faults.remove(fault)
         if fault.error is None:
-            self._finish(Next(Verdict.GO_AWAY, "overtaken", self.load(self._at)))
+            self._runner.finish(self._at, None)
             return function(**arguments)
         if fault.after_effect:
             function(**arguments)
@@ -274,7 +236,7 @@ class Inline:
         raise fault.error
 
 
-class _Crashed(BaseException):
+class _Crashed(ProcessEnd):
     """The end of a worker. No `except Exception` sees it, and open transactions are rolled back, as in real life."""
 
 
@@ -294,27 +256,6 @@ class _Fault:
             raise NotAllowed(f"saga {saga.name!r}: nothing undoes step {self.step!r}, so its undo cannot fail")
 
 
-class _Clocked:
-    """A store whose clock can be moved forward, and in which only one saga is ever due: the others are not ours."""
-
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
-        self._skipped = timedelta()
-        self.watched = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def now(self) -> datetime:
-        return self._store.now() + self._skipped
-
-    def move_to(self, moment: datetime) -> None:
-        self._skipped += max(moment - self.now() + _A_MOMENT, timedelta())
-
-    def due(self, _limit: int, _lease: float) -> Sequence[str]:
-        return [self.watched]
-
-
 class _Recorder:
     """Keeps what is emitted as it is, for tests that need neither services nor an outbox."""
 
@@ -326,17 +267,3 @@ class _Recorder:
             raise ConfigurationError(f"{self._store!r} has an outbox: Inline(store, events=Events(...))")
         type_of(message)
         return {"message": message}
-
-
-class _Orchestrator(Orchestrator):
-    """The engine's own, without the thread that renews claims: nobody is there who could take one over."""
-
-    def __init__(self, store: CheckpointStore, *, timing: Timing, max_payload: int, events: Events | _Recorder) -> None:
-        super().__init__(store, timing=timing, max_payload=max_payload, events=events)
-        self._leases = _Leases(timing.lease, self._renew)
-
-
-class _Leases(Leases):
-    @contextmanager
-    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:  # noqa: ARG002
-        yield

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class MemoryStore:
         self._records: dict[str, SagaRecord] = {}
         self._history: list[tuple[str, HistoryEntry]] = []
         self._letters: list[DeadLetter] = []
+        self._arrivals: dict[str, datetime] = {}
         self.outbox: list[Mapping[str, Any]] = []  #: rows of the outbox; nobody sends them
 
     def __repr__(self) -> str:
@@ -104,6 +105,20 @@ class MemoryStore:
         for record in due[:limit]:
             self._records[record.id] = replace(record, wake_at=now + timedelta(seconds=lease))
         return [record.id for record in due[:limit]]
+
+    def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
+        if (record := self._records.get(saga_id)) is None:
+            return None
+        if record.wake_at is not None:
+            error = why if record.direction is Direction.FORWARD else record.error
+            self._records[saga_id] = replace(record, wake_at=self.now() + timedelta(seconds=seconds), error=error)
+        return record.name
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        self._arrivals[task] = max(sent_at, self._arrivals.get(task, sent_at))
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        return {task: at for task, at in self._arrivals.items() if task in tasks}
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
         return [entry for of, entry in self._history if of == saga_id]

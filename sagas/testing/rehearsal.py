@@ -7,6 +7,7 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,7 @@ def rehearse(
     *,
     state: Callable[[], object] | None = None,
     store: CheckpointStore | None = None,
-    lease: float = 30.0,
+    lease: float | timedelta = 30.0,
     max_payload: int = 1_048_576,
 ) -> Rehearsal:
     """Run a saga once for every way in which each of its steps can fail. The real actions are called, many times.

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent.parent
 PUBLIC = """
 Saga Step Parallel Pivot Retry StepContext Terminal Retryable
 Sagas SqlStore SagaHandle
-SagaStatus StepStatus Direction SagaRecord StepRecord
+SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
-KeyReused SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreUnavailable PayloadUnreadable
-UnserialisableResult StepFailed
+KeyReused SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
+PayloadUnreadable UnserialisableResult StepFailed
 """.split()
 
 

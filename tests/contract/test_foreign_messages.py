@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,7 +36,7 @@ from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.events.consumer import InProcess
-from sagas.events.outbox import outbox_row
+from sagas.events.outbox import outbox_row, shard_of
 from sagas.stores import schema
 from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
@@ -593,3 +593,34 @@ def test_redis_gives_out_again_in_order_after_a_restart() -> None:
         wait_for(all_came, 15, "all come, before the lease of the first reader is over", pause=0)
         assert got == sorted(got)
         broker.close()
+
+
+class Picky(MemoryBroker):
+    """A broker that does not confirm the messages of one key, and fails in its own way at those of another."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
+        keys = {message.key for message in messages}
+        if "unsure" in keys:
+            raise BrokerUnavailable("not confirmed")
+        if "odd" in keys:
+            raise struct.error("a client that nobody foresaw")
+        return super().publish(messages)
+
+
+def test_a_part_of_the_outbox_that_cannot_be_sent_rests_and_the_others_go_on(tmp_path: Any) -> None:
+    events, _, queue = _events(Picky(), f"sqlite:///{tmp_path / 'e.db'}")
+    with Session(events.engine) as session, session.begin():
+        for number in range(300):
+            events.publish(session, OrderPlaced(number=number), key=f"key {number}")
+        events.publish(session, OrderPlaced(number=300), key="unsure")
+        events.publish(session, OrderPlaced(number=301), key="odd")
+    with pytest.raises(BrokerUnavailable):
+        events.relay.send()
+    shard = shard_of("unsure")
+    left = sum(shard_of(f"key {number}") == shard for number in range(300)) + 1 + (shard_of("odd") == shard)
+    assert events.outbox_unsent() == left
+    if shard_of("odd") != shard:
+        [letter] = events.dead_letters(queue="")
+        assert (letter.key, letter.error) == ("odd", "it cannot be sent: error: a client that nobody foresaw")
+    assert events.broker.depth(queue) >= 301 - left
+    events.engine.dispose()

@@ -238,6 +238,21 @@ def test_a_worker_consumes_beside_its_tasks(make_event_rig: MakeEventRig, rabbit
     assert worker.wait() == 0
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_handler_that_exits_has_failed(make_event_rig: MakeEventRig, redis_server: Redis, pool: str) -> None:
+    """Its process, or its reader, is not what ends: it is tried as often as it may be, and becomes a dead letter."""
+    rig = make_event_rig("rabbitmq", celery=redis_server.url)
+    worker = rig.worker("-P", pool, "-c", "1")
+    rig.publish(1, fault="exit")
+    wait_for(rig.events.dead_letters, 60, "a dead letter")
+    [letter] = rig.events.dead_letters()
+    assert (letter.error, letter.attempts) == ("SystemExit: gave up", 3)
+    rig.publish(2)
+    rig.wait_for_done(CHARGE, 1)
+    assert len({line["pid"] for line in rig.ledger() if line["queue"] == RESERVE}) == 1
+    assert worker.running
+
+
 def test_children_are_killed(make_event_rig: MakeEventRig, redis_server: Redis) -> None:
     """A message that kills its child once is handled by another; one that always does becomes a dead letter."""
     rig = make_event_rig("rabbitmq", celery=redis_server.url)

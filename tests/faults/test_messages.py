@@ -60,7 +60,7 @@ def test_doubled_headers_are_joined_once(rig: Rig) -> None:
     rig.begun(handle, "one")
     rig.go(handle)
     stages = (("left", "right", "free"), ("four",), ("pivot",), ("last",))
-    chord = Plan(rig.saga("full"), handle.id, 1, Direction.FORWARD, stages)
+    chord = Plan(rig.saga("full"), handle.id, 1, 1, Direction.FORWARD, stages)
     for _ in range(20):  # the messages of the chord's header, before their turn, in it and after
         rig.sagas.canvas.launch(chord)
     rig.assert_done(handle)

@@ -49,4 +49,4 @@ def test_the_page_leads_to_a_project_that_works(tmp_path: Path) -> None:
     run("manage.py", "makemigrations", "shop")
     run("manage.py", "migrate")
     run("manage.py", "check")
-    assert "Ran 3 tests" in run("manage.py", "test")
+    assert "Ran 4 tests" in run("manage.py", "test")

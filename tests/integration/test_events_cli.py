@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy.orm import Session
 
 from sagas.cli.events import events
-from tests.event_rig import EventRig
+from sagas.events import Events, Service
+from tests.event_rig import EventRig, OrderPlaced
 from tests.rig import ROOT
 from tests.servers import Redis, wait_for
 
@@ -93,3 +95,38 @@ def test_a_queue_that_is_not_there(rig: EventRig, run: Run) -> None:
     assert done.exit_code == 1
     assert "Error: there is no queue 'no.such'; there is: 'inventory.reserve_stock'" in done.stderr
     rig.close()
+
+
+def test_what_is_declared_no_longer_is_shown_and_taken_away(rig: EventRig, run: Run) -> None:
+    gone = Service("inventory")
+
+    @gone.on(OrderPlaced, name="gone")
+    def handle(event: OrderPlaced) -> None: ...
+
+    before = Events([gone], engine=rig.events.engine, broker=rig.events.broker, exchange=rig.events.exchange)
+    before.apply_topology()
+    [row] = json.loads(run("topology", "diff", "--json").stdout)
+    assert (row["queue"], row["what"], row["messages"]) == ("inventory.gone", "queue no longer declared", 0)
+    assert run("topology", "apply").stdout == "nothing was missing\n"
+    assert "--delete" in run("topology", "apply", "--discard").stderr
+    deleted = run("topology", "apply", "--delete").stdout.splitlines()
+    assert deleted == [
+        "unbound orders.order.placed.* from inventory.gone",
+        "deleted queue inventory.gone, which held 0 messages",
+    ]
+    assert "no more" in run("topology", "diff").stderr
+
+
+def test_what_reached_nobody_is_counted_and_sent_again(rig: EventRig, run: Run) -> None:
+    alone = Events(
+        [Service("orders", publishes=[OrderPlaced])],
+        engine=rig.events.engine,
+        broker=rig.events.broker,
+        exchange=f"{rig.events.exchange}.alone",
+    )
+    with Session(alone.engine) as session, session.begin():
+        alone.publish(session, OrderPlaced(number=1))
+    alone.relay.send()
+    assert json.loads(run("outbox", "--json").stdout)[0]["unheard"] == 1
+    assert run("outbox", "resend", "--type", "orders.order.placed").stdout == "1 messages will be sent once more\n"
+    assert json.loads(run("outbox", "--json").stdout)[0]["unsent"] == 1

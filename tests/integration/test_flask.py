@@ -211,6 +211,37 @@ def test_a_saga_is_launched_when_the_request_commits(app: Flask) -> None:
     assert notes(app) == ["note of o-1 in shop", "o-1"]
 
 
+@ON_ALL
+def test_eagerly_it_runs_when_the_request_commits(app: Flask) -> None:
+    """Each step in a context of its own, and nothing is left of them in the request's."""
+    app.extensions["celery"].conf.task_always_eager = True
+    saga_id = app.test_client().post("/orders/o-1").text
+    handle = app.extensions["sagas"].handle(saga_id)
+    assert handle.status is SagaStatus.COMPLETED
+    assert handle.result == {"note": "shop", "pay": "paid"}
+    assert notes(app) == ["note of o-1 in shop", "o-1"]
+    with app.app_context():
+        again = AGAIN.start(key="o-2")
+        db.session.commit()
+        assert again.status is SagaStatus.COMPLETED, "its second attempt"
+        db.session.add(Order(note="after"))
+        ORDER.start(key="o-3")
+        db.session.rollback()
+    assert notes(app) == ["note of o-1 in shop", "note of o-2 in shop", "o-1"]
+
+
+def test_eagerly_a_flaw_is_raised_by_the_commit(app: Flask) -> None:
+    app.extensions["celery"].conf.update(task_always_eager=True, task_eager_propagates=True)
+    with app.app_context():
+        handle = REMOVED.start(key="o-1")
+        with pytest.raises(ConfigurationError, match=r"db.session.remove\(\) was called in a step"):
+            db.session.commit()
+        assert handle.status is SagaStatus.COMPENSATED
+        db.session.add(Order(note="after"))
+        db.session.commit()
+    assert notes(app) == ["after"]
+
+
 def test_a_saga_is_rolled_back_with_its_caller(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
     sent = watch(app)
     with app.app_context():

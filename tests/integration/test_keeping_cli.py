@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from sagas import Saga, SqlStore, Step
 from sagas.stores import schema
@@ -78,5 +79,12 @@ def test_reencrypt(store: SqlStore, tmp_path: Path) -> None:
     done = run(tmp_path, "db", "reencrypt", "--reason", "begin", "--by", "ann")
     assert done.stdout.startswith("3 sagas are encrypted anew"), done.stderr
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
-    assert [record.step("hello").result for record in sealed.select(with_steps=True)] == ['"hi"'] * 3
+    assert [sealed.payloads(record.id).results["hello"] for record in sealed.select()] == ['"hi"'] * 3
     assert run(tmp_path, "db", "reencrypt", "--reason", "again").stdout.startswith("0 sagas")
+    with store.engine.begin() as connection:
+        first = connection.execute(select(func.min(schema.sagas.c.id))).scalar_one()
+        connection.execute(schema.sagas.update().where(schema.sagas.c.id == first).values(input="~aesgcm:gone:x"))
+    partly = run(tmp_path, "db", "reencrypt", "--reason", "again")
+    assert partly.returncode == 1
+    assert ":input is encrypted with the key 'gone'" in partly.stderr
+    assert "1 payloads, named above, cannot be read" in partly.stdout

@@ -61,6 +61,7 @@ class Message:
     epoch: int
     chord: bool = False
     rest: tuple[tuple[str, ...], ...] = ()
+    again: bool = False  # redelivered
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Actor:
     message: Message
     play: Iterator[None]
     acting: tuple[str, Direction, datetime] | None = None
+    late: bool = False  # it slept until everything else was over, and may still fail
 
 
 class World:
@@ -143,10 +145,13 @@ class World:
             case "fail":
 
                 def report(record: SagaRecord) -> Change:
-                    # Celery reports a task that it gave up, and then that one's worker is no longer at it.
-                    if record.step(message.name).owner in {f"w{a.number}" for a in self.actors}:
-                        return Change(record, Verdict.GO_AWAY)
-                    return transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+                    # It may be forged: the worker that it tells of may be at work.
+                    change = transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+                    held = record.step(message.name)
+                    alive = held.lease_until is not None and held.lease_until > self.now
+                    if alive and change.record.step(message.name).owner != held.owner:
+                        raise self.wrong(f"a report ended the living claim of {held.owner} at {message.name}")
+                    return change
 
                 change = yield from self._ask(report)
                 if change.verdict is Verdict.LAUNCH:
@@ -182,13 +187,13 @@ class World:
             direction = change.record.direction
             self._begin(actor, name, change.record)
             yield
-            outcome = self._act(name, direction)
+            outcome = self._act(name, direction, late=actor.late)
             actor.acting = None
             yield
 
             def report(record: SagaRecord) -> Change:
                 if isinstance(outcome, Failure):
-                    return transitions.fail(self.saga, record, name, owner, outcome, self.now, TIMING)
+                    return transitions.fail(self.saga, record, name, owner, direction, outcome, self.now, TIMING)
                 done = transitions.succeed(self.saga, record, name, owner, direction, outcome, self.now, TIMING)
                 new = done.record.step(name).status
                 if new is StepStatus.DONE and record.step(name).status is not new and record.step(name).owner != owner:
@@ -203,6 +208,8 @@ class World:
         yield
         match change.verdict:
             case Verdict.CONTINUE if not message.chord:
+                self.send(message.rest, message.epoch)
+            case Verdict.SETTLED if message.again and not message.chord:
                 self.send(message.rest, message.epoch)
             case Verdict.CLOSED if message.chord:
                 self.broker.append(Message("join", name, message.epoch, rest=message.rest))
@@ -237,8 +244,10 @@ class World:
             if record.direction is Direction.BACKWARD and not (undone or late or not state.position):
                 raise self.wrong(f"{name} is undone, and {other_name} after it is {state.status}")
 
-    def _act(self, name: str, direction: Direction) -> str | Failure | None:
+    def _act(self, name: str, direction: Direction, *, late: bool) -> str | Failure | None:
         chance = 1.0 if self.calm else self.dice.random()
+        if late:
+            chance = self.dice.choice([0.05, 0.14, 1.0])  # refused; landed, and failed; all well
         if direction is Direction.BACKWARD:
             if chance > 0.1:
                 self.effects[name] = False
@@ -269,9 +278,23 @@ class World:
             change = transitions.examine(self.saga, before, self.now, TIMING)
             if change.record is not before and self.save(before, change.record) is None:
                 return
+            if change.verdict is Verdict.OVERDUE:
+                change = self.redispatch()
             if change.verdict is Verdict.LAUNCH and (self.calm or self.dice.random() > 0.1):
                 self.tell(f"recovery launches epoch {self.record.epoch}")
                 self.launch()
+
+    def redispatch(self) -> Change:
+        """Send its messages once more, now and then while they still wait in a queue, and always when they are lost."""
+        if self.broker and self.dice.random() < 0.5:
+            return Change(self.record, Verdict.GO_AWAY)
+        before = self.record
+        step = plan(self.saga, before).stages[0][0]
+        sent_at = transitions.sent_at(before.step(step), before)
+        change = transitions.redispatch(self.saga, before, step, sent_at, self.now, TIMING)
+        if change.record is not before:
+            assert self.save(before, change.record)
+        return change
 
     # -- the schedule -------------------------------------------------------------------------------------------
 
@@ -295,7 +318,7 @@ class World:
             f"w{actor.number} dies at {actor.message.kind} {actor.message.name}; {'redelivered' if again else 'lost'}"
         )
         if again:
-            self.broker.append(actor.message)
+            self.broker.append(replace(actor.message, again=True))
 
     def anything(self) -> None:
         """Let one thing happen."""
@@ -338,7 +361,11 @@ class World:
         self.calm = True
         self.tell("-- calm --")
         asleep = [actor for actor in self.actors if self.dice.random() < 0.5]  # they wake up when all is over
+        if asleep and self.dice.random() < 0.5:
+            self.cancel()
         self._settle(asleep)
+        for actor in asleep:
+            actor.late = True
         self._settle([])
         self.judge()
 

@@ -1,5 +1,6 @@
 """What is refused when a saga is defined, and what is filled in."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.entity import Queue
 
 from sagas import (
     ConfigurationError,
@@ -69,7 +71,8 @@ def test_celery_tasks_are_steps() -> None:
     assert saga.steps["two"].action(order_id="x") == "xbound"
 
 
-async def asynchronous() -> None: ...
+async def asynchronous() -> AsyncIterator[int]:
+    yield 1
 
 
 def takes_anything(*args: Any) -> None: ...
@@ -96,8 +99,21 @@ ok = Step("ok", nothing, compensation=None)
         (lambda: Saga("s"), DefinitionError, "no steps"),
         (lambda: Saga("1 s", ok), DefinitionError, "must match"),
         (lambda: Step("two words", nothing, compensation=None), DefinitionError, "Python identifier"),
+        (lambda: Step("a" * 101, nothing, compensation=None), DefinitionError, "at most 100 bytes"),
+        (lambda: Step("ä" * 51, nothing, compensation=None), DefinitionError, "at most 100 bytes"),
+        (lambda: Step("a", nothing, compensation=None, queue=""), DefinitionError, "cannot be the name of a queue"),
+        (lambda: Step("a", nothing, compensation=None, queue="ä" * 128), DefinitionError, "1 to 255 bytes"),
+        (lambda: Step("a", nothing, compensation=None, queue="a\0"), DefinitionError, "without NUL"),
+        (lambda: Step("a", nothing, compensation=None, queue="amq.steps"), DefinitionError, "for itself"),
+        (lambda: Step("a", nothing, compensation=None, queue=Queue("a")), DefinitionError, "must be a name"),  # type: ignore[arg-type]
+        (lambda: Saga("sagas", Step("join", nothing, compensation=None)), DefinitionError, "'sagas' is taken"),
+        (
+            lambda: Saga("long", *(Step(f"{'a' * 95}{n:05}", nothing, compensation=None) for n in range(640))),
+            DefinitionError,
+            "shorten the names",
+        ),
         (lambda: Step("x", nothing, compensation=None, timeout=0), DefinitionError, "more than zero"),
-        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run it"),
+        (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run"),
         (lambda: Retry(max_attempts=0), DefinitionError, "at least 1"),
         (lambda: Retry(factor=0.5), DefinitionError, "factor"),
         (lambda: Parallel(ok), DefinitionError, "two steps or more"),
@@ -116,7 +132,7 @@ ok = Step("ok", nothing, compensation=None)
         ),
         (lambda: Saga("s", Step("x", wants_result, compensation=None)), UnboundParameter, "'result'"),
         (lambda: Saga("s", Step("x", takes_anything, compensation=None)), DefinitionError, "one by one"),
-        (lambda: Saga("s", Step("x", asynchronous, compensation=None)), DefinitionError, "async"),
+        (lambda: Saga("s", Step("x", asynchronous, compensation=None)), DefinitionError, "generator"),
         (lambda: Saga("s", Step("x", "shop.reserve", compensation=None)), DefinitionError, "not a function"),  # type: ignore[arg-type]
         (lambda: Saga("s", Step("x", unkept, compensation=None)), DefinitionError, "cannot be read"),
         (lambda: Saga("s", Step("x", returns_object, compensation=None)), DefinitionError, "cannot be kept"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.entity import Queue
 
 from sagas import Saga, Sagas, SqlStore, Step
 from sagas.doctor import broker, database, setup, work, workers
@@ -33,6 +34,11 @@ def sagas(*definitions: Saga, broker: str = "memory://", **conf: Any) -> Sagas:
     return Sagas(app, SqlStore("sqlite://"), definitions)
 
 
+def later(made: Sagas, **conf: Any) -> Sagas:
+    made.app.conf.update(conf)
+    return made
+
+
 def saga(**options: Any) -> Saga:
     return Saga("s", Step("a", lambda: 1, compensation=None, **options))
 
@@ -42,13 +48,14 @@ def saga(**options: Any) -> Saga:
     [
         (lambda: sagas(saga()), []),
         (sagas, [("problem", "no-definitions")]),
-        (lambda: sagas(saga(), accept_content=["yaml"]), [("problem", "json-refused")]),
+        (lambda: later(sagas(saga()), accept_content=["yaml"]), [("problem", "refused")]),
+        (lambda: later(sagas(saga()), accept_content=["json", "pickle"]), [("problem", "refused")]),
+        (lambda: sagas(saga(), task_create_missing_queues=False, task_queues=[Queue("q")]), [("problem", "refused")]),
         (lambda: sagas(saga(), task_always_eager=True), [("problem", "eager")]),
         (lambda: sagas(saga(), worker_prefetch_multiplier=4), [("warning", "prefetch")]),
         (lambda: sagas(saga(timeout=30)), [("warning", "lease")]),
         (lambda: sagas(saga(timeout=60), task_time_limit=60), [("warning", "time-limit")]),
         (lambda: sagas(saga(timeout=60), task_time_limit=61), []),
-        (lambda: sagas(saga(), task_annotations={"s.a": {"acks_late": False}}), [("problem", "acks")]),
     ],
 )
 def test_settings(app: Any, expected: list[tuple[str, str]]) -> None:
@@ -116,11 +123,12 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
         ({"stuck": Found(2, NOW, "id"), "letters": Found(2, NOW, "id")}, [("problem", "stuck")]),
         ({"letters": Found(1, NOW, "id")}, [("problem", "dead-letters")]),
         ({"standing": Found(1, NOW, "id")}, [("problem", "standing-still")]),
+        ({"not_sent": Found(1, NOW, "id")}, [("problem", "not-sent")]),
         ({"event_letters": Found(1, NOW, 1)}, [("warning", "event-dead-letters")]),
     ],
 )
 def test_work(found: dict[str, Found], expected: list[tuple[str, str]]) -> None:
-    none = dict.fromkeys(("unfinished", "stuck", "standing", "letters", "event_letters"), NONE)
+    none = dict.fromkeys(("unfinished", "stuck", "standing", "not_sent", "letters", "event_letters"), NONE)
     assert codes(work.check_backlog(Backlog(**{**none, **found}), NOW)) == expected
 
 
@@ -128,6 +136,8 @@ def test_the_outbox() -> None:
     assert codes(work.check_outbox(0, 0)) == []
     assert codes(work.check_outbox(9, 31)) == [("warning", "outbox")]
     assert codes(work.check_outbox(9, 301)) == [("problem", "outbox")]
+    assert codes(work.check_unheard({})) == []
+    assert codes(work.check_unheard({"orders.order.placed": 2})) == [("warning", "events-unheard")]
 
 
 ABOUT: dict[str, Any] = {

@@ -18,6 +18,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from sagas import Retry, Retryable, SqlStore, Terminal
+from sagas.endings import ProcessEnd
 from sagas.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -171,7 +172,7 @@ def ordered(tmp_path: Path) -> Iterator[Shop]:
     made.events.engine.dispose()
 
 
-class Killed(BaseException):
+class Killed(ProcessEnd):
     """Nothing in there catches it, as nothing catches a kill."""
 
 

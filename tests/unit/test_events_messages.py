@@ -15,6 +15,7 @@ import pytest
 
 from sagas.errors import DefinitionError, InvalidMessage, UnknownVersion
 from sagas.events import Kind, command, event, type_of
+from sagas.events.envelope import Envelope
 from sagas.events.messages import NamingWarning, dump
 
 
@@ -193,8 +194,45 @@ class Measured:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", None])
 def test_what_no_reader_could_read_is_not_written(value: Any) -> None:
-    with pytest.raises(InvalidMessage, match="'sensors.value.measured': nobody could read it again.*value"):
+    with pytest.raises(InvalidMessage, match="'sensors.value.measured': cannot be kept as JSON and read again.*value"):
         dump(Measured(value=value))
+
+
+@event("users.user.renamed")
+class Renamed(pydantic.BaseModel, frozen=True, strict=True):
+    user_id: int | None = pydantic.Field(None, alias="userId")
+    at: datetime
+    price: Decimal = Decimal("1.10")
+
+
+def test_aliases_and_strict_models_are_read_as_they_were_written() -> None:
+    message = Renamed(userId=7, at=datetime(2026, 1, 2, tzinfo=UTC))
+    assert type_of(Renamed).load(dump(message), 1) == message
+    foreign = b'{"userId": 7, "at": "2026-01-02T00:00:00Z", "price": "1.10"}'
+    assert type_of(Renamed).load(foreign, 1) == message
+
+
+def test_a_secret_is_no_message() -> None:
+    with pytest.raises(DefinitionError, match="users.user.signed_up.*asterisks"):
+
+        @event("users.user.signed_up", check_name=False)
+        class SignedUp(pydantic.BaseModel, frozen=True):
+            password: pydantic.SecretStr
+
+
+@event("shop.things.noted")
+class Noted:
+    what: Any
+
+
+@pytest.mark.parametrize(
+    "what", [Decimal("1.10"), datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7), b"x", (1,), [{"a": Decimal(1)}], "\ud800"]
+)
+def test_what_would_arrive_as_something_else_is_not_written(what: Any) -> None:
+    with pytest.raises(InvalidMessage, match="'shop.things.noted': cannot be kept as JSON and read again"):
+        dump(Noted(what=what))
+    with pytest.raises(InvalidMessage, match="'shop.things.noted': its metadata"):
+        Envelope.wrap(Noted(what=1), source="shop", metadata={"what": what})
 
 
 def test_what_is_no_json_is_not_written() -> None:

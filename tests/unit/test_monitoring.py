@@ -118,6 +118,10 @@ CASES: dict[str, tuple[str | None, str]] = {
         'sagas_oldest_seconds{saga="order", status="STUCK"} 4000',
     ),
     "SagaStandsStill": ('sagas_standing_still{saga="order"} 2', 'sagas_standing_still{saga="order"} 0'),
+    "SagaRecoveryFails": (
+        'sagas_recovery_failures_total{saga="order"} 0+1',
+        'sagas_recovery_failures_total{saga="order"} 7',
+    ),
     "SagaDeadLetters": ('sagas_dead_letters{saga="order"} 2', 'sagas_dead_letters{saga="order"} 0'),
     "SagaRecoveryMissing": ("sagas_overdue_seconds 90", "sagas_overdue_seconds 12"),
     "EventDeadLetters": ('sagas_event_dead_letters{queue="q"} 2', 'sagas_event_dead_letters{queue="q"} 0'),

@@ -48,6 +48,13 @@ def no_late_undo(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def no_late_doubt(patch: pytest.MonkeyPatch) -> None:
+    """An action that ends late, and not well, is forgotten."""
+    patch.setattr(
+        transitions, "_failed_late", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
+    )
+
+
 def no_owner(patch: pytest.MonkeyPatch) -> None:
     """Whoever reports a success is believed, whether or not the claim is still its own."""
     succeed = transitions.succeed
@@ -76,7 +83,9 @@ def no_doubt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(transitions, "_turn_back", forget)
 
 
-CUTS: list[Patch] = [no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_owner, no_sweep, no_doubt]
+CUTS: list[Patch] = [
+    no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt
+]  # fmt: skip
 ROUNDS = 3000
 
 

@@ -14,7 +14,7 @@ from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL
 from sagas.plan import plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 
-from sagas.transitions import cancel, claim, examine, fail, join, repair, report, rewound, succeed  # isort: skip
+from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, sent_at, succeed  # isort: skip  # fmt: skip
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMING = Timing(lease=30, stall=30)
@@ -70,8 +70,9 @@ class Game:
         return self.take(succeed(self.saga, self.record, name, who, direction, result, self.now, TIMING))
 
     def fail(self, name: str, outcome: Outcome = Outcome.FAILED, owner: tuple[str, Direction] | None = None) -> Verdict:
-        who, _ = owner or self.owners[name]
-        return self.take(fail(self.saga, self.record, name, who, Failure(outcome, "broken"), self.now, TIMING))
+        who, direction = owner or self.owners[name]
+        failure = Failure(outcome, "broken")
+        return self.take(fail(self.saga, self.record, name, who, direction, failure, self.now, TIMING))
 
     def do(self, *names: str) -> Verdict:
         for name in names:
@@ -81,6 +82,11 @@ class Game:
 
     def sweep(self) -> Verdict:
         return self.take(examine(self.saga, self.record, self.now, TIMING))
+
+    def redispatch(self) -> Verdict:
+        name = plan(self.saga, self.record).stages[0][0]
+        sent = sent_at(self.record.step(name), self.record)
+        return self.take(redispatch(self.saga, self.record, name, sent, self.now, TIMING))
 
     def report(self, name: str) -> Verdict:
         return self.take(report(self.saga, self.record, name, self.record.epoch, self.now, TIMING))
@@ -114,7 +120,7 @@ def test_a_step_waits_for_its_turn() -> None:
     game = Game(LINE)
     assert game.claim("b") is Verdict.GO_AWAY
     game.do("a")
-    assert game.claim("a") is Verdict.CONTINUE  # a second delivery lets the chain go on
+    assert game.claim("a") is Verdict.SETTLED
 
 
 def test_two_deliveries_act_once_while_the_lease_lives() -> None:
@@ -133,13 +139,30 @@ def test_two_deliveries_act_once_while_the_lease_lives() -> None:
 def test_an_old_epoch_writes_nothing() -> None:
     game = Game(LINE)
     game.do("a")
-    game.sweep()
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
     before = game.record
     assert before.epoch == 2
-    assert game.claim("b", epoch=1) is Verdict.GO_AWAY
+    assert game.claim("a", epoch=1) is Verdict.GO_AWAY
     assert game.record is before
     assert join(LINE, before, "a", 1).verdict is Verdict.GO_AWAY
-    assert report(LINE, before, "b", 1, game.now, TIMING).record is before
+    assert report(LINE, before, "a", 1, game.now, TIMING).record is before
+
+
+def test_a_message_that_still_waits_stays_good_however_often_recovery_sends_it_again() -> None:
+    game = Game(LINE)
+    game.do("a")
+    epoch = game.record.epoch
+    for _ in range(8):
+        assert game.record.wake_at is not None
+        game.now = game.record.wake_at
+        assert game.sweep() is Verdict.OVERDUE
+        assert game.redispatch() is Verdict.LAUNCH
+        assert plan(LINE, game.record).epoch == epoch
+    assert game.claim("b", epoch) is Verdict.ACT
+    assert game.claim("b", epoch) is Verdict.GO_AWAY
+    game.succeed("b")
+    assert game.claim("b", epoch) is Verdict.SETTLED
+    assert game.record.stalls == 0
 
 
 def test_terminal_turns_back_and_undoes_in_reverse() -> None:
@@ -153,6 +176,46 @@ def test_terminal_turns_back_and_undoes_in_reverse() -> None:
     assert game.claim("a") is Verdict.GO_AWAY
     game.do("c", "b", "a")
     assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_report_never_ends_a_living_claim() -> None:
+    """Who sends it may lie, or be mistaken. The lease decides."""
+    game = Game(LINE)
+    game.claim("a")
+    before = game.record
+    assert game.report("a") is Verdict.GO_AWAY
+    assert game.record is before
+    game.wait(TIMING.lease - 1)
+    assert game.report("a") is Verdict.GO_AWAY
+    assert game.record is before
+    assert game.succeed("a") is Verdict.CONTINUE
+
+
+def test_a_report_of_a_dead_claim_is_believed_at_once() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    game.wait(TIMING.lease + 1)
+    assert game.report("a") is Verdict.LAUNCH
+    assert (game.record.step("a").lost, game.record.step("a").failures) == (1, 0)
+
+
+def test_a_report_leaves_a_living_undo_and_a_living_sibling_alone() -> None:
+    game = Game(FULL)
+    game.do("a")
+    game.claim("l")
+    game.claim("r")
+    before = game.record
+    for name in ("l", "r"):
+        assert game.report(name) is Verdict.GO_AWAY
+    assert game.record is before
+    game.fail("l", Outcome.TERMINAL)
+    game.succeed("r")
+    game.sweep()
+    game.claim("r")
+    before = game.record
+    assert before.step("r").status is StepStatus.UNDOING
+    assert game.report("r") is Verdict.GO_AWAY
+    assert game.record is before
 
 
 def test_a_retry_is_due_later() -> None:
@@ -252,7 +315,8 @@ def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
     game.now = game.record.wake_at or game.now
     game.take(Change(replace(game.record, steps={**game.record.steps, "l": replace(game.record.steps["l"], lease_until=game.now + timedelta(9))}), Verdict.ACT))  # fmt: skip
     epoch = game.record.epoch
-    assert game.sweep() is Verdict.LAUNCH
+    assert game.sweep() is Verdict.OVERDUE
+    assert game.redispatch() is Verdict.LAUNCH
     assert game.record.epoch == epoch
     assert plan(FULL, game.record).stages[0] == ("r",)
 
@@ -300,15 +364,158 @@ def test_a_success_whose_answer_was_lost_goes_on() -> None:
     assert game.status("a") is StepStatus.DONE
 
 
-def test_waiting_doubles_and_is_bounded() -> None:
+@pytest.mark.parametrize("again", [True, False], ids=["sent again", "held back"])
+def test_waiting_doubles_and_is_bounded(again: bool) -> None:
     game = Game(LINE)
-    gaps = []
+    gaps: list[float] = []
     for _ in range(8):
-        assert game.sweep() is Verdict.LAUNCH
+        game.wait(30 if not gaps else gaps[-1])
+        assert game.sweep() is Verdict.OVERDUE
+        if again:
+            assert game.redispatch() is Verdict.LAUNCH
         assert game.record.wake_at is not None
         gaps.append((game.record.wake_at - game.now).total_seconds())
-        game.now = game.record.wake_at
-    assert gaps == [60, 120, 240, 480, 960, 1920, 3840, 7680]
+    assert gaps == [60, 120, 240, 480, 960, 960, 960, 960]
+
+
+def test_a_look_before_its_time_changes_nothing() -> None:
+    game = Game(LINE)
+    game.wait(29)
+    before = game.record
+    assert game.sweep() is Verdict.GO_AWAY
+    assert game.record == replace(before, wake_at=NOW + timedelta(seconds=30))
+    game.do("a")
+    game.wait(10)
+    assert game.sweep() is Verdict.GO_AWAY  # the saga is old, and its next step has just become ready
+    assert game.record.wake_at == game.now + timedelta(seconds=20)
+
+
+def test_what_the_mark_of_recovery_says_is_not_believed() -> None:
+    game = Game(LINE)
+    game.wait(30)
+    game.record = replace(game.record, wake_at=game.now + timedelta(seconds=10))  # as `due` leaves it
+    assert game.sweep() is Verdict.OVERDUE
+    assert game.record.wake_at == game.now + timedelta(seconds=60)
+
+
+def test_what_has_moved_on_is_not_sent_again() -> None:
+    game = Game(LINE)
+    game.wait(30)
+    assert game.sweep() is Verdict.OVERDUE
+    sent = sent_at(game.record.step("a"), game.record)
+    game.do("a")
+    for name in ("a", "b"):
+        assert redispatch(LINE, game.record, name, sent, game.now, TIMING).verdict is Verdict.GO_AWAY
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["undeclared queue", "broker away"])
+def test_a_message_that_no_broker_takes_is_shown_and_tried_again(answers: bool) -> None:
+    game = Game(LINE)
+    game.wait(30)
+    game.sweep()
+    game.redispatch()
+    game.take(not_sent(LINE, game.record, "no queue 'typo'", game.now, TIMING, broker_answers=answers))
+    assert game.record.error == game.record.step("a").error == "not sent: no queue 'typo'"
+    assert game.last is not None
+    assert [entry.what for entry in game.last.history] == (["not sent"] if answers else [])
+    waits = 60 if answers else 30
+    assert game.record.wake_at == game.now + timedelta(seconds=waits)
+    game.wait(waits)
+    assert game.sweep() is Verdict.OVERDUE
+    game.do("a")
+    assert game.last.record.error is None
+    assert game.last.record.step("a").error is None
+
+
+def test_a_retry_that_no_broker_took_has_no_message() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    game.fail("a")
+    game.wait(1)
+    assert game.sweep() is Verdict.LAUNCH
+    game.take(not_sent(LINE, game.record, "away", game.now, TIMING, broker_answers=False))
+    game.wait(30)
+    assert game.sweep() is Verdict.LAUNCH  # nothing has to be found out
+
+
+LATE = [Outcome.FAILED, Outcome.IN_DOUBT]
+
+
+@pytest.mark.parametrize("outcome", LATE)
+def test_only_terminal_says_that_a_late_attempt_had_no_effect(outcome: Outcome) -> None:
+    game = Game(Saga("s", step("a", timeout=40, retry=Retry(max_attempts=1)), step("b")))
+    game.claim("a")
+    late = game.owners["a"]
+    game.wait(40)
+    game.sweep()
+    assert game.ended() is SagaStatus.COMPENSATING
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+    assert game.fail("a", Outcome.TERMINAL, late) is Verdict.GO_AWAY
+    assert game.fail("a", outcome, late) is Verdict.LAUNCH
+    assert game.ended() is SagaStatus.COMPENSATING
+    assert game.status("a") is StepStatus.IN_DOUBT
+    assert game.record.step("a").result is None
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+def test_a_late_end_keeps_the_result_that_is_known() -> None:
+    game = Game(LINE)
+    game.claim("a")
+    late = game.owners["a"]
+    game.wait(31)
+    game.sweep()
+    game.do("a")
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.do("a")
+    assert game.fail("a", Outcome.FAILED, late) is Verdict.LAUNCH
+    assert game.record.step("a").result == "1"
+
+
+def test_a_late_end_of_a_compensation_changes_nothing() -> None:
+    game = Game(LINE)
+    game.do("a")
+    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.claim("a")
+    late = game.owners["a"]
+    game.wait(31)
+    game.sweep()
+    game.do("a")
+    before = game.record
+    assert game.fail("a", Outcome.FAILED, late) is Verdict.GO_AWAY
+    assert game.record is before
+
+
+def test_a_late_end_of_a_stuck_pivot_is_told_to_the_person_who_decides() -> None:
+    game = Game(Saga("p", step("a"), Pivot("p", nothing, timeout=40, retry=Retry(max_attempts=1))))
+    game.do("a")
+    game.claim("p")
+    late = game.owners["p"]
+    game.wait(40)
+    game.sweep()
+    assert game.ended() is SagaStatus.STUCK
+    game.fail("p", Outcome.FAILED, late)
+    assert game.last is not None
+    assert [entry.what for entry in game.last.history] == ["landed late"]
+
+
+@pytest.mark.parametrize("outcome", LATE)
+def test_a_pivot_that_ends_late_in_a_saga_that_is_undone_takes_a_person(outcome: Outcome) -> None:
+    game = Game(Saga("p", step("a"), Pivot("p", nothing)))
+    game.do("a")
+    game.claim("p")
+    late = game.owners["p"]
+    game.wait(31)
+    game.sweep()
+    game.claim("p")
+    game.fail("p", Outcome.TERMINAL)
+    game.report("p")
+    game.do("a")
+    assert game.ended() is SagaStatus.COMPENSATED
+    game.fail("p", outcome, late)
+    assert game.last is not None
+    assert [letter.step for letter in game.last.dead_letters] == ["p"]
 
 
 @pytest.mark.parametrize("saga", [LINE, FULL])

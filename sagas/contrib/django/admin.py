@@ -16,7 +16,7 @@ from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils.html import format_html
 
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus
+from sagas.checkpoints import Direction, SagaStatus, SagaSummary
 from sagas.contrib.django.models import DeadLetter, Saga
 from sagas.contrib.django.project import PROJECT
 from sagas.desk import Action, Choice, Desk
@@ -138,6 +138,7 @@ class SagaAdmin(admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         desk, record = _desk_and(object_id)
+        payloads = desk.store.payloads(object_id)
         buttons = [_button(record, choice) for choice in desk.choices(record)]
         steps = sorted(record.steps.values(), key=lambda step: (step.position == 0, step.position))
         context = {
@@ -148,8 +149,10 @@ class SagaAdmin(admin.ModelAdmin):
             "record": record,
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
-            "input": _json(desk.shown(record.input)),
-            "steps": [(step, _badge(step.status), _json(desk.shown(step.result))) for step in steps],
+            "input": _json(desk.shown(payloads.input)),
+            "steps": [
+                (step, _badge(step.status), _json(desk.shown(payloads.results.get(step.name)))) for step in steps
+            ],
             "history": desk.store.history(record.id),
             "letters": desk.store.dead_letters(record.id, unresolved=False),
             "media": self.media,
@@ -220,7 +223,7 @@ class SagaAdmin(admin.ModelAdmin):
         return None
 
     def _ask(
-        self, request: HttpRequest, form: forms.Form, choice: Choice, records: Sequence[SagaRecord], back: str
+        self, request: HttpRequest, form: forms.Form, choice: Choice, records: Sequence[SagaSummary], back: str
     ) -> HttpResponse:
         context = {
             **self.admin_site.each_context(request),
@@ -252,10 +255,10 @@ def _desk() -> Desk:
     return Desk(PROJECT.get())
 
 
-def _desk_and(saga_id: str) -> tuple[Desk, SagaRecord]:
+def _desk_and(saga_id: str) -> tuple[Desk, SagaSummary]:
     desk = _desk()
     try:
-        return desk, desk.store.load(saga_id)
+        return desk, desk.store.summary(saga_id)
     except SagaNotFound as error:
         raise Http404(str(error)) from error
 
@@ -268,7 +271,7 @@ def _title(choice: Choice) -> str:
     return _WORDS[choice.action][0] + (f" {choice.step}" if choice.step else "")
 
 
-def _button(record: SagaRecord, choice: Choice) -> dict[str, str]:
+def _button(record: SagaSummary, choice: Choice) -> dict[str, str]:
     url = reverse("admin:sagas_saga_act", args=[record.id, choice.action])
     return {
         "url": f"{url}?{urlencode({'step': choice.step})}" if choice.step else url,

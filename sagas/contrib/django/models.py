@@ -16,7 +16,8 @@ from sagas.contrib.django.conf import alias
 from sagas.errors import NotAllowed
 
 __all__ = [
-    "AuditEntry", "Binding", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry", "InboxMessage",
+    "Arrival", "AuditEntry", "Binding", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry",
+    "InboxMessage",
     "LiveProjection", "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
 ]  # fmt: skip
 
@@ -65,6 +66,7 @@ class Saga(_ReadOnly):
     direction = _name(8)
     epoch = models.IntegerField()
     revision = models.IntegerField()
+    dispatches = models.IntegerField()
     stalls = models.IntegerField()
     error = models.TextField(null=True)
     created_at = models.DateTimeField()
@@ -95,6 +97,7 @@ class Step(_ReadOnly):
     lease_until = models.DateTimeField(null=True)
     deadline = models.DateTimeField(null=True)
     due_at = models.DateTimeField(null=True)
+    sent_at = models.DateTimeField(null=True)
     result = models.TextField(null=True)
     error = models.TextField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -102,6 +105,14 @@ class Step(_ReadOnly):
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_step"
+
+
+class Arrival(_ReadOnly):
+    task = _name(255, primary_key=True)
+    sent_at = models.DateTimeField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_arrival"
 
 
 class AuditEntry(_ReadOnly):

@@ -11,7 +11,7 @@ from typing import Any
 from flower.api import BaseApiHandler
 from tornado.web import HTTPError, authenticated
 
-from sagas.checkpoints import SagaRecord
+from sagas.checkpoints import SagaSummary
 from sagas.contrib.flower import listing, one
 from sagas.contrib.flower.handler import Handler
 from sagas.desk import Action
@@ -109,7 +109,7 @@ class Act(_Api):
         return found
 
 
-def _head(record: SagaRecord) -> dict[str, Any]:
+def _head(record: SagaSummary) -> dict[str, Any]:
     return {
         "id": record.id,
         "saga": record.name,
@@ -130,7 +130,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
     return {
         **_head(found.record),
         "definition_missing": found.missing or None,
-        "input": desk.shown(found.record.input),
+        "input": desk.shown(found.payloads.input),
         "steps": [
             {
                 "name": step.name,
@@ -138,7 +138,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
                 "attempt": step.attempt,
                 "failures": step.failures,
                 "lost": step.lost,
-                "result": desk.shown(step.result),
+                "result": desk.shown(found.payloads.results.get(step.name)),
                 "error": step.error,
                 "started_at": None if step.started_at is None else step.started_at.isoformat(),
                 "finished_at": None if step.finished_at is None else step.finished_at.isoformat(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from sagas.checkpoints import TERMINAL, SagaRecord, SagaStatus
+from sagas.checkpoints import TERMINAL, SagaStatus, SagaSummary
 from sagas.desk import Desk
 from sagas.errors import AmbiguousSaga, SagaNotFound
 from sagas.stores import EVERYTHING, Filter
@@ -87,21 +87,21 @@ class Listing:
 
     asked: Asked
     now: datetime
-    rows: Sequence[SagaRecord]  #: newest first, with their steps
+    rows: Sequence[SagaSummary]  #: newest first, with their steps
     more: bool  #: there is another page
-    recent: Sequence[SagaRecord] = field(default=())  #: shown where nothing needs a person
+    recent: Sequence[SagaSummary] = field(default=())  #: shown where nothing needs a person
 
-    def stands_at(self, record: SagaRecord) -> str:
+    def stands_at(self, record: SagaSummary) -> str:
         """Return the steps that have begun and are not settled."""
         names = [step.name for step in record.steps.values() if step.position and step.status not in SETTLED]
         return ", ".join(names)
 
     @staticmethod
-    def trouble(record: SagaRecord) -> str:
+    def trouble(record: SagaSummary) -> str:
         """Return its error; or, where it stands still, that."""
         if record.error is None and record.stalls >= MANY_STALLS and record.wake_at is not None:
-            return f"stands still: launched {record.stalls} times, and no worker has begun a step"
-        return record.error or ""
+            return "stands still: no worker has begun its next step for a long time"
+        return record.trouble or ""
 
 
 def look(desk: Desk, asked: Asked) -> Listing:

@@ -9,19 +9,20 @@ from datetime import datetime
 from typing import Any
 
 from sagas.canvas import FAIL, JOIN, task_id
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.desk import Action, Choice, Desk
 from sagas.drawing import stages_of
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace
+from sagas.stores import Payloads
 
 __all__ = ["EXPLAINED", "OneSaga", "Told", "look", "pretty", "tasks_of"]
 
 #: Letters of an input or a result that a page shows.
 _LONGEST = 20_000
 
-#: Epochs, the last ones, whose Celery tasks are looked for.
-_EPOCHS = 20
+#: Dispatches, the last ones, whose Celery tasks are looked for.
+_DISPATCHES = 20
 
 #: What each button does, for whoever is about to press it.
 EXPLAINED = {
@@ -46,13 +47,14 @@ class Told:
 class OneSaga:
     """A saga, as its page shows it."""
 
-    record: SagaRecord
+    record: SagaSummary
     now: datetime
     missing: str  #: why the running code has no definition for it, where it has none
     choices: tuple[Choice, ...]
     history: Sequence[HistoryEntry]
     letters: Sequence[DeadLetter]
     story: Sequence[Told]
+    payloads: Payloads
     input: str
     results: dict[str, str]
 
@@ -64,7 +66,8 @@ class OneSaga:
 
 def look(desk: Desk, saga_id: str) -> OneSaga:
     """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = desk.store.load(saga_id), "", list[Told]()
+    record, missing, story = desk.store.summary(saga_id), "", list[Told]()
+    payloads = desk.store.payloads(saga_id)
     try:
         desk.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
@@ -79,8 +82,9 @@ def look(desk: Desk, saga_id: str) -> OneSaga:
         desk.store.history(saga_id),
         desk.store.dead_letters(saga_id),
         story,
-        pretty(desk.shown(record.input)),
-        {step.name: pretty(desk.shown(step.result)) for step in record.steps.values() if step.result is not None},
+        payloads,
+        pretty(desk.shown(payloads.input)),
+        {step: pretty(desk.shown(result)) for step, result in payloads.results.items()},
     )
 
 
@@ -90,13 +94,13 @@ def pretty(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\n… and {len(text) - _LONGEST:,} letters more"
 
 
-def tasks_of(record: SagaRecord, step: str) -> Iterator[tuple[str, str]]:
+def tasks_of(record: SagaSummary, step: str) -> Iterator[tuple[str, str]]:
     """Yield the ids of the Celery tasks that there may have been for a step, oldest first, each with what it is."""
-    for epoch in range(max(1, record.epoch - _EPOCHS + 1), record.epoch + 1):
+    for dispatch in range(max(1, record.dispatches - _DISPATCHES + 1), record.dispatches + 1):
         for direction, what in ((Direction.FORWARD, "action"), (Direction.BACKWARD, "undo")):
-            yield task_id(record.id, step, direction, epoch), f"{what}, epoch {epoch}"
+            yield task_id(record.id, step, direction, dispatch), f"{what}, dispatch {dispatch}"
         for helper in (JOIN, FAIL):
-            yield task_id(record.id, step, record.direction, epoch, helper), f"{helper}, epoch {epoch}"
+            yield task_id(record.id, step, record.direction, dispatch, helper), f"{helper}, dispatch {dispatch}"
 
 
 def _told(entries: Sequence[Entry], depth: int) -> Iterator[Told]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sagas.checkpoints import HistoryEntry, SagaRecord, StepRecord, StepStatus
+from sagas.checkpoints import HistoryEntry, SagaSummary, StepRecord, StepStatus
 from sagas.drawing import Look, look_of
 
 __all__ = ["Bar", "Mark", "Row", "timeline"]
@@ -42,7 +42,7 @@ class Row:
     marks: tuple[Mark, ...]
 
 
-def timeline(record: SagaRecord, history: Sequence[HistoryEntry], now: datetime) -> list[Row]:
+def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime) -> list[Row]:
     """Return the steps that have begun, in the order in which they did.
 
     A step has one beginning and one end, so attempts are marks on its bar. Its undoing is taken to begin when the saga
@@ -85,7 +85,7 @@ def _start(step: StepRecord) -> datetime:
     return step.started_at
 
 
-def _end(step: StepRecord, record: SagaRecord, now: datetime) -> datetime:
+def _end(step: StepRecord, record: SagaSummary, now: datetime) -> datetime:
     """Return when it ended; one that is at work or waits for its next attempt goes on until now."""
     goes_on = step.held or step.status in (StepStatus.PENDING, StepStatus.UNDOING)
     if step.finished_at is not None and not goes_on:

@@ -53,6 +53,9 @@ class Metrics(Observer):
             "sagas_retries_total", "Attempts that were not the first.", "saga", "step", "direction"
         )  # fmt: skip
         self._recovery = counter("sagas_recovery_total", "What recovery had to do.", "saga", "action")
+        self._failures = counter(
+            "sagas_recovery_failures_total", "Times that recovery could not deal with a saga.", "saga"
+        )
         self._sweeps = counter("sagas_sweeps_total", "Looks of recovery at what was due.")
         self._deliveries = counter("sagas_event_deliveries_total", "How deliveries of messages ended.", "queue", "end")
         self._handling = histogram(
@@ -115,6 +118,10 @@ class Metrics(Observer):
             self._sweeps.inc()
             for record in launched:
                 self._recovery.labels(record.name, "relaunch").inc()
+
+    def recovery_failed(self, saga: str) -> None:
+        with _GATE:
+            self._failures.labels(saga).inc()
 
     def delivered(self, queue: str, end: str) -> None:
         with _GATE:

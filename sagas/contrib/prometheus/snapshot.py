@@ -149,7 +149,7 @@ def _families(reading: _Reading) -> Iterator[Metric]:
     by = ["saga", "status"]
     yield _gauges("sagas_unfinished", "Sagas that are not finished.", by, reading.unfinished)
     yield _gauges("sagas_oldest_seconds", "Since when the oldest of them was started.", by, reading.oldest)
-    yield _gauges("sagas_standing_still", "Sagas launched again and again in vain.", ["saga"], _keyed(reading.still))
+    yield _gauges("sagas_standing_still", "Sagas whose next step nobody begins.", ["saga"], _keyed(reading.still))
     yield _gauges("sagas_dead_letters", "Steps that wait for a person.", ["saga"], _keyed(reading.letters))
     if reading.overdue is not None:
         yield _gauge("sagas_overdue_seconds", "For how long a saga has waited for recovery.", reading.overdue)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
 from sagas.events.brokers.shared import exchange_of, in_forks, is_bound, text_of, texts
@@ -79,16 +81,16 @@ class KafkaBroker:
         servers: str,
         *,
         partitions: int = 12,
-        lease: float = 30.0,
-        timeout: float = 10.0,
+        lease: float | timedelta = 30.0,
+        timeout: float | timedelta = 10.0,
         max_message_size: int = 4 * 1024 * 1024,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.servers = servers
-        self.max_message_size = max_message_size
-        self.lease = lease
-        self.timeout = timeout
-        self._partitions = partitions
+        self.max_message_size = whole_number(max_message_size, "KafkaBroker: max_message_size", ConfigurationError)
+        self.lease = seconds(lease, "KafkaBroker: lease", ConfigurationError)
+        self.timeout = seconds(timeout, "KafkaBroker: timeout", ConfigurationError)
+        self._partitions = whole_number(partitions, "KafkaBroker: partitions", ConfigurationError)
         self._config = dict(config or {})
         self._exchange: str | None = None
         self._producer: Producer | None = None

@@ -16,6 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from amqp.serialization import dumps
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
 
+from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import GIVEN_UP, Delivery, Outgoing, Queue, Reader, Topology
 from sagas.events.brokers.shared import CONTENT_TYPE, Pulse, exchange_of, in_forks, text_of, texts
@@ -83,20 +85,20 @@ class RabbitBroker:
         self,
         url: str,
         *,
-        lease: float = 30.0,
-        timeout: float = 10.0,
+        lease: float | timedelta = 30.0,
+        timeout: float | timedelta = 10.0,
         prefetch: int = 100,
         max_message_size: int = 16 * 1024 * 1024,
         **options: Any,
     ) -> None:
-        self.lease = lease
-        self.max_message_size = max_message_size
-        self.timeout = timeout
-        self.prefetch = prefetch
+        self.lease = seconds(lease, "RabbitBroker: lease", ConfigurationError)
+        self.max_message_size = whole_number(max_message_size, "RabbitBroker: max_message_size", ConfigurationError)
+        self.timeout = seconds(timeout, "RabbitBroker: timeout", ConfigurationError)
+        self.prefetch = whole_number(prefetch, "RabbitBroker: prefetch", ConfigurationError)
         self._url = url
         self._options = options
         self._exchange: str | None = None
-        self.pulse = Pulse(lease)
+        self.pulse = Pulse(self.lease)
         self.after_fork()
         in_forks(self)
 

@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ import uuid_utils
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
 from sagas.events.brokers.shared import Pulse, exchange_of, in_forks, text_of, texts
@@ -158,20 +160,20 @@ class RedisBroker:
         self,
         url: str,
         *,
-        lease: float = 30.0,
-        timeout: float = 10.0,
+        lease: float | timedelta = 30.0,
+        timeout: float | timedelta = 10.0,
         max_message_size: int = 64 * 1024 * 1024,
         **options: Any,
     ) -> None:
-        self.lease = lease
-        self.max_message_size = max_message_size
-        self.timeout = timeout
+        self.lease = seconds(lease, "RedisBroker: lease", ConfigurationError)
+        self.max_message_size = whole_number(max_message_size, "RedisBroker: max_message_size", ConfigurationError)
+        self.timeout = seconds(timeout, "RedisBroker: timeout", ConfigurationError)
         # A command that was sent may have been done: it is for the caller to decide whether it is sent again.
         self.client = redis.Redis.from_url(
             url,
             protocol=2,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
+            socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout,
             retry=Retry(NoBackoff(), 0),
             **options,
         )
@@ -184,7 +186,7 @@ class RedisBroker:
         self._exchange: str | None = None
         #: Names that readers of a queue had in this process, and that Redis could not be told are dead.
         self.dead: defaultdict[str, list[str]] = defaultdict(list)
-        self.pulse = Pulse(lease)
+        self.pulse = Pulse(self.lease)
         in_forks(self)
 
     def __repr__(self) -> str:

@@ -622,8 +622,9 @@ class _Comparison:
             reason = f"{self.writer.name} may write {values}; {self.reader.name} takes no such value"
             found.append(self._said(Rule.VALUES, reason))
         for literal in literals:
-            missing = [self._unchecked(literal, r) for r in read if self._takes(r, literal.value)]
-            found += [] if not all(missing) or not missing else missing[0]
+            missing = [list(self._unchecked(literal, r)) for r in read if self._takes(r, literal.value)]
+            fewest: list[Difference] = min(missing, key=len, default=[])
+            found += fewest
         for branch in rest:
             found += self._branch(branch, read, of_union=len(written) > 1 or len(read) > 1)
         return found

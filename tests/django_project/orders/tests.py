@@ -342,6 +342,87 @@ class InOneTransaction(TestCase):
         assert Order.objects.count() == 2
 
 
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Have `CELERY_TASK_ALWAYS_EAGER` on, as the settings of many test suites have it."""
+    sagas.app.conf.update(task_always_eager=True, task_eager_propagates=True)
+    try:
+        yield
+    finally:
+        sagas.app.conf.update(task_always_eager=False, task_eager_propagates=False)
+
+
+class Eagerly(TestCase):
+    """A saga that is started in a `TestCase` runs when the callbacks of the commit do, on the test's own connection."""
+
+    def run(self, result: Any = None) -> Any:
+        with eagerly():
+            return super().run(result)
+
+    def test_it_runs_when_the_callbacks_do(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True) as callbacks, transaction.atomic():
+            Order.objects.create(number="1")
+            handle = place_order.start(given("1"))
+            self.assertIs(handle.status, SagaStatus.PENDING)
+        self.assertTrue(callbacks)
+        self.assertIs(handle.status, SagaStatus.COMPLETED)
+        self.assertEqual(Order.objects.get().number, "1 confirmed")
+        self.assertEqual(Effect.objects.get().what, "reserve 1")
+
+    def test_a_decline_is_undone_and_not_raised(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True):
+            handle = place_order.start(given("1", "declined"))
+        self.assertIs(handle.status, SagaStatus.COMPENSATED)
+        self.assertFalse(Effect.objects.exists())
+
+    def test_a_flaw_is_raised_at_the_end(self) -> None:
+        away = self.assertRaisesRegex(RuntimeError, "the bank is away")
+        with away, self.captureOnCommitCallbacks(execute=True):
+            handle = place_order.start(given("1", "broken_charge"))
+        self.assertIs(handle.status, SagaStatus.STUCK)
+
+    def test_nothing_runs_without_the_callbacks(self) -> None:
+        handle = place_order.start(given("1"))
+        self.assertIs(handle.status, SagaStatus.PENDING)
+
+    def test_a_view(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True):
+            answer = self.client.get("/order/", {"number": "1"})
+        self.assertEqual(answer.status_code, 200)
+        self.assertIs(sagas.find("place_order", "1").status, SagaStatus.COMPLETED)
+        self.assertEqual(Order.objects.get().number, "1 confirmed")
+
+    def test_what_a_step_wrote_before_it_failed_is_rolled_back(self) -> None:
+        with self.captureOnCommitCallbacks(execute=True):
+            handle = place_order.start(given("1", "raise"))
+        self.assertIs(handle.status, SagaStatus.COMPLETED)
+        self.assertEqual(Effect.objects.count(), 1)
+
+
+class EagerlyWithCommits(Committing):
+    def test_it_runs_after_the_commit_of_the_block(self) -> None:
+        with eagerly():
+            with transaction.atomic():
+                Order.objects.create(number="1")
+                handle = place_order.start(given("1"))
+                assert Saga.objects.get().status == "PENDING"
+            assert handle.status is SagaStatus.COMPLETED
+            assert place_order.start(given("2")).status == "COMPLETED", "and at once outside of one"
+        assert not connection.in_atomic_block
+
+    def test_what_is_rolled_back_never_runs(self) -> None:
+        with eagerly(), self.assertRaises(Stopped), transaction.atomic():
+            place_order.start(given("1"))
+            raise Stopped
+        assert not Effect.objects.exists()
+
+    def test_a_flaw_is_raised_by_the_block(self) -> None:
+        with eagerly(), self.assertRaisesRegex(RuntimeError, "the bank is away"), transaction.atomic():
+            place_order.start(given("1", "broken_charge"), key="1")
+        assert sagas.find("place_order", "1").status is SagaStatus.STUCK
+        assert not connection.in_atomic_block
+
+
 class InTheAdmin(TestCase):
     """What people see of sagas and do to them."""
 

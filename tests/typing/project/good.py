@@ -1,6 +1,7 @@
 """A user's project. Type checkers have nothing to say about it, in their strictest modes."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, TypedDict, assert_type
 
@@ -15,11 +16,13 @@ from sagas import (
     Parallel,
     Pivot,
     Retry,
+    Retryable,
     Saga,
     SagaHandle,
     SagaRecord,
     Sagas,
     SagaStatus,
+    SagaSummary,
     SqlStore,
     Step,
     StepContext,
@@ -70,6 +73,21 @@ def capture(amount: Decimal) -> Decimal:
 def release(result: str | None) -> None: ...
 
 
+async def ask(amount: Decimal, step: StepContext | None = None) -> Decimal:
+    return amount
+
+
+class Answer:
+    async def __call__(self, result: Decimal | None) -> None: ...
+
+
+asynchronous = Saga(
+    "asynchronous",
+    Step("ask", ask, compensation=Answer(), timeout=timedelta(seconds=5), retry=Retry(delay=timedelta(seconds=1))),
+    Pivot("tell", lambda: Retryable(after=timedelta(seconds=1)).after),
+    input=Order,
+)
+
 place_order = Saga(
     "place_order",
     Step("reserve", reserve, compensation=release, retry=Retry(max_attempts=5, delay=0.5), queue="stock"),
@@ -117,7 +135,7 @@ def start(session: Session) -> None:
     events.publish(session, OrderPlaced(order_id="1"), key="1")
 
 
-def any_sagas(sagas: Sagas) -> SagaRecord:
+def any_sagas(sagas: Sagas) -> SagaSummary:
     """A bare annotation takes the sagas of any store."""
     return Desk(sagas).act(Action.RETRY, "id", by="ann", reason="why")
 

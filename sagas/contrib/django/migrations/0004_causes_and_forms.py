@@ -1,4 +1,4 @@
-"""The tables of the library's revision 0009: what started a saga, and of which form a snapshot is."""
+"""The tables of the library's revision 0010: what started a saga, and of which form a snapshot is."""
 
 from django.db import migrations, models
 
@@ -6,11 +6,11 @@ from sagas.contrib.django.operations import UpgradeTables
 
 
 class Migration(migrations.Migration):
-    dependencies = [("sagas", "0002_flow")]
+    dependencies = [("sagas", "0003_inbox_by_source")]
 
     operations = [
         migrations.SeparateDatabaseAndState(
-            database_operations=[UpgradeTables("0009", before="0008")],
+            database_operations=[UpgradeTables("0010", before="0009")],
             state_operations=[
                 migrations.AddField("saga", "caused_by", models.TextField(null=True)),
                 migrations.AddField("snapshot", "form", models.CharField(max_length=64, null=True)),

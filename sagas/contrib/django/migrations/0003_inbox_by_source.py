@@ -6,11 +6,11 @@ from sagas.contrib.django.operations import UpgradeTables
 
 
 class Migration(migrations.Migration):
-    dependencies = [("sagas", "0001_initial")]
+    dependencies = [("sagas", "0002_arrivals")]
 
     operations = [
         migrations.SeparateDatabaseAndState(
-            database_operations=[UpgradeTables("0008", before="0007")],
+            database_operations=[UpgradeTables("0009", before="0008")],
             state_operations=[
                 migrations.AddField("inboxmessage", "digest", models.CharField(max_length=64, null=True)),
                 migrations.AddField("outboxmessage", "heard", models.BooleanField(null=True)),

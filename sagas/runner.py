@@ -1,0 +1,124 @@
+"""Carries sagas to their end in the calling thread: what Celery and recovery do, in a loop, and without waiting.
+
+Where nothing can happen until later (a retry, the end of a dead worker's lease, a timeout) it moves a clock there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sagas.checkpoints import AT_REST, SagaRecord
+from sagas.endings import interruptible
+from sagas.leases import Leases
+from sagas.orchestrator import Next, Orchestrator
+from sagas.plan import Plan
+from sagas.stores import CheckpointStore
+from sagas.transitions import Timing, Verdict, sent_at
+
+__all__ = ["Runner"]
+
+#: Beyond the moment that is moved to, so that rounding leaves nothing before it.
+_A_MOMENT = timedelta(milliseconds=2)
+
+#: Brings the message of a step. None when that was the end of its worker.
+Deliver = Callable[[Plan, str], Next | None]
+
+
+class Runner:
+    """Runs sagas in the calling thread, on a store whose clock it moves.
+
+    `deliver`: brings a message to a step; left out, the orchestrator performs it. `options`: those of `Orchestrator`.
+    """
+
+    def __init__(
+        self, store: CheckpointStore, *, timing: Timing, deliver: Deliver | None = None, **options: Any
+    ) -> None:
+        self._clocked = _Clocked(store)
+        self.orchestrator: Orchestrator = _Orchestrator(
+            cast("CheckpointStore", self._clocked), timing=timing, **options
+        )
+        self._deliver = self._perform if deliver is None else deliver
+
+    @property
+    def now(self) -> datetime:
+        """The time in here: that of the database, and what was skipped."""
+        return self._clocked.now()
+
+    def finish(self, saga_id: str, plan: Plan | None) -> SagaRecord:
+        """Carry a saga until it is at rest, moving the clock wherever nothing can happen until later."""
+        with interruptible():
+            self._carry(plan)
+            while (record := self.orchestrator.store.load(saga_id)).status not in AT_REST:
+                assert record.wake_at is not None
+                self._clocked.move_to(record.wake_at)
+                found = self.orchestrator.examine(saga_id)
+                if found.verdict is Verdict.OVERDUE:  # nothing waits in a queue here: its message went with its worker
+                    found = self._redispatch(found)
+                self._carry(found.plan)
+        return record
+
+    def _redispatch(self, overdue: Next) -> Next:
+        assert overdue.plan is not None
+        step, record = overdue.plan.stages[0][0], overdue.record
+        return self.orchestrator.redispatch(record.id, step, sent_at(record.step(step), record))
+
+    def _carry(self, plan: Plan | None) -> None:
+        while plan:
+            plan = self._chain(plan)
+
+    def _chain(self, plan: Plan) -> Plan | None:
+        """Do what Celery does with a plan. Return what is to be launched when it does not go on."""
+        for names in plan.stages:
+            parallel = len(plan.saga.stages[plan.saga.steps[names[0]].stage]) > 1
+            goes_on, launch = False, None
+            for name in names:
+                next_ = self._deliver(plan, name)
+                joined = next_ is not None and next_.verdict is Verdict.CLOSED
+                if joined:
+                    next_ = self.orchestrator.join(plan.saga_id, name, plan.epoch)
+                if next_ is not None and next_.verdict is Verdict.FAILED:  # link_error
+                    next_ = self.orchestrator.report(plan.saga_id, name, plan.epoch)
+                if next_ is not None:
+                    launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
+                    on = next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED)
+                    goes_on = goes_on or (on and (joined or not parallel))
+            if launch or not goes_on:
+                return launch
+        return None
+
+    def _perform(self, plan: Plan, step: str) -> Next | None:
+        return self.orchestrator.perform(plan.saga_id, step, plan.epoch)
+
+
+class _Clocked:
+    """A store whose clock can be moved forward."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._skipped = timedelta()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def now(self) -> datetime:
+        return self._store.now() + self._skipped
+
+    def move_to(self, moment: datetime) -> None:
+        self._skipped += max(moment - self.now() + _A_MOMENT, timedelta())
+
+
+class _Orchestrator(Orchestrator):
+    """The engine's own, without the thread that renews claims: nobody is there who could take one over."""
+
+    def __init__(self, store: CheckpointStore, *, timing: Timing, **options: Any) -> None:
+        super().__init__(store, timing=timing, **options)
+        self._leases = _Leases(timing.lease, self._renew)
+
+
+class _Leases(Leases):
+    @contextmanager
+    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:  # noqa: ARG002
+        yield

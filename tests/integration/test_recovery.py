@@ -1,0 +1,240 @@
+"""Recovery, one look at a time: what goes wrong with one saga keeps it from no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from kombu.exceptions import OperationalError
+
+from sagas import Retry, Saga, Sagas, SagaStatus, SqlStore, Step, StepContext, StepStatus, StoreUnavailable
+from sagas.observers import Observer
+from sagas.plan import Plan
+from sagas.stores import schema
+from tests.servers import wait_for
+
+STALL = 30.0
+
+BAD = Saga("bad", Step("a", lambda: 1, compensation=None))
+GOOD = Saga("good", Step("a", lambda: 1, compensation=None))
+
+
+class Watched(Observer):
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self.sent: list[str] = []
+
+    def recovery_failed(self, saga: str) -> None:
+        self.failed.append(saga)
+
+    def swept(self, launched: Any) -> None:
+        self.sent += [record.key for record in launched]
+
+
+class Shop:
+    """An app whose broker loses what `start` sends, and a clock that the test moves."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        app = Celery("recovery", broker="memory://", set_as_current=False)
+        self.store = SqlStore(f"sqlite:///{folder / 'x.db'}")
+        self.store.upgrade()
+        self.sagas = Sagas(app, self.store, [BAD, GOOD], stall_after=STALL)
+        BAD._launcher = GOOD._launcher = self.sagas
+        self.watched = Watched()
+        self.sagas.observers.add(self.watched)
+        self._now, self._skipped = self.store.now, timedelta()
+        self.launched: list[str] = []
+        self.refuse: Callable[[Plan], Exception | None] = lambda plan: None
+        monkeypatch.setattr(self.store, "now", lambda: self._now() + self._skipped)
+        monkeypatch.setattr(self.sagas.canvas, "launch", self._launch)
+
+    def _launch(self, plan: Plan | None, *, probe: Any = None) -> None:
+        if plan:
+            if error := self.refuse(plan):
+                raise error
+            self.launched.append(plan.saga_id)
+            if probe is not None:  # the queue is empty: what is sent arrives at once
+                self.store.arrived(f"{plan.saga.name}.{plan.stages[0][0]}", probe)
+
+    def later(self, seconds: float) -> None:
+        self._skipped += timedelta(seconds=seconds)
+
+    def look(self) -> int:
+        return self.sagas.recovery.sweep()
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    made = Shop(tmp_path, monkeypatch)
+    yield made
+    made.store.engine.dispose()
+    made.sagas.app.close()
+    BAD._launcher = GOOD._launcher = None
+
+
+@pytest.mark.parametrize("error", [KeyError("no queue 'typo'"), OperationalError("refused"), OSError("away")], ids=repr)
+def test_sagas_that_cannot_be_sent_hold_up_no_other(shop: Shop, error: Exception) -> None:
+    bad = [BAD.start(key=f"b{n}") for n in range(40)]
+    good = [GOOD.start(key=f"g{n}") for n in range(5)]
+    shop.launched.clear()
+    shop.refuse = lambda plan: error if plan.saga is BAD else None
+    shop.later(STALL + 1)
+    shop.look()
+    shop.look()
+    assert sorted(shop.launched) == sorted(handle.id for handle in good)
+    assert shop.watched.failed.count("bad") >= 40
+    for handle in bad:
+        record = handle.record
+        assert record.error is not None
+        assert record.error.startswith("not sent: ")
+        assert record.step("a").error == record.error
+        assert record.status is SagaStatus.PENDING
+        told = [entry.what for entry in shop.store.history(handle.id)]
+        assert told == (["not sent"] if isinstance(error, KeyError) else [])
+    shop.refuse = lambda plan: None
+    for _ in range(3):
+        shop.later(2 * STALL + 1)
+        while shop.look():
+            pass
+    assert {handle.id for handle in bad} <= set(shop.launched)
+
+
+def test_a_broker_that_takes_nothing_pauses_recovery(shop: Shop) -> None:
+    handle = GOOD.start()
+    shop.refuse = lambda plan: OperationalError("refused")
+    shop.later(STALL + 1)
+    with pytest.raises(OperationalError):
+        shop.look()
+    assert handle.record.error == "not sent: OperationalError: refused"
+    shop.refuse = lambda plan: None
+    shop.launched.clear()
+    shop.later(STALL + 1)
+    assert shop.look() == 1  # soon, however long the broker was away
+    assert shop.launched == [handle.id]
+
+
+def test_messages_that_are_lost_are_all_sent_again_once_one_of_them_has_arrived(shop: Shop) -> None:
+    handles = [GOOD.start(key=str(n)) for n in range(20)]
+    shop.launched.clear()
+    shop.later(STALL + 1)
+    assert shop.look() == 20
+    assert sorted(shop.launched) == sorted(handle.id for handle in handles)
+    assert shop.look() == 0
+    assert {handle.record.dispatches for handle in handles} == {2}
+
+
+def test_messages_that_wait_are_left_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shop.store, "arrived", lambda *_: None)  # the queue is long: the probe is still in it
+    handles = [GOOD.start(key=str(n)) for n in range(20)]
+    shop.launched.clear()
+    for _ in range(4):
+        shop.later(STALL + 1)
+        shop.look()
+    assert len(shop.launched) <= 3
+    assert {handle.record.epoch for handle in handles} == {1}
+    assert all(handle.record.stalls >= 2 for handle in handles if handle.record.dispatches == 1)
+
+
+def test_a_saga_that_cannot_be_read_holds_up_no_other(shop: Shop) -> None:
+    bad, good = BAD.start(), GOOD.start()
+    with shop.store.engine.begin() as connection:
+        connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:gone:xx"))
+    shop.launched.clear()
+    shop.later(STALL + 1)
+    shop.look()
+    assert shop.launched == [good.id]
+    seen = shop.store.summary(bad.id)
+    assert "is encrypted, and this store has no codec" in (seen.error or "")
+    assert shop.watched.failed == ["bad"]
+
+
+def test_a_definition_that_is_missing_holds_up_no_other(shop: Shop) -> None:
+    bad, good = BAD.start(), GOOD.start()
+    del shop.sagas.orchestrator.sagas["bad", 1]
+    shop.launched.clear()
+    shop.later(STALL + 1)
+    shop.look()
+    assert shop.launched == [good.id]
+    assert "the running code has no saga of this name" in (bad.record.error or "")
+    assert shop.watched.failed == ["bad"]
+
+
+def test_a_database_that_does_not_answer_once_costs_one_saga_its_turn(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        GOOD.start(key=str(n))
+    shop.launched.clear()
+    shop.later(STALL + 1)
+    examine, calls = shop.sagas.orchestrator.examine, iter(range(100))
+
+    def flaky(saga_id: str) -> Any:
+        if next(calls) == 1:
+            raise StoreUnavailable("away")
+        return examine(saga_id)
+
+    monkeypatch.setattr(shop.sagas.orchestrator, "examine", flaky)
+    assert shop.look() == 4
+
+
+def test_a_database_that_is_gone_ends_the_look(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        GOOD.start(key=str(n))
+    shop.later(STALL + 1)
+    tried = []
+
+    def gone(saga_id: str) -> Any:
+        tried.append(saga_id)
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(shop.sagas.orchestrator, "examine", gone)
+    with pytest.raises(StoreUnavailable):
+        shop.look()
+    assert len(tried) == 3
+
+
+# -- late ends, through the store and a worker ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["raises", "too large", "wrong type"])
+def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, end: str) -> None:
+    charged: set[str] = set()
+    refunds: list[str] = []
+    over = threading.Event()
+
+    def charge(step: StepContext) -> int:
+        over.wait(30)
+        charged.add(step.idempotency_key)
+        if end == "raises":
+            raise TimeoutError("read timed out")
+        return "x" * 2_000_000 if end == "too large" else object()  # type: ignore[return-value]
+
+    def refund(step: StepContext) -> None:
+        refunds.append(step.idempotency_key)
+        charged.discard(step.idempotency_key)
+
+    pay = Saga("pay", Step("charge", charge, compensation=refund, timeout=1, retry=Retry(max_attempts=1)))
+    app = Celery("late", broker="memory://", set_as_current=False)
+    app.conf.broker_transport_options = {"polling_interval": 0.01}
+    store = SqlStore(f"sqlite:///{tmp_path / 'late.db'}")
+    store.upgrade()
+    Sagas(app, store, [pay], lease=1, stall_after=2, sweep_interval=0.2)
+    with start_worker(app, pool="threads", concurrency=2, perform_ping_check=False):
+        handle = pay.start()
+        try:
+            assert handle.wait(20) is SagaStatus.COMPENSATED
+            assert len(refunds) == 1
+        finally:
+            over.set()
+        wait_for(lambda: len(refunds) == 2, 20, "it is undone once more")
+        wait_for(lambda: handle.status is SagaStatus.COMPENSATED, 20, "the saga is at its end")
+    assert not charged
+    assert handle.record.step("charge").status is StepStatus.UNDONE
+    assert "landed late" in [entry.what for entry in store.history(handle.id)]
+    store.engine.dispose()
