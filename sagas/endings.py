@@ -106,7 +106,7 @@ def meant(error: BaseException) -> BaseException:
     wait. Any other group, and what is no group, comes back as it is.
 
     >>> meant(ExceptionGroup("", [Retryable("busy", after=1), Retryable("away", after=9)])).after
-    9
+    9.0
     """
     if not isinstance(error, BaseExceptionGroup) or isinstance(error, StepSignal):
         return error

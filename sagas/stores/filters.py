@@ -25,7 +25,7 @@ class Filter:
     key: str | None = None
     correlation_id: str | None = None
     step: str | None = None  #: stands at a step of this name: it has begun and is not settled
-    error: str | None = None  #: its error has this in it, in upper or lower case
+    error: str | None = None  #: its error, or that of a stuck step, has this in it, in upper or lower case
     created_after: datetime | None = None
     created_before: datetime | None = None
     updated_before: datetime | None = None  #: nothing has happened to it since

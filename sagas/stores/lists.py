@@ -47,6 +47,9 @@ STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 def filtered(where: Filter) -> list[ColumnElement[bool]]:
     """Return what a filter asks for, as conditions on the table of sagas."""
     at_it = select(_steps.saga_id).where(_steps.name == where.step, _steps.status.not_in(SETTLED))
+    stuck = select(_steps.saga_id).where(
+        _steps.status == StepStatus.STUCK, _steps.error.icontains(where.error or "", autoescape=True)
+    )
     each: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
         (where.ids, _sagas.id.in_),
         (where.name, _sagas.name.__eq__),
@@ -55,7 +58,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.key, _sagas.key.__eq__),
         (where.correlation_id, _sagas.correlation_id.__eq__),
         (where.step, lambda _: _sagas.id.in_(at_it)),
-        (where.error, lambda text: _sagas.error.icontains(text, autoescape=True)),
+        (where.error, lambda text: _sagas.error.icontains(text, autoescape=True) | _sagas.id.in_(stuck)),
         (where.created_after, _sagas.created_at.__ge__),
         (where.created_before, _sagas.created_at.__lt__),
         (where.updated_before, _sagas.updated_at.__lt__),

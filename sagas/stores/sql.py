@@ -341,10 +341,10 @@ class SqlStore:
 
     def summary(self, saga_id: str) -> SagaSummary:
         """Return a saga with its steps, without its payloads. Raises `SagaNotFound`."""
-        found = self.select(Filter(ids=(saga_id,)), limit=1, with_steps=True)
-        if not found:
+        rows = self._rows(lists.listed(Filter(ids=(saga_id,)), limit=1, before=None, after=None))
+        if not rows:
             raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
-        return found[0]
+        return summary_of(rows[0], self._rows(lists.steps_of([saga_id])))
 
     def payloads(self, saga_id: str) -> Payloads:
         """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""

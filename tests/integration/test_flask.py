@@ -40,6 +40,7 @@ from sagas import (
 )
 from sagas.cli.sagas import sagas as sagas_commands
 from sagas.contrib.flask import FlaskSagas, current_sagas, status_blueprint
+from sagas.errors import TransactionMisuse
 from sagas.events import Events, Service
 from sagas.events import event as event_type
 from sagas.events.brokers.memory import MemoryBroker
@@ -234,7 +235,7 @@ def test_eagerly_a_flaw_is_raised_by_the_commit(app: Flask) -> None:
     app.extensions["celery"].conf.update(task_always_eager=True, task_eager_propagates=True)
     with app.app_context():
         handle = REMOVED.start(key="o-1")
-        with pytest.raises(ConfigurationError, match=r"db.session.remove\(\) was called in a step"):
+        with pytest.raises(TransactionMisuse, match=r"calls session.close\(\)"):
             db.session.commit()
         assert handle.status is SagaStatus.COMPENSATED
         db.session.add(Order(note="after"))
