@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 #: Pages whose code runs in a test of their own, because it needs processes or settings.
 ELSEWHERE = {
     ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
+    ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_two_services.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
     ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
     ROOT / "docs" / "monitoring.md": "tests/unit/test_monitoring.py",

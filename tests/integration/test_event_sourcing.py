@@ -70,6 +70,15 @@ def test_the_page_runs(tmp_path: Path) -> None:
     assert said[3].endswith("MoneyWithdrawn(amount=Decimal('30'), transfer_id='t-2')")
     assert said[4] == "[('account-ann', Decimal('70.00'))]"
 
+    *story, today, before = python(tmp_path, "use_order_history.py").splitlines()
+    assert [line.split(" ", 2)[2].partition("(")[0] for line in story] == [
+        "OrderPlaced",
+        "QuantityChanged",
+        "OrderShipped",
+    ]
+    assert today == "Order(sku='tea', quantity=3, status='shipped')"
+    assert before == "Order(sku='', quantity=0, status='unknown')"
+
     # The commands, for real.
     (tmp_path / "app.py").write_text(APP)
     celery = ("-m", "celery", "-A", "app", "sagas", "events", "projection")

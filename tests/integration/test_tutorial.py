@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.pages import fences
@@ -21,9 +22,14 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 
 def test_the_commands_say_what_the_page_says(tmp_path: Path) -> None:
+    assert_said(PAGE, tmp_path, {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT)})
+
+
+def assert_said(page: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    """Type the commands of a page, and compare what they print with what the page says."""
     session = [BEGIN]
     said: list[tuple[int, list[str]]] = []  # the line of each command, and what the page says that it prints
-    for fence in fences(PAGE):
+    for fence in fences(page):
         if fence.title:
             # What is a file on the page is written at that moment, not before.
             session.append(f"printf %s {shlex.quote(fence.source)} > {fence.title}")
@@ -36,25 +42,22 @@ def test_the_commands_say_what_the_page_says(tmp_path: Path) -> None:
                 else:
                     session += [f"echo '=== {number}'", line[2:]]
                     said.append((number, []))
-    printed = typed("\n".join([*session, END]), tmp_path)
+    printed = typed("\n".join([*session, END]), folder, environment)
     parts = dict(re.findall(r"^=== (\d+)\n(.*?)(?=^===|\Z)", printed, re.MULTILINE | re.DOTALL))
     checker = doctest.OutputChecker()
     for number, lines in said:
         want, got = "".join(f"{line}\n" for line in lines), parts.get(str(number), "it was not reached")
-        assert checker.check_output(want, got, doctest.ELLIPSIS), f"{PAGE.name}:{number} says\n{want}but it was\n{got}"
+        assert checker.check_output(want, got, doctest.ELLIPSIS), f"{page.name}:{number} says\n{want}but it was\n{got}"
 
 
-def typed(session: str, folder: Path) -> str:
-    """Run all of it in one terminal; return what it printed."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
+def typed(session: str, folder: Path, environment: Mapping[str, str]) -> str:
+    """Run all of it in one terminal; return what it printed. `PATH` of the environment comes before our own."""
+    path = f"{environment['PATH']}{os.pathsep}{os.environ['PATH']}"
+    mine = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with subprocess.Popen(
         ["bash", "-c", session],
         cwd=folder,
-        env=environment,
+        env=mine | {**environment, "PATH": path},
         stdout=subprocess.PIPE,
         stderr=(folder / "errors.log").open("w"),
         text=True,
@@ -64,6 +67,5 @@ def typed(session: str, folder: Path) -> str:
         except subprocess.TimeoutExpired:
             terminal.terminate()
             printed, _ = terminal.communicate()
-    logs = [folder / "errors.log", folder / "worker.log"]
-    sys.stdout.write("\n".join(log.read_text() for log in logs if log.exists()))  # shown when it fails
+    sys.stdout.write("\n".join(log.read_text() for log in sorted(folder.glob("*.log"))))  # shown when it fails
     return printed
