@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 #: Sagas taken up at one look.
 _BATCH = 100
 
+#: Sagas taken up at one look after one that found many, and none that anything could be done about: they wait in a long
+#: queue, and those who work it off need the database more.
+_SMALL_BATCH = 25
+
 #: Seconds that other workers' recovery leaves a saga alone after one of them has taken it up.
 _LEASE = 10.0
 
@@ -69,6 +73,7 @@ class Recovery:
         self._interval = interval
         self._queues: dict[str, Queue] = {}  # by task; those of which a saga was overdue
         self._rests: dict[str, float] = {}  # by saga: for how long it was left alone, since it could not be dealt with
+        self._batch = _BATCH
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -79,13 +84,15 @@ class Recovery:
         it takes no message at all.
         """
         look = _Look()
-        for saga_id in self._orchestrator.store.due(_BATCH, _LEASE):
+        due = self._orchestrator.store.due(self._batch, _LEASE)
+        for saga_id in due:
             self._see_to(saga_id, partial(self._examine, saga_id, look), look)
         for queue in self._queues_that_wait():
             for saga in queue.take_lost(_BATCH):
                 self._see_to(saga.saga_id, partial(self._send_again, saga, look), look)
             while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
                 self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
+        self._batch = _SMALL_BATCH if len(due) == self._batch and not look.sent else _BATCH
         if observers := self._orchestrator.observers:
             observers.swept(look.sent)
         if look.broker_error is not None and not look.sent:
