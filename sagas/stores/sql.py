@@ -539,12 +539,8 @@ def _not_key(new: Any) -> dict[str, Any]:
     return {column.name: new[column.name] for column in schema.steps.columns if column.name not in _STEP_KEY}
 
 
-def _keep(statement: Any) -> Any:
-    return statement.on_conflict_do_nothing(index_elements=["name", "key"])
-
-
-def _keep_arrival(statement: Any) -> Any:
-    return statement.on_conflict_do_nothing(index_elements=["task"])
+def _keep(statement: Any, *unique: str) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=unique)
 
 
 # SQLAlchemy says how many rows an INSERT wrote only when it is asked; here that tells who won.
@@ -560,13 +556,13 @@ _MYSQL = _Dialect(
 )
 _DIALECTS: Mapping[str, _Dialect] = {
     "postgresql": _Dialect(
-        insert_or_keep=_keep(postgresql.insert(schema.sagas)).execution_options(**_COUNTED),
-        insert_arrival=_keep_arrival(postgresql.insert(schema.arrivals)),
+        insert_or_keep=_keep(postgresql.insert(schema.sagas), "name", "key").execution_options(**_COUNTED),
+        insert_arrival=_keep(postgresql.insert(schema.arrivals), "task"),
         upsert=_upsert(postgresql.insert(schema.steps)),
     ),
     "sqlite": _Dialect(
-        insert_or_keep=_keep(sqlite.insert(schema.sagas)).execution_options(**_COUNTED),
-        insert_arrival=_keep_arrival(sqlite.insert(schema.arrivals)),
+        insert_or_keep=_keep(sqlite.insert(schema.sagas), "name", "key").execution_options(**_COUNTED),
+        insert_arrival=_keep(sqlite.insert(schema.arrivals), "task"),
         upsert=_upsert(sqlite.insert(schema.steps)),
     ),
     "mysql": _MYSQL,
