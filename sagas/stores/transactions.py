@@ -56,12 +56,20 @@ _COMMITTING = re.compile(
 
 
 def _is_aborted(connection: Connection) -> bool:
-    raw: Any = connection.connection.dbapi_connection
+    raw: Any = connection.connection.driver_connection
     match connection.dialect.driver:
         case "psycopg":
             return int(raw.pgconn.transaction_status) == _IN_ERROR
         case "psycopg2":
             return int(raw.get_transaction_status()) == _IN_ERROR
+    if connection.dialect.name != "postgresql":
+        return False
+    try:
+        connection.exec_driver_sql("SELECT 1")  # the other drivers do not tell unless they are asked
+    except DBAPIError as error:
+        if _says_missing(error):
+            return True
+        raise
     return False
 
 
@@ -82,7 +90,7 @@ def begun(engine: Engine, *, unheard: float | None = None) -> Iterator[Connectio
 
 
 def check(connection: Connection, who: str) -> None:
-    """Raise `TransactionLost` where it is known, without asking, that a commit would be answered with a rollback."""
+    """Raise `TransactionLost` where a commit would be answered with a rollback."""
     if _is_aborted(connection):
         raise TransactionLost(_ABORTED.format(who=who))
 
@@ -175,7 +183,7 @@ class _Voice:
 
     def speak_for(self, connection: Connection, every: float, most: float | None) -> Callable[[], None]:
         now = time.monotonic()
-        raw = connection.connection.dbapi_connection
+        raw = connection.connection.driver_connection
         until = float("inf") if most is None else now + most
         spoken = _Spoken(connection.dialect.driver, raw, every, until, now + every)
         with self._lock:
@@ -380,7 +388,7 @@ class Lent:
 
 def _is_open(connection: Connection) -> bool:
     """Tell whether SQLite's driver is in a transaction: when that ends, it commits each statement by itself."""
-    raw: Any = connection.connection.dbapi_connection
+    raw: Any = connection.connection.driver_connection
     return connection.dialect.name != "sqlite" or bool(raw.in_transaction)
 
 

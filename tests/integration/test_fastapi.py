@@ -14,9 +14,11 @@ import httpx
 import pytest
 from celery.contrib.testing.worker import start_worker
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from sagas import ConfigurationError
+from sagas.errors import TransactionLost
 from sagas.stores import EVERYTHING
 from tests.servers import Postgres, wait_for
 
@@ -114,19 +116,24 @@ def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
     assert orders(web) == ["kept"]
 
 
-def test_other_asynchronous_drivers(web: ModuleType) -> None:
-    pytest.importorskip("asyncpg")
-    engine = create_async_engine(web.DATABASE.replace("+psycopg", "+asyncpg"))
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_every_driver_tells_of_a_transaction_that_an_error_has_undone(web: ModuleType, driver: str) -> None:
+    engine = create_async_engine(web.DATABASE.replace("+psycopg", f"+{driver}"))
 
     async def requests() -> str:
-        from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415
-
+        order = web.Order(sku="tea", cents=1)
         async with AsyncSession(engine) as session:
-            order = web.Order(sku="tea", cents=1)
-            handle = await session.run_sync(lambda sync: web.place_order.start(order, key="a", session=sync))
+            await session.run_sync(lambda sync: web.place_order.start(order, key="lost", session=sync))
+            with pytest.raises(DBAPIError):
+                await session.execute(text("insert into no_such_table values (1)"))
+            with pytest.raises(TransactionLost, match="a statement failed"):
+                await session.commit()
+        async with AsyncSession(engine) as session:
+            handle = await session.run_sync(lambda sync: web.place_order.start(order, key="kept", session=sync))
             await session.commit()
         await engine.dispose()
         return str(handle.id)
 
     saga_id = asyncio.run(requests())
     assert wait_for(lambda: web.sagas.load(saga_id).id, 5) == saga_id
+    assert web.store.count(EVERYTHING) == 1
