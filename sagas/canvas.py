@@ -24,7 +24,7 @@ from celery.backends.base import DisabledBackend
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
 
-from sagas.checkpoints import Direction, SagaStatus
+from sagas.checkpoints import Direction, SagaStatus, node_of
 from sagas.definition import BoundStep, Saga
 from sagas.endings import ends_process, meant
 from sagas.errors import (
@@ -39,7 +39,7 @@ from sagas.errors import (
     StoreUnavailable,
 )
 from sagas.orchestrator import Claim, Next, Orchestrator
-from sagas.plan import Plan
+from sagas.plan import Plan, Stage
 from sagas.runner import Runner
 from sagas.transitions import Verdict
 
@@ -187,29 +187,30 @@ class Canvas:
 
     def render(self, plan: Plan) -> list[Signature]:
         """Return the links of the chain that Celery is to run: a task for each step, a chord for a parallel stage."""
-        return [self._stage(plan, names) for names in plan.stages]
+        return [self._stage(plan, stage) for stage in plan.stages]
 
-    def _stage(self, plan: Plan, names: tuple[str, ...]) -> Signature:
-        steps = [plan.saga.steps[name] for name in names]
-        if len(plan.saga.stages[steps[0].stage]) == 1:
-            return self._step(plan, steps[0])
+    def _stage(self, plan: Plan, stage: Stage) -> Signature:
+        first = stage.steps[0]
+        if not stage.joined:
+            return self._step(plan, first)
         # The rest of a parallel stage is a chord even when one step of it is left: others may still be at work.
-        join = self._signature(JOIN, plan, steps[0], link_error=[self._errback(plan, steps[0])])
-        return _Chord.of([self._step(plan, step) for step in steps], join, self.app)
+        join = self._signature(JOIN, plan, first, link_error=[self._errback(plan, first)])
+        return _Chord.of([self._step(plan, step) for step in stage.steps], join, self.app)
 
-    def _step(self, plan: Plan, step: BoundStep) -> Signature:
-        name = task_name(plan.saga, step.name, plan.direction)
+    def _step(self, plan: Plan, step: str) -> Signature:
+        name = task_name(plan.saga, node_of(step), plan.direction)
         return self._signature(name, plan, step, link_error=[self._errback(plan, step)])
 
-    def _errback(self, plan: Plan, step: BoundStep) -> Signature:
+    def _errback(self, plan: Plan, step: str) -> Signature:
         return self._signature(FAIL, plan, step)
 
-    def _signature(self, task: str, plan: Plan, step: BoundStep, **options: Any) -> Signature:
-        if step.queue is not None:  # the helpers follow their step: its queue is the one that surely has a worker
-            options["queue"] = step.queue
-        kwargs = {"saga_id": plan.saga_id, "step": step.name, "epoch": plan.epoch}
+    def _signature(self, task: str, plan: Plan, step: str, **options: Any) -> Signature:
+        queue = plan.saga.steps[node_of(step)].queue
+        if queue is not None:  # the helpers follow their step: its queue is the one that surely has a worker
+            options["queue"] = queue
+        kwargs = {"saga_id": plan.saga_id, "step": step, "epoch": plan.epoch}
         helper = task if task in (JOIN, FAIL) else None
-        id_ = task_id(plan.saga_id, step.name, plan.direction, plan.dispatch, helper)
+        id_ = task_id(plan.saga_id, step, plan.direction, plan.dispatch, helper)
         return self.app.tasks[task].signature(kwargs=kwargs, immutable=True, task_id=id_, **options)
 
     # -- receiving ----------------------------------------------------------------------------------------------

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sagas.app import Sagas
-from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.checkpoints import TERMINAL, SagaStatus, node_of
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, PayloadUnreadable
+from sagas.outline import Outline, OutlineNode
 from sagas.stores import Filter, InFlight, Payloads, SqlStore
 from sagas.values import NO_TYPE, load
 
@@ -30,7 +30,7 @@ class Flight:
 
     name: str
     version: int
-    shape: str
+    outline: str
     count: int
     statuses: tuple[SagaStatus, ...]
     oldest: datetime  #: when the oldest of them was started
@@ -56,7 +56,7 @@ def check(sagas: Sagas, *, values: int | None = 100) -> Sequence[Flight]:
         raise ConfigurationError(f"{store!r} has no lists; keep the sagas in a SqlStore")
     groups: dict[tuple[str, int, str], list[InFlight]] = {}
     for each in store.in_flight():
-        groups.setdefault((each.name, each.version, each.shape), []).append(each)
+        groups.setdefault((each.name, each.version, each.outline), []).append(each)
     return [_flight(sagas, store, found, values) for found in groups.values()]
 
 
@@ -70,7 +70,7 @@ def _flight(sagas: Sagas, store: SqlStore, found: Sequence[InFlight], values: in
     return Flight(
         name=oldest.name,
         version=oldest.version,
-        shape=oldest.shape,
+        outline=oldest.outline,
         count=sum(each.count for each in found),
         statuses=tuple(sorted({each.status for each in found})),
         oldest=oldest.oldest,
@@ -84,7 +84,7 @@ def _misfits(sagas: Sagas, flight: InFlight) -> Iterator[str]:
     known = sagas.orchestrator.sagas
     saga = known.get((flight.name, flight.version))
     if saga is not None:
-        yield from differences(flight.shape, saga.shape)
+        yield from differences(flight.outline, saga.outline)
         return
     versions = ", ".join(str(version) for name, version in sorted(known) if name == flight.name)
     if versions:
@@ -93,13 +93,13 @@ def _misfits(sagas: Sagas, flight: InFlight) -> Iterator[str]:
         yield "this code has no saga of this name: keep it registered until they are gone"
 
 
-# -- shapes -------------------------------------------------------------------------------------------------------
+# -- outlines -----------------------------------------------------------------------------------------------------
 
 
 def differences(stored: str, running: str) -> list[str]:
-    """Say in sentences what differs between the shape that sagas were started with and that of this code.
+    """Say in sentences what differs between the outline that sagas were started with and that of this code.
 
-    >>> differences("reserve > pay! > ship", "reserve- > check > pay! > ship")
+    >>> differences('[{"step": "reserve"}]', '[{"step": "reserve", "compensation": false}, {"step": "check"}]')
     ["step 'check' is new: give the changed saga a new version and keep the old",
     "step 'reserve' had a compensation and has none: give the changed saga a new version and keep the old"]
     """
@@ -121,27 +121,26 @@ def differences(stored: str, running: str) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class _Place:
     beside: frozenset[str]
-    mark: str
+    node: OutlineNode
 
 
-def _places(shape: str) -> dict[str, _Place]:
+def _places(outline: str) -> dict[str, _Place]:
     places = {}
-    for stage in shape.split(" > "):
-        steps = [re.fullmatch(r"(\w+)([!-]?)", step) for step in stage.split(" & ")]
-        names = frozenset(step[1] for step in steps if step)
-        for step in steps:
-            if step:
-                places[step[1]] = _Place(names - {step[1]}, step[2])
+    for stage in Outline.parse(outline).stages:
+        names = frozenset(node.name for node in stage)
+        places.update({node.name: _Place(names - {node.name}, node) for node in stage})
     return places
 
 
 def _changed(name: str, before: dict[str, _Place], after: dict[str, _Place]) -> Iterator[str]:
     old, new = before[name], after[name]
-    if old.mark != new.mark:
-        says = {"": "had a compensation, or came after the pivot", "-": "had no compensation", "!": "was the pivot"}
-        now = {"": "has one, or comes after the pivot", "-": "has none", "!": "is the pivot"}
-        plain = (old.mark, new.mark) == ("", "-")
-        yield f"step {name!r} {'had a compensation' if plain else says[old.mark]} and {now[new.mark]}"
+    if old.node.is_pivot != new.node.is_pivot:
+        yield f"step {name!r} " + ("is now the pivot" if new.node.is_pivot else "was the pivot and no longer is")
+    elif old.node.kind != new.node.kind:
+        yield f"{name!r} was a {old.node.kind} and is a {new.node.kind}"
+    elif old.node.compensated != new.node.compensated:
+        had = "had a compensation and has none" if old.node.compensated else "had no compensation and has one"
+        yield f"step {name!r} {had}"
     together = frozenset(before) & frozenset(after)
     if old.beside & together != new.beside & together:
         yield f"step {name!r} ran {_beside(old.beside)} and runs {_beside(new.beside)}"
@@ -163,7 +162,7 @@ def _values(store: SqlStore, saga: Saga, most: int | None) -> tuple[int, tuple[s
         limit = _PAGE if most is None else min(_PAGE, most - read)
         page = store.select(where, after=after, limit=limit)
         for record in page:
-            if record.shape == saga.shape:
+            if record.outline == saga.outline:
                 wrong += list(_unreadable(saga, record.id, store.payloads(record.id)))
                 read += 1
         if len(wrong) > _MOST:
@@ -179,7 +178,8 @@ def _unreadable(saga: Saga, saga_id: str, payloads: Payloads) -> Iterator[str]:
     if saga.input is not None and (error := _error(payloads.input, saga.input)):
         yield f"{where}: its input does not read as {_name(saga.input)}: {error}"
     for name, result in payloads.results.items():
-        for type_ in _read_as(saga, name) if name in saga.steps else ():
+        node = node_of(name)
+        for type_ in _read_as(saga, node) if node in saga.steps else ():
             if error := _error(result, type_):
                 yield f"{where}: the result of step {name!r} does not read as {_name(type_)}: {error}"
 

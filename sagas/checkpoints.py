@@ -28,6 +28,8 @@ __all__ = [
     "SagaSummary",
     "StepRecord",
     "StepStatus",
+    "node_of",
+    "step_name",
 ]
 
 
@@ -158,11 +160,33 @@ CLOCKS_DIFFER = timedelta(seconds=10)
 NOT_SENT = "not sent"
 
 
+def step_name(node: str, item: int | None) -> str:
+    """Return what a step is called that a node opened.
+
+    >>> step_name("reserve", None), step_name("reserve", 3)
+    ('reserve', 'reserve:3')
+    """
+    return node if item is None else f"{node}:{item}"
+
+
+def node_of(step: str) -> str:
+    """Return the node of the definition that a step of this name belongs to. Names of nodes have no colon.
+
+    >>> node_of("reserve:3")
+    'reserve'
+    """
+    return step.partition(":")[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """One step of one saga. Times are UTC."""
 
-    name: str
+    node: str  #: the node of the definition that opened it
+    item: int | None = None  #: its number among the steps of a node that opened several, from 0
+    seq: int = 0  #: its number among the steps of the saga, in the order in which they were opened, from 1
+    stage: int = 0  #: the stage of the definition, from 0
+    kind: str = "step"  #: what it waits for
     status: StepStatus = StepStatus.PENDING
     position: int = 0  #: its place in the order of start, from 1; 0 while it has not begun
     failures: int = 0  #: attempts that reported a failure or ran out of time, in this direction
@@ -176,6 +200,11 @@ class StepRecord:
     error: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """What the step is called: its node, and its number among the steps of that node if there are several."""
+        return step_name(self.node, self.item)
 
     @property
     def attempt(self) -> int:
@@ -200,7 +229,7 @@ class SagaSummary:
     name: str
     version: int
     key: str  #: unique among the sagas of this name
-    shape: str  #: the steps of the definition that it was started with
+    outline: str  #: of the definition that it was started with, as JSON; see `sagas.outline`
     correlation_id: str
     caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
@@ -216,7 +245,7 @@ class SagaSummary:
     ready_at: datetime  #: since when the next stage waits for a worker
     deadline: datetime | None = None  #: when it turns back unless it is past its pivot
     wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
-    steps: Mapping[str, StepRecord] = field(default_factory=dict)
+    steps: Mapping[str, StepRecord] = field(default_factory=dict)  #: by name, in the order in which they were opened
 
     @property
     def trouble(self) -> str | None:
@@ -244,8 +273,12 @@ class SagaSummary:
         return SagaRecord(**{name: getattr(self, name) for name in _SUMMARY_FIELDS}, input="null")
 
     def step(self, name: str) -> StepRecord:
-        """Return the step's record; a step that never began has an empty one."""
-        return self.steps.get(name) or StepRecord(name=name)
+        """Return the record of a step. A step that is not open yet has an empty one."""
+        return self.steps.get(name) or StepRecord(node=node_of(name))
+
+    def sent_at(self, step: StepRecord) -> datetime:
+        """Say when the message of a step that waits was sent."""
+        return self.ready_at if step.sent_at is None else max(step.sent_at, self.ready_at)
 
     def move(self, status: SagaStatus, **changes: Any) -> Self:
         if status is not self.status and status not in SAGA_MOVES[self.status]:

@@ -17,6 +17,7 @@ from sagas.durations import finite_number, seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import allows_none, bare, describe, finish, look_at
 from sagas.handle import SagaHandle
+from sagas.outline import Outline, OutlineNode
 from sagas.text import is_clean
 from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
 
@@ -38,9 +39,6 @@ _QUEUE_NAME_LENGTH = 255
 
 #: The tasks `sagas.join` and `sagas.fail` are the library's own.
 _RESERVED = "sagas"
-
-#: In bytes, of the names of all steps in one line. MySQL's TEXT ends there, and without strict mode cuts in silence.
-_LONGEST_SHAPE = 65_535
 
 #: Stands for "the author said nothing", which before the pivot is an error.
 _UNSAID: Any = object()
@@ -314,13 +312,8 @@ class Saga(Generic[InputT]):
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
-        #: The steps in one line; what must stay the same as long as sagas of this version are in flight.
-        self.shape = " > ".join(" & ".join(_mark(step) for step in stage) for stage in self.stages)
-        if (size := len(self.shape.encode())) > _LONGEST_SHAPE:
-            raise DefinitionError(
-                f"saga {name!r}: the names of its {len(self.steps)} steps are {size:,} bytes in one line, and not "
-                f"every database keeps more than {_LONGEST_SHAPE:,}; shorten the names, or make it several sagas"
-            )
+        #: Its nodes, as JSON: what must stay the same as long as sagas of this version are in flight.
+        self.outline = str(Outline(tuple(tuple(_outlined(step) for step in stage) for stage in self.stages)))
         self._launcher: _Launcher | None = None
 
     def __repr__(self) -> str:
@@ -505,7 +498,5 @@ def _check_queue_name(queue: Any, where: str) -> None:
         raise DefinitionError(f"{where}: queue={queue!r} cannot be declared: RabbitMQ keeps names with amq. for itself")
 
 
-def _mark(step: BoundStep) -> str:
-    if step.step.is_pivot:
-        return f"{step.name}!"
-    return step.name if step.compensation or step.past_pivot else f"{step.name}-"
+def _outlined(step: BoundStep) -> OutlineNode:
+    return OutlineNode(step.name, "pivot" if step.step.is_pivot else "step", compensated=step.compensation is not None)

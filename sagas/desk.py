@@ -21,6 +21,7 @@ from sagas.errors import (
     SagaNotFound,
 )
 from sagas.stores import Filter, SqlStore
+from sagas.transitions import Case
 from sagas.values import encode, load
 
 __all__ = ["Action", "Choice", "Desk", "Outcome"]
@@ -81,14 +82,14 @@ class Desk:
                 found.append(Choice(Action.COMPENSATE))
             return tuple(found)
         # The rules are pure, so whether they allow something can be tried.
-        now, timing, found = self.store.now(), self.sagas.orchestrator.timing, []
-        tried = record.without_payloads()
+        found = []
+        case = Case.of(definition, record.without_payloads(), self.store.now(), self.sagas.orchestrator.timing)
         if record.direction is Direction.FORWARD:
             with suppress(NotAllowed):
-                transitions.cancel(definition, tried, "", now, timing)
+                transitions.cancel(case, "")
                 found.append(Choice(Action.CANCEL))
         with suppress(NotAllowed):
-            transitions.resume(definition, tried, "", now, timing)
+            transitions.resume(case, "")
             found.append(Choice(Action.RESUME))
         return tuple(found)
 

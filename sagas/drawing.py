@@ -10,8 +10,9 @@ from typing import Literal
 
 from sagas.checkpoints import Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
+from sagas.outline import Outline
 
-__all__ = ["FORMATS", "STYLE", "Part", "look_of", "render", "stages_of"]
+__all__ = ["FORMATS", "STYLE", "Part", "look_of", "render"]
 
 Format = Literal["mermaid", "dot", "svg"]
 FORMATS: tuple[Format, ...] = ("mermaid", "dot", "svg")
@@ -26,32 +27,6 @@ class Part:
 
     look: Look = "idle"
     words: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A step's place in a saga, as its shape says."""
-
-    name: str
-    pivot: bool
-    undoable: bool
-
-
-def stages_of(shape: str) -> tuple[tuple[Place, ...], ...]:
-    """Read the shape of a saga: so one can be drawn whose definition is in other code.
-
-    >>> [[place.name for place in stage] for stage in stages_of("reserve > authorize & quote- > capture!")]
-    [['reserve'], ['authorize', 'quote'], ['capture']]
-    """
-    stages, past = [], False
-    for stage in shape.split(" > "):
-        places = []
-        for text in stage.split(" & "):
-            pivot = text.endswith("!")
-            past = past or pivot
-            places.append(Place(text.rstrip("!-"), pivot, undoable=not past and not text.endswith("-")))
-        stages.append(tuple(places))
-    return tuple(stages)
 
 
 def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
@@ -126,13 +101,11 @@ class _Picture:
         record = saga if isinstance(saga, SagaSummary) else None
         stages: list[tuple[_Box, ...]] = []
         number = 0
-        for places in stages_of(saga.shape):
+        for nodes in Outline.parse(saga.outline).stages:
             boxes = []
-            for place in places:
-                action, undo = (
-                    (Part(), Part()) if record is None else look_of(record.step(place.name), record.direction)
-                )
-                boxes.append(_Box(number, place.name, place.pivot, action, undo if place.undoable else None))
+            for node in nodes:
+                action, undo = (Part(), Part()) if record is None else look_of(record.step(node.name), record.direction)
+                boxes.append(_Box(number, node.name, node.is_pivot, action, undo if node.compensated else None))
                 number += 1
             stages.append(tuple(boxes))
         state = "" if record is None else f", {record.status}"

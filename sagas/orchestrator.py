@@ -41,9 +41,10 @@ from sagas.events.life import life
 from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
+from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.text import clean, describe, is_clean
-from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
 from sagas.values import ABSENT, NO_TYPE, convert, dump, field_of, load, same
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _SUCCEEDED = (StepStatus.DONE, StepStatus.UNDONE)
 #: The verdicts whose messenger needs to know what is left.
 _PLANNED = (Verdict.LAUNCH, Verdict.ACT, Verdict.OVERDUE)
 
-_Decide = Callable[[Saga, SagaRecord, datetime], Change]
+_Decide = Callable[[Case], Change]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,10 @@ class Orchestrator:
                 + (f"only version {known} of it" if known else "no saga of this name")
                 + ". Deploy code that still has this version; until then nothing of it is run"
             )
-        if saga.shape != record.shape:
+        if saga.outline != record.outline:
+            was, are = Outline.parse(record.outline).describe(), Outline.parse(saga.outline).describe()
             raise DefinitionMissing(
-                f"{where}: its steps were [{record.shape}] and are [{saga.shape}] in the running code. "
+                f"{where}: its steps were [{was}] and are [{are}] in the running code. "
                 "Steps of sagas in flight must not change: give the new ones a new version and keep the old"
             )
         return saga
@@ -195,7 +197,7 @@ class Orchestrator:
             name=saga.name,
             version=saga.version,
             key=key,
-            shape=saga.shape,
+            outline=saga.outline,
             correlation_id=correlation_id,
             caused_by=cause,
             input=text,
@@ -251,8 +253,8 @@ class Orchestrator:
         if claim is None:
             owner = str(uuid_utils.uuid7())
 
-            def check(saga: Saga, record: SagaRecord, now: datetime) -> Change:
-                return transitions.claim(saga, record, name, epoch, owner, now, self.timing)
+            def check(case: Case) -> Change:
+                return transitions.claim(case, name, epoch, owner)
 
             claimed = self._insist(lambda: self._change(saga_id, check, step=name), _CLAIM_PATIENCE)
             if claimed.verdict is not Verdict.ACT:
@@ -296,13 +298,13 @@ class Orchestrator:
     ) -> Next:
         epoch, next_owner = attempt.record.epoch, str(uuid_utils.uuid7())
 
-        def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+        def record(case: Case) -> Change:
             if isinstance(outcome, Failure):
-                return transitions.fail(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
-            done = transitions.succeed(saga, record, attempt.name, owner, attempt.direction, outcome, now, self.timing)
+                return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
+            done = transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
-            claimed = transitions.claim(saga, done.record, following, epoch, next_owner, now, self.timing)
+            claimed = transitions.claim(case.on(done.record), following, epoch, next_owner)
             if claimed.verdict is not Verdict.ACT:
                 return done
             return replace(done, record=claimed.record, history=done.history + claimed.history)
@@ -319,10 +321,10 @@ class Orchestrator:
     def _record_within(self, attempt: _Attempt, owner: str, result: str | None, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
-        def record(saga: Saga, record: SagaRecord, now: datetime) -> Change:
-            if record.step(attempt.name).owner != owner or record.direction is not attempt.direction:
-                raise _Fenced(f"rolled back: the saga is {record.status} and no longer wants it")
-            return transitions.succeed(saga, record, attempt.name, owner, attempt.direction, result, now, self.timing)
+        def record(case: Case) -> Change:
+            if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
+                raise _Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
+            return transitions.succeed(case, attempt.name, owner, attempt.direction, result)
 
         told: list[Callable[[], None]] = []
         next_ = self._change(
@@ -338,9 +340,7 @@ class Orchestrator:
 
     def join(self, saga_id: str, name: str, epoch: int) -> Next:
         return self._insist(
-            lambda: self._change(
-                saga_id, lambda saga, record, _now: transitions.join(saga, record, name, epoch), step=name
-            ),
+            lambda: self._change(saga_id, lambda case: transitions.join(case, name, epoch), step=name),
             _CLAIM_PATIENCE,
         )
 
@@ -349,7 +349,7 @@ class Orchestrator:
         return self._insist(
             lambda: self._change(
                 saga_id,
-                lambda saga, record, now: transitions.report(saga, record, name, epoch, now, self.timing),
+                lambda case: transitions.report(case, name, epoch),
                 step=name,
             ),
             _CLAIM_PATIENCE,
@@ -375,9 +375,10 @@ class Orchestrator:
             record = summary.without_payloads()
             try:
                 saga = self.definition(record)
-                change = transitions.examine(saga, transitions.rewound(record, now), now, self.timing)
+                case = Case.of(saga, transitions.rewound(record, now), now, self.timing)
+                change = transitions.examine(case)
                 after = change.record
-                if after == replace(record, stalls=after.stalls, wake_at=after.wake_at):
+                if after == replace(record, stalls=after.stalls, wake_at=after.wake_at, steps=case.record.steps):
                     left = plan(saga, after) if change.verdict in _PLANNED else None
                     waiting.append(Next(change.verdict, change.note, after, left))
             except Exception:  # looked at alone, its failure is its own
@@ -389,36 +390,28 @@ class Orchestrator:
 
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. LAUNCH: send its plan. OVERDUE: find out whether its message is lost."""
-        return self._change(saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing))
+        return self._change(saga_id, transitions.examine)
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
         """Have an overdue saga's messages sent once more."""
-        return self._change(
-            saga_id, lambda saga, record, now: transitions.redispatch(saga, record, step, sent_at, now, self.timing)
-        )
+        return self._change(saga_id, lambda case: transitions.redispatch(case, step, sent_at))
 
     def not_sent(self, saga_id: str, why: str, *, broker_answers: bool) -> None:
         """No broker took the plan of a saga: show that on the saga, and look at it again before long."""
         self._change(
             saga_id,
-            lambda saga, record, now: transitions.not_sent(
-                saga, record, why, now, self.timing, broker_answers=broker_answers
-            ),
+            lambda case: transitions.not_sent(case, why, broker_answers=broker_answers),
         )
 
     # -- people -------------------------------------------------------------------------------------------------
 
     def cancel(self, saga_id: str, reason: str, by: str | None = None) -> Next:
         reason, by = _said(reason), _named(by)
-        return self._change(
-            saga_id, lambda saga, record, now: transitions.cancel(saga, record, reason, now, self.timing, by)
-        )
+        return self._change(saga_id, lambda case: transitions.cancel(case, reason, by))
 
     def resume(self, saga_id: str, reason: str, by: str | None = None) -> Next:
         reason, by = _said(reason), _named(by)
-        return self._change(
-            saga_id, lambda saga, record, now: transitions.resume(saga, record, reason, now, self.timing, by)
-        )
+        return self._change(saga_id, lambda case: transitions.resume(case, reason, by))
 
     def repair(
         self, saga_id: str, step: str, how: Repair, *, reason: str, by: str | None = None, result: Any = None
@@ -427,14 +420,14 @@ class Orchestrator:
             raise NotAllowed(f"saga {saga_id}, step {step!r}: say why; it is kept with the saga")
         reason, by = _said(reason), _named(by)
 
-        def decide(saga: Saga, record: SagaRecord, now: datetime) -> Change:
+        def decide(case: Case) -> Change:
             text = None
-            if how is Repair.DONE and step in saga.steps and record.direction is Direction.FORWARD:
+            if how is Repair.DONE and case.forward and (found := case.record.steps.get(step)):
                 try:
-                    text = dump(result, saga.steps[step].action.returns)
+                    text = dump(result, case.node(found).action.returns)
                 except TypeError as error:
-                    raise InvalidInput(f"saga {record.name!r}, result of step {step!r}: {error}") from error
-            return transitions.repair(saga, record, step, how, reason, now, self.timing, by=by, result=text)
+                    raise InvalidInput(f"saga {case.record.name!r}, result of step {step!r}: {error}") from error
+            return transitions.repair(case, step, how, reason, by=by, result=text)
 
         return self._change(saga_id, decide, step=step)
 
@@ -442,9 +435,11 @@ class Orchestrator:
         """Return what the steps of a saga returned, as the types that their actions declare."""
         saga = self.definition(record)
         return {
-            name: None if state.status is StepStatus.SKIPPED else load(state.result or "null", step.action.returns)
-            for name, step in saga.steps.items()
-            if (state := record.step(name)).status in (StepStatus.DONE, StepStatus.SKIPPED)
+            step.name: None
+            if step.status is StepStatus.SKIPPED
+            else load(step.result or "null", saga.steps[step.node].action.returns)
+            for step in record.steps.values()
+            if step.status in (StepStatus.DONE, StepStatus.SKIPPED)
         }
 
     # -- the one way to change a saga ---------------------------------------------------------------------------
@@ -474,9 +469,10 @@ class Orchestrator:
                 self._note(before, str(error))
                 raise
             now = self.store.now()
-            change = decide(saga, transitions.rewound(before, now), now)
+            case = Case.of(saga, transitions.rewound(before, now), now, self.timing)
+            change = decide(case)
             after = change.record
-            if after is not before:
+            if after is not case.record:
                 outbox = self._outbox(saga, before, after, emitted)
                 saved = self.store.save(before, after, change.history, change.dead_letters, outbox, session)
                 if saved is None:
@@ -510,9 +506,7 @@ class Orchestrator:
             self.store.save(record, replace(record, error=error))
 
     def _renew(self, saga_id: str, name: str, owner: str) -> bool:
-        next_ = self._change(
-            saga_id, lambda saga, record, now: transitions.renew(saga, record, name, owner, now, self.timing), step=name
-        )
+        next_ = self._change(saga_id, lambda case: transitions.renew(case, name, owner), step=name)
         return next_.verdict is Verdict.ACT
 
     @staticmethod
@@ -538,7 +532,7 @@ class _Attempt:
 
     def __init__(self, orchestrator: Orchestrator, record: SagaRecord, name: str, resources: ExitStack) -> None:
         self.saga = orchestrator.definition(record, name)
-        self.step: BoundStep = self.saga.steps[name]
+        self.step: BoundStep = self.saga.steps[record.step(name).node]
         self.record = record
         self.name = name
         self.direction = record.direction

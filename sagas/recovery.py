@@ -25,7 +25,7 @@ from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.probes import Advice, Overdue, Queue
 from sagas.text import clean, describe
-from sagas.transitions import Verdict, sent_at
+from sagas.transitions import Verdict
 
 __all__ = ["Recovery"]
 
@@ -139,9 +139,9 @@ class Recovery:
             self._send(next_, look)
         elif next_.verdict is Verdict.OVERDUE and next_.plan:
             plan, record = next_.plan, next_.record
-            step = plan.stages[0][0]
-            saga = Overdue(record.id, step, sent_at(record.step(step), record))
-            task = task_name(plan.saga, step, plan.direction)
+            step = record.step(plan.stages[0].steps[0])
+            saga = Overdue(record.id, step.name, record.sent_at(step))
+            task = task_name(plan.saga, step.node, plan.direction)
             queue = self._queues.setdefault(task, Queue(self._orchestrator.timing.stall))
             match queue.advise(saga, self._orchestrator.store.now()):
                 case Advice.SEND:

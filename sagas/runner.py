@@ -16,7 +16,7 @@ from sagas.leases import Leases
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.stores import CheckpointStore
-from sagas.transitions import Timing, Verdict, sent_at
+from sagas.transitions import Timing, Verdict
 
 __all__ = ["Runner"]
 
@@ -62,8 +62,8 @@ class Runner:
 
     def _redispatch(self, overdue: Next) -> Next:
         assert overdue.plan is not None
-        step, record = overdue.plan.stages[0][0], overdue.record
-        return self.orchestrator.redispatch(record.id, step, sent_at(record.step(step), record))
+        step, record = overdue.plan.stages[0].steps[0], overdue.record
+        return self.orchestrator.redispatch(record.id, step, record.sent_at(record.step(step)))
 
     def _carry(self, plan: Plan | None) -> None:
         while plan:
@@ -71,10 +71,9 @@ class Runner:
 
     def _chain(self, plan: Plan) -> Plan | None:
         """Do what Celery does with a plan. Return what is to be launched when it does not go on."""
-        for names in plan.stages:
-            parallel = len(plan.saga.stages[plan.saga.steps[names[0]].stage]) > 1
+        for stage in plan.stages:
             goes_on, launch = False, None
-            for name in names:
+            for name in stage.steps:
                 next_ = self._deliver(plan, name)
                 joined = next_ is not None and next_.verdict is Verdict.CLOSED
                 if joined:
@@ -84,7 +83,7 @@ class Runner:
                 if next_ is not None:
                     launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
                     on = next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED)
-                    goes_on = goes_on or (on and (joined or not parallel))
+                    goes_on = goes_on or (on and (joined or not stage.joined))
             if launch or not goes_on:
                 return launch
         return None

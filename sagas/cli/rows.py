@@ -44,7 +44,7 @@ def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
         left = plan(desk.sagas.orchestrator.definition(record), record)
     except DefinitionMissing:
         return [step.name for step in in_order(record) if step.status is StepStatus.PENDING]
-    return list(left.stages[0]) if left else []
+    return list(left.stages[0].steps) if left else []
 
 
 def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
@@ -107,5 +107,5 @@ def _command(choice: Choice, record: SagaSummary) -> str:
 
 
 def in_order(record: SagaSummary) -> list[StepRecord]:
-    """Return the steps in the order in which they began."""
-    return sorted(record.steps.values(), key=lambda step: step.position)
+    """Return the steps in the order in which they were opened."""
+    return list(record.steps.values())

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import click
 
-from sagas.checkpoints import AT_REST, SagaStatus, SagaSummary
+from sagas.checkpoints import AT_REST, SagaStatus, SagaSummary, StepRecord
 from sagas.cli.command import Command, spelled
 from sagas.cli.listing import counted
 from sagas.cli.options import DURATION, Where, filters
@@ -184,8 +184,8 @@ def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[s
         return dict(zip(_FIELDS, (record.updated_at, *values), strict=True))
 
     for step in in_order(record):
-        old = None if before is None else before.steps.get(step.name)
-        if old is None or (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
+        old = StepRecord(node=step.node) if before is None else before.step(step.name)
+        if (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
             yield change(step.name, step.status.value, step.failures, step.lost, step.error)
     if before is None or (before.status, before.error) != (record.status, record.error):
         yield change(None, record.status.value, None, None, record.error)

@@ -91,7 +91,7 @@ def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
 
 def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
     """Find workers whose code is not this one's."""
-    ours = {f"{name} {version}": saga.shape for (name, version), saga in sagas.orchestrator.sagas.items()}
+    ours = {f"{name} {version}": saga.outline for (name, version), saga in sagas.orchestrator.sagas.items()}
     for worker in workers:
         if worker.about is None:
             if missing := sorted(task for task in tasks_of(sagas) if task not in worker.tasks):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Column, Connection, Engine, Table, select
 
+from sagas.checkpoints import StepStatus, step_name
 from sagas.stores import schema
 from sagas.stores.engines import reading
 
@@ -130,8 +131,11 @@ class _Story:
             saga = Entry("saga", row.created_at, row.name, row.status, row.id, row.error or "")
             self.steps[row.id] = saga
         for row in self.saga_steps:
-            step = Entry("step", row.started_at, row.name, row.status, row.saga_id, row.error or "")
-            self.steps[f"{row.saga_id}:{row.name}"] = step
+            if row.started_at is None and row.status == StepStatus.PENDING:
+                continue
+            name = step_name(row.node, row.item)
+            step = Entry("step", row.started_at, name, row.status, row.saga_id, row.error or "")
+            self.steps[f"{row.saga_id}:{name}"] = step
             self.steps[row.saga_id].children.append(step)
         for row in self.history:
             who = row.step or self.steps[row.saga_id].who

@@ -51,7 +51,7 @@ class InFlight:
 
     name: str
     version: int
-    shape: str
+    outline: str
     status: SagaStatus
     count: int
     oldest: datetime  #: when the oldest of them was started

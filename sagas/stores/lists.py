@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, false, func, select, union
 
-from sagas.checkpoints import TERMINAL, SagaStatus, StepStatus
+from sagas.checkpoints import TERMINAL, SagaStatus, StepStatus, node_of
 from sagas.stores import schema
 from sagas.stores.filters import Filter
 from sagas.text import is_clean
@@ -46,7 +46,7 @@ STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 
 def filtered(where: Filter) -> list[ColumnElement[bool]]:
     """Return what a filter asks for, as conditions on the table of sagas."""
-    at_it = select(_steps.saga_id).where(_steps.name == where.step, _steps.status.not_in(SETTLED))
+    at_it = select(_steps.saga_id).where(_steps.node == node_of(where.step), _steps.status.not_in(SETTLED))
     stuck = select(_steps.saga_id).where(
         _steps.status == StepStatus.STUCK, _steps.error.icontains(where.error or "", autoescape=True)
     )
@@ -91,7 +91,7 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 def steps_of(ids: list[str]) -> Select[Any]:
     """The steps of these sagas, without their results."""
     columns = [column for column in _steps if column is not _steps.result]
-    return select(*columns).where(_steps.saga_id.in_(ids))
+    return select(*columns).where(_steps.saga_id.in_(ids)).order_by(_steps.saga_id, _steps.seq)
 
 
 def counted(where: Filter) -> Select[Any]:
@@ -130,7 +130,7 @@ def ended(status: SagaStatus, since: datetime, among: int) -> Select[Any]:
 
 def in_flight() -> Select[Any]:
     """The unfinished, by what they were started with and their status."""
-    by = _sagas.name, _sagas.version, _sagas.shape, _sagas.status
+    by = _sagas.name, _sagas.version, _sagas.outline, _sagas.status
     return (
         select(
             *by,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
+from sagas.checkpoints import step_name
 from sagas.errors import NotAllowed, PayloadUnreadable, StoreUnavailable
 from sagas.stores import audit, schema
 from sagas.stores.codecs import input_of, result_of
@@ -31,7 +32,7 @@ _INPUT = (
 )
 _RESULT = (
     update(schema.steps)
-    .where(_steps.saga_id == bindparam("_id"), _steps.name == bindparam("_name"))
+    .where(_steps.saga_id == bindparam("_id"), _steps.seq == bindparam("_seq"))
     .values(result=bindparam("_result"))
 )
 
@@ -122,7 +123,7 @@ def _stale(store: SqlStore, ids: Sequence[str], unreadable: dict[str, PayloadUnr
     with reading(store.engine) as connection:
         columns = select(_sagas.id, _sagas.revision, _sagas.input).where(_sagas.id.in_(ids))
         rows = connection.execute(columns).mappings().all()
-        query = select(_steps.saga_id, _steps.name, _steps.result)
+        query = select(_steps.saga_id, _steps.seq, _steps.node, _steps.item, _steps.result)
         with_result = query.where(_steps.saga_id.in_(ids), _steps.result.is_not(None))
         results: dict[str, list[RowMapping]] = {}
         for step in connection.execute(with_result).mappings():
@@ -131,9 +132,9 @@ def _stale(store: SqlStore, ids: Sequence[str], unreadable: dict[str, PayloadUnr
     for row in rows:
         input_ = again(row["input"], input_of(row["id"]))
         written = {
-            step["name"]: text
+            step["seq"]: text
             for step in results.get(row["id"], ())
-            if (text := again(step["result"], result_of(row["id"], step["name"]))) is not None
+            if (text := again(step["result"], result_of(row["id"], step_name(step["node"], step["item"])))) is not None
         }
         if written or input_ is not None:
             found.append(_Stale(row["id"], row["revision"], row["input"] if input_ is None else input_, written))
@@ -150,7 +151,7 @@ def _write(connection: Connection, stale: Sequence[_Stale]) -> set[str]:
         values = {"_id": each.saga_id, "_revision": each.revision, "_input": each.input}
         if each.saga_id in ids and connection.execute(_INPUT, values).rowcount == 1:
             done.add(each.saga_id)
-            results += [{"_id": each.saga_id, "_name": name, "_result": text} for name, text in each.results.items()]
+            results += [{"_id": each.saga_id, "_seq": seq, "_result": text} for seq, text in each.results.items()]
     if results:
         connection.execute(_RESULT, results)
     return done

@@ -148,7 +148,7 @@ def _delete(connection: Connection, ids: Sequence[str]) -> None:
 def _read(connection: Connection, ids: Sequence[str]) -> list[Archived]:
     of: dict[str, dict[str, list[Any]]] = {saga_id: {table.name: [] for table in _OF_A_SAGA} for saga_id in ids}
     for table in _OF_A_SAGA:
-        order = table.c.position if table is schema.steps else table.c.id
+        order = table.c.seq if table is schema.steps else table.c.id
         for row in connection.execute(select(table).where(table.c.saga_id.in_(ids)).order_by(order)).mappings():
             of[row["saga_id"]][table.name].append(row)
     sagas = connection.execute(select(schema.sagas).where(_sagas.id.in_(ids)).order_by(_sagas.id)).mappings()

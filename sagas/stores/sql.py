@@ -41,6 +41,7 @@ from sagas.checkpoints import (
     SagaSummary,
     StepRecord,
     StepStatus,
+    step_name,
 )
 from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
@@ -235,14 +236,14 @@ class SqlStore:
         return after
 
     def _changed_steps(self, before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
-        rows = [
-            {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
-            for step in after.steps.values()
-            if step != before.steps.get(step.name)
-        ]
-        for row in rows:
-            if row["result"] is not None:
-                row["result"] = self.codec.encode(row["result"], result_of(after.id, row["name"]))
+        rows = []
+        for name, step in after.steps.items():
+            if step == before.steps.get(name):
+                continue
+            row = {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
+            if step.result is not None:
+                row["result"] = self.codec.encode(step.result, result_of(after.id, name))
+            rows.append(row)
         return rows
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
@@ -365,11 +366,14 @@ class SqlStore:
         if not inputs:
             raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
         results = self._rows(
-            select(steps.name, steps.result).where(steps.saga_id == saga_id, steps.result.is_not(None))
+            select(steps.node, steps.item, steps.result)
+            .where(steps.saga_id == saga_id, steps.result.is_not(None))
+            .order_by(steps.seq)
         )
+        named = {step_name(row["node"], row["item"]): row["result"] for row in results}
         return Payloads(
             self._decoded(inputs[0]["input"], input_of(saga_id)),
-            {row["name"]: self._decoded(row["result"], result_of(saga_id, row["name"])) for row in results},
+            {name: self._decoded(result, result_of(saga_id, name)) for name, result in named.items()},
         )
 
     def _decoded(self, text: str, about: str) -> str | PayloadUnreadable:
@@ -589,7 +593,7 @@ def _fields(record: type) -> tuple[str, ...]:
 _SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
 #: What a saga is started with, and keeps. Everything else may be changed by a save.
 FIXED_FIELDS = frozenset(
-    {"id", "name", "version", "key", "shape", "correlation_id", "input", "caused_by", "traceparent", "created_at"}
+    {"id", "name", "version", "key", "outline", "correlation_id", "input", "caused_by", "traceparent", "created_at"}
 )
 _MUTABLE_FIELDS = tuple(name for name in _SAGA_FIELDS if name not in FIXED_FIELDS)
 _SUMMARY_FIELDS = tuple(name for name in _SAGA_FIELDS if name != "input")
@@ -602,7 +606,7 @@ _LETTER_FIELDS = _fields(DeadLetter)
 # Built once: SQLAlchemy takes longer to build a statement than to execute it.
 _BY_ID = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
 _BY_KEY = select(schema.sagas).where(schema.sagas.c.name == bindparam("name"), schema.sagas.c.key == bindparam("key"))
-_STEPS = select(schema.steps).where(schema.steps.c.saga_id == bindparam("saga_id"))
+_STEPS = select(schema.steps).where(schema.steps.c.saga_id == bindparam("saga_id")).order_by(schema.steps.c.seq)
 #: The one statement that all safety rests on.
 _COMPARE_AND_SET = (
     update(schema.sagas)
@@ -666,7 +670,7 @@ def _step(saga_id: str, row: RowMapping, codec: Codec) -> StepRecord:
     values = _pick(row, _STEP_FIELDS)
     values["status"] = StepStatus(row["status"])
     if row["result"] is not None:
-        values["result"] = codec.decode(row["result"], result_of(saga_id, row["name"]))
+        values["result"] = codec.decode(row["result"], result_of(saga_id, step_name(row["node"], row["item"])))
     return StepRecord(**values)
 
 

@@ -46,10 +46,10 @@ def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
     lines = [f"saga {record.name!r} ({record.id}) is {record.status}, not {wanted}"]
     if record.error:
         lines.append(f"because: {record.error}")
-    lines.append("steps, in the order of their start:")
+    lines.append("steps:")
     lines += [
         f"  {state.name}: {state.status}" + (f" ({state.error})" if state.error else "")
-        for state in sorted(record.steps.values(), key=lambda state: state.position)
+        for state in record.steps.values()
     ]
     lines.append("history:")
     for entry in desk.store.history(handle.id):

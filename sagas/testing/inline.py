@@ -27,7 +27,7 @@ from sagas.plan import Plan
 from sagas.runner import Runner
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
-from sagas.transitions import Timing
+from sagas.transitions import Case, Timing
 
 __all__ = ["Inline"]
 
@@ -108,16 +108,8 @@ class Inline:
         saga = self.orchestrator.definition(before, step)
         if before.status is not SagaStatus.COMPENSATED or saga.steps[step].compensation is None:
             raise NotAllowed(f"saga {before.name!r} is {before.status}: nothing undoes step {step!r} once more")
-        change = transitions.succeed(
-            saga,
-            before,
-            step,
-            "a late report",
-            Direction.FORWARD,
-            before.step(step).result,
-            self.now,
-            self.orchestrator.timing,
-        )
+        case = Case.of(saga, before, self.now, self.orchestrator.timing)
+        change = transitions.succeed(case, step, "a late report", Direction.FORWARD, before.step(step).result)
         self.store.save(before, change.record, change.history, change.dead_letters)
         self._runner.finish(before.id, None)
 

@@ -53,11 +53,11 @@ def add(store: SqlStore, number: int, *, days: float, status: SagaStatus = SagaS
     at = store.now() - days * DAY
     stored = store.insert(
         SagaRecord(
-            id=id_of(at, number), name=more.pop("name", "order"), version=1, key=f"key-{number}", shape="a",
+            id=id_of(at, number), name=more.pop("name", "order"), version=1, key=f"key-{number}", outline='[{"step": "a"}]',
             correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, ready_at=at,
         )
     )  # fmt: skip
-    step = StepRecord(name="a", status=StepStatus.DONE, position=1, result=f'"receipt-{number}"')
+    step = StepRecord(node="a", seq=1, status=StepStatus.DONE, position=1, result=f'"receipt-{number}"')
     entry = HistoryEntry(at=at, what="x", epoch=1, detail="ü💶")
     letter = DeadLetter(saga_id=stored.id, step="a", direction=Direction.FORWARD, error="e", created_at=at)
     after = replace(stored, status=status, **more).with_step(step)

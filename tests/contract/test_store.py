@@ -68,7 +68,7 @@ def store(migrated: SqlStore) -> SqlStore:
 def record(number: int = 1, **changes: Any) -> SagaRecord:
     now = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     values: dict[str, Any] = {
-        "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}", "shape": "a > b",
+        "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}", "outline": '[{"step": "a"}, {"step": "b"}]',
         "correlation_id": f"c-{number}", "input": '{"x":"ü\\u0000💶"}', "created_at": now, "updated_at": now,
         "ready_at": now, "wake_at": now, "deadline": now + timedelta(hours=1),
     }  # fmt: skip
@@ -264,8 +264,8 @@ def test_filters(store: SqlStore) -> None:
     at = plain.created_at
     waiting = store.insert(record(1))
     old = store.insert(record(2, correlation_id="story", version=2, created_at=at - 2 * HOUR, updated_at=at - HOUR))
-    step = StepRecord(name="pay", status=StepStatus.RUNNING, position=1)
-    other = StepRecord(name="ship", status=StepStatus.DONE, position=2, result='"100%_sure"')
+    step = StepRecord(node="pay", seq=1, status=StepStatus.RUNNING, position=1)
+    other = StepRecord(node="ship", seq=2, status=StepStatus.DONE, position=2, result='"100%_sure"')
     failed = replace(waiting, error="Bank said: 100%_no").with_step(step).with_step(other)
     assert store.save(waiting, failed) is not None
     for where, expected in (
@@ -324,7 +324,7 @@ def test_counts(store: SqlStore) -> None:
     assert store.in_flight() == []
     first = store.insert(record(0, name="a"))
     store.insert(record(1, name="a"))
-    store.insert(record(2, name="a", status=SagaStatus.STUCK, shape="x"))
+    store.insert(record(2, name="a", status=SagaStatus.STUCK, outline='[{"step": "x"}]'))
     store.insert(record(3, name="b", status=SagaStatus.COMPLETED))
     assert sorted(store.tally(), key=str) == [
         Tally("a", first.status, 2),
@@ -333,7 +333,7 @@ def test_counts(store: SqlStore) -> None:
     ]
     assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [Tally("a", SagaStatus.STUCK, 1)]
     assert sorted(store.in_flight(), key=lambda each: each.example) == [
-        InFlight("a", 1, first.shape, first.status, 2, first.created_at, first.id),
+        InFlight("a", 1, first.outline, first.status, 2, first.created_at, first.id),
         InFlight("a", 1, "x", SagaStatus.STUCK, 1, first.created_at, "id-0002"),
     ]
 
@@ -500,7 +500,7 @@ def test_every_field_that_a_rule_can_change_survives_a_save(any_store: Any, way:
         if field.name not in FIXED_FIELDS | {"revision", "steps"}
     }
     step = StepRecord(
-        **{field.name: _other(getattr(StepRecord(name="pay"), field.name), field.name) for field in fields(StepRecord)}
+        **{field.name: _other(getattr(StepRecord(node="pay"), field.name), field.name) for field in fields(StepRecord)}
     )
     after = replace(first, **changed, steps={step.name: step})
     entry = HistoryEntry(**{f.name: _other(3 if f.name == "epoch" else "", f.name) for f in fields(HistoryEntry)})
@@ -526,7 +526,7 @@ def any_store(request: pytest.FixtureRequest, store: SqlStore) -> Any:
 def test_lists_read_no_payloads(store: SqlStore) -> None:
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
     good, bad = sealed.insert(record(0)), sealed.insert(record(1))
-    done = bad.with_step(StepRecord(name="a", status=StepStatus.DONE, position=1, result='"secret"'))
+    done = bad.with_step(StepRecord(node="a", seq=1, status=StepStatus.DONE, position=1, result='"secret"'))
     assert sealed.save(bad, done) is not None
     with store.engine.begin() as connection:
         connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:k:broken"))

@@ -117,23 +117,26 @@ def test_definitions_that_are_missing(store: SqlStore, saga: Saga, says: str) ->
 @pytest.mark.parametrize(
     ("running", "says"),
     [
-        (("a > x > b",), ["step 'x' is new"]),
-        (("b > a",), ["the order was a, b and is b, a"]),
-        (("a & b",), ["step 'a' ran alone and runs beside b", "step 'b' ran alone and runs beside a"]),
-        (("a- > b",), ["step 'a' had a compensation and has none"]),
-        (("a > b!",), ["step 'b' had a compensation, or came after the pivot and is the pivot"]),
-        (("a > b",), []),
+        ('[{"step": "a"}, {"step": "x"}, {"step": "b"}]', ["step 'x' is new"]),
+        ('[{"step": "b"}, {"step": "a"}]', ["the order was a, b and is b, a"]),
+        (
+            '[[{"step": "a"}, {"step": "b"}]]',
+            ["step 'a' ran alone and runs beside b", "step 'b' ran alone and runs beside a"],
+        ),
+        ('[{"step": "a", "compensation": false}, {"step": "b"}]', ["step 'a' had a compensation and has none"]),
+        ('[{"step": "a"}, {"pivot": "b"}]', ["step 'b' is now the pivot"]),
+        ('[{"step": "a"}, {"step": "b"}]', []),
     ],
 )
-def test_differences_read_well(running: tuple[str], says: list[str]) -> None:
-    found = differences("a > b", running[0])
+def test_differences_read_well(running: str, says: list[str]) -> None:
+    found = differences('[{"step": "a"}, {"step": "b"}]', running)
     assert [each.partition(":")[0] for each in found] == says
 
 
-def test_every_change_of_shape_is_told() -> None:
+def test_every_change_of_the_outline_is_told() -> None:
     step = {name: Step(name, plain, compensation=nothing) for name in "abc"}
-    shapes = {
-        saga.shape
+    outlines = {
+        saga.outline
         for saga in (
             Saga("s", step["a"], step["b"], step["c"]),
             Saga("s", step["b"], step["a"], step["c"]),
@@ -144,8 +147,8 @@ def test_every_change_of_shape_is_told() -> None:
             Saga("s", step["a"], step["b"]),
         )
     }
-    for one in shapes:
-        for other in shapes:
+    for one in outlines:
+        for other in outlines:
             assert bool(differences(one, other)) == (one != other), (one, other)
 
 

@@ -49,10 +49,10 @@ def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
     assert done.stdout.startswith("flowchart TD\n"), done.stderr
     assert '{{"capture_payment"}}' in done.stdout
     at = store.now()
-    shape = "reserve_stock > gone!"
+    outline = '[{"step": "reserve_stock"}, {"pivot": "gone"}]'
     store.insert(
         SagaRecord(
-            id="0198aaaa", name="place_order", version=7, key="order-1", shape=shape, correlation_id="c", input="{}",
+            id="0198aaaa", name="place_order", version=7, key="order-1", outline=outline, correlation_id="c", input="{}",
             created_at=at, updated_at=at, ready_at=at,
         )
     )  # fmt: skip

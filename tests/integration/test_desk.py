@@ -103,7 +103,9 @@ def test_what_may_be_done(desk: Desk) -> None:
 def with_pivot_at_work(desk: Desk, saga_id: str) -> SagaRecord:
     saga, record = desk.sagas.orchestrator.sagas["plain", 1], desk.store.load(saga_id)
     timing = desk.sagas.orchestrator.timing
-    return transitions.claim(saga, record, "b", record.epoch, "me", desk.store.now(), timing).record
+    return transitions.claim(
+        transitions.Case.of(saga, record, desk.store.now(), timing), "b", record.epoch, "me"
+    ).record
 
 
 def test_each_leaves_who_and_why(desk: Desk) -> None:

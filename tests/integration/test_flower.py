@@ -278,7 +278,7 @@ def test_events(redis_server: Redis, tmp_path: Path) -> None:
     at = store.now()
     store.insert(
         SagaRecord(
-            id="s-1", name="place_order", version=1, key="o-1", shape="pay!", correlation_id="c-1", input="{}",
+            id="s-1", name="place_order", version=1, key="o-1", outline='[{"pivot": "pay"}]', correlation_id="c-1", input="{}",
             created_at=at, updated_at=at, ready_at=at,
         )
     )  # fmt: skip
@@ -339,7 +339,8 @@ def test_every_saga_of_the_rig_is_drawn_and_versions_that_differ_are_told(rig: R
     assert isinstance(store, SqlStore)
     with Session(store.engine) as session, session.begin():
         session.connection().exec_driver_sql(
-            "update sagas_saga set shape = 'one > gone', wake_at = null where id = %s", (handle.id,)
+            "update sagas_saga set outline = %s, wake_at = null where id = %s",
+            ('[{"step": "one"}, {"step": "gone"}]', handle.id),
         )
     assert "its steps are others" in client.get("/sagas/definitions").text
     page = client.get(f"/sagas/saga/{handle.id}").text

@@ -60,7 +60,7 @@ class Shop:
                 raise error
             self.launched.append(plan.saga_id)
             if probe is not None:  # the queue is empty: what is sent arrives at once
-                self.store.arrived(f"{plan.saga.name}.{plan.stages[0][0]}", probe)
+                self.store.arrived(f"{plan.saga.name}.{plan.stages[0].steps[0]}", probe)
 
     def later(self, seconds: float) -> None:
         self._skipped += timedelta(seconds=seconds)

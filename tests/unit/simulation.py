@@ -28,7 +28,7 @@ from sagas import (
     transitions,
 )
 from sagas.checkpoints import TERMINAL
-from sagas.plan import plan
+from sagas.plan import Stage, plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ class Message:
     name: str
     epoch: int
     chord: bool = False
-    rest: tuple[tuple[str, ...], ...] = ()
+    rest: tuple[Stage, ...] = ()
     again: bool = False  # redelivered
 
 
@@ -81,7 +81,7 @@ class World:
         self.saga = self.dice.choice(SAGAS)
         self.now = START
         self.record = SagaRecord(
-            id="s", name=self.saga.name, version=1, key="k", shape=self.saga.shape, correlation_id="s", input="null",
+            id="s", name=self.saga.name, version=1, key="k", outline=self.saga.outline, correlation_id="s", input="null",
             created_at=START, updated_at=START, ready_at=START, wake_at=START + timedelta(seconds=10),
         )  # fmt: skip
         self.broker: list[Message] = []
@@ -122,8 +122,9 @@ class World:
         while True:
             before = self.record
             yield None
-            change: Change = decide(before)
-            if change.record is before:
+            opened = self.case(before).record
+            change: Change = decide(opened)
+            if change.record is opened:
                 yield change
                 return
             saved = self.save(before, change.record)
@@ -134,6 +135,9 @@ class World:
                 continue
             yield replace(change, record=saved)
             return
+
+    def case(self, record: SagaRecord) -> transitions.Case:
+        return transitions.Case.of(self.saga, record, self.now, TIMING)
 
     # -- the workers --------------------------------------------------------------------------------------------
 
@@ -146,7 +150,7 @@ class World:
 
                 def report(record: SagaRecord) -> Change:
                     # It may be forged: the worker that it tells of may be at work.
-                    change = transitions.report(self.saga, record, message.name, message.epoch, self.now, TIMING)
+                    change = transitions.report(self.case(record), message.name, message.epoch)
                     held = record.step(message.name)
                     alive = held.lease_until is not None and held.lease_until > self.now
                     if alive and change.record.step(message.name).owner != held.owner:
@@ -166,7 +170,7 @@ class World:
             yield
 
     def _joined(self, message: Message) -> Iterator[None]:
-        change = yield from self._ask(lambda r: transitions.join(self.saga, r, message.name, message.epoch))
+        change = yield from self._ask(lambda r: transitions.join(self.case(r), message.name, message.epoch))
         if change.verdict is Verdict.CONTINUE:
             self.send(message.rest, message.epoch)
         elif change.verdict is Verdict.FAILED:
@@ -176,7 +180,7 @@ class World:
         name = message.name
 
         def check(record: SagaRecord) -> Change:
-            change = transitions.claim(self.saga, record, name, message.epoch, owner, self.now, TIMING)
+            change = transitions.claim(self.case(record), name, message.epoch, owner)
             if change.verdict is Verdict.ACT and record.epoch != message.epoch:
                 raise self.wrong(f"a message of epoch {message.epoch} was granted {name} in epoch {record.epoch}")
             return change
@@ -193,8 +197,8 @@ class World:
 
             def report(record: SagaRecord) -> Change:
                 if isinstance(outcome, Failure):
-                    return transitions.fail(self.saga, record, name, owner, direction, outcome, self.now, TIMING)
-                done = transitions.succeed(self.saga, record, name, owner, direction, outcome, self.now, TIMING)
+                    return transitions.fail(self.case(record), name, owner, direction, outcome)
+                done = transitions.succeed(self.case(record), name, owner, direction, outcome)
                 new = done.record.step(name).status
                 if new is StepStatus.DONE and record.step(name).status is not new and record.step(name).owner != owner:
                     raise self.wrong(
@@ -267,15 +271,15 @@ class World:
         left = plan(self.saga, self.record)
         self.send(left.stages, left.epoch)
 
-    def send(self, stages: tuple[tuple[str, ...], ...], epoch: int) -> None:
+    def send(self, stages: tuple[Stage, ...], epoch: int) -> None:
         if stages:
-            chord = len(self.saga.stages[self.saga.steps[stages[0][0]].stage]) > 1
-            self.broker += [Message("step", name, epoch, chord, stages[1:]) for name in stages[0]]
+            first = stages[0]
+            self.broker += [Message("step", name, epoch, first.joined, stages[1:]) for name in first.steps]
 
     def sweep(self) -> None:
         if self.record.wake_at is not None and self.record.wake_at <= self.now:
-            before = self.record
-            change = transitions.examine(self.saga, before, self.now, TIMING)
+            before = self.case(self.record).record
+            change = transitions.examine(self.case(before))
             if change.record is not before and self.save(before, change.record) is None:
                 return
             if change.verdict is Verdict.OVERDUE:
@@ -288,10 +292,10 @@ class World:
         """Send its messages once more, now and then while they still wait in a queue, and always when they are lost."""
         if self.broker and self.dice.random() < 0.5:
             return Change(self.record, Verdict.GO_AWAY)
-        before = self.record
-        step = plan(self.saga, before).stages[0][0]
-        sent_at = transitions.sent_at(before.step(step), before)
-        change = transitions.redispatch(self.saga, before, step, sent_at, self.now, TIMING)
+        before = self.case(self.record).record
+        step = plan(self.saga, before).stages[0].steps[0]
+        sent_at = before.sent_at(before.step(step))
+        change = transitions.redispatch(self.case(before), step, sent_at)
         if change.record is not before:
             assert self.save(before, change.record)
         return change
@@ -349,11 +353,12 @@ class World:
                 self.cancel()
 
     def cancel(self) -> None:
+        case = self.case(self.record)
         try:
-            change = transitions.cancel(self.saga, self.record, "changed my mind", self.now, TIMING)
+            change = transitions.cancel(case, "changed my mind")
         except NotAllowed:
             return
-        if change.record is not self.record and self.save(self.record, change.record):
+        if change.record is not case.record and self.save(case.record, change.record):
             self.launch()
 
     def heal(self) -> None:
@@ -377,7 +382,7 @@ class World:
                 self.deliver(0)
             elif self.record.status is SagaStatus.STUCK:
                 stuck = [s.name for s in self.record.steps.values() if s.status is StepStatus.STUCK]
-                change = transitions.repair(self.saga, self.record, stuck[0], Repair.RETRY, "mended", self.now, TIMING)
+                change = transitions.repair(self.case(self.record), stuck[0], Repair.RETRY, "mended")
                 self.keep(change.record)
                 self.launch()
             elif self.record.wake_at is not None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -52,16 +53,19 @@ class Shop:
     def send(self, record: SagaRecord, probe: datetime | None = None) -> None:
         left = plan(SAGA, record)
         if left:
-            message = Message(record.id, left.stages[0][0], left.epoch, probe)
+            message = Message(record.id, left.stages[0].steps[0], left.epoch, probe)
             self.sent += 1
             if not self.lose(message):
                 self.queue.append(message)
+
+    def case(self, record: SagaRecord) -> transitions.Case:
+        return transitions.Case.of(SAGA, record, self.now, self.timing)
 
     def start(self) -> None:
         while self._starting and self._starting[0][0] <= self.now:
             at, name = self._starting.popleft()
             record = SagaRecord(
-                id=name, name=SAGA.name, version=1, key=name, shape=SAGA.shape, correlation_id=name, input="null",
+                id=name, name=SAGA.name, version=1, key=name, outline=SAGA.outline, correlation_id=name, input="null",
                 created_at=at, updated_at=at, ready_at=at, wake_at=at + timedelta(seconds=self.timing.stall),
             )  # fmt: skip
             self.records[name] = record
@@ -75,11 +79,9 @@ class Shop:
             if message.probe is not None:
                 self.arrived[message.step] = max(message.probe, self.arrived.get(message.step, START))
             record = self.records[message.saga]
-            claimed = transitions.claim(SAGA, record, message.step, message.epoch, "w", self.now, self.timing)
+            claimed = transitions.claim(self.case(record), message.step, message.epoch, "w")
             if claimed.verdict is Verdict.ACT:
-                done = transitions.succeed(
-                    SAGA, claimed.record, message.step, "w", Direction.FORWARD, "null", self.now, self.timing
-                )
+                done = transitions.succeed(self.case(claimed.record), message.step, "w", Direction.FORWARD, "null")
                 self.records[message.saga] = done.record
                 self.send(done.record)
 
@@ -87,14 +89,14 @@ class Shop:
         """What `Recovery.sweep` does."""
         due = [r for r in self.records.values() if r.wake_at is not None and r.wake_at <= self.now][:BATCH]
         for record in due:
-            change = transitions.examine(SAGA, record, self.now, self.timing)
+            change = transitions.examine(self.case(record))
             self.records[record.id] = change.record
             if change.verdict is Verdict.LAUNCH:
                 self.send(change.record)
             elif change.verdict is Verdict.OVERDUE:
-                step = plan(SAGA, change.record).stages[0][0]
+                step = plan(SAGA, change.record).stages[0].steps[0]
                 queue = queues.setdefault(step, Queue(self.timing.stall))
-                sent_at = transitions.sent_at(change.record.step(step), change.record)
+                sent_at = change.record.sent_at(change.record.step(step))
                 saga = Overdue(record.id, step, sent_at)
                 advice = queue.advise(saga, self.now)
                 if advice is Advice.SEND:
@@ -111,9 +113,7 @@ class Shop:
                     queue.probe(self.now)
 
     def send_again(self, saga: Overdue, probe: datetime | None = None) -> bool:
-        change = transitions.redispatch(
-            SAGA, self.records[saga.saga_id], saga.step, saga.sent_at, self.now, self.timing
-        )
+        change = transitions.redispatch(self.case(self.records[saga.saga_id]), saga.step, saga.sent_at)
         self.records[saga.saga_id] = change.record
         if change.verdict is Verdict.LAUNCH:
             self.send(change.record, probe)
@@ -195,8 +195,8 @@ def test_a_new_epoch_for_each_dispatch_would_be_seen(monkeypatch: pytest.MonkeyP
     """As version 0.1 had it: what is sent again makes stale what waits."""
     real = transitions.redispatch
 
-    def stale(saga: Saga, record: SagaRecord, *rest: object) -> transitions.Change:
-        change = real(saga, record, *rest)  # type: ignore[arg-type]
+    def stale(case: transitions.Case, *rest: Any) -> transitions.Change:
+        change = real(case, *rest)
         return replace(change, record=replace(change.record, epoch=change.record.epoch + 1))
 
     monkeypatch.setattr(transitions, "redispatch", stale)

@@ -52,7 +52,7 @@ def test_parameters_are_bound_by_name() -> None:
     assert {n: s.kind for n, s in saga.steps["charge"].compensation.sources.items()} == {
         "result": "own", "order_id": "field", "reserve_stock": "step",
     }  # fmt: skip
-    assert saga.shape == "reserve_stock- > charge"
+    assert saga.outline == '[{"step": "reserve_stock", "compensation": false}, {"step": "charge"}]'
 
 
 def test_celery_tasks_are_steps() -> None:
@@ -159,7 +159,10 @@ def test_defaults_depend_on_the_place() -> None:
     assert saga.timeout == 120
     assert saga.steps["ok"].retry.max_attempts == 3
     assert saga.steps["after"].retry.max_attempts == 10
-    assert saga.shape == "ok- > p! > after"
+    assert (
+        saga.outline
+        == '[{"step": "ok", "compensation": false}, {"pivot": "p"}, {"step": "after", "compensation": false}]'
+    )
 
 
 def test_delays_grow_and_are_spread() -> None:

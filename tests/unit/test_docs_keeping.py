@@ -35,7 +35,7 @@ def test_retention() -> None:
     assert list(page["FOLDER"].iterdir()) == []  # an archive of nothing is none
     now = page["store"].now()
     record = SagaRecord(
-        id="i", name="n", version=1, key="k", shape="a", correlation_id="c", input="{}", created_at=now, updated_at=now,
+        id="i", name="n", version=1, key="k", outline='[{"step": "a"}]', correlation_id="c", input="{}", created_at=now, updated_at=now,
         ready_at=now,
     )  # fmt: skip
     with Archive(page["FOLDER"] / "x.jsonl.gz") as archive:

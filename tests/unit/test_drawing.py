@@ -12,7 +12,8 @@ import pytest
 from sagas import Direction, Parallel, Pivot, Saga, SagaRecord, SagaStatus, Step, StepRecord, StepStatus
 from sagas.checkpoints import HistoryEntry
 from sagas.contrib.flower.timeline import timeline
-from sagas.drawing import Format, look_of, render, stages_of
+from sagas.drawing import Format, look_of, render
+from sagas.outline import Outline
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -32,18 +33,21 @@ ORDER = Saga(
 
 def record(status: SagaStatus = SagaStatus.RUNNING, *, back: bool = False, **steps: StepRecord) -> SagaRecord:
     return SagaRecord(
-        id="id", name=ORDER.name, version=1, key="k", shape=ORDER.shape, correlation_id="c", input="{}", status=status,
+        id="id", name=ORDER.name, version=1, key="k", outline=ORDER.outline, correlation_id="c", input="{}", status=status,
         direction=Direction.BACKWARD if back else Direction.FORWARD, created_at=AT, updated_at=AT, ready_at=AT, steps=steps,
     )  # fmt: skip
 
 
 def step(name: str, status: StepStatus, **fields: Any) -> StepRecord:
-    return StepRecord(name=name, status=status, **{"position": 1, **fields})
+    return StepRecord(node=name, status=status, **{"position": 1, **fields})
 
 
 def test_the_shape_says_it_all() -> None:
     for saga in (ORDER, Saga("one", Pivot("only", nothing)), Saga("x", Step("a", nothing, compensation=None))):
-        drawn = [[(place.name, place.pivot, place.undoable) for place in stage] for stage in stages_of(saga.shape)]
+        drawn = [
+            [(node.name, node.is_pivot, node.compensated) for node in stage]
+            for stage in Outline.parse(saga.outline).stages
+        ]
         assert drawn == [
             [(each.name, each.step.is_pivot, each.compensation is not None) for each in stage] for stage in saga.stages
         ]
@@ -109,7 +113,7 @@ def test_the_image_is_whole(styled: bool) -> None:
         image = ET.fromstring(render(saga, "svg", styled=styled))
         width, height = float(image.get("width", 0)), float(image.get("height", 0))
         boxes = [each for each in image.iter("{http://www.w3.org/2000/svg}rect") if each.get("class") == "saga-box"]
-        places = stages_of(saga.shape)
+        places = Outline.parse(saga.outline).stages
         assert len(boxes) == sum(1 + place.undoable for stage in places for place in stage)
         rectangles = [tuple(float(each.get(name, 0)) for name in ("x", "y", "width", "height")) for each in boxes]
         for x, y, wide, high in rectangles:

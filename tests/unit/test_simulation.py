@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from sagas import StepStatus, transitions
+from sagas.checkpoints import StepRecord
+from sagas.transitions import Case, ends, messages
 from tests.unit.simulation import Violation, World, simulate
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -20,12 +22,12 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def no_epoch(patch: pytest.MonkeyPatch) -> None:
     """Messages of any epoch are welcome."""
-    patch.setattr(transitions, "_stale", lambda record, epoch: None)
+    patch.setattr(messages, "_stale", lambda case, epoch: None)
 
 
 def no_lease(patch: pytest.MonkeyPatch) -> None:
     """A second delivery takes over from a living one."""
-    patch.setattr(transitions, "_is_dead", lambda state, now: True)
+    patch.setattr(Case, "dead", lambda self, step: True)
 
 
 def no_compare_and_set(patch: pytest.MonkeyPatch) -> None:
@@ -36,51 +38,45 @@ def no_compare_and_set(patch: pytest.MonkeyPatch) -> None:
 def no_barrier(patch: pytest.MonkeyPatch) -> None:
     """The first branch closes its stage, the join does not look, and the next step does not ask whose turn it is."""
     go = transitions.Verdict.CONTINUE
-    patch.setattr(transitions, "_is_over", lambda record, stage: True)
-    patch.setattr(transitions, "join", lambda saga, record, name, epoch: transitions.Change(record, go))
-    patch.setattr(transitions, "_is_turn_of", lambda saga, record, step: True)
+    patch.setattr(Case, "over", lambda self, stage: True)
+    patch.setattr(transitions, "join", lambda case, name, epoch: case.refuse("", go))
+    patch.setattr(Case, "is_turn_of", lambda self, step: True)
 
 
 def no_late_undo(patch: pytest.MonkeyPatch) -> None:
     """An action that lands after its saga turned back is forgotten."""
-    patch.setattr(
-        transitions, "_landed_late", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
-    )
+    for module in (messages, ends):
+        patch.setattr(module, "late_success", lambda case, *rest: case.refuse("forgotten"))
 
 
 def no_late_doubt(patch: pytest.MonkeyPatch) -> None:
     """An action that ends late, and not well, is forgotten."""
-    patch.setattr(
-        transitions, "_failed_late", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
-    )
+    patch.setattr(messages, "late_failure", lambda case, *rest: case.refuse("forgotten"))
 
 
 def no_owner(patch: pytest.MonkeyPatch) -> None:
     """Whoever reports a success is believed, whether or not the claim is still its own."""
     succeed = transitions.succeed
 
-    def believe(saga: Any, record: Any, name: str, owner: str, *rest: Any) -> Any:
-        return succeed(saga, record, name, record.step(name).owner or owner, *rest)
+    def believe(case: Case, name: str, owner: str, *rest: Any) -> Any:
+        return succeed(case, name, case.record.step(name).owner or owner, *rest)
 
     patch.setattr(transitions, "succeed", believe)
 
 
 def no_sweep(patch: pytest.MonkeyPatch) -> None:
     """Recovery looks, and does nothing."""
-    patch.setattr(
-        transitions, "examine", lambda saga, record, *rest: transitions.Change(record, transitions.Verdict.GO_AWAY)
-    )
+    patch.setattr(transitions, "examine", lambda case: case.refuse("nothing"))
 
 
 def no_doubt(patch: pytest.MonkeyPatch) -> None:
     """What was between two attempts when the saga turned back is taken for never begun."""
-    turn_back = transitions._turn_back
+    to_undo = ends._to_undo
 
-    def forget(saga: Any, record: Any, *rest: Any, **options: Any) -> Any:
-        steps = {n: replace(s, position=0) if s.status is StepStatus.PENDING else s for n, s in record.steps.items()}
-        return turn_back(saga, replace(record, steps=steps), *rest, **options)
+    def forget(case: Case, step: StepRecord) -> StepRecord:
+        return replace(step, position=0) if step.status is StepStatus.PENDING else to_undo(case, step)
 
-    patch.setattr(transitions, "_turn_back", forget)
+    patch.setattr(ends, "_to_undo", forget)
 
 
 CUTS: list[Patch] = [

@@ -12,9 +12,9 @@ import pytest
 from sagas import Direction, NotAllowed, Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, Step, StepStatus
 from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL
 from sagas.plan import plan
-from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
 
-from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, sent_at, succeed  # isort: skip  # fmt: skip
+from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, succeed  # isort: skip  # fmt: skip
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMING = Timing(lease=30, stall=30)
@@ -40,7 +40,7 @@ FULL = Saga("full", step("a"), Parallel(step("l"), step("r")), Pivot("p", nothin
 
 def fresh(saga: Saga) -> SagaRecord:
     return SagaRecord(
-        id="s1", name=saga.name, version=1, key="k", shape=saga.shape, correlation_id="s1", input="null",
+        id="s1", name=saga.name, version=1, key="k", outline=saga.outline, correlation_id="s1", input="null",
         created_at=NOW, updated_at=NOW, ready_at=NOW, wake_at=NOW,
     )  # fmt: skip
 
@@ -53,13 +53,17 @@ class Game:
         self.owners: dict[str, tuple[str, Direction]] = {}
         self.last: Change | None = None
 
+    @property
+    def case(self) -> Case:
+        return Case.of(self.saga, self.record, self.now, TIMING)
+
     def take(self, change: Change) -> Verdict:
         self.record, self.last = change.record, change
         return change.verdict
 
     def claim(self, name: str, epoch: int | None = None) -> Verdict:
         owner = f"o{random.random()}"
-        verdict = self.take(claim(self.saga, self.record, name, epoch or self.record.epoch, owner, self.now, TIMING))
+        verdict = self.take(claim(self.case, name, epoch or self.record.epoch, owner))
         if verdict is Verdict.ACT:
             self.owners[name] = owner, self.record.direction
         return verdict
@@ -67,12 +71,12 @@ class Game:
     def succeed(self, name: str, owner: tuple[str, Direction] | None = None) -> Verdict:
         who, direction = owner or self.owners[name]
         result = "1" if direction is Direction.FORWARD else None
-        return self.take(succeed(self.saga, self.record, name, who, direction, result, self.now, TIMING))
+        return self.take(succeed(self.case, name, who, direction, result))
 
     def fail(self, name: str, outcome: Outcome = Outcome.FAILED, owner: tuple[str, Direction] | None = None) -> Verdict:
         who, direction = owner or self.owners[name]
         failure = Failure(outcome, "broken")
-        return self.take(fail(self.saga, self.record, name, who, direction, failure, self.now, TIMING))
+        return self.take(fail(self.case, name, who, direction, failure))
 
     def do(self, *names: str) -> Verdict:
         for name in names:
@@ -81,15 +85,15 @@ class Game:
         return verdict
 
     def sweep(self) -> Verdict:
-        return self.take(examine(self.saga, self.record, self.now, TIMING))
+        return self.take(examine(self.case))
 
     def redispatch(self) -> Verdict:
-        name = plan(self.saga, self.record).stages[0][0]
-        sent = sent_at(self.record.step(name), self.record)
-        return self.take(redispatch(self.saga, self.record, name, sent, self.now, TIMING))
+        name = plan(self.saga, self.record).stages[0].steps[0]
+        case = self.case
+        return self.take(redispatch(case, name, case.record.sent_at(case.record.step(name))))
 
     def report(self, name: str) -> Verdict:
-        return self.take(report(self.saga, self.record, name, self.record.epoch, self.now, TIMING))
+        return self.take(report(self.case, name, self.record.epoch))
 
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -102,14 +106,19 @@ class Game:
         return self.record.step(name).status
 
 
+def left(saga: Saga, record: SagaRecord) -> tuple[tuple[str, ...], ...]:
+    """The steps of the stages that are left."""
+    return tuple(stage.steps for stage in plan(saga, record).stages)
+
+
 def test_forward_to_the_end() -> None:
     game = Game(FULL)
-    assert plan(FULL, game.record).stages == (("a",), ("l", "r"), ("p",), ("z",))
+    assert left(FULL, game.record) == (("a",), ("l", "r"), ("p",), ("z",))
     assert game.do("a") is Verdict.CONTINUE
     assert game.claim("l") is game.claim("r") is Verdict.ACT
     assert game.succeed("r") is Verdict.PARTED
     assert game.succeed("l") is Verdict.CLOSED
-    assert join(FULL, game.record, "l", 1).verdict is Verdict.CONTINUE
+    assert join(game.case, "l", 1).verdict is Verdict.CONTINUE
     assert game.do("p", "z") is Verdict.CONTINUE
     assert game.ended() is SagaStatus.COMPLETED
     assert game.record.wake_at is None
@@ -139,13 +148,13 @@ def test_two_deliveries_act_once_while_the_lease_lives() -> None:
 def test_an_old_epoch_writes_nothing() -> None:
     game = Game(LINE)
     game.do("a")
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     before = game.record
     assert before.epoch == 2
     assert game.claim("a", epoch=1) is Verdict.GO_AWAY
     assert game.record is before
-    assert join(LINE, before, "a", 1).verdict is Verdict.GO_AWAY
-    assert report(LINE, before, "a", 1, game.now, TIMING).record is before
+    assert join(game.case, "a", 1).verdict is Verdict.GO_AWAY
+    assert report(game.case, "a", 1).record is game.case.record
 
 
 def test_a_message_that_still_waits_stays_good_however_often_recovery_sends_it_again() -> None:
@@ -172,7 +181,7 @@ def test_terminal_turns_back_and_undoes_in_reverse() -> None:
     assert game.fail("c", Outcome.TERMINAL) is Verdict.FAILED
     assert game.report("c") is Verdict.LAUNCH
     assert game.ended() is SagaStatus.COMPENSATING
-    assert plan(LINE, game.record).stages == (("c",), ("b",), ("a",))
+    assert left(LINE, game.record) == (("c",), ("b",), ("a",))
     assert game.claim("a") is Verdict.GO_AWAY
     game.do("c", "b", "a")
     assert game.ended() is SagaStatus.COMPENSATED
@@ -236,7 +245,7 @@ def test_what_was_between_two_attempts_is_in_doubt_when_turning_back() -> None:
     game = Game(LINE)
     game.claim("a")
     game.fail("a")
-    assert game.take(cancel(LINE, game.record, "no", game.now, TIMING)) is Verdict.LAUNCH
+    assert game.take(cancel(game.case, "no")) is Verdict.LAUNCH
     assert game.status("a") is StepStatus.IN_DOUBT
 
 
@@ -244,7 +253,7 @@ def test_a_late_success_is_undone() -> None:
     game = Game(LINE)
     game.claim("a")
     owner = game.owners["a"]
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     assert not plan(LINE, game.record)  # its action is still at work: nothing to launch yet
     assert game.claim("a") is Verdict.GO_AWAY
     assert game.succeed("a", owner) is Verdict.LAUNCH
@@ -258,7 +267,7 @@ def test_a_success_after_the_compensation_reopens_the_saga() -> None:
     game = Game(LINE)
     game.claim("a")
     owner = game.owners["a"]
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     game.wait(31)  # its worker is believed dead
     assert game.sweep() is Verdict.LAUNCH
     game.do("a")
@@ -273,7 +282,7 @@ def test_a_success_while_it_is_being_undone_voids_that_claim() -> None:
     game = Game(LINE)
     game.claim("a")
     action = game.owners["a"]
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     game.wait(31)
     game.sweep()
     game.claim("a")
@@ -293,9 +302,9 @@ def test_a_failed_branch_waits_for_its_siblings() -> None:
     assert game.fail("l", Outcome.TERMINAL) is Verdict.PARTED
     assert game.sweep() is Verdict.GO_AWAY
     assert game.succeed("r") is Verdict.CLOSED
-    assert join(FULL, game.record, "l", 1).verdict is Verdict.FAILED
+    assert join(game.case, "l", 1).verdict is Verdict.FAILED
     assert game.report("l") is Verdict.LAUNCH
-    assert plan(FULL, game.record).stages == (("l", "r"), ("a",))
+    assert left(FULL, game.record) == (("l", "r"), ("a",))
 
 
 def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
@@ -305,7 +314,7 @@ def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
     assert game.fail("l", Outcome.TERMINAL) is Verdict.CLOSED
     assert game.claim("r") is Verdict.GO_AWAY
     game.report("l")
-    assert plan(FULL, game.record).stages == (("l",), ("a",))
+    assert left(FULL, game.record) == (("l",), ("a",))
 
 
 def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
@@ -318,7 +327,7 @@ def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
     assert game.sweep() is Verdict.OVERDUE
     assert game.redispatch() is Verdict.LAUNCH
     assert game.record.epoch == epoch
-    assert plan(FULL, game.record).stages[0] == ("r",)
+    assert left(FULL, game.record)[0] == ("r",)
 
 
 def test_a_pivot_in_doubt_is_stuck() -> None:
@@ -330,12 +339,12 @@ def test_a_pivot_in_doubt_is_stuck() -> None:
         game.wait(100)
         if verdict is Verdict.RETRY:
             with pytest.raises(NotAllowed):
-                cancel(FULL, game.record, "no", game.now, TIMING)
+                cancel(game.case, "no")
             game.sweep()
     assert game.ended() is SagaStatus.STUCK
     assert game.last is not None
     assert [letter.step for letter in game.last.dead_letters] == ["p"]
-    game.take(repair(FULL, game.record, "p", Repair.DONE, "seen at the bank", game.now, TIMING, by="ann"))
+    game.take(repair(game.case, "p", Repair.DONE, "seen at the bank", by="ann"))
     assert game.ended() is SagaStatus.RUNNING
     game.do("z")
     assert game.ended() is SagaStatus.COMPLETED
@@ -347,12 +356,12 @@ def test_a_refused_pivot_turns_back() -> None:
     game.claim("p")
     game.fail("p", Outcome.TERMINAL)
     assert game.report("p") is Verdict.LAUNCH
-    assert plan(FULL, game.record).stages == (("l", "r"), ("a",))
+    assert left(FULL, game.record) == (("l", "r"), ("a",))
 
 
 def test_a_claim_whose_answer_was_lost_is_still_ours() -> None:
-    record = claim(LINE, fresh(LINE), "a", 1, "me", NOW, TIMING).record
-    again = claim(LINE, record, "a", 1, "me", NOW, TIMING)
+    record = claim(Case.of(LINE, fresh(LINE), NOW, TIMING), "a", 1, "me").record
+    again = claim(Case.of(LINE, record, NOW, TIMING), "a", 1, "me")
     assert again.verdict is Verdict.ACT
     assert again.record is record
 
@@ -402,10 +411,10 @@ def test_what_has_moved_on_is_not_sent_again() -> None:
     game = Game(LINE)
     game.wait(30)
     assert game.sweep() is Verdict.OVERDUE
-    sent = sent_at(game.record.step("a"), game.record)
+    sent = game.case.record.sent_at(game.record.step("a"))
     game.do("a")
     for name in ("a", "b"):
-        assert redispatch(LINE, game.record, name, sent, game.now, TIMING).verdict is Verdict.GO_AWAY
+        assert redispatch(game.case, name, sent).verdict is Verdict.GO_AWAY
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["undeclared queue", "broker away"])
@@ -414,7 +423,7 @@ def test_a_message_that_no_broker_takes_is_shown_and_tried_again(answers: bool) 
     game.wait(30)
     game.sweep()
     game.redispatch()
-    game.take(not_sent(LINE, game.record, "no queue 'typo'", game.now, TIMING, broker_answers=answers))
+    game.take(not_sent(game.case, "no queue 'typo'", broker_answers=answers))
     assert game.record.error == game.record.step("a").error == "not sent: no queue 'typo'"
     assert game.last is not None
     assert [entry.what for entry in game.last.history] == (["not sent"] if answers else [])
@@ -433,7 +442,7 @@ def test_a_retry_that_no_broker_took_has_no_message() -> None:
     game.fail("a")
     game.wait(1)
     assert game.sweep() is Verdict.LAUNCH
-    game.take(not_sent(LINE, game.record, "away", game.now, TIMING, broker_answers=False))
+    game.take(not_sent(game.case, "away", broker_answers=False))
     game.wait(30)
     assert game.sweep() is Verdict.LAUNCH  # nothing has to be found out
 
@@ -467,7 +476,7 @@ def test_a_late_end_keeps_the_result_that_is_known() -> None:
     game.wait(31)
     game.sweep()
     game.do("a")
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     game.do("a")
     assert game.fail("a", Outcome.FAILED, late) is Verdict.LAUNCH
     assert game.record.step("a").result == "1"
@@ -476,7 +485,7 @@ def test_a_late_end_keeps_the_result_that_is_known() -> None:
 def test_a_late_end_of_a_compensation_changes_nothing() -> None:
     game = Game(LINE)
     game.do("a")
-    game.take(cancel(LINE, game.record, "no", game.now, TIMING))
+    game.take(cancel(game.case, "no"))
     game.claim("a")
     late = game.owners["a"]
     game.wait(31)
@@ -542,7 +551,7 @@ def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
                 game.report(name)
             case 8 if dice.random() < 0.1:
                 try:
-                    game.take(cancel(saga, game.record, "no", game.now, TIMING))
+                    game.take(cancel(game.case, "no"))
                 except NotAllowed:
                     pass
         _check(saga, game.record)
@@ -551,18 +560,8 @@ def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
             break
         if game.record.status is SagaStatus.STUCK:
             [name, *_] = [s.name for s in game.record.steps.values() if s.status is StepStatus.STUCK]
-            game.take(
-                repair(
-                    saga,
-                    game.record,
-                    name,
-                    dice.choice([Repair.RETRY, Repair.SKIP, Repair.DONE]),
-                    "so be it",
-                    game.now,
-                    TIMING,
-                )
-            )
-        for name in {name for stage in plan(saga, game.record).stages for name in stage}:
+            game.take(repair(game.case, name, dice.choice([Repair.RETRY, Repair.SKIP, Repair.DONE]), "so be it"))
+        for name in {name for stage in plan(saga, game.record).stages for name in stage.steps}:
             if game.claim(name) is Verdict.ACT:
                 game.succeed(name)
         if game.record.wake_at is not None:
@@ -594,12 +593,12 @@ def test_a_stuck_pivot_that_never_happened_can_turn_back() -> None:
     game.do("a")
     game.claim("p")
     game.fail("p")
-    game.take(repair(game.saga, game.record, "p", Repair.FAILED, "not at the bank", game.now, TIMING))
+    game.take(repair(game.case, "p", Repair.FAILED, "not at the bank"))
     assert game.ended() is SagaStatus.COMPENSATING
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
     with pytest.raises(NotAllowed):
-        repair(game.saga, game.record, "p", Repair.FAILED, "again", game.now, TIMING)
+        repair(game.case, "p", Repair.FAILED, "again")
 
 
 def test_a_pivot_that_lands_in_a_saga_that_is_undone_takes_a_person() -> None:
@@ -660,9 +659,9 @@ def test_a_dead_claim_of_the_future_is_taken_over_in_time() -> None:
     game.claim("a")
     game.now = NOW - timedelta(hours=3)
     game.record = rewound(game.record, game.now)
-    assert claim(LINE, game.record, "a", 1, "other", game.now, TIMING).verdict is Verdict.GO_AWAY
+    assert claim(game.case, "a", 1, "other").verdict is Verdict.GO_AWAY
     game.now += timedelta(seconds=31)
-    assert claim(LINE, game.record, "a", 1, "other", game.now, TIMING).verdict is Verdict.ACT
+    assert claim(game.case, "a", 1, "other").verdict is Verdict.ACT
 
 
 def test_processes_that_differ_a_little_rewind_nothing() -> None:

@@ -140,7 +140,7 @@ class SagaAdmin(admin.ModelAdmin):
         desk, record = _desk_and(object_id)
         payloads = desk.store.payloads(object_id)
         buttons = [_button(record, choice) for choice in desk.choices(record)]
-        steps = sorted(record.steps.values(), key=lambda step: (step.position == 0, step.position))
+        steps = list(record.steps.values())
         context = {
             **self.admin_site.each_context(request),
             **(extra_context or {}),

@@ -8,7 +8,8 @@ from flask import Blueprint, Response, jsonify, request
 
 from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
 from sagas.contrib.flask.launcher import current_sagas
-from sagas.errors import DefinitionMissing, SagaNotFound, StoreUnavailable
+from sagas.errors import SagaNotFound, StoreUnavailable
+from sagas.outline import Outline
 
 __all__ = ["status_blueprint"]
 
@@ -63,11 +64,7 @@ def status_blueprint(
 
 def _steps(record: SagaRecord) -> Iterable[tuple[str, StepStatus]]:
     """Return the steps in the order of their definition, those that have not begun too."""
-    try:
-        names = list(current_sagas().orchestrator.definition(record).steps)
-    except DefinitionMissing:  # this process has other code: what has begun, in that order
-        names = sorted(record.steps, key=lambda name: record.steps[name].position)
-    return [(name, record.step(name).status) for name in names]
+    return [(node.name, record.step(node.name).status) for node in Outline.parse(record.outline).nodes]
 
 
 def _refusal(code: int, why: str) -> Response:

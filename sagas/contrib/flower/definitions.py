@@ -27,7 +27,7 @@ class Stranger:
     """Sagas in flight that the running code cannot bring on."""
 
     flight: InFlight
-    shape: str | None  #: of the definition that has their name and version; None where there is none
+    outline: str | None  #: of the definition that has their name and version; None where there is none
 
 
 def look(desk: Desk) -> tuple[list[Known], list[Stranger]]:
@@ -38,13 +38,13 @@ def look(desk: Desk) -> tuple[list[Known], list[Stranger]]:
         Known(
             saga,
             render(saga, "svg", styled=False),
-            [flight for flight in flights if (flight.name, flight.version, flight.shape) == (*key, saga.shape)],
+            [flight for flight in flights if (flight.name, flight.version, flight.outline) == (*key, saga.outline)],
         )
         for key, saga in sorted(definitions.items())
     ]
     strangers = []
     for flight in flights:
         saga = definitions.get((flight.name, flight.version))
-        if saga is None or saga.shape != flight.shape:
-            strangers.append(Stranger(flight, None if saga is None else saga.shape))
+        if saga is None or saga.outline != flight.outline:
+            strangers.append(Stranger(flight, None if saga is None else saga.outline))
     return known, strangers

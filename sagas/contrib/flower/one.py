@@ -11,9 +11,9 @@ from typing import Any
 from sagas.canvas import FAIL, JOIN, task_id
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.desk import Action, Choice, Desk
-from sagas.drawing import stages_of
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace
+from sagas.outline import Outline
 from sagas.stores import Payloads
 
 __all__ = ["EXPLAINED", "OneSaga", "Told", "look", "pretty", "tasks_of"]
@@ -61,7 +61,7 @@ class OneSaga:
     @property
     def steps(self) -> list[StepRecord]:
         """The steps in the order of the definition, those that have not begun too."""
-        return [self.record.step(place.name) for stage in stages_of(self.record.shape) for place in stage]
+        return [self.record.step(node.name) for node in Outline.parse(self.record.outline).nodes]
 
 
 def look(desk: Desk, saga_id: str) -> OneSaga:

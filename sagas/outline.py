@@ -1,0 +1,87 @@
+"""The outline of a definition: its nodes, their order, and what each of them is. It is stored with every saga.
+
+The outline tells whether running code still has the definition that a saga was started with. It also lets tools draw
+and list a saga whose definition is in other code. In JSON, a node is an object, and a parallel stage is an array::
+
+    [{"step": "reserve"}, [{"step": "authorize"}, {"step": "quote", "compensation": false}], {"pivot": "capture"}]
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Outline", "OutlineNode"]
+
+_COMPENSATION = "compensation"
+
+
+@dataclass(frozen=True, slots=True)
+class OutlineNode:
+    """A node of a definition, without its functions."""
+
+    name: str
+    kind: str = "step"
+    compensated: bool = True  #: whether something undoes it
+
+    @property
+    def is_pivot(self) -> bool:
+        return self.kind == "pivot"
+
+    def as_json(self) -> dict[str, str | bool]:
+        """Return the object that stands for the node. A compensation goes without saying."""
+        node: dict[str, str | bool] = {self.kind: self.name}
+        if not self.compensated and not self.is_pivot:
+            node[_COMPENSATION] = False
+        return node
+
+    @classmethod
+    def from_json(cls, node: dict[str, str | bool]) -> OutlineNode:
+        compensated = node.get(_COMPENSATION, True) is True
+        [(kind, name)] = [(key, value) for key, value in node.items() if key != _COMPENSATION]
+        return cls(str(name), kind, compensated=compensated and kind != "pivot")
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The stages of a definition, in order. A stage has several nodes if they run in parallel.
+
+    >>> outline = Outline.parse('[{"step": "reserve"}, {"pivot": "pay"}]')
+    >>> [node.name for node in outline.nodes if node.is_pivot]
+    ['pay']
+    """
+
+    stages: tuple[tuple[OutlineNode, ...], ...]
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def parse(text: str) -> Outline:
+        """Read an outline as it is stored."""
+        stages = [stage if isinstance(stage, list) else [stage] for stage in json.loads(text)]
+        return Outline(tuple(tuple(OutlineNode.from_json(node) for node in stage) for stage in stages))
+
+    def __str__(self) -> str:
+        """Return the outline as it is stored."""
+        stages = [[node.as_json() for node in stage] for stage in self.stages]
+        return json.dumps([stage if len(stage) > 1 else stage[0] for stage in stages], ensure_ascii=False)
+
+    @property
+    def nodes(self) -> Iterator[OutlineNode]:
+        """The nodes in the order of the definition."""
+        return (node for stage in self.stages for node in stage)
+
+    def describe(self) -> str:
+        """Return the outline in one line for people.
+
+        >>> Outline.parse('[{"step": "reserve"}, [{"step": "a"}, {"step": "b", "compensation": false}]]').describe()
+        'reserve > a & b (no compensation)'
+        """
+        return " > ".join(" & ".join(_described(node) for node in stage) for stage in self.stages)
+
+
+def _described(node: OutlineNode) -> str:
+    if node.is_pivot:
+        return f"{node.name} (pivot)"
+    return node.name if node.compensated else f"{node.name} (no compensation)"

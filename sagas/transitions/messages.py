@@ -1,0 +1,149 @@
+"""What messages, and those who hold claims, bring to a saga."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, StepRecord, StepStatus
+from sagas.transitions.case import Case, Change, Failure, Verdict
+from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
+
+__all__ = ["claim", "fail", "join", "renew", "report", "succeed"]
+
+
+def claim(case: Case, name: str, epoch: int, owner: str) -> Change:
+    """A message asks to act on a step. Grant it to one owner at a time, in turn, and only in the current epoch."""
+    if (refusal := _stale(case, epoch) or _no_turn(case, name)) is not None:
+        return refusal
+    step = case.record.step(name)
+    history: tuple[HistoryEntry, ...] = ()
+    if step.owner == owner:  # the claim was stored, and only the answer was lost
+        return case.refuse("", Verdict.ACT)
+    if case.dead(step):
+        expired = expire(case, step)
+        case, history = case.on(expired.record), expired.history
+        step = case.record.step(name)
+        if not case.ready(step):
+            return expired
+    if not case.ready(step):
+        held = f"held by {step.owner} until {step.lease_until}"
+        return case.refuse(held if step.held else f"{step.status}, due at {step.due_at}")
+    if case.doomed(case.siblings(step)):
+        return Change(case.record, Verdict.GO_AWAY, "a sibling failed; it is not begun only to be undone", history)
+    return _granted(case, step, owner, history)
+
+
+def _no_turn(case: Case, name: str) -> Change | None:
+    """Refuse a step that is settled, or whose turn it is not."""
+    step = case.record.step(name)
+    if name not in case.record.steps:
+        return case.refuse("an earlier stage is not settled")
+    if case.settled(step):
+        return case.refuse(f"already {step.status}", Verdict.SETTLED)
+    if not case.is_turn_of(step):
+        return case.refuse("an earlier stage is not settled")
+    if not case.forward and step.status is StepStatus.RUNNING:
+        return case.refuse("its action is still at work; it is undone when that has ended")
+    return None
+
+
+def _granted(case: Case, step: StepRecord, owner: str, history: tuple[HistoryEntry, ...]) -> Change:
+    deadline = case.now + timedelta(seconds=case.node(step).step.timeout)
+    step = step.move(
+        StepStatus.RUNNING if case.forward else StepStatus.UNDOING,
+        owner=owner,
+        lease_until=min(case.now + timedelta(seconds=case.timing.lease), deadline),
+        deadline=deadline,
+        due_at=None,
+        position=step.position or 1 + max(each.position for each in case.record.steps.values()),
+        started_at=step.started_at or case.now,
+    )
+    case = case.set(step, stalls=0, error=None if case.forward else case.record.error)
+    if case.record.status is SagaStatus.PENDING:
+        case = case.status(SagaStatus.RUNNING)
+    return case.done(Verdict.ACT, history=history)
+
+
+def succeed(case: Case, name: str, owner: str, direction: Direction, result: str | None) -> Change:
+    """The holder of a claim reports success. Only the living claim of the present direction counts as done."""
+    step, forward = case.record.step(name), direction is Direction.FORWARD
+    if forward and not case.forward:
+        return late_success(case, step, owner, result)
+    if step.owner != owner:
+        if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
+            # The result is kept where results are, for its history is neither encrypted nor masked.
+            history = (case.entry("landed late", step, "an earlier attempt succeeded; its result is kept"),)
+            case = case.set(replace(step, result=result), updated_at=case.now)
+            return Change(case.record, Verdict.GO_AWAY, "it came late", history)
+        # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever
+        # closed the stage has gone on.
+        settled = direction is case.record.direction and case.settled(step) and len(case.siblings(step)) == 1
+        verdict = Verdict.CONTINUE if settled else Verdict.GO_AWAY
+        return case.refuse(f"its claim was taken over; the step is {step.status}", verdict)
+    step = released(step, StepStatus.DONE if forward else StepStatus.UNDONE, case.now, error=None)
+    if forward:
+        step = replace(step, result=result)
+    return after_step(case.set(step), step, Verdict.CONTINUE)
+
+
+def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failure) -> Change:
+    """The holder of a claim, or whoever watches over it, reports that the attempt failed."""
+    step = case.record.step(name)
+    if step.owner != owner:
+        return late_failure(case, step, owner, direction, failure)
+    return failed(case, step, failure)
+
+
+def renew(case: Case, name: str, owner: str) -> Change:
+    """The holder of a claim is alive and still at work. It may not outlive its deadline."""
+    step = case.record.step(name)
+    if step.owner != owner:
+        return case.refuse("its claim was taken over")
+    assert step.deadline is not None
+    lease_until = min(case.now + timedelta(seconds=case.timing.lease), step.deadline)
+    return case.set(replace(step, lease_until=lease_until)).done(Verdict.ACT)
+
+
+def join(case: Case, name: str, epoch: int) -> Change:
+    """The body of a chord asks whether the stage that `name` belongs to is done. It writes nothing."""
+    if (refusal := _stale(case, epoch)) is not None:
+        return refusal
+    stage = case.siblings(case.record.step(name)) if name in case.record.steps else ()
+    if stage and all(case.settled(step) for step in stage):
+        return case.refuse("", Verdict.CONTINUE)
+    if stage and case.over(stage):
+        return case.refuse(case.reason(stage), Verdict.FAILED)
+    return case.refuse("steps of the stage are still at work")
+
+
+def report(case: Case, name: str, epoch: int) -> Change:
+    """link_error fired for a step's task: look at the saga now instead of when recovery would.
+
+    Where the step recorded its own failure, the saga turns back. Where it did not, Celery lost it: a hard time limit,
+    wrong arguments, a worker that died without redelivery. It is only a hint, and may be late, doubled or forged: it
+    never ends a claim that is alive. Whoever died holding one loses it when its lease is over.
+    """
+    if (refusal := _stale(case, epoch)) is not None:
+        return refusal
+    step = case.record.step(name)
+    change = case.refuse("")
+    if name in case.record.steps:
+        if step.held and not case.dead(step):
+            return case.refuse(f"held by {step.owner} until {step.lease_until}")
+        if step.held:
+            change = expire(case, step)
+        elif case.ready(step) and case.is_turn_of(step):
+            change = lose(case, step)
+        elif case.settled(step) and case.waiting:
+            # It is done, and its task failed all the same: it could not send what comes next.
+            return case.done(Verdict.LAUNCH)
+    return move_on(case, change)
+
+
+def _stale(case: Case, epoch: int) -> Change | None:
+    if case.record.epoch != epoch:
+        return case.refuse(f"the message is of epoch {epoch}, the saga of {case.record.epoch}")
+    if case.record.status is SagaStatus.STUCK:
+        return case.refuse(f"the saga is {case.record.status}")
+    return None

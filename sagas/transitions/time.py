@@ -1,0 +1,111 @@
+"""What time brings to a saga: recovery looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from sagas.checkpoints import AT_REST, CLOCKS_DIFFER, NOT_SENT, HistoryEntry, SagaRecord
+from sagas.transitions.case import Case, Change, Verdict
+from sagas.transitions.ends import expire, move_on
+
+__all__ = ["examine", "not_sent", "redispatch", "rewound"]
+
+
+def examine(case: Case) -> Change:
+    """Bring a due saga to where it should be: settle dead claims, honour deadlines, launch what has no message.
+
+    OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
+    """
+    if case.record.status in AT_REST:
+        return Change(replace(case.record, wake_at=None), Verdict.GO_AWAY)
+    # `wake_at` is the mark that keeps other recoveries away, and says nothing about the saga.
+    case = case.on(replace(case.record, wake_at=None))
+    change = Change(case.record, Verdict.GO_AWAY)
+    for name in case.record.steps:
+        now = case.on(change.record)
+        step = now.record.step(name)
+        if step.held and now.dead(step):
+            change = change.then(expire(now, step))
+    change = move_on(case.on(change.record), change)
+    return change if change.record is not case.record else _wait(case)
+
+
+def _wait(case: Case) -> Change:
+    """Nothing is to be done to a saga but to wait. Say whether it has waited for too long, and when to look again."""
+    verdict, patience = Verdict.GO_AWAY, case.patience
+    if any(case.record.sent_at(step) + patience <= case.now for step in case.waiting):
+        verdict, case = Verdict.OVERDUE, case.on(replace(case.record, stalls=case.record.stalls + 1))
+    # `updated_at` stays: a look changes nothing.
+    return Change(replace(case.record, wake_at=case.wake_at), verdict)
+
+
+def redispatch(case: Case, name: str, sent_at: datetime) -> Change:
+    """Send an overdue saga's messages once more: the first ones are lost, or it is not known that they are not.
+
+    `name`, `sent_at`: the step that was overdue, and when its message was sent. If the saga has moved on since, there
+    is nothing to send.
+
+    The epoch stays: a message that still waits in a queue stays good, and of two the claim refuses the second.
+    """
+    at_rest = case.record.status in AT_REST
+    if at_rest or not any(step.name == name and case.record.sent_at(step) == sent_at for step in case.waiting):
+        return case.refuse("it has moved on")
+    return case.on(replace(case.record, wake_at=None)).done(Verdict.LAUNCH)
+
+
+def not_sent(case: Case, why: str, *, broker_answers: bool) -> Change:
+    """No broker took the messages of a saga. That is shown on the saga, which is looked at again before long.
+
+    `broker_answers`: whether the saga itself is to blame, such as for a queue that nobody declared. It then waits
+    longer each time.
+    """
+    waiting = [] if case.record.status in AT_REST else case.waiting
+    if not waiting:
+        return case.refuse("it has moved on")
+    note = f"{NOT_SENT}: {why}"
+    for step in waiting:
+        case = case.set(replace(step, sent_at=None, error=note))
+    record = case.record
+    if case.forward:  # backward, the error says why it turned back
+        record = replace(record, error=note)
+    history: tuple[HistoryEntry, ...] = ()
+    if broker_answers:
+        history = tuple(case.entry(NOT_SENT, step, why) for step in waiting)
+    else:
+        record = replace(record, stalls=max(record.stalls - 1, 0))
+    record = replace(record, wake_at=case.now + case.on(record).patience)
+    return Change(record, Verdict.GO_AWAY, note, history)
+
+
+def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
+    """Return a record that was written in the future as if it had been written now; any other as it is.
+
+    Where the database's clock was set back, what is kept of before would wait for the old time to come again: a dead
+    claim would be held for hours. So what was left of each wait begins now.
+    """
+    ahead = record.updated_at - now
+    if ahead <= CLOCKS_DIFFER:
+        return record
+
+    def back(at: datetime | None) -> datetime | None:
+        return None if at is None else at - ahead
+
+    steps = {
+        name: replace(
+            step,
+            lease_until=back(step.lease_until),
+            deadline=back(step.deadline),
+            due_at=back(step.due_at),
+            sent_at=back(step.sent_at),
+        )
+        for name, step in record.steps.items()
+    }
+    return replace(
+        record,
+        updated_at=now,
+        ready_at=record.ready_at - ahead,
+        deadline=back(record.deadline),
+        wake_at=back(record.wake_at),
+        steps=steps,
+    )
