@@ -44,9 +44,15 @@ MANY_STALLS = 3
 STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
 
 
+def _stands_at(step: str) -> ColumnElement[bool]:
+    begun = select(_steps.saga_id).where(
+        _steps.node == node_of(step), _steps.position > 0, _steps.status.not_in(SETTLED)
+    )
+    return _sagas.id.in_(begun)
+
+
 def filtered(where: Filter) -> list[ColumnElement[bool]]:
     """Return what a filter asks for, as conditions on the table of sagas."""
-    at_it = select(_steps.saga_id).where(_steps.node == node_of(where.step), _steps.status.not_in(SETTLED))
     stuck = select(_steps.saga_id).where(
         _steps.status == StepStatus.STUCK, _steps.error.icontains(where.error or "", autoescape=True)
     )
@@ -57,7 +63,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (sorted(where.statuses), _sagas.status.in_),
         (where.key, _sagas.key.__eq__),
         (where.correlation_id, _sagas.correlation_id.__eq__),
-        (where.step, lambda _: _sagas.id.in_(at_it)),
+        (where.step, _stands_at),
         (where.error, lambda text: _sagas.error.icontains(text, autoescape=True) | _sagas.id.in_(stuck)),
         (where.created_after, _sagas.created_at.__ge__),
         (where.created_before, _sagas.created_at.__lt__),

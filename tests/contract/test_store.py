@@ -68,7 +68,8 @@ def store(migrated: SqlStore) -> SqlStore:
 def record(number: int = 1, **changes: Any) -> SagaRecord:
     now = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     values: dict[str, Any] = {
-        "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}", "outline": '[{"step": "a"}, {"step": "b"}]',
+        "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}",
+        "outline": '[{"step": "a"}, {"step": "b"}]',
         "correlation_id": f"c-{number}", "input": '{"x":"ü\\u0000💶"}', "created_at": now, "updated_at": now,
         "ready_at": now, "wake_at": now, "deadline": now + timedelta(hours=1),
     }  # fmt: skip
@@ -76,7 +77,7 @@ def record(number: int = 1, **changes: Any) -> SagaRecord:
 
 
 STEP = StepRecord(
-    name="a", status=StepStatus.RUNNING, position=1, failures=2, lost=3, owner="me",
+    node="a", seq=1, status=StepStatus.RUNNING, position=1, failures=2, lost=3, owner="me",
     lease_until=datetime(2026, 1, 1, tzinfo=UTC), result="1" * 100_000, error="ü💶",
 )  # fmt: skip
 
@@ -95,10 +96,10 @@ def test_a_record_comes_back_as_it_was(store: SqlStore) -> None:
 def test_a_save_of_an_old_revision_changes_nothing(store: SqlStore) -> None:
     first = store.insert(record())
     second = store.save(first, replace(first, epoch=2, steps={"a": STEP}))
-    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, name="b")})) is None
+    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, node="b", seq=2)})) is None
     assert store.save(first, replace(first, epoch=9)) is None
     entry = HistoryEntry(at=first.created_at, what="x", epoch=1)
-    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, name="b")}), [entry]) is None
+    assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, node="b", seq=2)}), [entry]) is None
     assert store.load(first.id) == second
     assert store.history(first.id) == []
 

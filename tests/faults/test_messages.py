@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 
 from sagas import Direction
-from sagas.plan import Plan, plan
+from sagas.plan import Plan, Stage, plan
 from tests.conftest import MakeRig, Rig
 from tests.rig import Faults
 from tests.servers import Redis
@@ -59,7 +59,7 @@ def test_doubled_headers_are_joined_once(rig: Rig) -> None:
     handle = rig.start("full", one="slow")
     rig.begun(handle, "one")
     rig.go(handle)
-    stages = (("left", "right", "free"), ("four",), ("pivot",), ("last",))
+    stages = (Stage(("left", "right", "free"), joined=True), *(Stage((name,)) for name in ("four", "pivot", "last")))
     chord = Plan(rig.saga("full"), handle.id, 1, 1, Direction.FORWARD, stages)
     for _ in range(20):  # the messages of the chord's header, before their turn, in it and after
         rig.sagas.canvas.launch(chord)
@@ -104,7 +104,7 @@ def test_wrong_arguments_and_corrupt_messages(rig: Rig) -> None:
     app: Celery = rig.sagas.app
     bad_kwargs, corrupt = unlaunched(rig, "line"), unlaunched(rig, "line")
     canvas = rig.sagas.canvas
-    signature = canvas._step(plan(rig.saga("line"), bad_kwargs.record), rig.saga("line").steps["one"])
+    signature = canvas._step(plan(rig.saga("line"), bad_kwargs.record), "one")
     app.send_task(signature.task, kwargs={"saga": "?"}, link_error=signature.options["link_error"])
     with app.connection_for_write() as connection:
         producer = connection.Producer()

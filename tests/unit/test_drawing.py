@@ -113,8 +113,8 @@ def test_the_image_is_whole(styled: bool) -> None:
         image = ET.fromstring(render(saga, "svg", styled=styled))
         width, height = float(image.get("width", 0)), float(image.get("height", 0))
         boxes = [each for each in image.iter("{http://www.w3.org/2000/svg}rect") if each.get("class") == "saga-box"]
-        places = Outline.parse(saga.outline).stages
-        assert len(boxes) == sum(1 + place.undoable for stage in places for place in stage)
+        stages = Outline.parse(saga.outline).stages
+        assert len(boxes) == sum(1 + node.compensated for stage in stages for node in stage)
         rectangles = [tuple(float(each.get(name, 0)) for name in ("x", "y", "width", "height")) for each in boxes]
         for x, y, wide, high in rectangles:
             assert 0 <= x <= x + wide <= width

@@ -390,7 +390,7 @@ def test_waiting_doubles_and_is_bounded(again: bool) -> None:
 def test_a_look_before_its_time_changes_nothing() -> None:
     game = Game(LINE)
     game.wait(29)
-    before = game.record
+    before = game.case.record
     assert game.sweep() is Verdict.GO_AWAY
     assert game.record == replace(before, wake_at=NOW + timedelta(seconds=30))
     game.do("a")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -83,7 +84,7 @@ def _name(node: dict[str, object]) -> str:
     return str(node.get("step", node.get("pivot")))
 
 
-def _shape(outline: list[object]) -> str:
+def _shape(outline: list[Any]) -> str:
     past, shape = False, []
     for stage in outline:
         nodes = stage if isinstance(stage, list) else [stage]
