@@ -141,7 +141,7 @@ def test_the_outbox() -> None:
 
 
 ABOUT: dict[str, Any] = {
-    "definitions": {"s 1": "a-"}, "event_queues": [], "pool": "prefork", "time_limit": None, "soft_time_limit": None,
+    "definitions": {"s 1": '[{"step": "a", "compensation": false}]'}, "event_queues": [], "pool": "prefork", "time_limit": None, "soft_time_limit": None,
     "lease": 30.0, "stall_after": 30.0,
 }  # fmt: skip
 
@@ -153,7 +153,7 @@ ABOUT: dict[str, Any] = {
         (["other"], ABOUT, [("problem", "queue")]),
         (["celery"], None, [("problem", "worker-without-sagas")]),
         (["celery"], {**ABOUT, "definitions": {}}, [("problem", "worker-definitions")]),
-        (["celery"], {**ABOUT, "definitions": {"s 1": "a"}}, [("problem", "worker-definitions")]),
+        (["celery"], {**ABOUT, "definitions": {"s 1": '[{"step": "a"}]'}}, [("problem", "worker-definitions")]),
         (["celery"], {**ABOUT, "time_limit": 5, "pool": "solo"}, [("warning", "ignored-limits")]),
         (["celery"], {**ABOUT, "time_limit": 5}, []),
         (["celery"], {**ABOUT, "lease": 5.0}, [("warning", "timing-differs")]),
