@@ -335,7 +335,7 @@ def test_counts(store: SqlStore) -> None:
     assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [Tally("a", SagaStatus.STUCK, 1)]
     assert sorted(store.in_flight(), key=lambda each: each.example) == [
         InFlight("a", 1, first.outline, first.status, 2, first.created_at, first.id),
-        InFlight("a", 1, "x", SagaStatus.STUCK, 1, first.created_at, "id-0002"),
+        InFlight("a", 1, '[{"step": "x"}]', SagaStatus.STUCK, 1, first.created_at, "id-0002"),
     ]
 
 
@@ -501,7 +501,10 @@ def test_every_field_that_a_rule_can_change_survives_a_save(any_store: Any, way:
         if field.name not in FIXED_FIELDS | {"revision", "steps"}
     }
     step = StepRecord(
-        **{field.name: _other(getattr(StepRecord(node="pay"), field.name), field.name) for field in fields(StepRecord)}
+        **{
+            field.name: _other(getattr(StepRecord(node="pay", item=1), field.name), field.name)
+            for field in fields(StepRecord)
+        }
     )
     after = replace(first, **changed, steps={step.name: step})
     entry = HistoryEntry(**{f.name: _other(3 if f.name == "epoch" else "", f.name) for f in fields(HistoryEntry)})
