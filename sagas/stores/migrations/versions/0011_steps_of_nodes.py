@@ -15,49 +15,54 @@ branch_labels = None
 depends_on = None
 
 _SAGA = sa.table("sagas_saga", sa.column("id"), sa.column("shape"), sa.column("outline"))
-_STEP = sa.table(
-    "sagas_step",
-    *(sa.column(name) for name in ("saga_id", "name", "node", "item", "seq", "stage", "position")),
-)
+_STEP = sa.table("sagas_step", *(sa.column(name) for name in ("saga_id", "node", "seq", "stage", "position")))
 
 
 def upgrade() -> None:
     bind = op.get_bind()
-    op.add_column("sagas_saga", sa.Column("outline", LongText, nullable=True))
+    # The table of sagas is changed in place: where SQLite copies a table, it deletes the steps with the old one.
     op.alter_column("sagas_step", "name", new_column_name="node", existing_type=exact(100), existing_nullable=False)
     op.add_column("sagas_step", sa.Column("item", sa.Integer, nullable=True))
     op.add_column("sagas_step", sa.Column("seq", sa.Integer, nullable=False, server_default="0"))
     op.add_column("sagas_step", sa.Column("stage", sa.Integer, nullable=False, server_default="0"))
     op.add_column("sagas_step", sa.Column("kind", sa.String(8), nullable=False, server_default="step"))
-    for (shape,) in bind.execute(sa.select(_SAGA.c.shape).distinct()).all():
-        stages = list(_stages(shape))
-        bind.execute(sa.update(_SAGA).where(_SAGA.c.shape == shape).values(outline=_outline(stages)))
+    shapes = bind.execute(sa.select(_SAGA.c.shape).distinct()).scalars().all()
+    for shape in shapes:
         of_shape = sa.select(_SAGA.c.id).where(_SAGA.c.shape == shape)
-        for number, nodes in enumerate(stages[1:], start=1):
-            names = [_name(node) for node in nodes]
-            wanted = _STEP.c.node.in_(names), _STEP.c.saga_id.in_(of_shape)
+        for number, nodes in enumerate(_stages(shape)):
+            wanted = _STEP.c.node.in_([_name(node) for node in nodes]), _STEP.c.saga_id.in_(of_shape)
             bind.execute(sa.update(_STEP).where(*wanted).values(stage=number))
     bind.execute(sa.update(_STEP).where(_STEP.c.position > 0).values(seq=_STEP.c.position))
     _number_the_rest(bind)
     _set_key("seq")
-    with op.batch_alter_table("sagas_saga") as sagas:
-        sagas.alter_column("outline", existing_type=LongText, nullable=False)
-        sagas.drop_column("shape")
+    _rename("shape", "outline", LongText)
+    for shape in shapes:
+        bind.execute(sa.update(_SAGA).where(_SAGA.c.outline == shape).values(outline=_outline(list(_stages(shape)))))
 
 
 def downgrade() -> None:
     bind = op.get_bind()
-    op.add_column("sagas_saga", sa.Column("shape", sa.Text, nullable=True))
-    for (outline,) in bind.execute(sa.select(_SAGA.c.outline).distinct()).all():
-        bind.execute(sa.update(_SAGA).where(_SAGA.c.outline == outline).values(shape=_shape(json.loads(outline))))
+    outlines = bind.execute(sa.select(_SAGA.c.outline).distinct()).scalars().all()
+    _rename("outline", "shape", sa.Text())
+    for outline in outlines:
+        bind.execute(sa.update(_SAGA).where(_SAGA.c.shape == outline).values(shape=_shape(json.loads(outline))))
     _set_key("node")
     with op.batch_alter_table("sagas_step") as steps:
         for column in ("kind", "stage", "seq", "item"):
             steps.drop_column(column)
         steps.alter_column("node", new_column_name="name", existing_type=exact(100), existing_nullable=False)
-    with op.batch_alter_table("sagas_saga") as sagas:
-        sagas.alter_column("shape", existing_type=sa.Text, nullable=False)
-        sagas.drop_column("outline")
+
+
+def _rename(old: str, new: str, type_: Any) -> None:
+    mysql = op.get_bind().dialect.name in ("mysql", "mariadb")
+    op.alter_column(
+        "sagas_saga",
+        old,
+        new_column_name=new,
+        type_=type_ if mysql else None,  # the others have one type for every text
+        existing_type=sa.Text(),
+        existing_nullable=False,
+    )
 
 
 def _stages(shape: str) -> Iterator[list[dict[str, object]]]:
