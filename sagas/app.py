@@ -15,18 +15,17 @@ from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
-from sagas.events import Events
 from sagas.handle import SagaHandle
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
 from sagas.transitions import Repair, Timing, Verdict
-from sagas.worker import EventsStep, RecoveryStep
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
+    from sagas.events import Events
     from sagas.stores import CheckpointStore
 
 __all__ = ["Sagas"]
@@ -107,9 +106,10 @@ class Sagas(Generic[StoreT_co]):
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
         for saga in sagas:
             self.register(saga)
-        app.steps["worker"].add(RecoveryStep)
+        # By name: nothing but a worker needs them.
+        app.steps["worker"].add("sagas.worker.recovery:RecoveryStep")
         if events is not None:
-            app.steps["worker"].add(EventsStep)
+            app.steps["worker"].add("sagas.worker.events:EventsStep")
         app.sagas = self
 
     def __repr__(self) -> str:

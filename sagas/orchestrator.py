@@ -36,8 +36,6 @@ from sagas.errors import (
     Terminal,
     UnserialisableResult,
 )
-from sagas.events.bus import SAGAS
-from sagas.events.life import life
 from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
@@ -93,17 +91,14 @@ class Claim:
     owner: str
 
 
-class _Publisher(Protocol):
-    """What makes rows of the outbox: `sagas.events.Events`."""
+class Publisher(Protocol):
+    """What makes rows of the outbox for sagas. `sagas.events.Events` does."""
 
-    def prepare(
-        self,
-        message: Any,
-        *,
-        key: str,
-        cause: Cause,
-        source: str | None = None,
-    ) -> Mapping[str, Any]: ...
+    def prepare(self, message: Any, *, key: str, cause: Cause) -> Mapping[str, Any]:
+        """Return the row for a message that a step emits."""
+
+    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
+        """Return the rows for the events of a saga's own life."""
 
 
 class Orchestrator:
@@ -115,7 +110,7 @@ class Orchestrator:
         *,
         timing: Timing,
         max_payload: int,
-        events: _Publisher | None = None,
+        events: Publisher | None = None,
         observers: Observers | None = None,
     ) -> None:
         self.store = store
@@ -495,8 +490,7 @@ class Orchestrator:
             if status in _SUCCEEDED and before.step(emitted.name).status is not status:
                 rows += emitted.messages
         if saga.publish_life and self.events is not None:
-            prepare = functools.partial(self.events.prepare, source=SAGAS, key=after.id, cause=after.cause())
-            rows += [prepare(message) for message in life(before, after)]
+            rows += self.events.lifecycle(before, after)
         return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from sagas.causes import Cause
+from sagas.checkpoints import SagaRecord
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
@@ -25,6 +26,7 @@ from sagas.events.envelope import Envelope
 from sagas.events.givenup import collect
 from sagas.events.guards import default_guards
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
+from sagas.events.life import life
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
@@ -233,6 +235,11 @@ class Events:
             metadata=self._with_trace(None),
         )
         return outbox.outbox_row(envelope, queue)
+
+    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of the outbox for what a change of a saga has to tell of its life."""
+        cause = after.cause()
+        return [self.prepare(message, key=after.id, cause=cause, source=SAGAS) for message in life(before, after)]
 
     def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:
         """Return metadata with the active span, if there is one. What the caller says himself comes first."""

@@ -21,6 +21,7 @@ from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
+from sagas.events.life import life
 from sagas.handle import SagaHandle
 from sagas.orchestrator import Next
 from sagas.plan import Plan
@@ -259,3 +260,6 @@ class _Recorder:
             raise ConfigurationError(f"{self._store!r} has an outbox: Inline(store, events=Events(...))")
         type_of(message)
         return {"message": message}
+
+    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
+        return [self.prepare(message) for message in life(before, after)]

@@ -16,7 +16,7 @@ from kombu.entity import Queue
 from sagas import ConfigurationError, Parallel, Saga, SagaNotFound, Sagas, SqlStore, Step
 from sagas import canvas as canvas_module
 from sagas import worker as worker_module
-from sagas.worker import refuse_memory
+from sagas.worker.recovery import refuse_memory
 
 Make = Callable[..., Sagas]
 
