@@ -275,6 +275,7 @@ class Orchestrator:
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
+                resources.close()  # where that fails the step has failed
             except BaseException as error:
                 if ends_process(error):
                     raise

@@ -67,7 +67,9 @@ class CheckpointStore(Protocol):
         """
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:
-        """Return what an attempt at a step runs in, from before its function is called until it is recorded or failed.
+        """Return what an attempt at a step runs in, from before its function is called until it has returned.
+
+        With `step.session`, until that is committed. An error that leaves it at the end is a failure of the step.
 
         `open_session`: what `step.session` asks; it opens `transaction`, the first time.
         """

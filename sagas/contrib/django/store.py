@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
-from sagas.contrib.django.connections import is_outermost, open_engine
+from sagas.contrib.django.connections import is_outermost, nothing_left_open, open_engine
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.commits import own_session
@@ -41,6 +42,16 @@ class DjangoStore(SqlStore):
                 super().after_commit(session, then)
                 return
         transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
+
+    @contextmanager
+    def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:  # noqa: ARG002
+        """Run a step, and find out whether it leaves a transaction of Django's open.
+
+        What it wrote there would not be committed, and neither would what the engine writes next, nor any task that
+        this worker runs afterwards.
+        """
+        with nothing_left_open(self.alias):
+            yield
 
     def upgrade(self) -> None:
         """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""

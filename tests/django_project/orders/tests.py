@@ -179,7 +179,7 @@ class InTransactions(Committing):
 
         with launches():
             handle = place_order.start(given("1", "overtaken"))
-            turned = mock.Mock(side_effect=lambda *_: _elsewhere(handle.cancel))
+            turned = mock.Mock(side_effect=lambda *_: elsewhere(handle.cancel))
             with mock.patch("tests.django_project.orders.sagas._fault", turned):
                 sagas.orchestrator.perform(handle.id, "reserve", 1)
         turned.assert_called_once()
@@ -289,7 +289,7 @@ class InTransactions(Committing):
             with connections["default"].cursor() as cursor:
                 cursor.execute("select pg_backend_pid()")
                 [pid] = cursor.fetchone()
-            _elsewhere(lambda: _end(pid))
+            elsewhere(lambda: _end(pid))
             assert place_order.start(given("2")).status is SagaStatus.PENDING
 
     def test_moments_keep_their_time_zone(self) -> None:
@@ -612,7 +612,7 @@ def _table_of(difference: Any) -> str:
     return str(table.name) if table is not None else str(first[2])
 
 
-def _elsewhere(work: Callable[[], object]) -> None:
+def elsewhere(work: Callable[[], object]) -> None:
     """Do it in a thread, which has a connection of its own."""
     import threading
 
