@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery import Celery
+from sqlalchemy import make_url
 
+from sagas import SagaStatus
 from tests.integration.test_django import database, manage, project
+from tests.integration.test_django_worker import Project, worker_settings
+from tests.proxy import Proxy
+from tests.servers import Postgres, Redis, wait_for
+
+NOTE = "tests.django_project.orders.tasks.note"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """A server of our own, to kill."""
+    with Postgres() as server:
+        yield server
 
 
 @pytest.mark.parametrize("kind", ["postgres", "postgres-pool", "mariadb"])
@@ -18,3 +35,63 @@ def test_a_connection_that_is_lost_at_any_moment(request: pytest.FixtureRequest,
     done = manage(environment, "test", "tests.django_project.orders.tests_losses", "--noinput")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK" in done.stderr
+
+
+#: Seconds without the database: longer than the pool waits for a connection, in these settings.
+AWAY = 4.0
+
+
+@pytest.mark.parametrize("kind", ["prefork-pool", "threads"])
+def test_a_database_that_is_away_for_some_seconds(
+    tmp_path: Path, redis_server: Redis, server: Postgres, kind: str
+) -> None:
+    """Sagas in a step's transaction, sagas between their steps, and tasks that know nothing of sagas.
+
+    The server is restarted, and is found at another port than before.
+    """
+    pool, _, pooled = kind.partition("-")
+    url = make_url(server.database())
+    with Proxy(server.port) as first:
+        where = {
+            "ENGINE": "django.db.backends.postgresql", "NAME": url.database, "USER": url.username,
+            "HOST": "127.0.0.1,127.0.0.1", "PORT": f"{first.port},{server.port}",
+            "OPTIONS": {"pool": {"min_size": 1, "max_size": 8, "timeout": 2}} if pooled else {},
+            "CONN_MAX_AGE": 0 if pooled else None,
+        }  # fmt: skip
+        shop = Project(tmp_path, worker_settings(tmp_path, redis_server, where), url.render_as_string())
+        sender = Celery(broker=redis_server.url)
+        sender.conf.task_default_queue = tmp_path.name
+        try:
+            shop.work("-P", pool)
+            _lose_it(shop, tmp_path, sender, server, first)
+        finally:
+            sender.close()
+            shop.kill()
+            shop.store.engine.dispose()
+
+
+def _lose_it(shop: Project, folder: Path, sender: Celery, server: Postgres, first: Proxy) -> None:
+    slow, others = ("0", "1"), ("2", "3", "4", "5")
+    shop.start(*(f"place_order {number} slow" for number in slow), *(f"place_order {number} raise" for number in others))
+    for number in slow:
+        wait_for(lambda number=number: shop.store.find("place_order", number).step("reserve").held, 30, "it is held")
+    server.kill()
+    first.refuse()
+    first.cut()
+    for number in slow:
+        (folder / f"go-{number}").touch()
+    for number in range(4):
+        sender.send_task(NOTE, [f"during {number}"])
+    time.sleep(AWAY)  # nothing tells that nothing can be done
+    server.restart()
+    for number in range(8):
+        sender.send_task(NOTE, [f"after {number}"])
+    for name in (*slow, *others):
+        record = shop.ended("place_order", name, 60)
+        assert record.status is SagaStatus.COMPLETED, (name, record.error, shop.output())
+        assert shop.effects(f"reserve {name}") == 1, name
+    for number in range(8):
+        try:
+            wait_for(lambda number=number: shop.effects(f"after {number}") == 1, 20)
+        except TimeoutError:
+            raise AssertionError(f"task {number}: {shop.output()}") from None
