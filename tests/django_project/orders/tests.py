@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -15,8 +19,9 @@ from alembic.runtime.migration import MigrationContext
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.core import serializers
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, connection, connections, models, transaction
+from django.db import IntegrityError, connection, connections, models, router, transaction
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
 from sqlalchemy import cast, select, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -555,6 +560,72 @@ class Tables(Committing):
             nullable = {field.column for field in fields if field.null}
             assert nullable == {column.name for column in table.columns if column.nullable}, name
         assert set(models_of) <= set(schema.metadata.tables)
+
+    def test_rows_are_told_apart_by_their_whole_key(self) -> None:
+        for model in apps.get_app_config("sagas").get_models():
+            table = schema.metadata.tables[model._meta.db_table]
+            key = tuple(column.name for column in table.primary_key)
+            if len(key) == 1:
+                assert key == (model._meta.pk.column,), f"{model}: the key of {table} is {key}"
+            else:
+                assert getattr(model, "whole_key", None) == key, f"{model}: whole_key must be {key}"
+        handle = Inline(sagas.store).start(place_order, given("1"))
+        steps = list(Step.objects.filter(saga=handle.id))
+        assert len(set(steps)) == len(steps) == 3
+        for step in steps:
+            position, step.position = step.position, 0
+            step.refresh_from_db()
+            assert step.position == position
+            assert steps.index(step) == steps.index(Step.objects.get(saga=handle.id, name=step.name))
+
+    def test_sagas_are_not_in_dumps_and_are_not_loaded(self) -> None:
+        Order.objects.create(number="1")
+        handle = Inline(sagas.store).start(place_order, given("2", "broken_charge"))
+        dumps = []
+        for database in ("default", "other"):
+            said = StringIO()
+            call_command("dumpdata", database=database, stdout=(dump := StringIO()), stderr=said)
+            assert "leaves out the tables of sagas" in said.getvalue()
+            dumps.append(dump.getvalue())
+        assert {row["model"].split(".")[0] for row in json.loads(dumps[0])} >= {"orders"}
+        assert '"sagas.' not in dumps[0]
+        for label in ("sagas", "sagas.Step"):
+            with self.assertRaisesMessage(CommandError, "sagas are no fixtures"):
+                call_command("dumpdata", label, stdout=StringIO())
+        with TemporaryDirectory() as folder:
+            fixture = Path(folder) / "made_elsewhere.json"
+            rows = [Order(pk=7, number="7"), *Saga.objects.all(), *Step.objects.all()]
+            fixture.write_text(serializers.serialize("json", rows))
+            with self.assertRaisesMessage(NotAllowed, "loaddata --exclude sagas"):
+                call_command("loaddata", str(fixture), verbosity=0)
+            assert not Order.objects.filter(pk=7).exists()
+            call_command("loaddata", str(fixture), exclude=["sagas"], verbosity=0)
+            assert Order.objects.filter(pk=7).exists()
+        assert handle.status is SagaStatus.STUCK
+
+    def test_inspectdb_leaves_them_alone(self) -> None:
+        call_command("inspectdb", stdout=(said := StringIO()))
+        found = set(re.findall(r"db_table = '(\w+)'", said.getvalue()))
+        assert {"orders_order", "django_session"} <= found
+        assert not found & {*schema.metadata.tables, migrate.VERSION_TABLE}
+        call_command("inspectdb", "sagas_saga", stdout=(said := StringIO()))
+        assert "db_table = 'sagas_saga'" in said.getvalue()
+
+    def test_a_router_without_an_opinion_leaves_them_in_one_database(self) -> None:
+        class Silent:
+            def allow_migrate(self, *_: Any, **__: Any) -> None: ...
+            def db_for_read(self, *_: Any, **__: Any) -> str | None:
+                return "other"
+
+        handle = Inline(sagas.store).start(place_order, given("1"))
+        with mock.patch.object(router, "routers", [*router.routers, Silent()]):
+            assert not router.allow_migrate_model("other", Saga)
+            assert router.allow_migrate_model("default", Saga)
+            [entry] = HistoryEntry.objects.filter(saga=handle.id)[:1] or [None]
+            saga = Saga.objects.get(pk=handle.id)
+            assert Saga._base_manager.get(pk=handle.id) == saga
+            assert list(saga.history.all()) == ([entry] if entry else [])
+            assert connections["other"].creation.serialize_db_to_string()
 
     def test_everything_public_says_what_it_is(self) -> None:
         package = importlib.import_module("sagas.contrib.django")
