@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import django
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
@@ -33,16 +35,21 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
     """Say so where SQLite would refuse one of two writers at once instead of letting it wait."""
     if conf.problems():
         return []
-    alias = conf.alias()
-    connection = connections[alias]
-    mode = getattr(connection, "transaction_mode", "")  # before Django 5.1 there is no choice
-    if connection.vendor != "sqlite" or mode is not None:
+    connection = connections[conf.alias()]
+    if connection.vendor != "sqlite":
         return []
+    # What the settings say: Django reads it when it connects, and nothing has connected yet.
+    mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode") or "DEFERRED"
+    if mode.upper() != "DEFERRED":
+        return []
+    hint = 'OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}'
+    if django.VERSION < (5, 1):
+        hint = f"Django 5.1 can be told to let them wait: {hint}. Until then use PostgreSQL, MySQL or MariaDB"
     return [
         Warning(
-            f"DATABASES[{alias!r}] is SQLite with deferred transactions: when two processes write, one is refused at "
-            'once ("database is locked")',
-            hint='OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}',
+            f"DATABASES[{connection.alias!r}] is SQLite with deferred transactions: when two processes write, one is "
+            'refused at once ("database is locked")',
+            hint=hint,
             id="sagas.W001",
         )
     ]
@@ -51,6 +58,8 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Say so where the tables are not there, or not as this version needs them."""
     if conf.problems() or (alias := conf.alias()) not in (databases or ()):
+        return []
+    if "migrate" in sys.argv[1:]:  # which is about to make them
         return []
     executor = MigrationExecutor(connections[alias])
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "sagas"]

@@ -179,7 +179,8 @@ class _Guard:
     # -- transactions -------------------------------------------------------------------------------------------
 
     def begin(self, *, reads: bool, one_statement: bool) -> None:
-        within = self._django.in_atomic_block
+        # With autocommit off, too, it is the caller who commits.
+        within = self._django.in_atomic_block or not self._django.autocommit
         if reads or (one_statement and not within):
             return  # Django's connection commits each statement by itself
         if self._atomic is not None and self._atomic in self._django.atomic_blocks:

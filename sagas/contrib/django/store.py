@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
@@ -41,6 +41,12 @@ class DjangoStore(SqlStore):
             if engine is not self.engine:  # Django knows nothing of that transaction
                 super().after_commit(session, then)
                 return
+        if not transaction.get_autocommit(using=self.alias) and not connections[self.alias].in_atomic_block:
+            # Django takes it only within a block, and calls it when autocommit is turned on again after the commit.
+            # Where that never happens, recovery launches the saga after `stall_after`.
+            with transaction.atomic(using=self.alias):
+                transaction.on_commit(then, using=self.alias)
+            return
         transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
 
     @contextmanager

@@ -123,6 +123,22 @@ class InTransactions(Committing):
             raise Stopped
         assert Saga.objects.count() == 1
 
+    def test_with_autocommit_off_it_is_the_caller_who_commits(self) -> None:
+        with launches() as sent:
+            for end in (transaction.rollback, transaction.commit):
+                transaction.set_autocommit(False)
+                try:
+                    Order.objects.create(number="1")
+                    handle = place_order.start(given("1"), key="1")
+                    publish(OrderPlaced(number="1"))
+                    assert handle.status is SagaStatus.PENDING
+                    assert sent == []
+                    end()
+                finally:
+                    transaction.set_autocommit(True)
+                assert Saga.objects.count() == OutboxMessage.objects.count() == Order.objects.count() == len(sent)
+        assert sent == ["reserve"]
+
     def test_what_is_refused_costs_the_caller_nothing(self) -> None:
         with launches():
             first = place_order.start(given("1"), key="1")
@@ -644,6 +660,18 @@ class Tables(Committing):
     def test_tables_that_are_there_already_stay(self) -> None:
         migrate.upgrade(engine(), "0001")
         assert migrate.current(engine()) == migrate.head()
+
+    def test_the_sql_of_the_migrations_can_be_read(self) -> None:
+        for app, name in sorted(_migrations()):
+            if app == "sagas":
+                call_command("sqlmigrate", app, name, stdout=(said := StringIO()))
+                assert re.search("^(CREATE|ALTER|DROP) ", said.getvalue(), re.MULTILINE), (name, said.getvalue())
+                assert "UPDATE sagas_alembic_version" in said.getvalue() or "0001" in name
+                call_command("sqlmigrate", app, name, backwards=True, stdout=(said := StringIO()))
+                assert re.search("^(ALTER|DROP) ", said.getvalue(), re.MULTILINE), (name, said.getvalue())
+        assert migrate.current(engine()) == migrate.head(), "nothing was done"
+        call_command("sqlmigrate", "sagas", "0001", database="other", stdout=(said := StringIO()))
+        assert "CREATE" not in said.getvalue()
 
     def test_alembic_is_refused(self) -> None:
         with self.assertRaisesMessage(ConfigurationError, "manage.py migrate"):
