@@ -232,10 +232,11 @@ class _Guard:
         if self._atomic is None or self._atomic not in self._django.atomic_blocks:
             self._atomic = None
             return
-        with suppress(django_errors.Error):  # where a rollback fails, the server has done it, and Django has closed
-            if not (self.lost or self.closed):
+        if not (self.lost or self.closed):
+            with suppress(django_errors.Error):  # the server has rolled it back then, and Django drops the connection
                 self._end(_RolledBack())
-                return
+            return
+        with suppress(django_errors.Error):
             self._django.close()
         # Blocks that were begun within this one may still be open. Each exit ends one level, whichever block it is of,
         # and the last of them resets Django's connection. So this one has to end a level here.
