@@ -20,12 +20,19 @@ from sagas.text import clean, describe
 
 __all__ = [
     "READ_ONLY",
+    "GRANT",
+    "ON_DELETE",
     "database_now",
+    "first_line",
     "forget_after_fork",
+    "has_failed",
+    "is_referred_to",
     "lacks_tables",
+    "may_not",
     "open_engine",
     "reading",
     "refused",
+    "sqlstate",
     "teach_sqlite",
     "translated",
 ]
@@ -178,14 +185,15 @@ def refused() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         said = error.orig if isinstance(error, StatementError) and error.orig is not None else error
-        raise StoreRefused(f"the database refused: {_first_line(said)}{_hint(said)}") from _driver_error(said)
+        raise StoreRefused(f"the database refused: {first_line(said)}{_hint(said)}") from _driver_error(said)
 
 
 def _driver_error(said: BaseException) -> BaseException | None:
     return None if isinstance(said, SQLAlchemyError) else said
 
 
-def _first_line(said: BaseException) -> str:
+def first_line(said: BaseException) -> str:
+    """Return what the database said, without the values that it may quote."""
     # What follows it in PostgreSQL's is the detail, and that quotes values.
     text = str(said.args[1] if len(said.args) == 2 and isinstance(said.args[0], int) else describe(said))
     return clean(text.partition("\n")[0], _LONGEST)
@@ -194,16 +202,53 @@ def _first_line(said: BaseException) -> str:
 def _hint(said: BaseException) -> str:
     if lacks_tables(said):
         return ". Bring the tables to this version: `sagas db upgrade`"
-    code = getattr(said, "sqlstate", None) or (said.args[0] if said.args else None)
-    if code in _MAY_NOT or "readonly database" in str(code):
-        return ". The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
-    if isinstance(said, SQLAlchemyError) or code == _FAILED:
+    if may_not(said):
+        return f". {GRANT}"
+    if is_referred_to(said):
+        return f". {ON_DELETE}"
+    if isinstance(said, SQLAlchemyError) or has_failed(said):
         return ". Roll the session's transaction back, or use a savepoint for what may fail, and start the saga again"
     return ""
 
 
+def _code(said: BaseException) -> Any:
+    # Django's errors have the driver's as their cause.
+    return sqlstate(said) or sqlstate(said.__cause__) or (said.args[0] if said.args else None)
+
+
+def sqlstate(said: BaseException | None) -> str | None:
+    """Return PostgreSQL's code for an error of its drivers."""
+    code: str | None = getattr(said, "sqlstate", None) or getattr(said, "pgcode", None)
+    return code
+
+
+def may_not(said: BaseException) -> bool:
+    """Tell whether the database said that the role, or the transaction, may not do what was asked."""
+    code = _code(said)
+    return code in _MAY_NOT or "readonly database" in str(code)
+
+
+def has_failed(said: BaseException) -> bool:
+    """Tell whether PostgreSQL said that an error has undone the transaction before."""
+    return bool(_code(said) == _FAILED)
+
+
+def is_referred_to(said: BaseException) -> bool:
+    """Tell whether the database said that rows of another table refer to what was to be deleted."""
+    return _code(said) in _REFERRED_TO or "FOREIGN KEY constraint failed" in str(_code(said))
+
+
+ON_DELETE = (
+    "Rows of another table refer to sagas that were to be deleted. Give that foreign key ON DELETE SET NULL or CASCADE in "
+    "the database, or keep the id of the saga in a column without a foreign key"
+)
+GRANT = "The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
+
 #: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
 _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
+
+#: A foreign key would be left without its row: PostgreSQL's, then MySQL's and MariaDB's.
+_REFERRED_TO = ("23503", 1451)
 
 #: PostgreSQL: the transaction has failed, and takes no more statements.
 _FAILED = "25P02"
@@ -220,9 +265,9 @@ def lacks_tables(error: BaseException | None) -> bool:
         return False
     first = said.args[0] if said.args else None
     return (
-        getattr(said, "sqlstate", None) in ("42P01", "42703")  # PostgreSQL
+        (sqlstate(said) or sqlstate(said.__cause__)) in ("42P01", "42703")  # PostgreSQL
         or first in (1054, 1146)  # MySQL, MariaDB
-        or (isinstance(said, sqlite3.Error) and str(first).startswith(("no such table", "no such column")))
+        or str(first).startswith(("no such table", "no such column"))  # SQLite
     )
 
 

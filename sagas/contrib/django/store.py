@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from sagas.contrib.django.connections import is_outermost, nothing_left_open, open_engine
+from sagas.contrib.django.errors import for_django
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.commits import own_session
@@ -64,6 +65,11 @@ class DjangoStore(SqlStore):
         raise ConfigurationError(
             f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: manage.py migrate"
         )
+
+    @contextmanager
+    def _translated(self, *, limited: bool = True) -> Iterator[None]:
+        with for_django(), super()._translated(limited=limited):
+            yield
 
     def _free_if_lost(self, connection: Connection) -> None:
         # Not in a block of the caller's, whose pauses are his own.

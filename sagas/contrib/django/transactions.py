@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from sagas.contrib.django.conf import alias
 from sagas.contrib.django.connections import open_engine
+from sagas.contrib.django.errors import told_to_django
 from sagas.contrib.django.project import PROJECT
 from sagas.definition import StepContext
 from sagas.errors import ConfigurationError
@@ -33,7 +34,8 @@ def atomic(step: StepContext) -> Iterator[None]:
     ...     with atomic(step):
     ...         Stock.objects.filter(sku=sku).update(left=F("left") - 1)
     """
-    step.session.connection()
+    with told_to_django(engine()):
+        step.session.connection()
     with transaction.atomic(using=alias()):
         yield
 
@@ -51,7 +53,7 @@ def publish(event: Any, **options: Any) -> Envelope:
 
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
-    with engine().begin() as connection:
+    with told_to_django(engine()), engine().begin() as connection:
         return _events().publish(connection, event, **options)
 
 
@@ -60,7 +62,7 @@ def send(command: Any, **options: Any) -> Envelope:
 
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
-    with engine().begin() as connection:
+    with told_to_django(engine()), engine().begin() as connection:
         return _events().send(connection, command, **options)
 
 

@@ -8,6 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +22,25 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core import serializers
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, connection, connections, models, router, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, connections, models, router, transaction
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
 from sqlalchemy import cast, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sagas import ConfigurationError, KeyReused, NotAllowed, Retry, SagaHandle, SagaNotFound, SagaStatus, StepContext
+from sagas import (
+    ConfigurationError,
+    KeyReused,
+    NotAllowed,
+    Retry,
+    SagaHandle,
+    SagaNotFound,
+    SagaStatus,
+    StepContext,
+    StoreRefused,
+    StoreUnavailable,
+)
 from sagas import Saga as Definition
 from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
@@ -37,10 +49,11 @@ from sagas.desk import Action, Desk
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
-from sagas.stores import migrate, schema
+from sagas.stores import migrate, retention, schema
+from sagas.stores.retention import Expired
 from sagas.testing import Inline
 from tests.django_project.orders.events import OrderPlaced, events
-from tests.django_project.orders.models import Effect, Order
+from tests.django_project.orders.models import Effect, Order, Parcel
 from tests.django_project.orders.sagas import Placed, place_order
 
 
@@ -71,7 +84,7 @@ class Committing(TransactionTestCase):
 
     def _fixture_teardown(self) -> None:
         with connection.cursor() as cursor:
-            for table in ("orders_order", "orders_effect", *OURS):
+            for table in ("orders_order", "orders_effect", "orders_parcel", *OURS):
                 cursor.execute(f"DELETE FROM {table}")
 
 
@@ -147,7 +160,7 @@ class InTransactions(Committing):
                 assert place_order.start(given("1"), key="1") == first
                 with self.assertRaises(KeyReused):
                     place_order.start(given("2"), key="1")
-                with self.assertRaises(DBAPIError), engine().begin() as own:
+                with self.assertRaises(DBAPIError), engine().begin() as own:  # SQLAlchemy's own, by one's own will
                     own.execute(text("insert into no_such_table values (1)"))
                 Order.objects.create(number="2")
         assert Order.objects.count() == 2
@@ -322,6 +335,98 @@ class InTransactions(Committing):
             if connection.vendor == "postgresql":
                 assert own.execute(select(cast({"a": 1}, JSONB))).scalar() == {"a": 1}
         assert read == handle.record.created_at
+
+
+class Refusals(Committing):
+    """What callers are told is what Django's people catch, and an error of the library; never one of SQLAlchemy's."""
+
+    def setUp(self) -> None:
+        with launches():
+            self.handle = place_order.start(given("1"), key="1")
+        self.calls: dict[str, Callable[[], object]] = {
+            "start": lambda: place_order.start(given("2"), key="2"),
+            "start again": lambda: place_order.start(given("1"), key="1"),
+            "publish": lambda: publish(OrderPlaced(number="1")),
+            "handle": lambda: sagas.handle(self.handle.id),
+            "find": lambda: sagas.find("place_order", "1"),
+            "status": lambda: self.handle.status,
+            "cancel": self.handle.cancel,
+            "compensate": lambda: sagas.compensate(self.handle.id, reason="x"),
+            "list": lambda: sagas.store.select(),  # type: ignore[attr-defined]
+            "history": lambda: sagas.store.history(self.handle.id),
+            "operators": lambda: Desk(sagas).act(Action.RESUME, self.handle.id, by="ann", reason="x"),
+        }
+
+    def refused(self, names: set[str], said: str, error: type[Exception]) -> None:
+        for name in names:
+            with self.subTest(name), launches(), transaction.atomic():
+                with self.assertRaisesRegex(DatabaseError, said) as caught:
+                    self.calls[name]()
+                assert isinstance(caught.exception, error), caught.exception
+                assert "4111" not in repr(caught.exception)
+                transaction.set_rollback(True)
+        assert not connection.in_atomic_block
+
+    def test_in_a_block_that_has_failed(self) -> None:
+        for name, call in self.calls.items():
+            with self.subTest(name), launches(), transaction.atomic():
+                with suppress(DatabaseError), connection.cursor() as cursor:
+                    cursor.execute("select nonsense")
+                if connection.vendor != "postgresql":  # the others go on
+                    transaction.set_rollback(True)
+                with self.assertRaisesRegex(DatabaseError, "put what may fail into an atomic block of its own") as caught:
+                    call()
+                assert isinstance(caught.exception, StoreRefused)
+                transaction.set_rollback(True)
+
+    def test_without_the_right_to_write(self) -> None:
+        if connection.vendor == "sqlite":
+            self.skipTest("it has no rights")
+        only_reads = "set session characteristics as transaction read only"
+        if connection.vendor == "mysql":
+            only_reads = "set session transaction read only"
+        with connection.cursor() as cursor:
+            cursor.execute(only_reads)
+        try:
+            writes = {"start", "publish", "cancel", "compensate", "operators"}
+            self.refused(writes, "grant it SELECT, INSERT, UPDATE and DELETE", StoreRefused)
+            assert self.handle.status is SagaStatus.PENDING
+        finally:
+            connection.close()
+
+    def test_while_the_database_is_away(self) -> None:
+        if connection.vendor == "sqlite":
+            self.skipTest("it is never away")
+        connection.close()
+        with mock.patch.dict(connection.settings_dict, PORT="1"), launches():
+            for name, call in self.calls.items():
+                with self.subTest(name), self.assertRaises(OperationalError) as caught:
+                    call()
+                assert isinstance(caught.exception, StoreUnavailable)
+            with self.assertRaises(OperationalError), transaction.atomic():
+                place_order.start(given("2"), key="2")
+        assert not connection.in_atomic_block
+        assert self.handle.status is SagaStatus.PENDING
+
+    def test_without_their_tables(self) -> None:
+        if connection.vendor == "mysql":
+            self.skipTest("it commits what renames a table")
+        with self.assertRaises(Stopped), transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("ALTER TABLE events_outbox RENAME TO away")
+            with self.assertRaisesRegex(DatabaseError, "manage.py migrate"):
+                publish(OrderPlaced(number="1"))
+            raise Stopped
+
+    def test_a_row_that_refers_to_a_saga_keeps_it(self) -> None:
+        done = Inline(sagas.store).start(place_order, given("3"), key="3")
+        parcel = Parcel.objects.create(saga_id=done.id)
+        which = Expired(older_than=timedelta(microseconds=1))
+        with self.assertRaisesRegex(StoreRefused, "ON DELETE SET NULL or CASCADE"):
+            list(retention.purge(sagas.store, which, reason="old"))  # type: ignore[arg-type]
+        assert Parcel.objects.get().saga.key == "3"
+        parcel.delete()
+        assert sum(retention.purge(sagas.store, which, reason="old")) == 1  # type: ignore[arg-type]
 
 
 class InOneTransaction(TestCase):
