@@ -166,7 +166,10 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from _cause(error)
+        cause = _cause(error)
+        if may_not(cause):  # what MySQL and SQLite say of it is an OperationalError
+            raise _refusal(cause) from _driver_error(cause)
+        raise StoreUnavailable(f"the database did not answer: {cause}") from cause
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
@@ -185,7 +188,11 @@ def refused() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         said = error.orig if isinstance(error, StatementError) and error.orig is not None else error
-        raise StoreRefused(f"the database refused: {first_line(said)}{_hint(said)}") from _driver_error(said)
+        raise _refusal(said) from _driver_error(said)
+
+
+def _refusal(said: BaseException) -> StoreRefused:
+    return StoreRefused(f"the database refused: {first_line(said)}{_hint(said)}")
 
 
 def _driver_error(said: BaseException) -> BaseException | None:

@@ -49,7 +49,7 @@ from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
-from sagas.stores.transactions import Lent, check
+from sagas.stores.transactions import Lent, check, let_go
 from sagas.text import is_clean
 
 __all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
@@ -251,10 +251,14 @@ class SqlStore:
     @contextmanager
     def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
         # What a step does wrong in here is the step's own failure, and stays what it is.
-        with Session(self.engine) as session, Lent(session, self.engine, who, most=limit) as lent:
-            yield session
-            with self._translated():
-                lent.commit()
+        session = Session(self.engine)
+        try:
+            with Lent(session, self.engine, who, most=limit) as lent:
+                yield session
+                with self._translated():
+                    lent.commit()
+        finally:
+            let_go(session)
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
