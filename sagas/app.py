@@ -88,7 +88,6 @@ class Sagas(Generic[StoreT_co]):
                 "could not be one transaction: Events(..., engine=store.engine)"
             )
         check_app(app)
-        self._checked = False  # again, with the settings that were made since
         self.app = app
         self.store = store
         self.follow_on = follow_on
@@ -152,9 +151,7 @@ class Sagas(Generic[StoreT_co]):
     def _check(self, saga: Saga) -> None:
         if self.orchestrator.sagas.get((saga.name, saga.version)) is not saga:
             raise ConfigurationError(f"saga {saga.name!r} is not registered with this app: Sagas(app, store, [...])")
-        if not self._checked:
-            check_app(self.app)
-            self._checked = True
+        check_app(self.app)  # each time: settings can be made at any time
         self.canvas.check_queues([saga])
 
     def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002

@@ -93,6 +93,10 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
     assert "has AUTOCOMMIT = False" in manage(project(tmp_path, DATABASES=manual), "check").stderr
     assert "there is no Celery app: No module named 'nowhere'" in said(CELERY_SAGAS_APP="nowhere")
     assert "accept_content has 'pickle'" in said(CELERY_ACCEPT_CONTENT=["pickle"])
+    undeclared = {"CELERY_TASK_CREATE_MISSING_QUEUES": False, "CELERY_TASK_ROUTES": {"place_order.*": {"queue": "nope"}}}
+    report = said(**undeclared)
+    assert "(sagas.E003) the Celery app cannot carry sagas: saga 'place_order', step 'reserve'" in report
+    assert "'nope'" in report
     broken = project(tmp_path, DATABASES=databases)
     apps = ["sagas.contrib.django", "django.contrib.contenttypes", "django.contrib.auth"]
     (tmp_path / "shop").mkdir()

@@ -13,6 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from sagas.contrib.django import conf
 from sagas.contrib.django.project import PROJECT, describe
+from sagas.errors import ConfigurationError
 
 __all__ = ["check_set_up", "check_sqlite", "check_tables"]
 
@@ -20,8 +21,10 @@ __all__ = ["check_set_up", "check_sqlite", "check_tables"]
 def check_set_up(**_: Any) -> list[CheckMessage]:
     """Say what is wrong with the settings, or else what kept the sagas from being set up."""
     wrong = [Error(problem, id="sagas.E001") for problem in conf.problems()]
-    if wrong or PROJECT.failure is None:
+    if wrong:
         return wrong
+    if PROJECT.failure is None:
+        return _check_app()
     hint = None
     if (cause := PROJECT.failure).__traceback__ is not None and not wrong:
         innermost = cause.__traceback__
@@ -29,6 +32,15 @@ def check_set_up(**_: Any) -> list[CheckMessage]:
             innermost = innermost.tb_next
         hint = f"{innermost.tb_frame.f_code.co_filename}, line {innermost.tb_lineno}"
     return [Error(f"sagas are not set up: {describe(cause)}", hint=hint, id="sagas.E002")]
+
+
+def _check_app() -> list[CheckMessage]:
+    """Say what keeps the Celery app from carrying the sagas: its settings may have been made after theirs."""
+    try:
+        PROJECT.get().check()
+    except ConfigurationError as error:
+        return [Error(f"the Celery app cannot carry sagas: {error}", id="sagas.E003")]
+    return []
 
 
 def check_sqlite(**_: Any) -> list[CheckMessage]:

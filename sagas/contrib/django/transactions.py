@@ -34,10 +34,22 @@ def atomic(step: StepContext) -> Iterator[None]:
     ...     with atomic(step):
     ...         Stock.objects.filter(sku=sku).update(left=F("left") - 1)
     """
+    try:
+        session = step.session
+    except ConfigurationError as error:  # sagas in memory
+        raise ConfigurationError(_ELSEWHERE.format(alias=alias())) from error
+    if session.get_bind() is not engine():
+        raise ConfigurationError(_ELSEWHERE.format(alias=alias()))
     with told_to_django(engine()):
-        step.session.connection()
+        session.connection()
     with transaction.atomic(using=alias()):
         yield
+
+
+_ELSEWHERE = (
+    "atomic(step): this saga is not kept in Django's database {alias!r}, so what the ORM writes could not commit with the "
+    "step. In tests: Inline(sagas.store), with sagas from sagas.contrib.django"
+)
 
 
 def engine() -> Engine:

@@ -37,6 +37,7 @@ from sagas import (
     SagaHandle,
     SagaNotFound,
     SagaStatus,
+    SqlStore,
     StepContext,
     StoreRefused,
     StoreUnavailable,
@@ -444,6 +445,15 @@ class InOneTransaction(TestCase):
         assert Inline(sagas.store).start(place_order, given("1")).status is SagaStatus.COMPLETED
         assert Inline(sagas.store).start(place_order, given("2", "declined")).status is SagaStatus.COMPENSATED
         assert Effect.objects.get().what == "reserve 1"
+
+    def test_a_saga_that_is_kept_elsewhere_is_refused_its_block(self) -> None:
+        store = SqlStore("sqlite://")
+        store.upgrade()
+        for inline in (Inline(), Inline(store)):
+            handle = inline.start(place_order, given("1"))
+            assert handle.status is SagaStatus.COMPENSATED
+            assert "In tests: Inline(sagas.store)" in (handle.error or "")
+        assert not Effect.objects.exists()
 
     def test_the_tables_are_read_and_not_written(self) -> None:
         handle = Inline(sagas.store).start(place_order, given("1", "broken_charge"))
