@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -218,9 +217,11 @@ def _hint(said: BaseException) -> str:
     return ""
 
 
-def _code(said: BaseException) -> Any:
+def _codes(said: BaseException) -> set[Any]:
+    """Return the codes of an error: PostgreSQL's, which others have too, and what MySQL and SQLite put first."""
+    first = said.args[0] if said.args and isinstance(said.args[0], int | str) else None
     # Django's errors have the driver's as their cause.
-    return sqlstate(said) or sqlstate(said.__cause__) or (said.args[0] if said.args else None)
+    return {sqlstate(said), sqlstate(said.__cause__), first} - {None}
 
 
 def sqlstate(said: BaseException | None) -> str | None:
@@ -229,20 +230,24 @@ def sqlstate(said: BaseException | None) -> str | None:
     return code
 
 
+def _says(said: BaseException, known: Collection[Any], words: str | None = None) -> bool:
+    codes = _codes(said)
+    return not codes.isdisjoint(known) or (words is not None and any(words in str(code) for code in codes))
+
+
 def may_not(said: BaseException) -> bool:
     """Tell whether the database said that the role, or the transaction, may not do what was asked."""
-    code = _code(said)
-    return code in _MAY_NOT or "readonly database" in str(code)
+    return _says(said, _MAY_NOT, "readonly database")
 
 
 def has_failed(said: BaseException) -> bool:
     """Tell whether PostgreSQL said that an error has undone the transaction before."""
-    return bool(_code(said) == _FAILED)
+    return _says(said, (_FAILED,))
 
 
 def is_referred_to(said: BaseException) -> bool:
     """Tell whether the database said that rows of another table refer to what was to be deleted."""
-    return _code(said) in _REFERRED_TO or "FOREIGN KEY constraint failed" in str(_code(said))
+    return _says(said, _REFERRED_TO, "FOREIGN KEY constraint failed")
 
 
 ON_DELETE = (

@@ -81,7 +81,10 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
     lacking = said("--database", "default")
     assert "sagas.W002" in lacking
     assert ("sagas.W001" in lacking) == (django.VERSION < (5, 1)), "older Django has no better way with SQLite"
-    undeclared = {"CELERY_TASK_CREATE_MISSING_QUEUES": False, "CELERY_TASK_ROUTES": {"place_order.*": {"queue": "nope"}}}
+    undeclared = {
+        "CELERY_TASK_CREATE_MISSING_QUEUES": False,
+        "CELERY_TASK_ROUTES": {"place_order.*": {"queue": "nope"}},
+    }
     report = said(database={"OPTIONS": {}}, **undeclared)
     assert "sagas.W001" in report
     assert "PRAGMA journal_mode = WAL" in report

@@ -31,7 +31,8 @@ def test_a_connection_that_is_lost_at_any_moment(request: pytest.FixtureRequest,
     where = database(request, kind.partition("-")[0], tmp_path)
     if kind.endswith("pool"):
         where |= {"OPTIONS": {"pool": {"min_size": 1, "max_size": 4, "timeout": 10}}, "CONN_HEALTH_CHECKS": True}
-    environment = project(tmp_path, DATABASES={"default": where})
+    other = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "other.sqlite3")}
+    environment = project(tmp_path, DATABASES={"default": where, "other": other})
     done = manage(environment, "test", "tests.django_project.orders.tests_losses", "--noinput")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK" in done.stderr
@@ -72,14 +73,13 @@ def test_a_database_that_is_away_for_some_seconds(
 
 def _lose_it(shop: Project, folder: Path, sender: Celery, server: Postgres, first: Proxy) -> None:
     slow, others = ("0", "1"), ("2", "3", "4", "5")
-    shop.start(*(f"place_order {number} slow" for number in slow), *(f"place_order {number} raise" for number in others))
-    for number in slow:
-        wait_for(lambda number=number: shop.store.find("place_order", number).step("reserve").held, 30, "it is held")
+    shop.start(*(f"place_order {name} slow" for name in slow), *(f"place_order {name} raise" for name in others))
+    wait_for(lambda: all(shop.store.find("place_order", name).step("reserve").held for name in slow), 30, "are held")
     server.kill()
     first.refuse()
     first.cut()
-    for number in slow:
-        (folder / f"go-{number}").touch()
+    for name in slow:
+        (folder / f"go-{name}").touch()
     for number in range(4):
         sender.send_task(NOTE, [f"during {number}"])
     time.sleep(AWAY)  # nothing tells that nothing can be done
@@ -90,8 +90,7 @@ def _lose_it(shop: Project, folder: Path, sender: Celery, server: Postgres, firs
         record = shop.ended("place_order", name, 60)
         assert record.status is SagaStatus.COMPLETED, (name, record.error, shop.output())
         assert shop.effects(f"reserve {name}") == 1, name
-    for number in range(8):
-        try:
-            wait_for(lambda number=number: shop.effects(f"after {number}") == 1, 20)
-        except TimeoutError:
-            raise AssertionError(f"task {number}: {shop.output()}") from None
+    try:
+        wait_for(lambda: all(shop.effects(f"after {number}") == 1 for number in range(8)), 20, "all tasks have run")
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {shop.output()}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from flask import Flask
@@ -43,7 +43,7 @@ class Blow:
     def _pause(self, connection: Connection, _cursor: Any, *_: Any) -> None:
         self._count(connection)
 
-    def __enter__(self) -> Blow:
+    def __enter__(self) -> Self:
         event.listen(db.engine, "before_cursor_execute", self._pause)
         event.listen(db.engine, "commit", self._count)
         event.listen(db.engine, "rollback", self._count)
@@ -122,7 +122,11 @@ def test_at_any_moment_of_a_step(app: Flask) -> None:
 def test_what_a_step_says_is_heard_though_its_connection_is_lost(app: Flask) -> None:
     sagas = app.extensions["sagas"]
     with app.app_context():
-        for saga, status, error in ((DECLINED, "FAILED", "declined"), (CAUGHT, "IN_DOUBT", ""), (SILENT, "IN_DOUBT", "")):
+        for saga, status, error in (
+            (DECLINED, "FAILED", "declined"),
+            (CAUGHT, "IN_DOUBT", ""),
+            (SILENT, "IN_DOUBT", ""),
+        ):
             handle = sagas.start(saga, key="1")
             sagas.orchestrator.perform(handle.id, "act", 1)
             record = handle.record
@@ -173,5 +177,3 @@ def test_a_view(app: Flask) -> None:
         ORDER.start(key="found")
         db.session.commit()
     assert client.post("/orders/last").status_code == 200
-
-

@@ -112,10 +112,10 @@ def _end_what_is_left(connection: Any, before: int, autocommit: bool) -> bool:
     with suppress(django_errors.Error):
         while len(connection.atomic_blocks) > before:
             connection.atomic_blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
-    if autocommit and not connection.in_atomic_block and not connection.autocommit and connection.connection is not None:
-        connection.close()
-        left = True
-    return left
+    if connection.in_atomic_block or connection.connection is None or connection.autocommit == autocommit:
+        return left
+    connection.close()
+    return True
 
 
 def _begin(connection: Connection) -> None:

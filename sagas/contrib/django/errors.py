@@ -66,8 +66,8 @@ def _refusal(said: BaseException) -> DatabaseRefused:
         hint = f". {ON_DELETE}"
     elif isinstance(said, TransactionManagementError) or has_failed(said):
         hint = (
-            ". An error was caught in this atomic block, which undoes all of it: put what may fail into an atomic block "
-            "of its own"
+            ". An error was caught in this atomic block, which undoes all of it: put what may fail into an atomic "
+            "block of its own"
         )
     else:
         hint = ""

@@ -12,8 +12,8 @@ from sagas.errors import NotAllowed
 __all__ = ["WHY", "refuse_loading"]
 
 WHY = (
-    "sagas are no fixtures: a saga that is loaded from a dump would be run by the workers of that database, with all of "
-    "its effects, once more. Copy the whole database with its own tools, such as pg_dump or mysqldump"
+    "sagas are no fixtures: workers would run a saga that is loaded from a dump, with all of its effects, once more. Copy "
+    "the whole database with its own tools, such as pg_dump or mysqldump"
 )
 
 
@@ -24,4 +24,4 @@ def refuse_loading(config: AppConfig) -> None:
 
 
 def _refuse(*, sender: Any, **_: Any) -> None:
-    raise NotAllowed(f"{sender._meta.label} cannot be loaded or saved: {WHY}. Leave them out: loaddata --exclude sagas")
+    raise NotAllowed(f"{sender.__name__} cannot be loaded or saved: {WHY}. Leave them out: loaddata --exclude sagas")

@@ -21,7 +21,7 @@ class SagasRouter:
     """
 
     def db_for_read(self, model: Any, **_: Any) -> str | None:
-        return alias() if model._meta.app_label == _APP else None
+        return alias() if model._meta.app_label == _APP else None  # noqa: SLF001 - it is public
 
     db_for_write = db_for_read
 

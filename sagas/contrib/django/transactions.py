@@ -47,8 +47,8 @@ def atomic(step: StepContext) -> Iterator[None]:
 
 
 _ELSEWHERE = (
-    "atomic(step): this saga is not kept in Django's database {alias!r}, so what the ORM writes could not commit with the "
-    "step. In tests: Inline(sagas.store), with sagas from sagas.contrib.django"
+    "atomic(step): this saga is not kept in Django's database {alias!r}, so what the ORM writes could not commit with "
+    "the step. In tests: Inline(sagas.store), with sagas from sagas.contrib.django"
 )
 
 

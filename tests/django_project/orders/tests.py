@@ -22,7 +22,16 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core import serializers
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError, IntegrityError, OperationalError, connection, connections, models, router, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    models,
+    router,
+    transaction,
+)
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
 from sqlalchemy import cast, select, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -375,7 +384,9 @@ class Refusals(Committing):
                     cursor.execute("select nonsense")
                 if connection.vendor != "postgresql":  # the others go on
                     transaction.set_rollback(True)
-                with self.assertRaisesRegex(DatabaseError, "put what may fail into an atomic block of its own") as caught:
+                with self.assertRaisesRegex(
+                    DatabaseError, "put what may fail into an atomic block of its own"
+                ) as caught:
                     call()
                 assert isinstance(caught.exception, StoreRefused)
                 transaction.set_rollback(True)
