@@ -251,8 +251,8 @@ def is_referred_to(said: BaseException) -> bool:
 
 
 ON_DELETE = (
-    "Rows of another table refer to sagas that were to be deleted. Give that foreign key ON DELETE SET NULL or CASCADE in "
-    "the database, or keep the id of the saga in a column without a foreign key"
+    "Rows of another table refer to sagas that were to be deleted. Give that foreign key ON DELETE SET NULL or CASCADE "
+    "in the database, or keep the id of the saga in a column without a foreign key"
 )
 GRANT = "The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
 

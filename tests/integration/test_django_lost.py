@@ -63,7 +63,8 @@ def test_a_database_that_is_away_for_some_seconds(
         sender = Celery(broker=redis_server.url)
         sender.conf.task_default_queue = tmp_path.name
         try:
-            shop.work("-P", pool)
+            # Children come and go, too, and inherit a pool that the recovery in their parent uses.
+            shop.work("-P", pool, *(["--max-tasks-per-child", "2"] if pool == "prefork" else []))
             _lose_it(shop, tmp_path, sender, server, first)
         finally:
             sender.close()

@@ -8,6 +8,8 @@ Django's connection is true of the engine: settings, persistence, the test datab
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -271,6 +273,21 @@ def _load_as_usual(cursor: Any) -> None:
         cursor.adapters.register_loader("jsonb", JsonbLoader)
     else:
         cursor.tzinfo_factory = type(cursor).tzinfo_factory
+
+
+#: Django's pools of the process that this one was forked from, never to be touched: their threads did not come along,
+#: their connections are that process's, and their locks may have been held at that moment.
+_INHERITED: list[Any] = []
+
+
+def _after_fork() -> None:
+    base = sys.modules.get("django.db.backends.postgresql.base")
+    pools: dict[str, Any] = getattr(getattr(base, "DatabaseWrapper", None), "_connection_pools", {})  # since Django 5.1
+    _INHERITED.append(dict(pools))
+    pools.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

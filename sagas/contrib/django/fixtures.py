@@ -12,8 +12,8 @@ from sagas.errors import NotAllowed
 __all__ = ["WHY", "refuse_loading"]
 
 WHY = (
-    "sagas are no fixtures: workers would run a saga that is loaded from a dump, with all of its effects, once more. Copy "
-    "the whole database with its own tools, such as pg_dump or mysqldump"
+    "sagas are no fixtures: workers would run a saga that is loaded from a dump, with all of its effects, once more. "
+    "Copy the whole database with its own tools, such as pg_dump or mysqldump"
 )
 
 
