@@ -104,6 +104,6 @@ class CheckpointStore(Protocol):
 
 
 if "alembic" in sys.modules:
-    # This may be the `env.py` of an application, which imports us: our tables are kept out of what is generated there, for
-    # those too who have not read how to. Elsewhere Alembic is slow to import, and rarely needed.
+    # This may be the `env.py` of an application, which imports us: our tables are kept out of what is generated
+    # there, for those too who have not read how to. Elsewhere Alembic is slow to import, and rarely needed.
     importlib.import_module("sagas.stores.autogenerate")

@@ -43,14 +43,14 @@ def include_object(
     ours = metadata.tables.get(in_database.name)
     if ours is None:
         return True
-    # What nobody declares is never dropped. What somebody declares, for a foreign key to it, is ours if it looks like it.
+    # What nobody declares is never dropped. What somebody declares, for a foreign key to it, is ours by its columns.
     return declared is not None and not set(ours.primary_key.columns.keys()) <= set(in_database.columns.keys())
 
 
 def _ask(context: AutogenContext, _: UpgradeOps) -> PriorityDispatchResult:
     """Have a run of autogenerate ask, before it compares anything."""
-    # The argument of `context.configure` can be given once, and that is the application's. No public name adds to it; and
-    # operations that are taken away afterwards have been reported, each of our tables as removed.
+    # The argument of `context.configure` can be given once, and that is the application's. No public name adds to it,
+    # and operations that are taken away afterwards have been reported, each of our tables as removed.
     context._object_filters.append(include_object)  # noqa: SLF001
     return PriorityDispatchResult.CONTINUE
 
