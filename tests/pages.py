@@ -1,10 +1,12 @@
 """The pages of the documentation, and what is in their fences.
 
-A fence of Python runs, in one namespace with the others of its page. Three marks change that:
+A fence of Python runs, in one namespace with the others of its page. Marks change that:
 
 - `title="shop.py"` behind the language: it is a file of that name, which later fences and commands can use.
 - `<!-- example:begin -->` before it: it is a script that runs as it stands, in a process of its own.
 - `<!-- skip: next "why" -->` before it: it does not run.
+
+Pages that are typed as they stand have more: see `tests/reader.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ __all__ = ["ELSEWHERE", "PAGES", "Fence", "fences", "run"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose code runs in a test of their own, because it needs processes or settings.
 ELSEWHERE = {
-    ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
-    ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_two_services.py",
+    ROOT / "docs" / "tutorial.md": "tests/integration/test_pages_typed.py",
+    ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
     ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
     ROOT / "docs" / "monitoring.md": "tests/unit/test_monitoring.py",
-    ROOT / "docs" / "flask.md": "tests/integration/test_flask_docs.py",
+    ROOT / "docs" / "flask.md": "tests/integration/test_pages_typed.py",
 }
 
 _INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')
-_MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
+_MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|(?P<add>add)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Fence:
     title: str | None = None
     script: bool = False
     skip: str | None = None
+    add: bool = False  #: to the end of the file of its title
 
 
 def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
@@ -63,6 +66,7 @@ def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
                 lexemes["title"],
                 script=bool(mark and mark["script"]),
                 skip=mark["skip"] if mark else None,
+                add=bool(mark and mark["add"]),
             ),
             example,
         )
