@@ -80,7 +80,11 @@ def _install(wanted: Requirement, wheel: Path, folder: Path, installed: dict[str
     for text in found.requires or ():
         needed = Requirement(text)
         extras = new | ({""} if first else set())
-        if needed.marker is None and first or any(needed.marker and needed.marker.evaluate({"extra": e}) for e in extras):
+        if (
+            needed.marker is None
+            and first
+            or any(needed.marker and needed.marker.evaluate({"extra": e}) for e in extras)
+        ):
             _install(needed, wheel, folder, installed)
 
 

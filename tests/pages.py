@@ -31,7 +31,7 @@ ELSEWHERE = {
     ROOT / "docs" / "tutorial.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
-    ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
+    ROOT / "docs" / "django.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "monitoring.md": "tests/unit/test_monitoring.py",
     ROOT / "docs" / "flask.md": "tests/integration/test_pages_typed.py",
 }

@@ -85,10 +85,10 @@ def _compare(page: Path, said: list[tuple[int, str, list[str]]], printed: str) -
     for number, command, lines in said:
         assert number in parts, f"{page.name}:{number} was not reached, or did not end: {command}\n{printed[-3000:]}"
         got, code = parts[number]
-        want = "".join(f"{line}\n" for line in lines)
+        want, got = "\n".join(lines).strip(), got.strip()
         options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         assert not lines or checker.check_output(want, got, options), (
-            f"{page.name}:{number} says\n{want}but it was\n{got}"
+            f"{page.name}:{number} says\n{want}\nbut it was\n{got}"
         )
         assert lines or code == "0", f"{page.name}:{number} failed: {command}\n{got}"
 
