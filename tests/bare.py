@@ -79,12 +79,9 @@ def _install(wanted: Requirement, wheel: Path, folder: Path, installed: dict[str
             _program(folder / "bin" / entry.name, f"#!{folder.absolute()}/bin/python\n{run}")
     for text in found.requires or ():
         needed = Requirement(text)
-        extras = new | ({""} if first else set())
-        if (
-            needed.marker is None
-            and first
-            or any(needed.marker and needed.marker.evaluate({"extra": e}) for e in extras)
-        ):
+        extras = new | ({""} if first else set())  # what it always needs is installed with it
+        marker = needed.marker
+        if first if marker is None else any(marker.evaluate({"extra": extra}) for extra in extras):
             _install(needed, wheel, folder, installed)
 
 

@@ -72,7 +72,7 @@ def _typed(fence: Fence, said: list[tuple[int, str, list[str]]]) -> list[str]:
             log = f"../{number}.log"
             commands += [f"{line[2:]} > {log} 2>&1 &", f"echo '=== {number}'; up {log} '{_UP}'; echo '--- 0'"]
         else:
-            commands += [f"echo '=== {number}'; echo '=== {number}' >&2", line[2:], 'echo "--- $?"']
+            commands += [f"echo '=== {number}'; echo '=== {number}' >&2", line[2:], 'printf "\\n--- %s\\n" $?']
     return commands
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sagas import ConfigurationError
 from sagas.errors import TransactionLost
 from sagas.stores import EVERYTHING
+from tests.pages import fences
 from tests.servers import Postgres, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "fastapi.md"
@@ -28,8 +28,9 @@ ME = {"X-User": "ann"}
 
 @pytest.fixture
 def web(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        (tmp_path / re.findall(r"# (\w+\.py)", block)[0]).write_text(block)
+    for fence in fences(PAGE, "python"):
+        if fence.title is not None:
+            (tmp_path / fence.title).write_text(fence.source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres.database())
     monkeypatch.setenv("BROKER_URL", "memory://")

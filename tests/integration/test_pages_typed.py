@@ -40,10 +40,18 @@ def test_flask(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Re
 def test_django(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
     redis_server.flush()
     name = postgres.database().rpartition("/")[2]
-    here = f'"NAME": "{name}", "USER": "postgres", "HOST": "127.0.0.1", "PORT": {postgres.port}'
     instead = {
         BROKER: redis_server.url,
-        '"NAME": "shop", "USER": "shop", "HOST": "127.0.0.1", "PORT": 5432': here,
+        '"NAME": "shop"': f'"NAME": "{name}"',
+        '"USER": "shop"': '"USER": "postgres"',
+        '"PORT": 5432': f'"PORT": {postgres.port}',
         "127.0.0.1:8000": f"127.0.0.1:{free_port()}",
     }
     read(DOCS / "django.md", tmp_path, wheel, instead)
+
+
+def test_fastapi(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
+    redis_server.flush()
+    port = str(free_port())
+    instead = {BROKER: redis_server.url, DATABASE: postgres.database(), "127.0.0.1:8000": f"127.0.0.1:{port}"}
+    read(DOCS / "fastapi.md", tmp_path, wheel, instead | {"--port 8000": f"--port {port}"})
