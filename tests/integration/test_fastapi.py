@@ -89,6 +89,25 @@ def test_an_order_and_its_saga(web: ModuleType) -> None:
     assert orders(web) == ["ann-1", "ann-2"]
 
 
+def test_a_request_that_comes_twice_at_the_same_moment(web: ModuleType) -> None:
+    async def requests() -> None:
+        transport = httpx.ASGITransport(app=web.api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+
+            async def post(cents: int) -> httpx.Response:
+                return await client.post("/orders/ann-1", json={"sku": "tea", "cents": cents})
+
+            answers = await asyncio.gather(*(post(450) for _ in range(4)))
+            assert {answer.status_code for answer in answers} == {202}
+            assert len({answer.text for answer in answers}) == 1
+            assert (await post(999)).status_code == 409
+        await web.engine.dispose()
+
+    asyncio.run(requests())
+    assert orders(web) == ["ann-1"]
+    assert web.store.count(EVERYTHING) == 1
+
+
 def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
     sent: list[str] = []
     web.sagas.canvas.launch_or_leave = lambda plan: sent.append(plan.saga_id)
