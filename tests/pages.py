@@ -3,7 +3,6 @@
 A fence of Python runs, in one namespace with the others of its page. Marks change that:
 
 - `title="shop.py"` behind the language: it is a file of that name, which later fences and commands can use.
-- `<!-- example:begin -->` before it: it is a script that runs as it stands, in a process of its own.
 - `<!-- skip: next "why" -->` before it: it does not run.
 
 Pages that are typed as they stand have more: see `tests/reader.py`.
@@ -28,6 +27,7 @@ __all__ = ["ELSEWHERE", "PAGES", "Fence", "fences", "run"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose code runs in a test of their own, because it needs processes or settings.
 ELSEWHERE = {
+    ROOT / "README.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "tutorial.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
@@ -37,7 +37,7 @@ ELSEWHERE = {
 }
 
 _INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')
-_MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|(?P<add>add)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
+_MARK = re.compile(r'<!-- (?:(?P<add>add)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,6 @@ class Fence:
     source: str
     line: int
     title: str | None = None
-    script: bool = False
     skip: str | None = None
     add: bool = False  #: to the end of the file of its title
 
@@ -64,7 +63,6 @@ def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
                 str(lexemes["source"]),
                 example.line,
                 lexemes["title"],
-                script=bool(mark and mark["script"]),
                 skip=mark["skip"] if mark else None,
                 add=bool(mark and mark["add"]),
             ),
@@ -86,11 +84,11 @@ def fences(page: Path, language: str | None = None) -> list[Fence]:
 def run(page: Path, folder: Path, namespace: dict[str, object]) -> int:
     """Run the Python on a page, in a folder and a namespace; return how many fences ran.
 
-    Errors are at the line of the page. What is skipped, and scripts, are left out.
+    Errors are at the line of the page. What is skipped is left out.
     """
     ran = 0
     for fence, example in _parse(page):
-        if fence.language != "python" or fence.skip or fence.script:
+        if fence.language != "python" or fence.skip:
             continue
         if fence.title:
             (folder / fence.title).write_text(fence.source)

@@ -7,6 +7,7 @@ page says in its fences, in their order:
 - `console`: lines behind `$ ` are typed, the others are what they print, where `...` stands for anything. A command that
   says nothing on the page must succeed.
 - `console title="another terminal"`: what goes on while the reader types in the first. It is up before that is done.
+- Python without a title goes into one module, in its order, which is imported in the end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bare import start
@@ -34,13 +35,29 @@ up() {
     echo "it is not up"; cat "$1"; exit 1
 }
 """
+_MODULE = "page.py"
 _VENV = "python -m venv .venv && . .venv/bin/activate"
 
 
-def read(page: Path, folder: Path, wheel: Path, instead: Mapping[str, str] | None = None, **environment: str) -> None:
-    """Type a page. `instead`: what to type for addresses of servers that the page takes for granted."""
+def read(
+    page: Path,
+    folder: Path,
+    wheel: Path,
+    instead: Mapping[str, str] | None = None,
+    *,
+    before: Mapping[str, str] | None = None,
+    after: Sequence[str] = (),
+    **environment: str,
+) -> None:
+    """Type a page.
+
+    `instead`: what to type for addresses of servers that the page takes for granted. `before`: files that it takes for
+    granted. `after`: commands that succeed where the page has led to what it says.
+    """
     programs = start(folder / "programs", wheel)
     (folder / "desk").mkdir()
+    for name, source in (before or {}).items():
+        (folder / "desk" / name).write_text(source)
     known = fences(page)
     session = [_BEGIN, "cd desk"]
     if not any(_VENV in fence.source for fence in known):
@@ -48,6 +65,9 @@ def read(page: Path, folder: Path, wheel: Path, instead: Mapping[str, str] | Non
     said: list[tuple[int, str, list[str]]] = []  # the line of each command, itself, and what it prints
     for fence in known:
         session += _typed(fence, said)
+    if any(f"> {_MODULE}" in line for line in session):
+        after = [f"python -c 'import {Path(_MODULE).stem}'", *after]
+    session += _typed(Fence("console", "\n".join(f"$ {command}" for command in after), 10_000), said)
     text = "\n".join([*session, "exit 0"])
     for address, real in (instead or {}).items():
         assert address in text, f"{page.name} does not speak of {address}"
@@ -58,10 +78,11 @@ def read(page: Path, folder: Path, wheel: Path, instead: Mapping[str, str] | Non
 
 def _typed(fence: Fence, said: list[tuple[int, str, list[str]]]) -> list[str]:
     if fence.language != "console":
-        if fence.title is None:
-            return []
+        file, add = fence.title, fence.add
+        if file is None and fence.language == "python" and not fence.skip:
+            file, add = _MODULE, True
         # What is a file on the page is written at that moment, not before.
-        return [f"printf %s {shlex.quote(fence.source)} {'>>' if fence.add else '>'} {fence.title}"]
+        return [f"printf %s {shlex.quote(fence.source)} {'>>' if add else '>'} {file}"] if file else []
     commands: list[str] = []
     for number, line in enumerate(fence.source.splitlines(), fence.line + 1):
         if not line.startswith("$ "):
@@ -106,7 +127,7 @@ def _terminal(session: str, folder: Path, environment: Mapping[str, str]) -> str
         start_new_session=True,
     ) as terminal:
         try:
-            printed, _ = terminal.communicate(timeout=165)
+            printed, _ = terminal.communicate(timeout=500)
         except subprocess.TimeoutExpired:
             terminal.terminate()
             printed, _ = terminal.communicate()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bare import build
+from tests.pages import fences
 from tests.reader import read
 from tests.rig import ROOT
 from tests.servers import Postgres, RabbitMQ, Redis, free_port
@@ -14,6 +15,9 @@ from tests.servers import Postgres, RabbitMQ, Redis, free_port
 DOCS = ROOT / "docs"
 BROKER = "redis://127.0.0.1:6379/0"
 DATABASE = "postgresql+psycopg://shop@127.0.0.1/shop"
+
+# Nobody's processes are fast on a machine that has other work to do.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,36 @@ def test_fastapi(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: 
     port = str(free_port())
     instead = {BROKER: redis_server.url, DATABASE: postgres.database(), "127.0.0.1:8000": f"127.0.0.1:{port}"}
     read(DOCS / "fastapi.md", tmp_path, wheel, instead | {"--port 8000": f"--port {port}"})
+
+
+def test_readme(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
+    redis_server.flush()
+    read(ROOT / "README.md", tmp_path, wheel, {BROKER: redis_server.url, DATABASE: postgres.database()})
+
+
+def test_events(wheel: Path, tmp_path: Path) -> None:
+    read(DOCS / "events.md", tmp_path, wheel)
+
+
+def test_encryption(wheel: Path, tmp_path: Path) -> None:
+    read(DOCS / "retention.md", tmp_path, wheel)
+
+
+def test_flower(wheel: Path, tmp_path: Path, redis_server: Redis) -> None:
+    port = str(free_port())
+    redis_server.flush()
+    yours = fences(DOCS / "monitoring.md", "python")[0].source.replace(BROKER, redis_server.url)
+    read(
+        DOCS / "flower.md",
+        tmp_path,
+        wheel,
+        {"--port=5555": f"--port={port}"},
+        before={"yourapp.py": yours},
+        after=[f"curl -sf http://127.0.0.1:{port}/sagas | grep '<title>'"],
+    )
+
+
+def test_monitoring(wheel: Path, tmp_path: Path, redis_server: Redis) -> None:
+    port = str(free_port())
+    instead = {BROKER: redis_server.url, "127.0.0.1:9101": f"127.0.0.1:{port}", "address 9101": f"address {port}"}
+    read(DOCS / "monitoring.md", tmp_path, wheel, instead, after=["python -c 'import shop'"])
