@@ -74,17 +74,16 @@ def test_encryption(wheel: Path, tmp_path: Path) -> None:
     read(DOCS / "retention.md", tmp_path, wheel)
 
 
-def test_flower(wheel: Path, tmp_path: Path, redis_server: Redis) -> None:
+def test_flower(wheel: Path, tmp_path: Path) -> None:
     port = str(free_port())
-    redis_server.flush()
-    yours = fences(DOCS / "monitoring.md", "python")[0].source.replace(BROKER, redis_server.url)
+    yours = fences(DOCS / "tutorial.md", "python")[0].source
     read(
         DOCS / "flower.md",
         tmp_path,
         wheel,
         {"--port=5555": f"--port={port}"},
         before={"yourapp.py": yours},
-        after=[f"curl -sf http://127.0.0.1:{port}/sagas | grep '<title>'"],
+        after=["celery -A yourapp sagas db upgrade", f"curl -sf http://127.0.0.1:{port}/sagas | grep '<title>'"],
     )
 
 
