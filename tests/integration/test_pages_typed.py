@@ -38,6 +38,7 @@ def test_flask(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Re
     redis_server.flush()
     port = str(free_port())
     instead = {BROKER: redis_server.url, DATABASE: postgres.database(), "127.0.0.1:5000": f"127.0.0.1:{port}"}
+    instead |= {address: f"127.0.0.1:{free_port()}" for address in ("127.0.0.1:8001", "127.0.0.1:8002")}
     read(DOCS / "flask.md", tmp_path, wheel, instead, FLASK_RUN_PORT=port)
 
 
