@@ -170,7 +170,7 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
             raise _refusal(cause) from _driver_error(cause)
         raise StoreUnavailable(f"the database did not answer: {cause}") from cause
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        if not (error.connection_invalidated or _says(_cause(error), _ENDED)):
             raise
         raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error.orig
     finally:
@@ -261,6 +261,9 @@ _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
 
 #: A foreign key would be left without its row: PostgreSQL's, then MySQL's and MariaDB's.
 _REFERRED_TO = ("23503", 1451)
+
+#: PostgreSQL has ended the session, of which its drivers make an InternalError: it was idle in a transaction for too long.
+_ENDED = ("25P03",)
 
 #: PostgreSQL: the transaction has failed, and takes no more statements.
 _FAILED = "25P02"

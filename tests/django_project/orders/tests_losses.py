@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import Any, Self
 from unittest import mock
 
-from django.db import DatabaseError, Error, close_old_connections, connection, transaction
+from django.db import DatabaseError, Error, OperationalError, close_old_connections, connection, transaction
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sagas import Retry, SagaError, SagaHandle, StepContext, Terminal
+from sagas import Retry, SagaError, SagaHandle, StepContext, StoreUnavailable, Terminal
 from sagas import Saga as Definition
 from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
@@ -26,6 +26,7 @@ from tests.django_project.orders.events import OrderPlaced
 from tests.django_project.orders.models import Effect, Order
 from tests.django_project.orders.sagas import place_order
 from tests.django_project.orders.tests import Committing, elsewhere, given, launches
+from tests.servers import wait_for
 
 #: What a view or a worker may see of a database that is gone.
 LOST = (Error, SagaError)
@@ -253,6 +254,22 @@ class LosingConnections(Committing):
                     if do in (in_a_view, with_a_session):
                         assert stored == ordered, f"at {blow.at} one is there and not the other"
 
+    def test_a_transaction_that_was_idle_for_too_long(self) -> None:
+        if connection.vendor != "postgresql":
+            self.skipTest("where nobody listens, the server ends it as it ends others")
+        for call in (alone, read, lambda: publish(OrderPlaced(number="1"))):
+            with launches(), self.assertRaises(OperationalError) as caught, transaction.atomic():
+                Order.objects.create(number="1")
+                with connection.cursor() as cursor:
+                    cursor.execute("select pg_backend_pid()")
+                    [[pid]] = cursor.fetchall()
+                    cursor.execute("set local idle_in_transaction_session_timeout = 20")
+                elsewhere(lambda pid=pid: wait_for(lambda: not _is_there(pid), 20))
+                call()
+            assert isinstance(caught.exception, StoreUnavailable)
+            assert_usable()
+        assert not Order.objects.exists()
+
     def test_whenever_a_step_is_at_work(self) -> None:
         for saga, effects in SAGAS.items():
             handles: list[SagaHandle] = []
@@ -272,6 +289,12 @@ class LosingConnections(Committing):
                     assert Effect.objects.count() == (effects if done else 0), (blow.at, record, blow.log)
                     if saga.name in _ALWAYS_LOST:
                         break
+
+
+def _is_there(pid: int) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("select count(*) from pg_stat_activity where pid = %s", [pid])
+        return bool(cursor.fetchone()[0])
 
 
 __all__ = ["LosingConnections"]
