@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import getpass
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from celery.bin.base import CeleryOption
 from sagas.checkpoints import SagaStatus
 from sagas.cli.command import Refusal
 from sagas.stores import Filter
+from sagas.values import parse
 
 __all__ = ["DURATION", "JSON_FILE", "TEXT", "Where", "filters", "json_object", "signed"]
 
@@ -149,7 +149,7 @@ def _who(_context: click.Context, _parameter: click.Parameter, value: str | None
 def json_object(file: IO[str]) -> dict[str, Any]:
     """Read an input of a saga from a file. Raises `Refusal` for anything but a JSON object."""
     try:
-        given = json.load(file)
+        given = parse(file.read())
     except ValueError as error:  # also for bytes that are no text
         raise Refusal(f"{file.name} is not JSON: {error}") from error
     if not isinstance(given, dict):
