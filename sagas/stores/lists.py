@@ -63,8 +63,8 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.created_before, _sagas.created_at.__lt__),
         (where.updated_before, _sagas.updated_at.__lt__),
     )
-    conditions = [fits(value) for value, fits in each if value not in (None, (), [])]
-    if not _are_clean(where.name, where.key, where.correlation_id, where.step, where.error, *where.ids):
+    conditions = [fits(value) for value, fits in each if value not in (None, [])]
+    if not _are_clean(where.name, where.key, where.correlation_id, where.step, where.error, *(where.ids or ())):
         return [false()]
     if where.attention:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.

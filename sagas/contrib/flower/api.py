@@ -135,7 +135,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
             {
                 "name": step.name,
                 "status": step.status,
-                "attempt": step.attempt,
+                "attempts": step.attempts,
                 "failures": step.failures,
                 "lost": step.lost,
                 "result": desk.shown(found.payloads.results.get(step.name)),
