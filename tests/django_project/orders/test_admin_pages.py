@@ -14,11 +14,13 @@ from django.db import connection, models
 from django.db.models import Model
 from django.test import TestCase
 from django.utils import formats, timezone, translation
+from sqlalchemy import insert
 
 from sagas import SagaHandle, SagaStatus
-from sagas.contrib.django import sagas
+from sagas.contrib.django import engine, sagas
 from sagas.contrib.django.fields import PayloadField
 from sagas.contrib.django.models import Saga
+from sagas.stores import schema
 from sagas.testing import Inline
 from tests.django_project.orders.sagas import place_order
 from tests.django_project.orders.tests import eagerly
@@ -62,10 +64,11 @@ class NothingMaskedIsTold(_Pages):
         lookups = [f"input__{name}" for name in models.TextField().get_lookups()] + ["input"]
         lookups += ["history__saga__input__contains", "dead_letters__saga__input__startswith", "pk__input__contains"]
         for lookup in lookups:
-            for more in ({}, {"_facets": "True"}, {"o": "1"}, {"_popup": "1"}):
-                right, wrong = answer(lookup, CARD[:4], **more), answer(lookup, "9999", **more)
-                assert right == wrong, (lookup, more, right, wrong)
-                assert right[0] in (400, 302), (lookup, right)
+            right, wrong = answer(lookup, CARD[:4]), answer(lookup, "9999")
+            assert right == wrong, (lookup, right, wrong)
+            assert right[0] in (400, 302), (lookup, right)
+        for more in ({"_facets": "True"}, {"o": "1"}, {"_popup": "1"}, {"q": "stuck"}):
+            assert answer("input__contains", CARD[:4], **more)[0] == 400
         for lookup in (
             "history__detail__contains", "dead_letters__error__regex", "caused_by__contains", "owner", "shape__regex",
             "name__regex", "key__iregex", "_to_field",
@@ -116,30 +119,18 @@ class WhateverIsAsked(_Pages):
     def test_what_cannot_be_stored_is_refused(self) -> None:
         """On PostgreSQL a NUL in a question is an error of the database, which would be a 500."""
         saga, action = f"/admin/sagas/saga/{self.stuck.id}", {"reason": "x"}
-        for text in ("\0", "a\0b", "x" * 5_000, "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")):
-            for name in (
-                "q",
-                "status",
-                "name",
-                "name__exact",
-                "key",
-                "id",
-                "p",
-                "o",
-                "e",
-                "created_at__gte",
-                "all",
-                text,
-            ):
-                answer = self.client.get("/admin/sagas/saga/", {name: text})
-                assert answer.status_code < 500, (name, text)
+        listed = "/admin/sagas/saga/"
+        names = ("q", "status", "name", "key__exact", "id", "p", "o", "e", "created_at__gte", "all", "a\0b")
+        for text in ("a\0b", "x" * 5_000, "\U0001f600"):
+            for name in names if "\0" in text else names[:4]:
+                assert self.client.get(listed, {name: text}).status_code < 500, (name, text)
             quoted = text.replace("\0", "%00")
             for path in (f"{quoted}/change", f"{quoted}/history", f"{quoted}/delete", f"{quoted}/retry/do", quoted):
-                assert self.client.get(f"/admin/sagas/saga/{path}/").status_code in (302, 400, 403, 404), path
+                assert self.client.get(f"{listed}{path}/").status_code in (302, 400, 403, 404), path
             assert self.client.get(f"{saga}/history/", {"p": text}).status_code == 200
             assert self.client.post(f"{saga}/retry/do/?step={quoted}", action).status_code in (400, 404)
             posted = {"action": "retry", "_selected_action": text, **action}
-            assert self.client.post("/admin/sagas/saga/", posted).status_code in (302, 400)
+            assert self.client.post(listed, posted).status_code in (302, 400)
         for reason in ("\0", "a\0", "x" * 2_001, ""):
             answer = self.client.post(f"{saga}/retry/do/?step=charge", {"reason": reason})
             assert answer.status_code == 200
@@ -221,11 +212,9 @@ class WhatIsShown(_Pages):
     def test_the_history_has_every_entry(self) -> None:
         page = self.page(self.stuck)
         assert f'href="/admin/sagas/saga/{self.stuck.id}/history/"' in page
-        for number in range(130):
-            sagas.retry(self.stuck.id, "charge", reason=f"time {number}", by="bob")
-            with connection.cursor() as cursor:
-                cursor.execute("UPDATE sagas_step SET status = 'STUCK' WHERE name = 'charge'")
-                cursor.execute("UPDATE sagas_saga SET status = 'STUCK'")
+        entry = {"saga_id": self.stuck.id, "at": sagas.store.now(), "what": "operator: retry", "epoch": 1, "by": "bob"}
+        with engine().begin() as own:
+            own.execute(insert(schema.history), [{**entry, "detail": f"time {number}"} for number in range(130)])
         page = self.page(self.stuck)
         assert "time 129" in page
         assert "time 100" not in page
