@@ -19,7 +19,7 @@ __all__ = ["Entry", "trace", "walk"]
 _AT_ONCE = 500
 
 #: Entries that may lie within one another as JSON, where each is an object in a list.
-_DEEPEST = DEEPEST // 2 - 1
+_DEEPEST = DEEPEST // 2 - 2
 
 
 @dataclass(slots=True)
