@@ -46,7 +46,7 @@ from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.plan import Plan, plan
 from sagas.text import clean, describe, is_clean
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
-from sagas.values import ABSENT, NO_TYPE, convert, dump, field_of, load, same
+from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -549,7 +549,8 @@ class _Attempt:
             values = {name: self._value(source) for name, source in bound.sources.items()}
             arguments = {name: value for name, value in values.items() if value is not ABSENT}
         except Exception as error:
-            raise Terminal(f"its arguments cannot be read from what is stored: {describe(error)}") from error
+            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
+            raise Terminal(f"its arguments cannot be read from what is stored: {told}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
