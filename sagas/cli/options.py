@@ -16,6 +16,7 @@ from celery.bin.base import CeleryOption
 
 from sagas.checkpoints import SagaStatus
 from sagas.cli.command import Refusal
+from sagas.desk import LONGEST_REASON
 from sagas.stores import Filter
 from sagas.values import parse
 
@@ -132,7 +133,16 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 def signed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what is kept with whatever an operator does: `reason` and `by`."""
     command = click.option("--by", type=TEXT, callback=_who, metavar="NAME", help="Who; left out, you.")(command)
-    return click.option("--reason", type=TEXT, required=True, help="Why; it is kept with the saga.")(command)
+    reason = click.option(
+        "--reason", type=TEXT, required=True, callback=_why, help="Why; it is kept with the saga."
+    )  # fmt: skip
+    return reason(command)
+
+
+def _why(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if len(value) > LONGEST_REASON:
+        raise click.BadParameter(f"it has {len(value):,} characters; give at most {LONGEST_REASON:,}")
+    return value
 
 
 def _who(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
