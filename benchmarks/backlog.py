@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 import redis
 from sqlalchemy import func, select
 
 from benchmarks.celery_app import make_sagas
-from benchmarks.processes import Program
+from benchmarks.processes import Program, cpu_seconds
 from benchmarks.report import Report, ratio, spread
 from sagas import SqlStore
 from sagas.stores import schema
@@ -56,6 +57,7 @@ class Drained:
     rate: float  #: sagas a second, from the first one that was complete to the last
     worst: float  #: messages in the queue for each saga that waited, at the worst moment
     dispatches: float  #: for each saga, its start included
+    cpu: float  #: milliseconds a saga, while the backlog was worked off: of workers, database and broker
 
 
 def backlog(number: int, rounds: int, away: float) -> Report:
@@ -76,30 +78,41 @@ def backlog(number: int, rounds: int, away: float) -> Report:
                 spread([one.rate for one in on]),
                 spread([one.rate for one in off]),
                 ratio([one.rate for one in on], [one.rate for one in off]),
+                ratio([one.cpu for one in on], [one.cpu for one in off]),
                 spread([one.worst for one in on], 2),
                 spread([one.dispatches for one in on], 3),
             ]
         )
     report.table(
         f"A backlog that waited for {away:g} s; {rounds} rounds",
-        ["", "sagas", "sagas/s", "without recovery", "ratio", "messages a waiting saga, at most", "dispatches a saga"],
+        [
+            "",
+            "sagas",
+            "sagas/s",
+            "without recovery",
+            "ratio",
+            "CPU ratio",
+            "messages a waiting saga",
+            "dispatches a saga",
+        ],
         rows,
     )
     return report
 
 
 @contextmanager
-def _database(setup: Setup) -> Iterator[str]:
+def _database(setup: Setup) -> Iterator[tuple[str, Sequence[Popen[bytes]]]]:
     if setup.sqlite:
         with tempfile.TemporaryDirectory() as folder:
-            yield f"sqlite:///{Path(folder) / 'bench.db'}"
+            yield f"sqlite:///{Path(folder) / 'bench.db'}", ()
         return
     with Postgres(fsync=True) as server:
-        yield server.database()
+        yield server.database(), server.processes()
 
 
 def _drain(setup: Setup, number: int, away: float, *, recovery: bool) -> Drained:
-    with Redis() as broker, _database(setup) as url:
+    with Redis() as broker, _database(setup) as (url, database):
+        servers = [*broker.processes(), *database]
         store = SqlStore(url)
         store.upgrade()
         _, saga = make_sagas(broker.url, url, STEPS)
@@ -128,12 +141,13 @@ def _drain(setup: Setup, number: int, away: float, *, recovery: bool) -> Drained
             wait_for(lambda: look() >= 0 and time.monotonic() - began >= away, away + 60, "the backlog has waited", 0.5)
             worker = Program(*command, *setup.options, "-n", "worker@bench", env=env)
             wait_for(lambda: look() < number, 120, "the first saga is complete", 0.2)
-            first, left = time.monotonic(), waiting()
+            processes = [elsewhere.pid, worker.pid, *(process.pid for process in servers)]
+            first, left, spent = time.monotonic(), waiting(), cpu_seconds(processes)
             wait_for(lambda: look() == 0, PATIENCE, "all sagas are complete", 0.2)
-            seconds = time.monotonic() - first
+            seconds, spent = time.monotonic() - first, cpu_seconds(processes) - spent
             with store.engine.connect() as connection:
                 dispatches = float(connection.execute(select(func.avg(schema.sagas.c.dispatches))).scalar_one())
-            return Drained(left / seconds, worst, dispatches)
+            return Drained(left / seconds, worst, dispatches, spent / left * 1000)
         finally:
             elsewhere.stop()
             if worker is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -247,6 +247,10 @@ class SagaSummary:
             trace={} if self.traceparent is None else {"traceparent": self.traceparent},
         )
 
+    def without_payloads(self) -> SagaRecord:
+        """Return a record that rules can be tried on. They ask for no payload."""
+        return SagaRecord(**{name: getattr(self, name) for name in _SUMMARY_FIELDS}, input="null")
+
     def step(self, name: str) -> StepRecord:
         """Return the step's record; a step that never began has an empty one."""
         return self.steps.get(name) or StepRecord(name=name)
@@ -292,3 +296,6 @@ class DeadLetter:
     resolution: str | None = None
     reason: str | None = None
     by: str | None = None
+
+
+_SUMMARY_FIELDS = tuple(field.name for field in fields(SagaSummary))

@@ -6,12 +6,12 @@ import enum
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sagas import transitions
 from sagas.app import Sagas
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepStatus
+from sagas.checkpoints import Direction, SagaStatus, SagaSummary, StepStatus
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -89,8 +89,7 @@ class Desk:
             return tuple(found)
         # The rules are pure, so whether they allow something can be tried.
         now, timing, found = self.store.now(), self.sagas.orchestrator.timing, []
-        known = {field.name: getattr(record, field.name) for field in fields(SagaSummary)}
-        tried = SagaRecord(**known, input="null")  # no rule asks for it
+        tried = record.without_payloads()
         if record.direction is Direction.FORWARD:
             with suppress(NotAllowed):
                 transitions.cancel(definition, tried, "", now, timing)

@@ -376,6 +376,29 @@ class Orchestrator:
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
+    def look_at(self, saga_ids: Sequence[str]) -> tuple[Sequence[Next], Sequence[str]]:
+        """Look at sagas that are due, in a few statements for all of them: most can only wait, in a long queue.
+
+        Returns what comes of those, OVERDUE or GO_AWAY, and the ids of the others. `examine` them one by one.
+        """
+        waiting: list[Next] = []
+        now = self.store.now()
+        for summary in self.store.summaries(saga_ids) if saga_ids else ():
+            record = summary.without_payloads()
+            try:
+                saga = self.definition(record)
+                change = transitions.examine(saga, transitions.rewound(record, now), now, self.timing)
+                after = change.record
+                if after == replace(record, stalls=after.stalls, wake_at=after.wake_at):
+                    left = plan(saga, after) if change.verdict in _PLANNED else None
+                    waiting.append(Next(change.verdict, change.note, after, left))
+            except Exception:  # looked at alone, its failure is its own
+                logger.debug("saga %s (%s) is looked at alone", record.name, record.id, exc_info=True)
+        if waiting:
+            self.store.reschedule([next_.record for next_ in waiting])
+        found = {next_.record.id for next_ in waiting}
+        return waiting, [saga_id for saga_id in saga_ids if saga_id not in found]
+
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. LAUNCH: send its plan. OVERDUE: find out whether its message is lost."""
         return self._change(saga_id, lambda saga, record, now: transitions.examine(saga, record, now, self.timing))

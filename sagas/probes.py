@@ -11,10 +11,11 @@ message that it did not need. The claim refuses the second of two.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-__all__ = ["Overdue", "Queue"]
+__all__ = ["Advice", "Overdue", "Queue"]
 
 #: Sagas of one task that are remembered while its probe is on the way. Others are found when they are due again.
 _MOST_HELD_BACK = 10_000
@@ -33,6 +34,14 @@ class Overdue:
     saga_id: str
     step: str
     sent_at: datetime  #: its message
+
+
+class Advice(enum.Enum):
+    """What to do about a saga that is overdue."""
+
+    SEND = "send"  #: its message is lost
+    PROBE = "probe"  #: nobody knows; send it again to find out
+    WAIT = "wait"  #: a probe is on the way
 
 
 @dataclass(slots=True)
@@ -59,6 +68,16 @@ class Queue:
         if self.probed is not None and self.probed <= arrived:
             self.probed, self.unanswered = None, 0
 
+    def advise(self, saga: Overdue, now: datetime) -> Advice:
+        """Say what to do about an overdue saga. One that has to wait is kept in mind until a probe has arrived."""
+        if self.has_lost(saga):
+            return Advice.SEND
+        if self.wants_probe(now):
+            return Advice.PROBE
+        if len(self._held_back) < _MOST_HELD_BACK:
+            self._held_back[saga.saga_id] = saga
+        return Advice.WAIT
+
     def has_lost(self, saga: Overdue) -> bool:
         """Tell whether the message of a saga is known to be lost."""
         margin = timedelta(seconds=min(_SENDING, self.stall / 2))
@@ -73,11 +92,6 @@ class Queue:
         """A probe was sent."""
         self.probed = now
         self.unanswered += 1
-
-    def hold_back(self, saga: Overdue) -> None:
-        """Keep a saga in mind until it is known what became of its message."""
-        if len(self._held_back) < _MOST_HELD_BACK:
-            self._held_back[saga.saga_id] = saga
 
     def take_oldest(self) -> Overdue | None:
         """Return a saga that could be sent as a probe, and forget it."""

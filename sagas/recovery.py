@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from sagas.endings import ends_process
 from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, StoreUnavailable
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
-from sagas.probes import Overdue, Queue
+from sagas.probes import Advice, Overdue, Queue
 from sagas.text import clean, describe
 from sagas.transitions import Verdict, sent_at
 
@@ -33,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 #: Sagas taken up at one look.
 _BATCH = 100
-
-#: Sagas taken up at one look after one that found many, and none that anything could be done about: they wait in a long
-#: queue, and those who work it off need the database more.
-_SMALL_BATCH = 25
 
 #: Seconds that other workers' recovery leaves a saga alone after one of them has taken it up.
 _LEASE = 10.0
@@ -73,7 +69,6 @@ class Recovery:
         self._interval = interval
         self._queues: dict[str, Queue] = {}  # by task; those of which a saga was overdue
         self._rests: dict[str, float] = {}  # by saga: for how long it was left alone, since it could not be dealt with
-        self._batch = _BATCH
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,15 +79,16 @@ class Recovery:
         it takes no message at all.
         """
         look = _Look()
-        due = self._orchestrator.store.due(self._batch, _LEASE)
-        for saga_id in due:
+        waiting, others = self._look_at(self._orchestrator.store.due(_BATCH, _LEASE))
+        for next_ in waiting:
+            self._see_to(next_.record.id, partial(self._follow, next_, look), look)
+        for saga_id in others:
             self._see_to(saga_id, partial(self._examine, saga_id, look), look)
         for queue in self._queues_that_wait():
             for saga in queue.take_lost(_BATCH):
                 self._see_to(saga.saga_id, partial(self._send_again, saga, look), look)
             while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
                 self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
-        self._batch = _SMALL_BATCH if len(due) == self._batch and not look.sent else _BATCH
         if observers := self._orchestrator.observers:
             observers.swept(look.sent)
         if look.broker_error is not None and not look.sent:
@@ -126,24 +122,32 @@ class Recovery:
                 pause = min(pause * 2, self._interval * _LONGEST_PAUSE)
                 logger.exception("recovery failed and pauses for %.1f s", pause)
 
+    def _look_at(self, saga_ids: Sequence[str]) -> tuple[Sequence[Next], Sequence[str]]:
+        try:
+            return self._orchestrator.look_at(saga_ids)
+        except Exception as error:  # noqa: BLE001 - looked at one by one, whose it is will show
+            logger.warning("%d sagas are looked at one by one: %r", len(saga_ids), error)
+            return (), saga_ids
+
     # -- one saga -----------------------------------------------------------------------------------------------
 
     def _examine(self, saga_id: str, look: _Look) -> None:
-        next_ = self._orchestrator.examine(saga_id)
+        self._follow(self._orchestrator.examine(saga_id), look)
+
+    def _follow(self, next_: Next, look: _Look) -> None:
         if next_.verdict is Verdict.LAUNCH:
             self._send(next_, look)
         elif next_.verdict is Verdict.OVERDUE and next_.plan:
             plan, record = next_.plan, next_.record
             step = plan.stages[0][0]
-            saga = Overdue(saga_id, step, sent_at(record.step(step), record))
+            saga = Overdue(record.id, step, sent_at(record.step(step), record))
             task = task_name(plan.saga, step, plan.direction)
             queue = self._queues.setdefault(task, Queue(self._orchestrator.timing.stall))
-            if queue.has_lost(saga):
-                self._send_again(saga, look)
-            elif queue.wants_probe(self._orchestrator.store.now()):
-                self._send_again(saga, look, queue)
-            else:
-                queue.hold_back(saga)
+            match queue.advise(saga, self._orchestrator.store.now()):
+                case Advice.SEND:
+                    self._send_again(saga, look)
+                case Advice.PROBE:
+                    self._send_again(saga, look, queue)
 
     def _queues_that_wait(self) -> list[Queue]:
         """Return the queues of which sagas were held back, or a probe is on the way, with what has arrived by now."""

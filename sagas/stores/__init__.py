@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
 from sagas.stores.codecs import Codec
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
 from sagas.stores.sql import Payloads, SqlStore
@@ -81,6 +81,15 @@ class CheckpointStore(Protocol):
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""
+
+    def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
+        """Return those of these sagas that exist, with their steps, without their payloads."""
+
+    def reschedule(self, sagas: Collection[SagaSummary]) -> None:
+        """Store when recovery looks at these sagas again (`wake_at`), and for the how many times (`stalls`).
+
+        That is no save: the revision stays, and a saga that somebody has saved since stays as it is.
+        """
 
     def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
         """Keep a saga from recovery for so long, though its record may not be readable. Return its name.

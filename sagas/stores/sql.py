@@ -276,6 +276,18 @@ class SqlStore:
                 connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
             return found
 
+    def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
+        return self.select(Filter(ids=tuple(saga_ids)), limit=len(saga_ids), with_steps=True)
+
+    def reschedule(self, sagas: Collection[SagaSummary]) -> None:
+        # In one order: two that lock the same rows must not wait for each other.
+        rows = [
+            {"_id": saga.id, "_revision": saga.revision, "_stalls": saga.stalls, "_wake_at": saga.wake_at}
+            for saga in sorted(sagas, key=lambda saga: saga.id)
+        ]
+        with self.writing() as connection:
+            connection.execute(_RESCHEDULE, rows)
+
     def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
         sagas = schema.sagas.c
         later = self.now() + timedelta(seconds=seconds)
@@ -600,6 +612,12 @@ _COMPARE_AND_SET = (
     update(schema.sagas)
     .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
     .values({name: bindparam(name, type_=schema.sagas.c[name].type) for name in _MUTABLE_FIELDS})
+)
+
+_RESCHEDULE = (
+    update(schema.sagas)
+    .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
+    .values(stalls=bindparam("_stalls"), wake_at=bindparam("_wake_at", type_=schema.sagas.c.wake_at.type))
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaSummary
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -105,6 +105,14 @@ class MemoryStore:
         for record in due[:limit]:
             self._records[record.id] = replace(record, wake_at=now + timedelta(seconds=lease))
         return [record.id for record in due[:limit]]
+
+    def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
+        return [self._records[saga_id] for saga_id in saga_ids if saga_id in self._records]
+
+    def reschedule(self, sagas: Collection[SagaSummary]) -> None:
+        for saga in sagas:
+            if (record := self._records.get(saga.id)) and record.revision == saga.revision:
+                self._records[saga.id] = replace(record, stalls=saga.stalls, wake_at=saga.wake_at)
 
     def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
         if (record := self._records.get(saga_id)) is None:

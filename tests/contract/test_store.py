@@ -559,6 +559,21 @@ def test_a_saga_that_cannot_be_read_is_put_off(store: SqlStore) -> None:
     assert store.postpone("nobody", 60, "why") is None
 
 
+def test_rescheduling_is_no_save(any_store: Any) -> None:
+    now = any_store.now()
+    for number in range(3):
+        any_store.insert(record(number, wake_at=now, error="why"))
+    seen = any_store.summaries(["id-0001", "id-0002", "nobody"])
+    assert sorted(saga.id for saga in seen) == ["id-0001", "id-0002"]
+    newer = any_store.load("id-0002")
+    newer = any_store.save(newer, replace(newer, wake_at=None))
+    later = now + timedelta(minutes=5)
+    any_store.reschedule([replace(saga, stalls=7, wake_at=later) for saga in seen])
+    first = any_store.load("id-0001")
+    assert (first.stalls, first.wake_at, first.revision, first.error) == (7, later, 1, "why")
+    assert any_store.load("id-0002") == newer
+
+
 # -- probes ---------------------------------------------------------------------------------------------------------
 
 

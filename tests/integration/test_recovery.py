@@ -165,6 +165,10 @@ def test_a_definition_that_is_missing_holds_up_no_other(shop: Shop) -> None:
     assert shop.watched.failed == ["bad"]
 
 
+def away(_saga_ids: Any) -> Any:
+    raise StoreUnavailable("away")
+
+
 def test_a_database_that_does_not_answer_once_costs_one_saga_its_turn(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +183,7 @@ def test_a_database_that_does_not_answer_once_costs_one_saga_its_turn(
             raise StoreUnavailable("away")
         return examine(saga_id)
 
+    monkeypatch.setattr(shop.store, "summaries", away)
     monkeypatch.setattr(shop.sagas.orchestrator, "examine", flaky)
     assert shop.look() == 4
 
@@ -193,6 +198,7 @@ def test_a_database_that_is_gone_ends_the_look(shop: Shop, monkeypatch: pytest.M
         tried.append(saga_id)
         raise StoreUnavailable("away")
 
+    monkeypatch.setattr(shop.store, "summaries", away)
     monkeypatch.setattr(shop.sagas.orchestrator, "examine", gone)
     with pytest.raises(StoreUnavailable):
         shop.look()

@@ -17,7 +17,7 @@ import pytest
 from sagas import Direction, Saga, SagaRecord, Step, transitions
 from sagas.checkpoints import TERMINAL
 from sagas.plan import plan
-from sagas.probes import Overdue, Queue
+from sagas.probes import Advice, Overdue, Queue
 from sagas.transitions import Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -96,13 +96,11 @@ class Shop:
                 queue = queues.setdefault(step, Queue(self.timing.stall))
                 sent_at = transitions.sent_at(change.record.step(step), change.record)
                 saga = Overdue(record.id, step, sent_at)
-                if queue.has_lost(saga):
+                advice = queue.advise(saga, self.now)
+                if advice is Advice.SEND:
                     self.send_again(saga)
-                elif queue.wants_probe(self.now):
-                    if self.send_again(saga, self.now):
-                        queue.probe(self.now)
-                else:
-                    queue.hold_back(saga)
+                elif advice is Advice.PROBE and self.send_again(saga, self.now):
+                    queue.probe(self.now)
         for step, queue in queues.items():
             if queue.waits and step in self.arrived:
                 queue.note(self.arrived[step])
