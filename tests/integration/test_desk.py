@@ -24,7 +24,7 @@ from sagas import (
     transitions,
 )
 from sagas.desk import Action, Choice, Desk
-from sagas.errors import ConfigurationError, InvalidInput, PayloadTooLarge
+from sagas.errors import ConfigurationError, InvalidInput
 from sagas.stores import EVERYTHING, Filter
 from sagas.testing import Inline
 from sagas.testing.memory import MemoryStore
@@ -185,7 +185,6 @@ def test_reasons_and_results_have_limits(desk: Desk) -> None:
         (InvalidInput, Action.DONE, "x", {"a": float("nan")}),
         (InvalidInput, Action.DONE, "x", [float("inf")]),
         (InvalidInput, Action.DONE, "x", "\ud800"),
-        (PayloadTooLarge, Action.DONE, "x", "y" * 1_100_000),
     ):
         with pytest.raises(refusal):
             desk.act(action, saga, by="ann", reason=reason, result=result)
