@@ -102,6 +102,12 @@ class _Status(admin.SimpleListFilter):
                 return queryset.filter(status=status)
 
 
+class _Name(admin.AllValuesFieldListFilter):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.title = pgettext("saga", "saga")  # "name" would be the name of what?
+
+
 class _ReasonForm(forms.Form):
     reason = forms.CharField(
         label=pgettext_lazy("saga", "Reason"),
@@ -135,7 +141,7 @@ class SagaAdmin(admin.ModelAdmin):
     """Sagas: a list to find them in, and a page for each."""
 
     list_display = ("shown_key", "shown_name", "coloured_status", "shown_error", "shown_start")
-    list_filter = (_Status, "name")
+    list_filter = (_Status, ("name", _Name))
     search_fields = ("^id", "=key", "=correlation_id")
     search_help_text = pgettext_lazy("saga", "The start of an id, a whole key or a whole correlation id")
     show_full_result_count = False
@@ -173,12 +179,12 @@ class SagaAdmin(admin.ModelAdmin):
         stuck = Step.objects.filter(saga=OuterRef("pk"), status=StepStatus.STUCK).values("error")[:1]
         return super().get_queryset(request).defer("input").annotate(stuck_error=Subquery(stuck))
 
-    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:  # noqa: ARG002
         """Let the URL filter by what everybody sees who may look, and by nothing else."""
         if lookup == _Status.parameter_name:
             return True
         field, _, how = lookup.partition("__")
-        return (how or "exact") in _LOOKUPS.get(field, ()) and super().lookup_allowed(lookup, value, request)
+        return (how or "exact") in _LOOKUPS.get(field, ())
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         if not is_clean(search_term):
