@@ -81,6 +81,10 @@ _LOOKUPS = {
     "version": ("exact", "in", "gt", "gte", "lt", "lte"),
 }
 
+# Not in the model's Meta: there each word would be a migration.
+Saga._meta.verbose_name = pgettext_lazy("saga", "saga")  # noqa: SLF001 - as Django calls it
+Saga._meta.verbose_name_plural = pgettext_lazy("saga", "sagas")  # noqa: SLF001
+
 
 class _Status(admin.SimpleListFilter):
     title = pgettext_lazy("saga", "status")

@@ -234,7 +234,7 @@ class WhatIsShown(_Pages):
             url = f"/admin/sagas/saga/{self.stuck.id}/retry/do/?step=charge"
             done = self.client.post(url, {"reason": "wieder da"}, follow=True).content.decode()
         for german, text in (
-            ("Braucht einen Menschen", listed), ("Schlüssel", listed), ("Ausgewählte Sagas: Wiederholen…", listed),
+            ("Saga zum Ansehen", listed), ("Braucht einen Menschen", listed), ("Schlüssel", listed), ("Ausgewählte Sagas: Wiederholen…", listed),
             ("Schritte", page), ("noch nicht begonnen", page), ("Wiederholen: charge…", page), ("Begründung", form),
             ("Wiederholen: charge: die Saga ist jetzt RUNNING.", done),
         ):  # fmt: skip
