@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import functools
 import math
+import re
 import sys
 import types
 import typing
@@ -52,6 +53,9 @@ NO_TYPE: Any = object()
 
 #: Stands for the value of a field that is not there.
 ABSENT: Any = object()
+
+#: What msgspec quotes: a value that is none of an enumeration, a literal or a tagged union.
+_QUOTED = re.compile(r"\b(Invalid (?:enum )?value) (?:'.*'|\".*\"|-?\d+)", re.DOTALL)
 
 #: How pydantic reads: aliases are what others write, names what pydantic itself writes unless it is told otherwise.
 _BOTH_NAMES: Any = {"by_alias": True, "by_name": True}
@@ -508,8 +512,9 @@ def explain(error: BaseException) -> str:
         return explain(error.__cause__)  # of a type that msgspec does not know
     listed = getattr(error, "errors", None)
     if not callable(listed) or not hasattr(error, "error_count"):
-        # An encoder's error quotes the text that it could not encode.
-        return "a lone surrogate in a text cannot be written" if isinstance(error, UnicodeError) else str(error)
+        if isinstance(error, UnicodeError):  # quotes the text that it could not encode
+            return "a lone surrogate in a text cannot be written"
+        return _QUOTED.sub(r"\1", str(error)) if isinstance(error, msgspec.ValidationError) else str(error)
     found = listed(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{each['msg']} - at `$.{'.'.join(map(str, each['loc']))}`" for each in found[:5])
 

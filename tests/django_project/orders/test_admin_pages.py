@@ -75,6 +75,10 @@ class NothingMaskedIsTold(_Pages):
         ):  # fmt: skip
             assert answer(lookup, "input")[0] == 400, lookup
         assert answer("q", CARD) == answer("q", CARD[:4]) == (200, [])
+        autocomplete = {"app_label": "sagas", "model_name": "historyentry", "field_name": "saga"}
+        for term, found in ((CARD[:4], 0), (CARD, 0), ("a\0b", 0), (self.stuck.id[:20], 1)):
+            got = self.client.get("/admin/autocomplete/", {**autocomplete, "term": term})
+            assert (got.status_code, len(got.json()["results"])) == (200, found), term
         for order in ("0", "-1", "6", "99", "input", "x.y"):
             assert answer("o", order)[0] == 200
         assert answer("key__startswith", "stu") == answer("key", "stuck") == (200, ["stuck"])
