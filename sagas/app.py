@@ -46,7 +46,8 @@ class Sagas(Generic[StoreT_co]):
     `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
-    `masked`: names of fields of inputs and results whose values operators do not see, in the command line or in Flower.
+    `masked`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
+    exception quotes one, it is taken out of the error, too.
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
@@ -101,6 +102,7 @@ class Sagas(Generic[StoreT_co]):
             max_payload=max_payload,
             events=events,
             observers=self.observers,
+            masked=self.masked,
         )
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -16,10 +15,11 @@ from sagas.cli.command import Command, Refusal
 from sagas.cli.listing import show_sagas
 from sagas.cli.options import Where, filters, signed
 from sagas.cli.rows import row
-from sagas.cli.tables import AS_JSON, document, line, terminal
+from sagas.cli.tables import AS_JSON, document, line, readable, terminal
 from sagas.desk import Action, Desk, Outcome
 from sagas.errors import SagaError
 from sagas.stores import Filter
+from sagas.values import parse
 
 __all__ = ["actions"]
 
@@ -28,6 +28,8 @@ _PAGE = 100
 #: Sagas that are shown before somebody says yes.
 _SHOWN = 10
 _INTERRUPTED = 130
+#: Characters of a result that is refused.
+_LONGEST_SHOWN = 100
 #: What a bulk action is about unless --status says otherwise: the others would only refuse it.
 _STUCK = frozenset({SagaStatus.STUCK})
 _FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
@@ -141,10 +143,10 @@ def _command(action: Action) -> click.Command:
 
 def _json(text: str | None) -> Any:
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse(text)
     except ValueError as error:
         raise click.UsageError(
-            f"--result {text!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
+            f"--result {readable(text)[:_LONGEST_SHOWN]!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
         ) from error
 
 

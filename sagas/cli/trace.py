@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from sagas.cli.tables import AS_JSON
+from sagas.cli.tables import AS_JSON, readable
 from sagas.errors import SagaError
-from sagas.events.trace import Entry, trace
+from sagas.events.trace import Entry, trace, walk
 
 __all__ = ["tell"]
 
 _LONGEST = 200
+#: Levels that are told apart by where their lines begin.
+_INDENTED = 40
 
 
 @click.command("trace")
@@ -33,20 +35,19 @@ def tell(obj: Any, name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([entry.as_json() for entry in story], indent=2))
     elif story:
-        _print(story, 0)
+        _print(story)
     if not story:
         raise click.ClickException(
             f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that"
         )
 
 
-def _print(entries: Sequence[Entry], depth: int) -> None:
-    for entry in entries:
+def _print(entries: Sequence[Entry]) -> None:
+    for depth, entry in walk(entries):
         at = "--:--:--.---" if entry.at is None else entry.at.strftime("%H:%M:%S.%f")[:-3]
         if depth == 0 and entry.at is not None:
             at = f"{entry.at:%Y-%m-%d} {at}"
-        click.echo(f"{'  ' * depth}{at}  {_line(entry)}")
-        _print(entry.children, depth + 1)
+        click.echo(f"{'  ' * min(depth, _INDENTED)}{at}  {_line(entry)}")
 
 
 def _line(entry: Entry) -> str:
@@ -59,4 +60,4 @@ def _line(entry: Entry) -> str:
         "step": f"step {entry.who} {entry.what}",
         "history": f"{entry.who}: {entry.what}",
     }[entry.kind]
-    return f"{text}  [{detail}]" if detail else text
+    return readable(f"{text}  [{detail}]" if detail else text)

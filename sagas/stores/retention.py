@@ -17,6 +17,7 @@ from sagas.stores.archive import Archive, Archived
 from sagas.stores.codecs import AS_STORED
 from sagas.stores.engines import reading
 from sagas.stores.sql import entry_of, letter_of, saga_of
+from sagas.text import is_clean
 
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
@@ -49,6 +50,8 @@ class Expired:
     def __post_init__(self) -> None:
         if not self.older_than > timedelta():
             raise NotAllowed(f"older_than={self.older_than} must be more than nothing")
+        if self.name is not None and not is_clean(self.name):
+            raise NotAllowed(f"there is no saga of the name {self.name!r}: no database can hold it")
         if not self.statuses or self.statuses - TERMINAL:
             unfinished = ", ".join(sorted(self.statuses - TERMINAL)) or "none"
             raise NotAllowed(

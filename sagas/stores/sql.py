@@ -323,11 +323,15 @@ class SqlStore:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        if not is_clean(saga_id):
+            return []
         query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
         return [entry_of(row) for row in self._rows(query)]
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
+        if saga_id is not None and not is_clean(saga_id):
+            return []
         if saga_id is not None:
             query = query.where(schema.dead_letters.c.saga_id == saga_id)
         if unresolved:
@@ -365,7 +369,7 @@ class SqlStore:
     def payloads(self, saga_id: str) -> Payloads:
         """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""
         sagas, steps = schema.sagas.c, schema.steps.c
-        inputs = self._rows(select(sagas.input).where(sagas.id == saga_id))
+        inputs = self._rows(select(sagas.input).where(sagas.id == saga_id)) if is_clean(saga_id) else []
         if not inputs:
             raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
         results = self._rows(

@@ -605,3 +605,16 @@ def test_every_value_of_every_type_comes_back_or_is_refused(data: st.DataObject)
         return
     text.encode()
     assert exact(load(text, type_)) == exact(value), text
+
+
+def test_what_is_none_of_a_choice_is_not_quoted() -> None:
+    class Colour(enum.Enum):
+        RED = "red"
+
+    class Choice(typing.TypedDict):
+        colour: Colour
+        size: typing.Literal["small", 7]
+
+    for given in ({"colour": "4111"}, {"colour": 'it\'s 4111 "x"'}, {"size": "4111"}, {"size": 4111}, {"size": -4111}):
+        with pytest.raises(TypeError, match=r"^Invalid enum value - at `\$\.(colour|size)`$"):
+            convert({"colour": "red", "size": "small", **given}, Choice)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from django.db import models
 
 from sagas.contrib.django.conf import alias
+from sagas.contrib.django.fields import PayloadField
 from sagas.errors import NotAllowed
 
 __all__ = [
@@ -94,7 +95,7 @@ class Saga(_ReadOnly):
     key = _name(200)
     shape = models.TextField()
     correlation_id = _name(200)
-    input = models.TextField()
+    input = PayloadField()
     status = _name(12)
     direction = _name(8)
     epoch = models.IntegerField()
@@ -132,7 +133,7 @@ class Step(_SeveralColumns):
     deadline = models.DateTimeField(null=True)
     due_at = models.DateTimeField(null=True)
     sent_at = models.DateTimeField(null=True)
-    result = models.TextField(null=True)
+    result = PayloadField(null=True)
     error = models.TextField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
@@ -207,7 +208,7 @@ class OutboxMessage(_ReadOnly):
     correlation_id = _name(200)
     causation_id = _name(200, null=True)
     queue = _name(200, null=True)
-    body = models.TextField()
+    body = PayloadField()
     created_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
     heard = models.BooleanField(null=True)
@@ -272,8 +273,8 @@ class EventDeadLetter(_ReadOnly):
     version = models.IntegerField()
     key = _name(200, null=True)
     correlation_id = _name(200)
-    headers = models.TextField()
-    body = models.TextField()
+    headers = PayloadField()
+    body = PayloadField()
     error = models.TextField()
     attempts = models.IntegerField()
     behind = models.BigIntegerField(null=True)
@@ -319,8 +320,8 @@ class Event(_ReadOnly):
     event_id = _name(36)
     type = _name(100)
     version = models.IntegerField()
-    data = models.TextField()
-    metadata = models.TextField()
+    data = PayloadField()
+    metadata = PayloadField()
     recorded_at = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):
@@ -333,7 +334,7 @@ class Snapshot(_SeveralColumns):
     schema_version = models.IntegerField()
     stream_version = models.IntegerField()
     form = _name(64, null=True)
-    state = models.TextField()
+    state = PayloadField()
     recorded_at = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):

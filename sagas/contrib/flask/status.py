@@ -8,7 +8,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
 from sagas.contrib.flask.launcher import current_sagas
-from sagas.errors import DefinitionMissing, SagaNotFound, StoreUnavailable
+from sagas.errors import DefinitionMissing, PayloadUnreadable, SagaNotFound, StoreUnavailable
 
 __all__ = ["status_blueprint"]
 
@@ -41,6 +41,8 @@ def status_blueprint(
             return _refusal(404, "there is no such saga")
         except StoreUnavailable:
             return _refusal(503, "the database does not answer")
+        except PayloadUnreadable:  # this process has another key than the one that wrote it
+            return _refusal(503, "the saga cannot be read")
         if not allow(record):
             return _refusal(404, "there is no such saga")
         shown: dict[str, object] = {
