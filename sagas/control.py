@@ -17,6 +17,7 @@ def tell(state: Any) -> dict[str, Any]:
     sagas, worker = state.app.sagas, state.consumer.controller
     queues = [queue for step in worker.steps for queue in getattr(step, "event_queues", ())]
     return {
+        "app": state.app.main,
         "definitions": {f"{name} {version}": saga.shape for (name, version), saga in sagas.orchestrator.sagas.items()},
         "event_queues": queues,
         "pool": getattr(worker.pool_cls, "__module__", "").rpartition(".")[2],

@@ -40,17 +40,17 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
         )
         return
     yield ok("database", f"{store!r} answers: {store.dialect} {found['version']}")
-    yield check_tables(current, head)
+    yield check_tables(current, head, store.how_to_upgrade)
     yield from check_skew(skew)
     yield from check_settings(store.dialect, found, longest_step(sagas))
 
 
-def check_tables(current: str | None, head: str | None) -> Finding:
-    """Compare the revision that the tables are at with the one that this code needs."""
+def check_tables(current: str | None, head: str | None, upgrade: str) -> Finding:
+    """Compare the revision that the tables are at with the one that this code needs. `upgrade`: brings them there."""
     if current == head:
         return ok("tables-ok", f"the tables are at revision {current}, which this code needs")
     if current is None:
-        return problem(OUTDATED, "the tables are not there", "celery -A yourapp sagas db upgrade")
+        return problem(OUTDATED, "the tables are not there", upgrade)
     if str(current) > str(head):
         return problem(
             OUTDATED,
@@ -60,7 +60,7 @@ def check_tables(current: str | None, head: str | None) -> Finding:
     return problem(
         OUTDATED,
         f"the tables are at revision {current}, and this code needs {head}",
-        "celery -A yourapp sagas db upgrade, before workers with this code start",
+        f"{upgrade}, before workers with this code start",
     )
 
 

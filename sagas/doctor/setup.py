@@ -14,7 +14,7 @@ from sagas.checkpoints import Direction
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.errors import ConfigurationError
 
-__all__ = ["examine", "longest_step", "needed_queues", "tasks_of"]
+__all__ = ["examine", "longest_step", "needed_queues"]
 
 
 def examine(sagas: Sagas) -> Iterator[Finding]:
@@ -86,11 +86,6 @@ def _timeouts(sagas: Sagas) -> Iterator[Finding]:
 def longest_step(sagas: Sagas) -> float:
     """Return the longest timeout of all steps, in seconds; 0 without any."""
     return max((s.step.timeout for saga in sagas.orchestrator.sagas.values() for s in saga.steps.values()), default=0.0)
-
-
-def tasks_of(sagas: Sagas) -> set[str]:
-    """Return the names of the tasks that the steps of all sagas are run, and undone, by."""
-    return {task for saga in sagas.orchestrator.sagas.values() for task, _ in _steps(saga)}
 
 
 def _steps(saga: Any) -> Iterator[tuple[str, Any]]:

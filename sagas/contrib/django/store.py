@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
@@ -42,10 +42,14 @@ class DjangoStore(SqlStore):
                 return
         transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
 
+    @property
+    def how_to_upgrade(self) -> str:
+        return "manage.py migrate" + ("" if self.alias == DEFAULT_DB_ALIAS else f" --database {self.alias}")
+
     def upgrade(self) -> None:
         """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""
         raise ConfigurationError(
-            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: manage.py migrate"
+            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: {self.how_to_upgrade}"
         )
 
     def _free_if_lost(self, connection: Connection) -> None:
