@@ -29,7 +29,7 @@ from tasks.books import complaints, expected, undone
 from tasks.ledger import Net
 from tasks.orderfile import Order, OrderFileError
 from tasks.placing import Batch, Placed, prepare
-from tasks.screen import FEW, Screen, coloured, screen, summary
+from tasks.screen import FEW, MOST_TOLD, Screen, coloured, screen, summary
 
 __all__ = ["main"]
 
@@ -42,9 +42,6 @@ TIMING = {"SAGAS_LEASE": "3", "SAGAS_STALL_AFTER": "3", "SAGAS_SWEEP_INTERVAL": 
 
 #: Workers that may die before the demo takes it for a mistake of its own.
 MOST_WORKERS = 6
-
-#: What is told of so many orders at most, when it is told of each.
-MOST_TOLD = 20
 
 
 class DemoError(Exception):

@@ -16,10 +16,13 @@ from sagas.checkpoints import AT_REST
 from tasks.orders import place_order
 from tasks.placing import Batch, Placed, counted
 
-__all__ = ["FEW", "Screen", "coloured", "screen", "summary"]
+__all__ = ["FEW", "MOST_TOLD", "Screen", "coloured", "screen", "summary"]
 
 #: More orders than this get no line for each of their steps.
 FEW = 200
+
+#: Of so many orders a sentence is told, where one is told of each.
+MOST_TOLD = 20
 
 #: Of more orders, a log gets so many numbers.
 _NUMBERS = 20

@@ -159,7 +159,10 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from _cause(error)
+        if _DENIED in _codes(_cause(error)):
+            raise
+        said = " ".join(str(_cause(error)).split())  # PostgreSQL's own text has several lines
+        raise StoreUnavailable(f"the database did not answer: {said}") from _cause(error)
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
@@ -191,19 +194,33 @@ def _first_line(said: BaseException) -> str:
     return clean(text.partition("\n")[0], _LONGEST)
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether a database said that this connection may not do what was asked."""
+    codes = _codes(error.orig if isinstance(error, DBAPIError) else error)
+    return not codes.isdisjoint(_MAY_NOT) or any("readonly database" in str(code) for code in codes)
+
+
+def _codes(said: BaseException | None) -> set[Any]:
+    """Return by what an error of a driver is known: its SQLSTATE and its number, or its text where it has no others."""
+    first = said.args[0] if said is not None and said.args else None
+    return {getattr(said, "sqlstate", None), first} - {None}
+
+
 def _hint(said: BaseException) -> str:
     if lacks_tables(said):
         return ". Bring the tables to this version: `sagas db upgrade`"
-    code = getattr(said, "sqlstate", None) or (said.args[0] if said.args else None)
-    if code in _MAY_NOT or "readonly database" in str(code):
+    if is_forbidden(said):
         return ". The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
-    if isinstance(said, SQLAlchemyError) or code == _FAILED:
+    if isinstance(said, SQLAlchemyError) or _FAILED in _codes(said):
         return ". Roll the session's transaction back, or use a savepoint for what may fail, and start the saga again"
     return ""
 
 
 #: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
 _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
+
+#: MySQL and MariaDB: this user may not do that to this table. The database did answer, whatever the driver calls it.
+_DENIED = 1142
 
 #: PostgreSQL: the transaction has failed, and takes no more statements.
 _FAILED = "25P02"
@@ -229,7 +246,7 @@ def lacks_tables(error: BaseException | None) -> bool:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
-    with translated(engine), engine.connect() as connection:
+    with refused(), translated(engine), engine.connect() as connection:
         yield connection.execution_options(**{READ_ONLY: True})
 
 
