@@ -24,8 +24,8 @@ SHELF = 100
 #: queue is looked at by recovery.
 UNDER_WAY = 100
 
-#: Seconds between two looks, at least; and how much longer than looking it rests.
-_PAUSE, _REST = 0.2, 4
+#: Seconds between two looks, at least and at most; and how much longer than looking it rests.
+_PAUSE, _LONGEST_PAUSE, _REST = 0.2, 1.0, 4
 
 
 def prepare(store: SqlStore, orders: Sequence[Order]) -> None:
@@ -100,7 +100,7 @@ class Batch:
                 return True
             if self.idle > self._patience:
                 return False
-            time.sleep(max(_PAUSE, _REST * (time.monotonic() - began)))
+            time.sleep(min(max(_PAUSE, _REST * (time.monotonic() - began)), _LONGEST_PAUSE))
 
     def _read(self) -> None:
         under_way = {it.saga.id: it for it in self.placed if not it.is_over}
