@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagas.checkpoints import TERMINAL, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
-from sagas.cli.command import spelled
+from sagas.commands import command
 from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
 from sagas.plan import plan
@@ -103,7 +103,7 @@ def _command(choice: Choice, record: SagaSummary) -> str:
         words += ["--step", choice.step]
     if choice.action is Action.DONE and record.direction is Direction.FORWARD:
         words += ["--result", "JSON"]
-    return f"{spelled(*words)} --reason WHY"
+    return f"{command(*words)} --reason WHY"
 
 
 def in_order(record: SagaSummary) -> list[StepRecord]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from sagas.cli.command import Refusal
 from sagas.cli.tables import AS_JSON, readable
-from sagas.errors import SagaError
 from sagas.events.trace import Entry, trace, walk
 
 __all__ = ["tell"]
@@ -28,18 +28,13 @@ def tell(obj: Any, name: str, as_json: bool) -> None:
 
     NAME is a correlation id, a business key, or the id of a saga or of a message.
     """
-    try:
-        story = trace(obj.app.sagas.events.engine, name)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    story = trace(obj.app.sagas.events.engine, name)
     if as_json:
         click.echo(json.dumps([entry.as_json() for entry in story], indent=2))
     elif story:
         _print(story)
     if not story:
-        raise click.ClickException(
-            f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that"
-        )
+        raise Refusal(f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that")
 
 
 def _print(entries: Sequence[Entry]) -> None:

@@ -168,7 +168,8 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
         cause = _cause(error)
         if may_not(cause):  # what MySQL and SQLite say of it is an OperationalError
             raise _refusal(cause) from _driver_error(cause)
-        raise StoreUnavailable(f"the database did not answer: {cause}") from cause
+        said = " ".join(str(cause).split())  # PostgreSQL's own text has several lines
+        raise StoreUnavailable(f"the database did not answer: {said}") from cause
     except DBAPIError as error:
         if not (error.connection_invalidated or _says(_cause(error), _ENDED)):
             raise
@@ -237,7 +238,7 @@ def _says(said: BaseException, known: Collection[Any], words: str | None = None)
 
 def may_not(said: BaseException) -> bool:
     """Tell whether the database said that the role, or the transaction, may not do what was asked."""
-    return _says(said, _MAY_NOT, "readonly database")
+    return _says(_cause(said), _MAY_NOT, "readonly database")
 
 
 def has_failed(said: BaseException) -> bool:
@@ -289,7 +290,7 @@ def lacks_tables(error: BaseException | None) -> bool:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
-    with translated(engine), engine.connect() as connection:
+    with refused(), translated(engine), engine.connect() as connection:
         yield connection.execution_options(**{READ_ONLY: True})
 
 

@@ -42,6 +42,7 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
+from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
@@ -459,6 +460,11 @@ class SqlStore:
             more = " and more" if len(rows) == few else ""
             raise AmbiguousSaga(f"{text!r} may mean {found}{more}: give the whole id")
         return self.summary(rows[0]["id"])
+
+    @property
+    def how_to_upgrade(self) -> str:
+        """The command that brings the tables to what this version needs."""
+        return command("db", "upgrade")
 
     # -- the tables ---------------------------------------------------------------------------------------------
 

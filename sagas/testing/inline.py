@@ -121,6 +121,10 @@ class Inline:
         self.store.save(before, change.record, change.history, change.dead_letters)
         self._runner.finish(before.id, None)
 
+    def finish(self, saga_id: str) -> SagaRecord:
+        """Run a saga that was cut off, as recovery would, until it is COMPLETED, COMPENSATED or STUCK."""
+        return self._runner.finish(saga_id, None)
+
     @property
     def emitted(self) -> list[Any]:
         """The events and commands that steps emitted, and that the saga published of its life, in order.

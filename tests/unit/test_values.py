@@ -9,7 +9,7 @@ from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -611,10 +611,11 @@ def test_what_is_none_of_a_choice_is_not_quoted() -> None:
     class Colour(enum.Enum):
         RED = "red"
 
-    class Choice(typing.TypedDict):
+    @dataclass
+    class Choice:
         colour: Colour
-        size: typing.Literal["small", 7]
+        size: Literal["small", 7]
 
-    for given in ({"colour": "4111"}, {"colour": 'it\'s 4111 "x"'}, {"size": "4111"}, {"size": 4111}, {"size": -4111}):
+    for wrong in ({"colour": "4111"}, {"colour": 'it\'s 4111 "x"'}, {"size": "4111"}, {"size": 4111}, {"size": -4111}):
         with pytest.raises(TypeError, match=r"^Invalid enum value - at `\$\.(colour|size)`$"):
-            convert({"colour": "red", "size": "small", **given}, Choice)
+            convert({"colour": "red", "size": "small", **wrong}, Choice)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
@@ -60,10 +60,14 @@ class DjangoStore(SqlStore):
         with nothing_left_open(self.alias):
             yield
 
+    @property
+    def how_to_upgrade(self) -> str:
+        return "manage.py migrate" + ("" if self.alias == DEFAULT_DB_ALIAS else f" --database {self.alias}")
+
     def upgrade(self) -> None:
         """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""
         raise ConfigurationError(
-            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: manage.py migrate"
+            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: {self.how_to_upgrade}"
         )
 
     @contextmanager

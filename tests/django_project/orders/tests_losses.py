@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 from unittest import mock
 
@@ -264,7 +265,7 @@ class LosingConnections(Committing):
                     cursor.execute("select pg_backend_pid()")
                     [[pid]] = cursor.fetchall()
                     cursor.execute("set local idle_in_transaction_session_timeout = 20")
-                elsewhere(lambda pid=pid: wait_for(lambda: not _is_there(pid), 20))
+                elsewhere(partial(_until_gone, pid))
                 call()
             assert isinstance(caught.exception, StoreUnavailable)
             assert_usable()
@@ -289,6 +290,10 @@ class LosingConnections(Committing):
                     assert Effect.objects.count() == (effects if done else 0), (blow.at, record, blow.log)
                     if saga.name in _ALWAYS_LOST:
                         break
+
+
+def _until_gone(pid: int) -> None:
+    wait_for(lambda: not _is_there(pid), 20)
 
 
 def _is_there(pid: int) -> bool:
