@@ -263,7 +263,7 @@ _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
 #: A foreign key would be left without its row: PostgreSQL's, then MySQL's and MariaDB's.
 _REFERRED_TO = ("23503", 1451)
 
-#: PostgreSQL has ended the session, of which its drivers make an InternalError: it was idle in a transaction for too long.
+#: PostgreSQL has ended a session that was idle in a transaction for too long: an InternalError to its drivers.
 _ENDED = ("25P03",)
 
 #: PostgreSQL: the transaction has failed, and takes no more statements.
