@@ -24,6 +24,7 @@ __all__ = [
     "database_now",
     "first_line",
     "forget_after_fork",
+    "has_ended",
     "has_failed",
     "is_referred_to",
     "lacks_tables",
@@ -171,7 +172,7 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
         said = " ".join(str(cause).split())  # PostgreSQL's own text has several lines
         raise StoreUnavailable(f"the database did not answer: {said}") from cause
     except DBAPIError as error:
-        if not (error.connection_invalidated or _says(_cause(error), _ENDED)):
+        if not (error.connection_invalidated or has_ended(_cause(error))):
             raise
         raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error.orig
     finally:
@@ -239,6 +240,11 @@ def _says(said: BaseException, known: Collection[Any], words: str | None = None)
 def may_not(said: BaseException) -> bool:
     """Tell whether the database said that the role, or the transaction, may not do what was asked."""
     return _says(_cause(said), _MAY_NOT, "readonly database")
+
+
+def has_ended(said: BaseException) -> bool:
+    """Tell whether PostgreSQL said that it has ended the session."""
+    return _says(said, _ENDED)
 
 
 def has_failed(said: BaseException) -> bool:

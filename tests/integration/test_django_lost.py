@@ -33,7 +33,7 @@ def test_a_connection_that_is_lost_at_any_moment(request: pytest.FixtureRequest,
         where |= {"OPTIONS": {"pool": {"min_size": 1, "max_size": 4, "timeout": 10}}, "CONN_HEALTH_CHECKS": True}
     other = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "other.sqlite3")}
     environment = project(tmp_path, DATABASES={"default": where, "other": other})
-    done = manage(environment, "test", "tests.django_project.orders.tests_losses", "--noinput")
+    done = manage(environment, "test", "tests.django_project.orders.losses", "--noinput")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK" in done.stderr
 

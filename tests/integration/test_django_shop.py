@@ -93,7 +93,7 @@ def test_orders_before_ones_eyes(shop: str, tmp_path: Path) -> None:
         ends("COMPLETED", *["DONE"] * 5)
         place("Green tea", "one that is declined")
         ends("COMPENSATED", *["UNDONE"] * 3, *["PENDING"] * 2)
-        assert "card declined" in driver.find_element(By.CSS_SELECTOR, ".error").text
+        assert "the bank said no" in driver.find_element(By.CSS_SELECTOR, ".error").text
         look("declined")
         place("Golden spoon", "a good one")
         ends("COMPENSATED", *["UNDONE"] * 2, *["PENDING"] * 3)

@@ -148,7 +148,7 @@ def test_a_declined_card_is_undone(shop: Shop, chrome: Chrome) -> None:
     steps = ends(chrome, "COMPENSATED")
     assert [steps[f"step-{name}"] for name in ("accept_order", "reserve_stock", "authorize_card")] == ["UNDONE"] * 3
     assert steps["step-capture_payment"] == "PENDING"
-    assert "the card was declined" in chrome.find_element(By.ID, "error").text
+    assert "the bank said no" in chrome.find_element(By.ID, "error").text
     assert stock(shop, chrome, "cup") == before
 
 

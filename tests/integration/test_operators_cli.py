@@ -226,7 +226,7 @@ def test_tables_that_are_not_there(desk: Desk, run: Run) -> None:
     schema.metadata.drop_all(desk.store.engine)
     refused = run("list")
     assert refused.exit_code == 2
-    assert "bring them up to date with: celery sagas db upgrade" in refused.stderr
+    assert "Bring them up to date with: celery sagas db upgrade" in refused.stderr
 
 
 # -- watching -------------------------------------------------------------------------------------------------------
@@ -471,5 +471,5 @@ def test_start(desk: Desk, run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["list", "show", "history", "watch", "audit", "start", *Action])
 def test_help_has_examples(run: Run, command: str) -> None:
     shown = run(command, "--help").stdout
-    assert f"Examples:\n  celery -A yourapp sagas {command}" in shown
+    assert f"Examples:\n  celery sagas {command}" in shown
     assert shown.splitlines()[2].endswith(tuple(".,:abcdefghijklmnopqrstuvwxyz"))

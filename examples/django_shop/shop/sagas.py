@@ -52,7 +52,7 @@ def release(product: int, result: int | None, step: StepContext) -> None:
 def authorize(amount: Decimal, card: str, step: StepContext) -> str:
     _work()
     if card == "declined":
-        raise Terminal("card declined")
+        raise Terminal("the bank said no")
     payment, _ = Payment.objects.get_or_create(
         key=step.idempotency_key, defaults={"amount": amount, "status": "authorized"}
     )

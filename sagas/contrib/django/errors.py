@@ -14,6 +14,7 @@ from sagas.stores.engines import (
     GRANT,
     ON_DELETE,
     first_line,
+    has_ended,
     has_failed,
     is_referred_to,
     lacks_tables,
@@ -47,6 +48,8 @@ def for_django() -> Iterator[None]:
     except StoreRefused as error:
         raise (_refusal(error.__cause__) if error.__cause__ else DatabaseRefused(str(error))) from error.__cause__
     except Error as error:  # of a savepoint, which is none of SQLAlchemy's
+        if has_ended(error):
+            raise DatabaseUnavailable(f"the database closed the connection: {error}") from error
         raise _refusal(error) from error
 
 
