@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
-# Most tests wait for processes: more run at a time than there are cores. A file's tests stay together, with its servers.
-PARALLEL ?= --numprocesses=3 --dist=loadfile
+# Most tests wait for processes: more run at a time than there are cores. Tests of one file share its servers. Files run in
+# the order of their folders: the long ones come first, and no process is left alone with one of them at the end.
+PARALLEL ?= --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 FAULTS ?= --all
 
