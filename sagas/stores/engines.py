@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Collection, Generator, Iterator, Mapping
@@ -289,8 +290,12 @@ def lacks_tables(error: BaseException | None) -> bool:
     return (
         (sqlstate(said) or sqlstate(said.__cause__)) in ("42P01", "42703")  # PostgreSQL
         or first in (1054, 1146)  # MySQL, MariaDB
-        or str(first).startswith(("no such table", "no such column"))  # SQLite
+        or (_is_sqlites(said) and str(first).startswith(("no such table", "no such column")))
     )
+
+
+def _is_sqlites(said: BaseException) -> bool:
+    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
 
 
 @contextmanager
