@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?=
-# Most tests wait for processes: more run at a time than there are cores. A file's tests stay together, with its servers.
-PARALLEL ?= --numprocesses=3 --dist=loadfile
+# Most tests wait for processes: more run at a time than there are cores. Tests of one file share its servers. Files run in
+# the order of their folders: the long ones come first, and no process is left alone with one of them at the end.
+PARALLEL ?= --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 FAULTS ?= --all
 
-.PHONY: demo test check unit servers faults matrix format docs clean
+.PHONY: demo test check unit servers faults matrix format docs translations clean
 
 demo: $(VENV)/installed ## place the shop's orders through a real worker, with no server (ORDERS=file for yours)
 	$(BIN)/python -m tasks.demo $(ORDERS)
@@ -41,6 +42,9 @@ docs: $(VENV)/installed ## draw the states and the sequence; build the site into
 	$(BIN)/python docs/generate_sequence.py
 	# Not --quiet: it would count no warnings.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+translations: $(VENV)/installed ## bring the catalogues of the Django parts up to date, and say what is not translated
+	$(BIN)/python scripts/translations.py
 
 servers: ## Redis, PostgreSQL, RabbitMQ, MariaDB, Kafka, which the tests start by themselves
 	scripts/install-servers

@@ -1,7 +1,10 @@
 """The shop's Celery app, and the sagas in it: `celery -A config worker`."""
 
+from typing import Any
+
 from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
+from sqlalchemy import event
 
 from config.settings import Settings
 from sagas import Sagas, SqlStore, logs
@@ -26,12 +29,21 @@ app.conf.update(
     # A message fetched ahead is out of the other workers' reach, and with a killed worker it is lost until recovery
     # notices. Steps take far longer than fetching one, so nothing is gained by it.
     worker_prefetch_multiplier=1,
-    # What Flower shows.
-    worker_send_task_events=True,
-    task_send_sent_event=True,
+    # What Flower shows. It cannot look into a folder of messages.
+    worker_send_task_events=settings.broker_folder is None,
+    task_send_sent_event=settings.broker_folder is None,
 )
 
 store = SqlStore(settings.database_url)
+if store.dialect == "sqlite":
+
+    @event.listens_for(store.engine, "connect")
+    def _(connection: Any, _record: object) -> None:
+        # SQLite is for demos. Its commits have to survive workers that are killed, and no power cut: without waiting
+        # for the disk they are ten times as fast.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+
 # The shop keeps its own tables beside those of the sagas: so a step's effect and its checkpoint are one transaction.
 tables.ShopSession.configure(bind=store.engine)
 

@@ -36,7 +36,8 @@ class Settings:
             broker_url=broker_url,
             broker_folder=Path(folder) if folder else None,
             database_url=_url(environ, "SAGAS_DATABASE_URL", "postgresql+psycopg://sagas:sagas@127.0.0.1:5432/sagas"),
-            lease=_seconds(environ, "SAGAS_LEASE", 30),
+            # Shorter than any step's timeout: so a worker that was killed is told from a participant that is silent.
+            lease=_seconds(environ, "SAGAS_LEASE", 8),
             stall_after=_seconds(environ, "SAGAS_STALL_AFTER", 30),
             sweep_interval=_seconds(environ, "SAGAS_SWEEP_INTERVAL", 1),
         )

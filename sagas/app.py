@@ -45,7 +45,8 @@ class Sagas(Generic[StoreT_co]):
     `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
-    `masked`: names of fields of inputs and results whose values operators do not see, in the command line or in Flower.
+    `masked`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
+    exception quotes one, it is taken out of the error, too.
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
@@ -87,7 +88,6 @@ class Sagas(Generic[StoreT_co]):
                 "could not be one transaction: Events(..., engine=store.engine)"
             )
         check_app(app)
-        self._checked = False  # again, with the settings that were made since
         self.app = app
         self.store = store
         self.follow_on = follow_on
@@ -101,6 +101,7 @@ class Sagas(Generic[StoreT_co]):
             max_payload=max_payload,
             events=events,
             observers=self.observers,
+            masked=self.masked,
         )
         self.canvas = Canvas(app, self.orchestrator)
         self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
@@ -152,9 +153,7 @@ class Sagas(Generic[StoreT_co]):
     def _check(self, saga: Saga) -> None:
         if self.orchestrator.sagas.get((saga.name, saga.version)) is not saga:
             raise ConfigurationError(f"saga {saga.name!r} is not registered with this app: Sagas(app, store, [...])")
-        if not self._checked:
-            check_app(self.app)
-            self._checked = True
+        check_app(self.app)  # each time: settings can be made at any time
         self.canvas.check_queues([saga])
 
     def start_by_name(self, name: str, input: Any = None, **options: Any) -> SagaHandle:  # noqa: A002

@@ -454,6 +454,7 @@ class _Eager:
             max_payload=engine.max_payload,
             events=engine.events,
             observers=engine.observers,
+            masked=engine.masked,
         )
         self._runner.orchestrator.sagas = engine.sagas
         self._flaws: dict[str, BaseException] = {}  # by task: what those raised that failed, and did not mean to say

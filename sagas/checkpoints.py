@@ -212,6 +212,14 @@ class StepRecord:
         return self.failures + self.lost + 1
 
     @property
+    def attempts(self) -> int:
+        """How many attempts have begun, in the direction that the saga goes, since an operator last had it retried."""
+        if not self.position:
+            return 0
+        one_more = self.held or self.status in (StepStatus.DONE, StepStatus.UNDONE, StepStatus.IN_DOUBT)
+        return self.failures + self.lost + one_more
+
+    @property
     def held(self) -> bool:
         return self.owner is not None
 

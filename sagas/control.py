@@ -14,9 +14,12 @@ COMMAND = "sagas"
 @inspect_command(name=COMMAND)  # type: ignore[untyped-decorator]
 def tell(state: Any) -> dict[str, Any]:
     """Tell which sagas this worker can run, which queues of events it consumes, and how it is set up."""
-    sagas, worker = state.app.sagas, state.consumer.controller
+    sagas, worker = getattr(state.app, "sagas", None), state.consumer.controller
+    if sagas is None:  # an app without sagas, in a process that has imported them
+        return {}
     queues = [queue for step in worker.steps for queue in getattr(step, "event_queues", ())]
     return {
+        "app": state.app.main,
         "definitions": {
             f"{name} {version}": saga.outline for (name, version), saga in sagas.orchestrator.sagas.items()
         },

@@ -20,11 +20,18 @@ from sagas.errors import (
     PayloadUnreadable,
     SagaNotFound,
 )
+from sagas.masking import shown
 from sagas.stores import Filter, SqlStore
 from sagas.transitions import Case
-from sagas.values import encode, load
+from sagas.values import encode, explain, load, same
 
-__all__ = ["Action", "Choice", "Desk", "Outcome"]
+__all__ = ["LONGEST_REASON", "Action", "Choice", "Desk", "Outcome", "pretty"]
+
+#: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
+LONGEST_REASON = 2_000
+
+#: Characters of an input or a result that people are shown.
+_LONGEST_SHOWN = 20_000
 
 #: Sagas taken at once by what is done to all that fit a filter.
 _PAGE = 100
@@ -100,11 +107,10 @@ class Desk:
 
         `step`: the stuck step that is meant; left out, each one that is stuck.
         `result`: of a step that is done, as JSON has it; it is read as the type that the action declares.
-        Raises `NotAllowed` when its state forbids it, or no reason is given; `InvalidInput` for a result that is not
-        of its type.
+        Raises `NotAllowed` when its state forbids it, or no reason is given; `InvalidInput` for a reason of more than
+        2,000 characters and a result that is not of its type; `PayloadTooLarge` for one of more than `max_payload`.
         """
-        if not reason.strip():
-            raise NotAllowed(f"saga {saga_id}, {action}: say why; it is kept with the saga")
+        _check_reason(f"saga {saga_id}, {action}", reason)
         sagas = self.sagas
         match action:
             case Action.CANCEL:
@@ -145,9 +151,12 @@ class Desk:
             raise NotAllowed(f"{where}: it goes backward, so that its step is undone by hand; that has no result")
         bound = self.sagas.orchestrator.definition(record).steps.get(step)
         try:
-            return result if bound is None else load(encode(result).decode(), bound.action.returns)
-        except (TypeError, ValueError) as error:  # msgspec's and pydantic's are ValueErrors
-            raise InvalidInput(f"{where}: {error}") from error
+            text = encode(result).decode()
+            if not same(load(text), result):  # such as NaN, which JSON does not have: it would become null
+                raise ValueError("it is not plain JSON, so that it would be kept as something else")  # noqa: TRY301
+            return result if bound is None else load(text, bound.action.returns)
+        except (TypeError, ValueError, RecursionError) as error:  # msgspec's and pydantic's are ValueErrors
+            raise InvalidInput(f"{where}: {explain(error)}") from error
 
     def act_on_all(
         self,
@@ -179,16 +188,25 @@ class Desk:
             after, left = page[-1].id, left - len(page)
 
     def shown(self, payload: str | PayloadUnreadable | None) -> Any:
-        """Return what an input or a result may be shown as: its JSON, without the values that are masked.
+        """Return what an input or a result may be shown as: its JSON, without the values that are masked or too deep.
 
         In the place of one that cannot be read is why.
         """
         if isinstance(payload, PayloadUnreadable):
             return f"cannot be read: {payload}"
-        return None if payload is None else _masked(json.loads(payload), self.sagas.masked)
+        return None if payload is None else shown(payload, self.sagas.masked)
 
 
-def _masked(value: Any, names: frozenset[str]) -> Any:
-    if isinstance(value, dict):
-        return {name: "•••" if name in names else _masked(inner, names) for name, inner in value.items()}
-    return [_masked(inner, names) for inner in value] if isinstance(value, list) else value
+def pretty(value: Any, indent: int | None = 2) -> str:
+    """Return JSON for people, cut where it is very long."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return f"{text[:_LONGEST_SHOWN]}\n… cut: {len(text) - _LONGEST_SHOWN:,} characters more"
+
+
+def _check_reason(where: str, reason: str) -> None:
+    if not reason.strip():
+        raise NotAllowed(f"{where}: say why; it is kept with the saga")
+    if len(reason) > LONGEST_REASON:
+        raise InvalidInput(f"{where}: the reason has {len(reason):,} characters; give at most {LONGEST_REASON:,}")

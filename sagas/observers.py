@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord
 from sagas.endings import ends_process
+from sagas.masking import Masking
 
 __all__ = ["SUCCEEDED", "Attempt", "Handling", "Observer", "Observers", "Start"]
 
@@ -41,6 +42,7 @@ class Attempt:
     seconds: float = 0.0  #: that the function took
     outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and when it was cut off
     error: BaseException | None = None
+    masking: Masking | None = None  #: takes out of texts about `error` what `Sagas(masked=[...])` names
 
     @property
     def number(self) -> int:
@@ -51,11 +53,11 @@ class Attempt:
     def undoes(self) -> bool:
         return self.record.direction is Direction.BACKWARD
 
-    def end(self, outcome: str, error: BaseException | None = None) -> None:
+    def end(self, outcome: str, error: BaseException | None = None, masking: Masking | None = None) -> None:
         """Say how the function ended. The first word counts."""
         if self.outcome is None:
             self.seconds = time.perf_counter() - self.begun
-            self.outcome, self.error = outcome, error
+            self.outcome, self.error, self.masking = outcome, error, masking
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import functools
 import logging
 import random
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -38,12 +39,13 @@ from sagas.errors import (
 )
 from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
+from sagas.masking import Masking
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.text import clean, describe, is_clean
 from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
-from sagas.values import ABSENT, NO_TYPE, convert, dump, field_of, load, same
+from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -112,8 +114,10 @@ class Orchestrator:
         max_payload: int,
         events: Publisher | None = None,
         observers: Observers | None = None,
+        masked: frozenset[str] = frozenset(),
     ) -> None:
         self.store = store
+        self.masked = masked
         self.observers = Observers() if observers is None else observers
         self.events = events
         self.timing = timing
@@ -272,17 +276,26 @@ class Orchestrator:
                 result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
+                resources.close()  # where that fails the step has failed
             except BaseException as error:
                 if ends_process(error):
                     raise
                 resources.__exit__(type(error), error, error.__traceback__)
-                failure = _failure(error)
-                seen.end(failure.outcome.value, error)
+                masking = self._masking(claim.record)
+                failure = _failure(error, masking)
+                seen.end(failure.outcome.value, error, masking)
                 if failure.outcome is not Outcome.TERMINAL:
-                    logger.info("saga %s, step %s: attempt failed", saga_id, name, exc_info=error)
+                    told = "\n" + masking.text("".join(traceback.format_exception(error))) if masking else ""
+                    logger.info(
+                        "saga %s, step %s: attempt failed%s", saga_id, name, told, exc_info=None if told else error
+                    )
                 return replace(self._record(attempt, owner, failure), error=error)
             seen.end(SUCCEEDED)
             return self._record(attempt, owner, result, following)
+
+    def _masking(self, record: SagaRecord) -> Masking:
+        payloads = record.input, *(step.result for step in record.steps.values() if step.result is not None)
+        return Masking(self.masked, payloads)
 
     def _record(
         self,
@@ -422,6 +435,11 @@ class Orchestrator:
                     text = dump(result, case.node(found).action.returns)
                 except TypeError as error:
                     raise InvalidInput(f"saga {case.record.name!r}, result of step {step!r}: {error}") from error
+                if (size := len(text.encode())) > self.max_payload:
+                    raise PayloadTooLarge(
+                        f"saga {case.record.name!r}, result of step {step!r}: {size:,} bytes are more than "
+                        f"max_payload={self.max_payload:,}"
+                    )
             return transitions.repair(case, step, how, reason, by=by, result=text)
 
         return self._change(saga_id, decide, step=step)
@@ -543,7 +561,8 @@ class _Attempt:
             values = {name: self._value(source) for name, source in bound.sources.items()}
             arguments = {name: value for name, value in values.items() if value is not ABSENT}
         except Exception as error:
-            raise Terminal(f"its arguments cannot be read from what is stored: {describe(error)}") from error
+            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
+            raise Terminal(f"its arguments cannot be read from what is stored: {told}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
@@ -621,10 +640,10 @@ def _named(by: str | None) -> str | None:
     return None if by is None else clean(by, _LONGEST_KEY)
 
 
-def _failure(error: BaseException) -> Failure:
+def _failure(error: BaseException, masking: Masking) -> Failure:
     """Say how an attempt failed from what it raised."""
     error = meant(error)
-    said = clean(describe(error), _LONGEST_ERROR)
+    said = clean(masking.text(describe(error)), _LONGEST_ERROR)
     text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:
         case Terminal():

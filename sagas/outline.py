@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Outline", "OutlineNode"]
+from sagas.checkpoints import SagaSummary, StepRecord
+
+__all__ = ["Outline", "OutlineNode", "steps_of"]
 
 _COMPENSATION = "compensation"
 
@@ -79,6 +81,18 @@ class Outline:
         'reserve > a & b (no compensation)'
         """
         return " > ".join(" & ".join(_described(node) for node in stage) for stage in self.stages)
+
+
+def steps_of(record: SagaSummary) -> list[StepRecord]:
+    """Return the steps of a saga in the order of its definition, with an empty record for a node that is not open."""
+    by_node: dict[str, list[StepRecord]] = {}
+    for step in record.steps.values():
+        by_node.setdefault(step.node, []).append(step)
+    return [
+        step
+        for node in Outline.parse(record.outline).nodes
+        for step in by_node.get(node.name) or [record.step(node.name)]
+    ]
 
 
 def _described(node: OutlineNode) -> str:

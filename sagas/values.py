@@ -26,6 +26,8 @@ from typing import Any
 import msgspec
 import typing_extensions
 
+from sagas.nesting import DEEPEST, is_too_deep
+
 __all__ = [
     "ABSENT",
     "DEEPEST",
@@ -36,11 +38,13 @@ __all__ = [
     "decoder",
     "dump",
     "encode",
+    "explain",
     "field_names",
     "field_of",
     "is_pydantic",
     "load",
     "may_be_absent",
+    "parse",
     "same",
 ]
 
@@ -50,11 +54,8 @@ NO_TYPE: Any = object()
 #: Stands for the value of a field that is not there.
 ABSENT: Any = object()
 
-#: So many levels of arrays and objects may lie within one another. Every reader bears it, in whatever language, and
-#: every page can draw it; pydantic gives up at 200, others of Python's at about 1,000.
-DEEPEST = 100
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+#: What msgspec quotes: a value that is none of an enumeration, a literal or a tagged union.
+_QUOTED = re.compile(r"\b(Invalid (?:enum )?value) (?:'.*'|\".*\"|-?\d+)", re.DOTALL)
 
 #: How pydantic reads: aliases are what others write, names what pydantic itself writes unless it is told otherwise.
 _BOTH_NAMES: Any = {"by_alias": True, "by_name": True}
@@ -72,13 +73,13 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
             _check_plain(value, "$")
         text = encode(value).decode()
     except (ValueError, OverflowError, RecursionError, msgspec.EncodeError) as error:
-        raise TypeError(f"cannot be kept as JSON: {_told(error)}") from error
-    if _is_too_deep(text):
+        raise TypeError(f"cannot be kept as JSON: {explain(error)}") from error
+    if is_too_deep(text):
         raise TypeError(f"cannot be kept as JSON: it is nested more than {DEEPEST} levels deep; make it flatter")
     try:
         back = load(text, type_)
     except Exception as error:  # a type of the user's may raise anything when it is made again
-        raise TypeError(f"{_told(error)} (declared as {_name(type_)}, got {_name(type(value))})") from error
+        raise TypeError(f"{explain(error)} (declared as {_name(type_)}, got {_name(type(value))})") from error
     if difference := next(_differences(value, back, "$"), None):
         raise TypeError(f"declared as {_name(type_)}, it would come back changed: {difference}")
     return text
@@ -87,6 +88,20 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
 def load(text: str, type_: Any = NO_TYPE) -> Any:
     """Return the value that `dump` wrote."""
     return decoder(None if type_ is NO_TYPE else type_)(text)
+
+
+def parse(text: str | bytes) -> Any:
+    """Return the plain value of JSON that a person or another program wrote.
+
+    Raises `ValueError` for what is not JSON, such as NaN and Infinity, and for what is too deep to be kept.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        if is_too_deep(text):
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+        return msgspec.json.decode(text)
+    except UnicodeError:
+        raise ValueError("it has bytes or characters that are not UTF-8") from None
 
 
 def encode(value: Any) -> bytes:
@@ -159,7 +174,7 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
             return _convert_fields(data, type_, own)
         return msgspec.convert(dict(data), type_, dec_hook=_convert_foreign)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:  # pydantic's is a ValueError
-        raise TypeError(_told(error)) from error
+        raise TypeError(explain(error)) from error
 
 
 def _convert_model(data: dict[str, Any], type_: Any) -> Any:
@@ -206,7 +221,7 @@ def _convert_fields(data: Mapping[str, Any], type_: Any, fields: Iterable[_Field
             try:
                 arguments[field.name] = msgspec.convert(data[given], field.type, dec_hook=_convert_foreign)
             except msgspec.ValidationError as error:
-                raise TypeError(f"{_told(error)} - of `{field.name}`") from error
+                raise TypeError(f"{explain(error)} - of `{field.name}`") from error
     return type_(**arguments)
 
 
@@ -238,7 +253,7 @@ def check_type(type_: Any) -> None:
         msgspec.json.schema(type_, schema_hook=_schema_foreign)
         decoder(type_)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise TypeError(f"{_name(type_)}: {_told(error)}") from error
+        raise TypeError(f"{_name(type_)}: {explain(error)}") from error
 
 
 def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
@@ -380,17 +395,6 @@ def _schema_foreign(type_: Any) -> dict[str, Any]:
     raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
 
 
-def _is_too_deep(text: str) -> bool:
-    if text.count("[") + text.count("{") <= DEEPEST:
-        return False
-    depth = 0
-    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > DEEPEST:
-            return True
-    return False
-
-
 # -- comparing ----------------------------------------------------------------------------------------------------
 
 
@@ -502,14 +506,15 @@ def _is_equal(value: Any, back: Any) -> bool:
     return bool(value == back)
 
 
-def _told(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Return what an error says of a type, without the value."""
     if isinstance(error, msgspec.ValidationError) and error.__cause__ is not None:
-        return _told(error.__cause__)  # of a type that msgspec does not know
+        return explain(error.__cause__)  # of a type that msgspec does not know
     listed = getattr(error, "errors", None)
     if not callable(listed) or not hasattr(error, "error_count"):
-        # An encoder's error quotes the text that it could not encode.
-        return "a lone surrogate in a text cannot be written" if isinstance(error, UnicodeError) else str(error)
+        if isinstance(error, UnicodeError):  # quotes the text that it could not encode
+            return "a lone surrogate in a text cannot be written"
+        return _QUOTED.sub(r"\1", str(error)) if isinstance(error, msgspec.ValidationError) else str(error)
     found = listed(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{each['msg']} - at `$.{'.'.join(map(str, each['loc']))}`" for each in found[:5])
 

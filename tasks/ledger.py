@@ -18,17 +18,20 @@ is a service with a database of its own and has nothing but the key; the shop is
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy import Update, func, select
+from sqlalchemy import ColumnElement, Update, func, select, true
 from sqlalchemy.orm import Session
 
 from sagas import StepContext, Terminal
 from tasks.tables import Entry, Operation
 
 __all__ = ["Net", "begin", "cents", "changed", "net", "number", "post", "reverse", "undo"]
+
+#: References that are asked for at once.
+_PAGE = 500
 
 
 def begin(step: StepContext, reference: str) -> Operation:
@@ -122,11 +125,24 @@ class Net:
     quantity: int
 
 
-def net(session: Session) -> Mapping[str, Mapping[str, Net]]:
-    """Return, per reference, the accounts that do not net to zero. Of a compensated saga there are none."""
+def net(session: Session, references: Sequence[str] | None = None) -> Mapping[str, Mapping[str, Net]]:
+    """Return, per reference, the accounts that do not net to zero. Of a compensated saga there are none.
+
+    `references`: only of these; left out, of all.
+    """
+    if references is not None:
+        pages = (references[start : start + _PAGE] for start in range(0, len(references), _PAGE))
+        return {
+            reference: left for page in pages for reference, left in _net(session, Entry.reference.in_(page)).items()
+        }
+    return _net(session, true())
+
+
+def _net(session: Session, which: ColumnElement[bool]) -> Mapping[str, Mapping[str, Net]]:
     amount, quantity = func.sum(Entry.amount), func.sum(Entry.quantity)
     query = (
         select(Entry.reference, Entry.account, amount, quantity)
+        .where(which)
         .group_by(Entry.reference, Entry.account)
         .having((amount != 0) | (quantity != 0))
     )

@@ -1,5 +1,6 @@
 """Orders from a file, JSON or CSV. A file with a mistake in it is refused as a whole, with every mistake named."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sagas import SagaStatus
+from sagas.text import is_clean
 from tasks import ledger
 from tasks.faults import KINDS, Fault
 from tasks.orders import PlaceOrder
@@ -29,6 +31,14 @@ _POINTS = tuple(
     for function in functions
 )
 _EXPECTED = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED)
+
+#: Mistakes that are told one by one.
+_SHOWN = 20
+
+#: Characters of a value that a message quotes.
+_LONGEST_TOLD = 60
+
+_NEWLINE = "\n"
 
 #: Longer than this a text does not fit its column.
 _LONGEST = 200
@@ -53,14 +63,11 @@ class Order:
 
 
 def read(file: Path) -> list[Order]:
-    """Read orders. Raises `OrderFileError` with all that is wrong in the file."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OrderFileError(f"{file}: cannot be read: {error}") from error
+    """Read orders. Raises `OrderFileError` with what is wrong in the file, a line for each mistake."""
+    text = _text(file)
     rows = list(_rows_of_csv(file, text) if file.suffix.lower() == ".csv" else _rows_of_json(file, text))
     if not rows:
-        raise OrderFileError(f"{file}: there are no orders in it")
+        raise OrderFileError(f"{file}, line 1: there are no orders in it")
     orders: dict[str, Order] = {}
     mistakes: list[str] = []
     for where, row in rows:
@@ -71,35 +78,106 @@ def read(file: Path) -> list[Order]:
         mistakes += [f"{file}, {where}, {mistake}" for mistake in reader.mistakes]
         if order is not None:
             orders.setdefault(order.input.order_id, order)
+    if len(mistakes) > _SHOWN:
+        mistakes[_SHOWN:] = [f"{file}: and {len(mistakes) - _SHOWN} mistakes more"]
     if mistakes:
         raise OrderFileError("\n".join(mistakes))
     return list(orders.values())
 
 
-def _rows_of_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _text(file: Path) -> str:
     try:
-        rows = json.loads(text, parse_float=Decimal)
-    except json.JSONDecodeError as error:
-        raise OrderFileError(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from error
-    if not isinstance(rows, list):
-        raise OrderFileError(f"{file}: it has to be a list of orders")
-    for index, row in enumerate(rows):
-        yield f"order {index}", row
+        content = file.read_bytes()
+    except OSError as error:
+        raise OrderFileError(f"{file}: cannot be read: {error.strerror}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise OrderFileError(f"{file}, line 1: it is UTF-16; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise OrderFileError(f"{file}, line {line}: it is not UTF-8, which it has to be saved as") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise OrderFileError(f"{file}, line {line}: it is no text: it has a NUL; save it as UTF-8")
+    if not text.strip():
+        raise OrderFileError(f"{file}, line 1: it is empty")
+    return text
+
+
+def _rows_of_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a list one by one, so that each has the line where it begins."""
+    at = _skip(text, 0)
+    if text[at] != "[":
+        first, csv_file = text[at:].partition("\n")[0], file.with_suffix(".csv").name
+        what = f"this looks like CSV: name the file {csv_file}" if _is_header(first) else "it has to be a list, [...]"
+        raise OrderFileError(f"{file}, line {text.count(_NEWLINE, 0, at) + 1}: {what}")
+    decoder = json.JSONDecoder(parse_float=Decimal)
+    line, counted, at = 1, 0, _skip(text, at + 1)
+    ends = text[at : at + 1] == "]"
+    while not ends:
+        line, counted = line + text.count(_NEWLINE, counted, at), at
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise OrderFileError(f"{file}, {where}: not JSON: {error.msg}") from error
+        except (RecursionError, ValueError) as error:  # the second: a number of more digits than Python reads
+            what = "is nested too deep" if isinstance(error, RecursionError) else "has a number that is too long"
+            raise OrderFileError(f"{file}, line {line}: the order that begins here {what}") from error
+        yield f"line {line}", row
+        at = _skip(text, at)
+        ends = text[at : at + 1] == "]"
+        if not ends and text[at : at + 1] != ",":
+            missing = text.count(_NEWLINE, 0, at) + 1
+            raise OrderFileError(f"{file}, line {missing}: not JSON: a comma or a ] is missing")
+        at = at if ends else _skip(text, at + 1)
+    if _skip(text, at + 1) < len(text):
+        raise OrderFileError(f"{file}, line {text.count(_NEWLINE, 0, at) + 1}: there is something behind the list")
+
+
+def _skip(text: str, at: int) -> int:
+    """Return where the next thing is that is no white space."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _is_header(line: str) -> bool:
+    return sum(name in line for name in _FIELDS) > 1
 
 
 def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[str, Any]]:
+    if text.lstrip().startswith(("[", "{")):
+        raise OrderFileError(f"{file}, line 1: this looks like JSON: name the file {file.with_suffix('.json').name}")
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
+        _check_columns(file, [name.strip() for name in reader.fieldnames or ()])
         for cells in reader:
             where = f"line {reader.line_num}"
             if None in cells:
                 raise OrderFileError(f"{file}, {where}: it has more cells than the first line has names")
             # An empty cell says nothing; a fault is spread over several.
-            row = {name: cell for name, cell in cells.items() if cell and not name.startswith("fault_")}
-            fault = {name: cells[f"fault_{name}"] for name in _FAULT if cells.get(f"fault_{name}")}
+            named = {name.strip(): cell for name, cell in cells.items()}
+            row = {name: cell for name, cell in named.items() if cell and not name.startswith("fault_")}
+            fault = {name: named[f"fault_{name}"] for name in _FAULT if named.get(f"fault_{name}")}
             yield where, {**row, "fault": fault} if fault else row
     except csv.Error as error:
-        raise OrderFileError(f"{file}, line {reader.line_num}: not CSV: {error}") from error
+        raise OrderFileError(f"{file}, line {reader.reader.line_num}: not CSV: {error}") from error
+
+
+def _check_columns(file: Path, names: list[str]) -> None:
+    """Say once what is wrong with the first line, and not again for every order."""
+    where, line = f"{file}, line 1", ",".join(names)
+    if (other := next((each for each in ";\t|" if each in line), None)) and _is_header(line):
+        raise OrderFileError(f"{where}: its cells are separated by {other!r}; separate them by commas")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise OrderFileError(f"{where}: the column {twice[0]!r} is there twice")
+    known = [*_TEXTS, "quantity", "amount", "expect", *(f"fault_{name}" for name in _FAULT)]
+    if unknown := [name for name in names if name not in known]:
+        raise OrderFileError(f"{where}: there is no column {unknown[0][:40]!r}; there is: {', '.join(known)}")
+    if missing := [name for name in (*_TEXTS, "quantity", "amount") if name not in names]:
+        raise OrderFileError(f"{where}: the column {missing[0]!r} is missing; it names {', '.join(names)}")
 
 
 class _Row:
@@ -109,7 +187,7 @@ class _Row:
         self.mistakes: list[str] = []
         self._row: Mapping[str, Any] = row if isinstance(row, dict) else {}
         if not isinstance(row, dict):
-            self.mistakes.append(f"it has to be an object, not {json.dumps(row, default=str)}")
+            self.mistakes.append(f"it has to be an object, not {_told(row)}")
 
     def order(self) -> Order | None:
         """Return the order, or None after a mistake."""
@@ -134,6 +212,8 @@ class _Row:
         if not isinstance(value, str) or not value.strip():
             self._mistake(name, value, "it has to be a text")
             return ""
+        if not is_clean(value):
+            self._mistake(name, ascii(value), "it has a character that no database can store")
         if len(value) > _LONGEST:
             self._mistake(name, value, f"it may have {_LONGEST} characters")
         return value.strip()
@@ -141,7 +221,7 @@ class _Row:
     def _number(self, name: str, value: Any, *, least: int) -> int:
         try:
             # By way of its text, as a CSV has it: so 2.5 and true are no numbers of pieces.
-            number = int(str(value))
+            number = int("" if isinstance(value, dict | list) else str(value))
         except ValueError:
             number = least - 1
         if not least <= number < _MOST:
@@ -151,7 +231,7 @@ class _Row:
     def _amount(self) -> Decimal:
         value = self._row.get("amount")
         try:
-            amount = Decimal(str(value))
+            amount = Decimal("" if isinstance(value, dict | list) else str(value))
             if amount.is_finite() and 0 < amount < _MOST and ledger.cents(amount):
                 return amount.quantize(Decimal("0.01"))
         except (InvalidOperation, ValueError):
@@ -185,5 +265,13 @@ class _Row:
             self._mistake(f"{prefix}{name}", row[name], "there is no such field")
 
     def _mistake(self, name: str, value: Any, why: str) -> None:
-        given = "it is missing" if value in (None, "") else f"{str(value)!r} will not do"
-        self.mistakes.append(f"{name}: {given}; {why}")
+        given = "it is missing" if value is None or value == "" else f"{_told(value)} will not do"
+        self.mistakes.append(f"{name[:_LONGEST_TOLD]}: {given}; {why}")
+
+
+def _told(value: Any) -> str:
+    """Return a value in a few words, however long or deep it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = str(value)
+    return repr(text if len(text) <= _LONGEST_TOLD else f"{text[:_LONGEST_TOLD]}…")

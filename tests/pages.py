@@ -1,10 +1,11 @@
 """The pages of the documentation, and what is in their fences.
 
-A fence of Python runs, in one namespace with the others of its page. Three marks change that:
+A fence of Python runs, in one namespace with the others of its page. Marks change that:
 
 - `title="shop.py"` behind the language: it is a file of that name, which later fences and commands can use.
-- `<!-- example:begin -->` before it: it is a script that runs as it stands, in a process of its own.
 - `<!-- skip: next "why" -->` before it: it does not run.
+
+Pages that are typed as they stand have more: see `tests/reader.py`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ __all__ = ["ELSEWHERE", "PAGES", "Fence", "fences", "run"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Pages whose code runs in a test of their own, because it needs processes or settings.
 ELSEWHERE = {
-    ROOT / "docs" / "tutorial.md": "tests/integration/test_tutorial.py",
-    ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_two_services.py",
+    ROOT / "README.md": "tests/integration/test_pages_typed.py",
+    ROOT / "docs" / "tutorial.md": "tests/integration/test_pages_typed.py",
+    ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
-    ROOT / "docs" / "django.md": "tests/integration/test_django_docs.py",
+    ROOT / "docs" / "django.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "monitoring.md": "tests/unit/test_monitoring.py",
-    ROOT / "docs" / "flask.md": "tests/integration/test_flask_docs.py",
+    ROOT / "docs" / "flask.md": "tests/integration/test_pages_typed.py",
 }
 
 _INFO = re.compile(r'(?P<language>[\w+-]*)(?: title="(?P<title>[^"]+)")?[^\n]*\n')
-_MARK = re.compile(r'<!-- (?:(?P<script>example:begin)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
+_MARK = re.compile(r'<!-- (?:(?P<add>add)|skip: next "(?P<skip>[^"]+)") -->\s*\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class Fence:
     source: str
     line: int
     title: str | None = None
-    script: bool = False
     skip: str | None = None
+    add: bool = False  #: to the end of the file of its title
 
 
 def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
@@ -61,8 +63,8 @@ def _parse(page: Path) -> Iterator[tuple[Fence, Example]]:
                 str(lexemes["source"]),
                 example.line,
                 lexemes["title"],
-                script=bool(mark and mark["script"]),
                 skip=mark["skip"] if mark else None,
+                add=bool(mark and mark["add"]),
             ),
             example,
         )
@@ -82,11 +84,11 @@ def fences(page: Path, language: str | None = None) -> list[Fence]:
 def run(page: Path, folder: Path, namespace: dict[str, object]) -> int:
     """Run the Python on a page, in a folder and a namespace; return how many fences ran.
 
-    Errors are at the line of the page. What is skipped, and scripts, are left out.
+    Errors are at the line of the page. What is skipped is left out.
     """
     ran = 0
     for fence, example in _parse(page):
-        if fence.language != "python" or fence.skip or fence.script:
+        if fence.language != "python" or fence.skip:
             continue
         if fence.title:
             (folder / fence.title).write_text(fence.source)

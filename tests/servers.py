@@ -19,10 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import amqp
 import psutil
@@ -40,6 +42,7 @@ _WHERE = (
     "/usr/local/opt/*/bin",
 )
 _FAKETIME = ("/usr/lib/*/faketime/libfaketime.so.1",)
+_T = TypeVar("_T")
 _AS_ROOT = os.geteuid() == 0
 
 # A shell that waits for the end of its input, which is the end of the test process however that ends. Unlike a death
@@ -90,6 +93,18 @@ def wait_for(condition: Callable[[], Any], timeout: float = 60.0, what: str = ""
         if time.monotonic() > give_up:
             raise TimeoutError(f"not within {timeout:g} s: {what or condition}")
         time.sleep(pause)
+
+
+def at_once(times: int, do: Callable[[], _T]) -> list[_T]:
+    """Do it so many times at the same moment, each in a thread."""
+    ready = threading.Barrier(times)
+
+    def one(_: int) -> _T:
+        ready.wait(30)
+        return do()
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(one, range(times)))
 
 
 class Clock:

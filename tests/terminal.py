@@ -1,4 +1,4 @@
-"""A command run in a terminal of its own."""
+"""Commands, run in a terminal of their own or in this process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,23 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import click
+from click.testing import CliRunner, Result
+
+from sagas.cli.command import Group
 from tests.rig import ROOT
 from tests.servers import die_with_parent
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def invoke(command: click.Command, words: Sequence[str], obj: Any) -> Result:
+    """Run a command of the group `sagas`, which tells of errors, in this process."""
+    group = Group("sagas")
+    group.add_command(command)
+    return CliRunner().invoke(group, [command.name or "", *words], obj=obj)
 
 
 def in_terminal(

@@ -53,7 +53,7 @@ def release(step: StepContext) -> None:
 def authorize(card: str, cents: int, step: StepContext) -> str:
     _take_a_while()
     if card == "declined":
-        raise Terminal("the card was declined")
+        raise Terminal("the bank said no")
     db.session.add(Charge(key=step.idempotency_key, cents=cents, state="authorized"))
     return step.idempotency_key
 

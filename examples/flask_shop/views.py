@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response
 
 from examples.flask_shop.models import Order, Product, db
 from examples.flask_shop.orders import PlaceOrder, place_order
-from sagas import SagaRecord
+from sagas import KeyReused, SagaRecord
 from sagas.contrib.flask import current_sagas
 
 __all__ = ["is_mine", "shop"]
@@ -37,23 +37,28 @@ def _refuse_foreign_forms() -> None:
 @shop.get("/")
 def products() -> str:
     everything = db.session.scalars(select(Product).order_by(Product.cents)).all()
-    return render_template("products.html", products=everything, cards=CARDS)
+    return render_template("products.html", products=everything, cards=CARDS, new_number=uuid.uuid4)
 
 
 @shop.post("/orders")
 def place() -> Response:
     product = db.session.get(Product, request.form["sku"]) or abort(404)
     quantity, card = request.form.get("quantity", 0, type=int), request.form.get("card", "")
-    if not 1 <= quantity <= 99 or card not in CARDS:
+    number = request.form.get("number", type=uuid.UUID)
+    if not 1 <= quantity <= 99 or card not in CARDS or number is None:
         abort(400, "A quantity from 1 to 99, please, and one of the cards.")
-    order = Order(id=f"o-{uuid.uuid4()}", customer=_customer(), sku=product.sku, quantity=quantity)
-    handle = place_order.start(
-        PlaceOrder(order.id, product.sku, quantity, quantity * product.cents, card), key=order.id
-    )
-    order.saga_id = handle.id
-    db.session.add(order)
+    order_id = f"o-{number}"
+    try:  # or find the saga of this order: a form may come twice
+        handle = place_order.start(
+            PlaceOrder(order_id, product.sku, quantity, quantity * product.cents, card), key=order_id
+        )
+    except KeyReused:
+        abort(409, "Another order was placed with this form. Go back, reload, and try again.")
+    if db.session.get(Order, order_id) is None:
+        order = Order(id=order_id, customer=_customer(), sku=product.sku, quantity=quantity, saga_id=handle.id)
+        db.session.add(order)
     db.session.commit()  # the order and its saga, or neither
-    return redirect(url_for("shop.show", order_id=order.id))
+    return redirect(url_for("shop.show", order_id=order_id))
 
 
 @shop.get("/orders")

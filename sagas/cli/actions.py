@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -12,14 +11,15 @@ from typing import Any
 import click
 
 from sagas.checkpoints import SagaStatus
-from sagas.cli.command import Command, Refusal
+from sagas.cli.command import INTERRUPTED, Command, Refusal, agree
 from sagas.cli.listing import show_sagas
 from sagas.cli.options import Where, filters, signed
 from sagas.cli.rows import row
-from sagas.cli.tables import AS_JSON, document, line, terminal
+from sagas.cli.tables import AS_JSON, document, line, readable, terminal
 from sagas.desk import Action, Desk, Outcome
 from sagas.errors import SagaError
 from sagas.stores import Filter
+from sagas.values import parse
 
 __all__ = ["actions"]
 
@@ -27,7 +27,8 @@ __all__ = ["actions"]
 _PAGE = 100
 #: Sagas that are shown before somebody says yes.
 _SHOWN = 10
-_INTERRUPTED = 130
+#: Characters of a result that is refused.
+_LONGEST_SHOWN = 100
 #: What a bulk action is about unless --status says otherwise: the others would only refuse it.
 _STUCK = frozenset({SagaStatus.STUCK})
 _FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
@@ -141,10 +142,10 @@ def _command(action: Action) -> click.Command:
 
 def _json(text: str | None) -> Any:
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse(text)
     except ValueError as error:
         raise click.UsageError(
-            f"--result {text!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
+            f"--result {readable(text)[:_LONGEST_SHOWN]!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
         ) from error
 
 
@@ -183,11 +184,9 @@ def _show_which(desk: Desk, ids: Sequence[str], *, as_json: bool, most: int) -> 
 
 
 def _agree(desk: Desk, action: Action, ids: Sequence[str]) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"nobody can be asked whether to {action} {len(ids)} sagas: add --yes, or --dry-run")
-    _show_which(desk, ids, as_json=False, most=_SHOWN)
-    if not click.confirm(f"{action} {'this saga' if len(ids) == 1 else f'these {len(ids)} sagas'}?", err=True):
-        raise Refusal("nothing was done")
+    if sys.stdin.isatty():
+        _show_which(desk, ids, as_json=False, most=_SHOWN)
+    agree(f"{action} {'this saga' if len(ids) == 1 else f'these {len(ids)} sagas'}?")
 
 
 def _outcomes(desk: Desk, order: _Order, ids: Sequence[str], chosen: Filter) -> Iterator[tuple[str, Outcome | None]]:
@@ -230,7 +229,7 @@ def _carry_out(desk: Desk, order: _Order, ids: list[str], chosen: Filter, *, as_
         ) from error
     except KeyboardInterrupt:
         click.echo(f"interrupted. {_sum(rows)}, {len(ids) - len(rows)} not tried", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         if as_json:
             document(rows)

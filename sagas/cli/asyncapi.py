@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from sagas.errors import SagaError
 from sagas.events.asyncapi import asyncapi as describe
 
 __all__ = ["asyncapi"]
@@ -23,8 +22,5 @@ __all__ = ["asyncapi"]
 def asyncapi(obj: Any, output: Any, title: str | None, app_version: str) -> None:
     """Write the AsyncAPI 3.0 document of the events and commands, as JSON."""
     app = obj.app
-    try:
-        document = describe(app.sagas.events, title=title or app.main or "events", version=app_version)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    document = describe(app.sagas.events, title=title or app.main or "events", version=app_version)
     output.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import shlex
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
 
+from sagas.commands import app_option, typed_as
 from sagas.errors import SagaError
 from sagas.stores.engines import lacks_tables
 
-__all__ = ["Command", "Refusal", "spelled", "told"]
+__all__ = ["INTERRUPTED", "Command", "Group", "Refusal", "agree"]
+
+#: The exit code after Ctrl-C.
+INTERRUPTED = 128 + signal.SIGINT
+
+#: How examples in this package call the group; people read them as they type it.
+_WRITTEN = "celery -A yourapp sagas"
 
 
 class Refusal(click.ClickException):
@@ -24,28 +29,32 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Tell what the library refuses in its own words, without a traceback; the exit code is 2."""
-    try:
-        yield
-    except Exception as error:
-        if lacks_tables(error):
-            raise Refusal(
-                f"the tables are not there, or are older than this version; bring them up to date with: "
-                f"{spelled('db', 'upgrade')} (the database says: {_first_line(error)})"
-            ) from error
-        if not isinstance(error, SagaError):
-            raise
-        raise Refusal(str(error)) from error
+class Group(click.Group):
+    """The commands, under whichever program runs them: they name each other as people type them there.
+
+    What the library refuses in its own words is told without a traceback; the exit code is 2.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        typed_as(_as_typed(ctx))
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if lacks_tables(error):
+                raise Refusal(
+                    "the tables are not there, or are older than this version. Bring them up to date with: "
+                    f"{ctx.obj.app.sagas.store.how_to_upgrade} (the database says: {_first_line(error)})"
+                ) from error
+            if not isinstance(error, SagaError):
+                raise
+            raise Refusal(str(error)) from error
 
 
 class Command(CeleryCommand):  # type: ignore[misc]
-    """A command that tells errors as `told` does, and whose epilog holds examples, a line each."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with told():
-            return super().invoke(ctx)
+    """A command whose epilog holds examples, a line each."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options by group, as Celery does. What arguments are is said in the text, not in empty rows."""
@@ -57,34 +66,28 @@ class Command(CeleryCommand):  # type: ignore[misc]
             with formatter.section(name):
                 formatter.write_dl(rows)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
             with formatter.section("Examples"):
-                for line in inspect.cleandoc(self.epilog).splitlines():
+                for line in inspect.cleandoc(self.epilog.replace(_WRITTEN, _as_typed(ctx))).splitlines():
                     formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
 
-def spelled(*words: str) -> str:
-    """Return a command of the group as it would be typed here: `celery -A config sagas retry ...`."""
-    context = click.get_current_context()
+def _as_typed(context: click.Context) -> str:
+    """Return the group as it was typed: `celery -A config sagas`, `flask sagas`, `manage.py sagas`."""
     while context.parent is not None and context.info_name != "sagas":
         context = context.parent
     root = context.find_root()
     group = context.command_path.removeprefix(root.info_name or "").split()
-    return " ".join([root.info_name or "sagas", *_app_option(sys.argv[1:]), *group, *map(shlex.quote, words)])
+    return " ".join([root.info_name or "sagas", *app_option(sys.argv[1:]), *group])
 
 
-def _app_option(typed: list[str]) -> list[str]:
-    """Return the option that named the app, and no other: there may be a password in them."""
-    words = iter(typed)
-    for word in words:
-        if word in ("-A", "--app"):
-            return ["-A", shlex.quote(next(words, ""))]
-        if word.startswith(("--app=", "-A")):
-            return ["-A", shlex.quote(word.removeprefix("--app=").removeprefix("-A"))]
-        if word == "sagas":
-            break
-    return []
+def agree(question: str) -> None:
+    """Ask on the terminal. Raises `Refusal` for a no, and `UsageError` where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"nobody can be asked here: {question} Add --yes")
+    if not click.confirm(question, err=True):
+        raise Refusal("nothing was done")
 
 
 def _first_line(error: BaseException) -> str:

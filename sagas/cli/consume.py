@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from sagas.errors import SagaError
 from sagas.events.process import run
 
 __all__ = ["consume", "relay"]
@@ -39,7 +38,4 @@ def relay(obj: Any) -> None:
 
 def _run(obj: Any, **options: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        run(obj.app.sagas.events, **options)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    run(obj.app.sagas.events, **options)

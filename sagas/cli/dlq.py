@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from sagas.cli.command import agree
+from sagas.cli.options import signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.errors import SagaError
 from sagas.events.deadletters import DeadLetter
@@ -39,8 +40,7 @@ def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--yes", is_flag=True, help="Do not ask."),
         click.option("--dry-run", is_flag=True, help="Only say which."),
-        click.option("--by", default=getpass.getuser, help="Who decides. Left out: you."),
-        click.option("--reason", required=True, help="Why; it is kept."),
+        signed,
         click.argument("ids", nargs=-1, type=int),
     ):
         command = option(command)
@@ -55,7 +55,7 @@ def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
 def list_(obj: Any, /, resolved: bool, as_json: bool, **filters: Any) -> None:
     """List dead letters, oldest first. What the broker gave up by itself is taken in first."""
     _collect(obj.app.sagas.events)
-    letters = _ask(lambda: obj.app.sagas.events.dead_letters(resolved=resolved, **filters))
+    letters = obj.app.sagas.events.dead_letters(resolved=resolved, **filters)
     show([_row(letter, whole=as_json) for letter in letters], as_json=as_json)
     if not letters and not as_json:
         click.echo("no dead letters", err=True)
@@ -67,7 +67,7 @@ def list_(obj: Any, /, resolved: bool, as_json: bool, **filters: Any) -> None:
 @click.pass_obj
 def show_letters(obj: Any, ids: Sequence[int], as_json: bool) -> None:
     """Show everything of some dead letters."""
-    letters = _ask(lambda: obj.app.sagas.events.dead_letters(ids))
+    letters = obj.app.sagas.events.dead_letters(ids)
     rows = [_row(letter, whole=True) for letter in letters]
     if as_json:
         show(rows, as_json=True)
@@ -86,12 +86,12 @@ def replay(
     """Have messages handled once more: those of these IDS, or all that the options choose."""
     events = obj.app.sagas.events
     letters = _chosen(events, ids, filters)
-    would = _ask(lambda: events.replay(letters, reason=reason, by=by))
+    would = events.replay(letters, reason=reason, by=by)
     left_out = len(letters) - len(would)
     if left_out:
         click.echo(f"{left_out} left out: resolved, no envelope, or parked behind another of the same key", err=True)
     if _agreed("replay", would, dry_run, yes):
-        sent = _ask(lambda: events.replay(would, reason=reason, by=by, rate=rate, dry_run=False))
+        sent = events.replay(would, reason=reason, by=by, rate=rate, dry_run=False)
         click.echo(f"{len(sent)} replayed")
 
 
@@ -103,7 +103,7 @@ def discard(obj: Any, /, ids: Sequence[int], reason: str, by: str, dry_run: bool
     events = obj.app.sagas.events
     letters = [letter for letter in _chosen(events, ids, filters) if letter.resolved_at is None]
     if _agreed("discard", letters, dry_run, yes):
-        gone = _ask(lambda: events.discard(letters, reason=reason, by=by))
+        gone = events.discard(letters, reason=reason, by=by)
         click.echo(f"{len(gone)} discarded")
 
 
@@ -128,7 +128,8 @@ def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequenc
         raise click.UsageError("say which: IDS, --queue, --type, --key or --correlation-id")
     if not ids:
         _collect(events)
-    return _ask(lambda: events.dead_letters(ids) if ids else events.dead_letters(**filters))
+    found: Sequence[DeadLetter] = events.dead_letters(ids) if ids else events.dead_letters(**filters)
+    return found
 
 
 def _agreed(what: str, letters: Sequence[DeadLetter], dry_run: bool, yes: bool) -> bool:
@@ -136,14 +137,9 @@ def _agreed(what: str, letters: Sequence[DeadLetter], dry_run: bool, yes: bool) 
     if dry_run or not letters:
         click.echo(f"would {what} {len(letters)}" if letters else f"nothing to {what}")
         return False
-    return yes or click.confirm(f"{what} these {len(letters)}?", abort=True)
-
-
-def _ask(question: Callable[[], Sequence[DeadLetter]]) -> Sequence[DeadLetter]:
-    try:
-        return question()
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    if not yes:
+        agree(f"{what} these {len(letters)}?")
+    return True
 
 
 def _row(letter: DeadLetter, *, whole: bool) -> dict[str, Any]:

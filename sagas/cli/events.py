@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sagas.cli.asyncapi import asyncapi
+from sagas.cli.command import Refusal
 from sagas.cli.consume import consume, relay
 from sagas.cli.dlq import dlq
 from sagas.cli.graph import draw
@@ -24,7 +25,7 @@ __all__ = ["events"]
 def events(obj: Any) -> None:
     """Look after events, commands, and what carries them."""
     if obj.app.sagas.events is None:
-        raise click.ClickException("this app has no events: Sagas(app, store, [...], events=Events(...))")
+        raise Refusal("this app has no events: Sagas(app, store, [...], events=Events(...))")
 
 
 for command in (topology, outbox, relay, consume, dlq, projection, schema, asyncapi, draw, tell):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from sagas.cli.command import Refusal
+
 __all__ = ["flower"]
 
 
@@ -24,7 +26,7 @@ def flower(context: click.Context, options: tuple[str, ...]) -> None:
 
         from sagas.contrib.flower import enable  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error}; pip install celery-sagas[flower]") from error
+        raise Refusal(f"{error}; pip install celery-sagas[flower]") from error
     enable()
     assert context.parent is not None
     # As a command of celery's, beside `sagas` and not below it: there Flower looks for options that were misplaced.

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from sagas.errors import SagaError
 from sagas.events.choreography import compared, graph, observed, problems
 from sagas.events.drawing import FORMATS, render
 
@@ -34,10 +33,7 @@ def draw(obj: Any, format_: str, look: bool, check: bool) -> None:
             wrong = wrong or problem.level == "problem"
             click.echo(f"{problem.level}: {problem.kind}: {problem.text}")
     if look:
-        try:
-            seen = observed(events.engine)
-        except SagaError as error:
-            raise click.ClickException(str(error)) from error
+        seen = observed(events.engine)
         difference = compared(declared, seen)
         for heard in difference.undeclared:
             click.echo(f"seen, not declared: {heard} ({seen[heard]} times)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import getpass
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +16,9 @@ from celery.bin.base import CeleryOption
 
 from sagas.checkpoints import SagaStatus
 from sagas.cli.command import Refusal
+from sagas.desk import LONGEST_REASON
 from sagas.stores import Filter
+from sagas.values import parse
 
 __all__ = ["DURATION", "JSON_FILE", "TEXT", "Where", "filters", "json_object", "signed"]
 
@@ -132,7 +133,16 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 def signed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command what is kept with whatever an operator does: `reason` and `by`."""
     command = click.option("--by", type=TEXT, callback=_who, metavar="NAME", help="Who; left out, you.")(command)
-    return click.option("--reason", type=TEXT, required=True, help="Why; it is kept with the saga.")(command)
+    reason = click.option(
+        "--reason", type=TEXT, required=True, callback=_why, help="Why; it is kept with the saga."
+    )  # fmt: skip
+    return reason(command)
+
+
+def _why(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if len(value) > LONGEST_REASON:
+        raise click.BadParameter(f"it has {len(value):,} characters; give at most {LONGEST_REASON:,}")
+    return value
 
 
 def _who(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
@@ -149,7 +159,7 @@ def _who(_context: click.Context, _parameter: click.Parameter, value: str | None
 def json_object(file: IO[str]) -> dict[str, Any]:
     """Read an input of a saga from a file. Raises `Refusal` for anything but a JSON object."""
     try:
-        given = json.load(file)
+        given = parse(file.read())
     except ValueError as error:  # also for bytes that are no text
         raise Refusal(f"{file.name} is not JSON: {error}") from error
     if not isinstance(given, dict):

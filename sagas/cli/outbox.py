@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from sagas.cli.tables import AS_JSON, show
-from sagas.errors import SagaError
 
 __all__ = ["outbox"]
 
@@ -25,15 +24,12 @@ def outbox(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     events = context.obj.app.sagas.events
-    try:
-        row = {
-            "unsent": events.outbox_unsent(),
-            "oldest_seconds": round(events.outbox_age(), 1),
-            "unheard": sum(events.outbox_unheard().values()),
-            "dead_letters": events.open_dead_letters().get("", 0),
-        }
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    row = {
+        "unsent": events.outbox_unsent(),
+        "oldest_seconds": round(events.outbox_age(), 1),
+        "unheard": sum(events.outbox_unheard().values()),
+        "dead_letters": events.open_dead_letters().get("", 0),
+    }
     show([row], as_json=as_json)
 
 
@@ -46,10 +42,7 @@ def resend(obj: Any, types: Sequence[str]) -> None:
     It comes after what was published since: the order of its keys is lost.
     """
     events = obj.app.sagas.events
-    try:
-        count = events.resend(types or events.outbox_unheard())
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    count = events.resend(types or events.outbox_unheard())
     click.echo(f"{count} messages will be sent once more")
 
 
@@ -62,8 +55,5 @@ def purge(obj: Any, days: float) -> None:
     A message that comes back after its handling was forgotten is handled again: keep more days than one may be on its
     way, or wait in a queue.
     """
-    try:
-        count = obj.app.sagas.events.purge(timedelta(days=days))
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    count = obj.app.sagas.events.purge(timedelta(days=days))
     click.echo(f"{count} rows deleted")

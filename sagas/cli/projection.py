@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sagas.errors import SagaError
+from sagas.cli.command import Refusal
 
 if TYPE_CHECKING:
     from sagas.events import Projection, Projections
@@ -28,8 +27,7 @@ def projection() -> None:
 def list_(obj: Any) -> None:
     """Show where every version of every projection stands."""
     projections = _projections(obj)
-    with _told():
-        states = projections.states()
+    states = projections.states()
     known = set(projections.known)
     for state in states:
         words = [
@@ -60,8 +58,7 @@ def run(obj: Any, poll: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     click.echo(f"Running {', '.join(map(str, projections.known.values()))}")
-    with _told():
-        projections.run(stop, poll=poll)
+    projections.run(stop, poll=poll)
 
 
 def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projection], str]], click.Command]:
@@ -74,8 +71,7 @@ def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projectio
         @click.pass_obj
         def command(obj: Any, name: str, version: int | None) -> None:
             projections = _projections(obj)
-            with _told():
-                click.echo(function(projections, projections.get(name, version)))
+            click.echo(function(projections, projections.get(name, version)))
 
         return command
 
@@ -107,14 +103,5 @@ def resume(projections: Projections, which: Projection) -> str:
 def _projections(obj: Any) -> Projections:
     projections: Projections | None = obj.app.sagas.events.projections
     if projections is None or not projections.known:
-        raise click.ClickException("this app has no projections: Events(..., store=EventStore(...), projections=[...])")
+        raise Refusal("this app has no projections: Events(..., store=EventStore(...), projections=[...])")
     return projections
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell an error in one line."""
-    try:
-        yield
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error

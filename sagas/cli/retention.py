@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sagas.checkpoints import TERMINAL, SagaStatus
-from sagas.cli.command import Command, Refusal
+from sagas.cli.command import Command, Refusal, agree
 from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.desk import Desk
@@ -67,7 +67,7 @@ def purge(
         click.echo(f"{'would delete' if dry_run else 'deleted'} {count}")
         return
     if not yes:
-        click.confirm(f"delete these {count:,}{'' if file else ', without an archive'}?", abort=True, err=True)
+        agree(f"delete these {count:,}{'' if file else ', without an archive'}?")
     total = 0
     try:
         with nullcontext() if file is None else Archive(file) as archive:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagas.checkpoints import TERMINAL, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
-from sagas.cli.command import spelled
+from sagas.commands import command
 from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
+from sagas.outline import steps_of
 from sagas.plan import plan
 
 __all__ = ["described", "in_order", "row", "stands_at"]
@@ -49,15 +50,12 @@ def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
 
 def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
-    steps = list(in_order(record))
     payloads = desk.store.payloads(record.id)
     missing = None
     try:
-        definition = desk.sagas.orchestrator.definition(record)
+        desk.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
         missing = str(error)
-    else:
-        steps = [record.step(name) for name in definition.steps]
     return {
         **row(desk, record),
         "direction": record.direction.value,
@@ -67,7 +65,7 @@ def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
             {"action": choice.action.value, "step": choice.step, "command": _command(choice, record)}
             for choice in desk.choices(record)
         ],
-        "steps": [_step(step, desk.shown(payloads.results.get(step.name))) for step in steps],
+        "steps": [_step(step, desk.shown(payloads.results.get(step.name))) for step in steps_of(record)],
         "input": desk.shown(payloads.input),
         "dead_letters": [
             {
@@ -103,7 +101,7 @@ def _command(choice: Choice, record: SagaSummary) -> str:
         words += ["--step", choice.step]
     if choice.action is Action.DONE and record.direction is Direction.FORWARD:
         words += ["--result", "JSON"]
-    return f"{spelled(*words)} --reason WHY"
+    return f"{command(*words)} --reason WHY"
 
 
 def in_order(record: SagaSummary) -> list[StepRecord]:

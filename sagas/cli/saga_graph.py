@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sagas.checkpoints import SagaSummary
+from sagas.cli.command import Refusal
 from sagas.definition import Saga
 from sagas.desk import Desk
 from sagas.drawing import FORMATS, render
@@ -30,7 +31,7 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
     versions = [number for name, number in known if name == text]
     if version is not None and version not in versions:
         there = ", ".join(map(str, sorted(versions))) or "none"
-        raise click.ClickException(f"there is no version {version} of a saga {text!r}; there is: {there}")
+        raise Refusal(f"there is no version {version} of a saga {text!r}; there is: {there}")
     if versions:
         definition: Saga = known[text, max(versions) if version is None else version]
         return definition
@@ -38,4 +39,4 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
         return Desk(sagas).store.resolve(text)
     except SagaError as error:
         names = ", ".join(sorted({name for name, _ in known})) or "none"
-        raise click.ClickException(f"{error}; nor is it one of the definitions: {names}") from error
+        raise Refusal(f"{error}; nor is it one of the definitions: {names}") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sagas.cli.command import Refusal, told
+from sagas.cli.command import Refusal
 from sagas.events import Events
 from sagas.events.schema_registry import Finding, Schema, SchemaRegistry, review
 from sagas.events.schema_registry import register as register_types
@@ -38,8 +38,7 @@ def check(obj: Any, format_: str) -> None:
     The exit code is 1 when something is refused, or cannot be read by this code: for CI.
     """
     events = obj.app.sagas.events
-    with told():
-        _report(review(events.types, _registry(events), owners=events.services, format=format_))
+    _report(review(events.types, _registry(events), owners=events.services, format=format_))
 
 
 @schema.command()
@@ -51,8 +50,7 @@ def register(obj: Any, format_: str) -> None:
     What is refused does not keep the rest from being registered; the exit code is then 1.
     """
     events = obj.app.sagas.events
-    with told():
-        _report(register_types(events.types, _registry(events), owners=events.services, format=format_))
+    _report(register_types(events.types, _registry(events), owners=events.services, format=format_))
 
 
 @schema.command("list")
@@ -60,11 +58,10 @@ def register(obj: Any, format_: str) -> None:
 def list_(obj: Any) -> None:
     """List the subjects, each with its newest revision."""
     registry = _registry(obj.app.sagas.events)
-    with told():
-        for subject in registry.subjects():
-            latest = registry.latest(subject)
-            if latest is not None:
-                click.echo(f"{subject}  {latest.revision}  {latest.format}  {latest.fingerprint[:12]}")
+    for subject in registry.subjects():
+        latest = registry.latest(subject)
+        if latest is not None:
+            click.echo(f"{subject}  {latest.revision}  {latest.format}  {latest.fingerprint[:12]}")
 
 
 @schema.command()
@@ -73,9 +70,8 @@ def list_(obj: Any) -> None:
 @click.pass_obj
 def show(obj: Any, subject: str, revision: int | None) -> None:
     """Print the definition of SUBJECT as JSON."""
-    with told():
-        revisions = _revisions(_registry(obj.app.sagas.events), subject)
-        found = _pick(revisions, revision)
+    revisions = _revisions(_registry(obj.app.sagas.events), subject)
+    found = _pick(revisions, revision)
     click.echo(json.dumps(found.definition, indent=2, ensure_ascii=False))
 
 
@@ -88,22 +84,21 @@ def diff(obj: Any, subject: str, old: int | None, new: int | None) -> None:
     """Say what readers and writers of two revisions of SUBJECT do not understand of each other."""
     events: Events = obj.app.sagas.events
     registry = _registry(events)
-    with told():
-        revisions = _revisions(registry, subject)
-        before = _pick(revisions, old)
-        how = registry.format(before.format)
-        if new is None:
-            after, name = _declared(events, registry, subject, before.format), "this code"
-        else:
-            after, name = _pick(revisions, new).definition, f"revision {new}"
-        known = f"revision {before.revision}"
-        for heading, found in (
-            ("BACKWARD", how.compare(before.definition, after, known, name)),
-            ("FORWARD", how.compare(after, before.definition, name, known)),
-        ):
-            click.echo(f"{heading}: {'compatible' if not found else ''}".rstrip())
-            for difference in found:
-                click.echo(f"  {difference}")
+    revisions = _revisions(registry, subject)
+    before = _pick(revisions, old)
+    how = registry.format(before.format)
+    if new is None:
+        after, name = _declared(events, registry, subject, before.format), "this code"
+    else:
+        after, name = _pick(revisions, new).definition, f"revision {new}"
+    known = f"revision {before.revision}"
+    for heading, found in (
+        ("BACKWARD", how.compare(before.definition, after, known, name)),
+        ("FORWARD", how.compare(after, before.definition, name, known)),
+    ):
+        click.echo(f"{heading}: {'compatible' if not found else ''}".rstrip())
+        for difference in found:
+            click.echo(f"  {difference}")
 
 
 def _registry(events: Events) -> SchemaRegistry:

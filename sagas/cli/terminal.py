@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from sagas.checkpoints import SagaStatus
 from sagas.cli.tables import ago, readable
+from sagas.desk import pretty
 
 __all__ = [
     "bar",
@@ -310,4 +310,4 @@ def _took(step: Mapping[str, Any], now: datetime) -> str:
 
 
 def _json(value: Any, indent: int | None = 2) -> str:
-    return readable(json.dumps(value, indent=indent, ensure_ascii=False))
+    return readable(pretty(value, indent))

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from sagas.cli.tables import AS_JSON, show
-from sagas.errors import SagaError
 
 __all__ = ["topology"]
 
@@ -39,10 +38,7 @@ def diff(obj: Any, as_json: bool) -> None:
     "service" says whether the service of a queue is declared by this code: of others, it may be other code that reads
     the queue.
     """
-    try:
-        found = obj.app.sagas.events.topology_difference()
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    found = obj.app.sagas.events.topology_difference()
     rows = [
         {
             "queue": stale.queue,
@@ -72,10 +68,7 @@ def apply(obj: Any, delete: bool, others: Sequence[str], discard: bool) -> None:
     """
     if (others or discard) and not delete:
         raise click.UsageError("--queue and --discard say what --delete may delete: give it too")
-    try:
-        made = obj.app.sagas.events.apply_topology(delete=delete, others=others, discard=discard)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    made = obj.app.sagas.events.apply_topology(delete=delete, others=others, discard=discard)
     for what in made:
         click.echo(what)
     if not made:

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from sagas.cli.tables import AS_JSON
-from sagas.errors import SagaError
-from sagas.events.trace import Entry, trace
+from sagas.cli.command import Refusal
+from sagas.cli.tables import AS_JSON, readable
+from sagas.events.trace import Entry, trace, walk
 
 __all__ = ["tell"]
 
 _LONGEST = 200
+#: Levels that are told apart by where their lines begin.
+_INDENTED = 40
 
 
 @click.command("trace")
@@ -26,27 +28,21 @@ def tell(obj: Any, name: str, as_json: bool) -> None:
 
     NAME is a correlation id, a business key, or the id of a saga or of a message.
     """
-    try:
-        story = trace(obj.app.sagas.events.engine, name)
-    except SagaError as error:
-        raise click.ClickException(str(error)) from error
+    story = trace(obj.app.sagas.events.engine, name)
     if as_json:
         click.echo(json.dumps([entry.as_json() for entry in story], indent=2))
     elif story:
-        _print(story, 0)
+        _print(story)
     if not story:
-        raise click.ClickException(
-            f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that"
-        )
+        raise Refusal(f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that")
 
 
-def _print(entries: Sequence[Entry], depth: int) -> None:
-    for entry in entries:
+def _print(entries: Sequence[Entry]) -> None:
+    for depth, entry in walk(entries):
         at = "--:--:--.---" if entry.at is None else entry.at.strftime("%H:%M:%S.%f")[:-3]
         if depth == 0 and entry.at is not None:
             at = f"{entry.at:%Y-%m-%d} {at}"
-        click.echo(f"{'  ' * depth}{at}  {_line(entry)}")
-        _print(entry.children, depth + 1)
+        click.echo(f"{'  ' * min(depth, _INDENTED)}{at}  {_line(entry)}")
 
 
 def _line(entry: Entry) -> str:
@@ -59,4 +55,4 @@ def _line(entry: Entry) -> str:
         "step": f"step {entry.who} {entry.what}",
         "history": f"{entry.who}: {entry.what}",
     }[entry.kind]
-    return f"{text}  [{detail}]" if detail else text
+    return readable(f"{text}  [{detail}]" if detail else text)

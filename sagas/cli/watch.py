@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import click
 
 from sagas.checkpoints import AT_REST, SagaStatus, SagaSummary, StepRecord
-from sagas.cli.command import Command, spelled
+from sagas.cli.command import INTERRUPTED, Command
 from sagas.cli.listing import counted
 from sagas.cli.options import DURATION, Where, filters
 from sagas.cli.rows import described, in_order, row
 from sagas.cli.tables import line, plain, terminal
+from sagas.commands import command
 from sagas.desk import Desk
 from sagas.errors import StoreUnavailable
 from sagas.stores import Filter
@@ -27,7 +28,6 @@ __all__ = ["watch"]
 
 _ENDS = {SagaStatus.COMPLETED: 0, SagaStatus.COMPENSATED: 1, SagaStatus.STUCK: 3}
 _TIME_IS_UP = 4
-_INTERRUPTED = 130
 #: The looks of a list may take so large a part of the database's time: to count a large table takes long.
 _SHARE = 5
 
@@ -78,7 +78,7 @@ def watch(
                 return
             code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        code = INTERRUPTED
     raise click.exceptions.Exit(code)
 
 
@@ -139,7 +139,7 @@ def _watch_one(desk: Desk, record: SagaSummary, tty: Any, as_json: bool, looks: 
     with tty.live("") as live:
         code = _follow(desk, record, _Page(desk, tty, live), looks)
     if code == _ENDS[SagaStatus.STUCK]:
-        click.echo(f"\nwhat may be done about it: {spelled('show', record.id)}")
+        click.echo(f"\nwhat may be done about it: {command('show', record.id)}")
     return code
 
 

@@ -10,6 +10,7 @@ workers.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -20,7 +21,9 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
+from sagas.masking import Masking
 from sagas.observers import SUCCEEDED, Attempt, Handling, Observer, Start
+from sagas.text import describe
 
 __all__ = ["Tracing"]
 
@@ -86,7 +89,7 @@ class Tracing(Observer):
             yield
             span.set_attribute("sagas.outcome", attempt.outcome or "cut off")
             if attempt.outcome != SUCCEEDED:
-                _fail(span, attempt.error)
+                _fail(span, attempt.error, attempt.masking)
 
     @contextmanager
     def _handle(self, work: Handling) -> Iterator[None]:
@@ -159,10 +162,18 @@ def _current_link() -> Sequence[Link]:
     return (Link(current),) if current.is_valid else ()
 
 
-def _fail(span: Span, error: BaseException | None) -> None:
-    if error is not None:
-        span.record_exception(error)
-    span.set_status(Status(StatusCode.ERROR, None if error is None else f"{type(error).__name__}: {error}"))
+def _fail(span: Span, error: BaseException | None, masking: Masking | None) -> None:
+    if error is None:
+        span.set_status(Status(StatusCode.ERROR))
+        return
+    text, trace_ = describe(error), "".join(traceback.format_exception(error))
+    if masking:
+        text, trace_ = masking.text(text), masking.text(trace_)
+    name = type(error).__qualname__
+    # As `span.record_exception` does, which has no way to leave something out.
+    about = {"exception.type": name, "exception.message": text, "exception.stacktrace": trace_}
+    span.add_event("exception", about)
+    span.set_status(Status(StatusCode.ERROR, f"{name}: {text}"))
 
 
 def _nanoseconds(at: datetime) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from sagas.app import Sagas
 from sagas.doctor import broker, database, setup, work, workers
-from sagas.doctor.findings import Finding, Level
-from sagas.errors import ConfigurationError
+from sagas.doctor.findings import Finding, Level, problem
+from sagas.errors import ConfigurationError, StoreRefused
 from sagas.stores import SqlStore
 
 __all__ = ["Finding", "Level", "examine"]
@@ -35,6 +35,9 @@ def _examine(sagas: Sagas, store: SqlStore, timeout: float) -> Iterator[Finding]
         tables_are_there &= finding.code not in (database.UNREACHABLE, database.OUTDATED)
         yield finding
     if tables_are_there:  # else there is nothing to look at, or not in these columns
-        yield from work.examine(sagas, store)
+        try:
+            yield from work.examine(sagas, store)
+        except StoreRefused as error:
+            yield problem(database.PRIVILEGES, f"the work that waits cannot be looked at: {error}", "grant SELECT")
     if sagas.events is not None:
         yield from work.examine_queues(sagas.events)

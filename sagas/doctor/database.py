@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sagas.app import Sagas
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.doctor.setup import longest_step
-from sagas.errors import StoreUnavailable
+from sagas.errors import StoreRefused, StoreUnavailable
 from sagas.stores import SqlStore
-from sagas.stores.inspection import settings, tables
+from sagas.stores.inspection import Forbidden, forbidden, is_standby, settings, tables
 
-__all__ = ["OUTDATED", "UNREACHABLE", "check_settings", "check_skew", "check_tables", "examine"]
+__all__ = ["OUTDATED", "UNREACHABLE", "check_privileges", "check_settings", "check_skew", "check_tables", "examine"]
 
 UNREACHABLE = "database-unreachable"
 OUTDATED = "tables"
+
+READ_ONLY = "read-only"
+PRIVILEGES = "privileges"
+
+#: Tables that are named at most.
+_MOST_TABLES = 3
 
 #: From here on times in logs, ids and events no longer tell what came first.
 _SKEW = timedelta(seconds=2)
@@ -31,7 +37,12 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
     try:
         skew = store.now() - datetime.now(UTC)
         found = settings(store)
+        refusals = forbidden(store, events=sagas.events is not None)
+        standby = is_standby(store)
         current, head = tables(store)
+    except StoreRefused as error:
+        yield problem(PRIVILEGES, f"{store!r}: {error}", "grant it to the role of the workers")
+        return
     except StoreUnavailable as error:
         yield problem(
             UNREACHABLE,
@@ -40,17 +51,18 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
         )
         return
     yield ok("database", f"{store!r} answers: {store.dialect} {found['version']}")
-    yield check_tables(current, head)
+    yield check_tables(current, head, store.how_to_upgrade)
+    yield from check_privileges(refusals, standby=standby)
     yield from check_skew(skew)
     yield from check_settings(store.dialect, found, longest_step(sagas))
 
 
-def check_tables(current: str | None, head: str | None) -> Finding:
-    """Compare the revision that the tables are at with the one that this code needs."""
+def check_tables(current: str | None, head: str | None, upgrade: str) -> Finding:
+    """Compare the revision that the tables are at with the one that this code needs. `upgrade`: brings them there."""
     if current == head:
         return ok("tables-ok", f"the tables are at revision {current}, which this code needs")
     if current is None:
-        return problem(OUTDATED, "the tables are not there", "celery -A yourapp sagas db upgrade")
+        return problem(OUTDATED, "the tables are not there", upgrade)
     if str(current) > str(head):
         return problem(
             OUTDATED,
@@ -60,7 +72,31 @@ def check_tables(current: str | None, head: str | None) -> Finding:
     return problem(
         OUTDATED,
         f"the tables are at revision {current}, and this code needs {head}",
-        "celery -A yourapp sagas db upgrade, before workers with this code start",
+        f"{upgrade}, before workers with this code start",
+    )
+
+
+def check_privileges(refusals: Sequence[Forbidden], *, standby: bool = False) -> Iterator[Finding]:
+    """Look at what this connection may not do. `standby`: the server follows another one."""
+    if standby:
+        yield problem(
+            READ_ONLY,
+            "the database is a standby, which takes no writes: nothing can be started, and no step can begin or end",
+            "connect to the primary; with PostgreSQL a URL may name both, with target_session_attrs=read-write",
+        )
+        return
+    if not refusals:
+        return
+    refused: dict[str, list[str]] = {}
+    for each in refusals:
+        refused.setdefault(each.table, []).append(each.what)
+    told = "; ".join(f"{', '.join(what)} on {table}" for table, what in sorted(refused.items())[:_MOST_TABLES])
+    more = f"; and on {len(refused) - _MOST_TABLES} tables more" if len(refused) > _MOST_TABLES else ""
+    yield problem(
+        READ_ONLY if all({"INSERT", "UPDATE", "DELETE"} <= set(what) for what in refused.values()) else PRIVILEGES,
+        f"this connection may not {told}{more}. The database says: {refusals[0].says}",
+        "run the doctor as the role of the workers; grant that role SELECT, INSERT, UPDATE and DELETE on the tables of "
+        "the library, and USAGE on their sequences, and see that its transactions are not read-only",
     )
 
 

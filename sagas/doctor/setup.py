@@ -14,7 +14,7 @@ from sagas.checkpoints import Direction
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.errors import ConfigurationError
 
-__all__ = ["examine", "longest_step", "needed_queues", "tasks_of"]
+__all__ = ["examine", "longest_step", "needed_queues"]
 
 
 def examine(sagas: Sagas) -> Iterator[Finding]:
@@ -65,13 +65,17 @@ def _timeouts(sagas: Sagas) -> Iterator[Finding]:
     lease, limit = sagas.orchestrator.timing.lease, sagas.app.conf.task_time_limit
     for (name, version), saga in sorted(sagas.orchestrator.sagas.items()):
         steps = saga.steps.values()
-        short = [f"{step.name} ({step.step.timeout:g} s)" for step in steps if step.step.timeout <= lease]
+        short = [
+            f"{step.name} ({step.step.timeout:g} s)"
+            for step in steps
+            if step.step.timeout <= lease and step.retry.max_attempts == 1
+        ]
         if short:
             yield warning(
                 "lease",
-                f"saga {name} {version}: the timeout of {', '.join(short)} is no longer than lease={lease:g} s, so a "
-                "killed worker counts as an attempt that failed",
-                "set a timeout above the lease, or a shorter Sagas(lease=)",
+                f"saga {name} {version}: {', '.join(short)} has one attempt and a timeout that is no longer than "
+                f"lease={lease:g} s, so a killed worker counts as that attempt",
+                "set a timeout above the lease, a shorter Sagas(lease=), or more attempts",
             )
         cut = [f"{step.name} ({step.step.timeout:g} s)" for step in steps if limit and limit <= step.step.timeout]
         if cut:
@@ -86,11 +90,6 @@ def _timeouts(sagas: Sagas) -> Iterator[Finding]:
 def longest_step(sagas: Sagas) -> float:
     """Return the longest timeout of all steps, in seconds; 0 without any."""
     return max((s.step.timeout for saga in sagas.orchestrator.sagas.values() for s in saga.steps.values()), default=0.0)
-
-
-def tasks_of(sagas: Sagas) -> set[str]:
-    """Return the names of the tasks that the steps of all sagas are run, and undone, by."""
-    return {task for saga in sagas.orchestrator.sagas.values() for task, _ in _steps(saga)}
 
 
 def _steps(saga: Any) -> Iterator[tuple[str, Any]]:

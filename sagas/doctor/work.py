@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from sagas.app import Sagas
 from sagas.check import check
+from sagas.commands import command
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.errors import BrokerUnavailable, ConfigurationError
 from sagas.events import Events
@@ -31,7 +32,7 @@ def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
                 "stranded",
                 f"{flight.count} sagas {flight.name} {flight.version} in flight, for example {flight.example}, cannot "
                 f"go on: {flight.problems[0]}",
-                "celery -A yourapp sagas check says more",
+                f"{command('check')} says more",
             )
     if sagas.events is not None:
         yield from check_outbox(sagas.events.outbox_unsent(), sagas.events.outbox_age())
@@ -83,7 +84,7 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
         yield warning(
             "event-dead-letters",
             f"{found.event_letters.count} messages could not be handled{ago(found.event_letters.oldest)}",
-            "celery -A yourapp sagas events dlq list, then replay or discard",
+            f"{command('events', 'dlq', 'list')}, then replay or discard",
         )
 
 
@@ -95,7 +96,7 @@ def check_outbox(unsent: int, age: float) -> Iterator[Finding]:
             "outbox",
             f"{unsent} messages wait in the outbox, the oldest for {age:.0f} s: no relay sends them, or its broker is "
             "away",
-            "a worker has a relay, or start one: celery -A yourapp sagas events relay",
+            f"a worker has a relay, or start one: {command('events', 'relay')}",
         )
 
 
@@ -106,7 +107,7 @@ def check_unheard(unheard: Mapping[str, int]) -> Iterator[Finding]:
         yield warning(
             "events-unheard",
             f"{sum(unheard.values())} messages were sent and reached nobody; no queue is bound to their type: {told}",
-            "apply the topology of their subscribers, then: celery -A yourapp sagas events outbox resend --type ...; "
+            f"apply the topology of their subscribers, then: {command('events', 'outbox', 'resend', '--type', '...')}; "
             "without subscribers to come, let outbox purge forget them",
         )
 
@@ -124,7 +125,7 @@ def examine_queues(events: Events) -> Iterator[Finding]:
             "event-queue-missing",
             f"the broker of events has no queue, or does not answer for: {'; '.join(missing)}. An event that is sent "
             "before its queue is there is not kept for it",
-            "celery -A yourapp sagas events topology apply",
+            command("events", "topology", "apply"),
         )
         return
     try:

@@ -8,11 +8,12 @@ from typing import Any
 
 from sagas.app import Sagas
 from sagas.canvas import FAIL, JOIN
+from sagas.commands import command, worker_command
 from sagas.control import COMMAND
 from sagas.doctor.findings import Finding, ok, problem, warning
-from sagas.doctor.setup import needed_queues, tasks_of
+from sagas.doctor.setup import needed_queues
 
-__all__ = ["Worker", "ask", "check", "examine"]
+__all__ = ["Worker", "ask", "check", "examine", "own"]
 
 _WITHOUT_LIMITS = ("thread", "threads", "solo")
 
@@ -54,13 +55,34 @@ def ask(sagas: Sagas, timeout: float) -> list[Worker]:
     ]
 
 
+def own(sagas: Sagas, workers: list[Worker]) -> list[Worker]:
+    """Return the workers that have to do with these sagas. Other apps may have theirs on the same broker."""
+    queues = set(needed_queues(sagas))
+    names = {name for name, _ in sagas.orchestrator.sagas}
+    events = set() if sagas.events is None else {subscription.queue for subscription in sagas.events.subscriptions}
+
+    def is_ours(worker: Worker) -> bool:
+        about = worker.about or {}
+        return bool(
+            queues & worker.queues
+            or (sagas.app.main and about.get("app") == sagas.app.main)
+            or names & {definition.rpartition(" ")[0] for definition in about.get("definitions", ())}
+            or events & set(about.get("event_queues", ()))
+        )
+
+    return [worker for worker in workers if is_ours(worker)]
+
+
 def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
     """Look at what workers say of themselves."""
+    answered, workers = workers, own(sagas, workers)
+    if others := [worker.name for worker in answered if worker not in workers]:
+        yield ok("other-workers", f"of other apps, with queues of their own: {', '.join(others)}")
     if not workers:
         yield problem(
             "no-workers",
             "no worker answers: nothing runs, and nothing is recovered",
-            "start one: celery -A yourapp worker. One that is busy in the solo pool does not answer either",
+            f"start {worker_command()}. One that is busy in the solo pool does not answer either",
         )
         return
     yield ok("workers", f"{len(workers)} workers answer: {', '.join(worker.name for worker in workers)}")
@@ -92,14 +114,17 @@ def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
 def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
     """Find workers whose code is not this one's."""
     ours = {f"{name} {version}": saga.outline for (name, version), saga in sagas.orchestrator.sagas.items()}
+    needed = needed_queues(sagas)
     for worker in workers:
         if worker.about is None:
-            if missing := sorted(task for task in tasks_of(sagas) if task not in worker.tasks):
+            takes = {task for queue in worker.queues & needed.keys() for task in needed[queue]}
+            if missing := sorted(takes - worker.tasks):
+                queues = ", ".join(sorted(worker.queues & needed.keys()))
                 yield problem(
                     "worker-without-sagas",
-                    f"worker {worker.name} has no sagas that it tells of, and lacks {missing[0]}: a message for it "
-                    "that this worker takes is discarded, and waits for recovery",
-                    "have every worker of this broker's queues load the app with all sagas, or give it other queues",
+                    f"worker {worker.name} takes messages of {queues}, and lacks {missing[0]}: it discards such a "
+                    "message, which then waits for recovery",
+                    f"have that worker load the app with all sagas, or give it queues other than {queues}",
                 )
             continue
         theirs: Mapping[str, str] = worker.about["definitions"]
@@ -149,5 +174,5 @@ def _event_queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
             "event-queues",
             f"no worker reads the queues of events {', '.join(missing)}; whether a process of `sagas events consume` "
             "does cannot be seen from here",
-            "start a worker without -Q, or with these, or celery -A yourapp sagas events consume",
+            f"start a worker without -Q, or with these, or {command('events', 'consume')}",
         )

@@ -258,6 +258,8 @@ class DeadLetters:
         query = select(schema.event_dead_letters).order_by(_TABLE.id).limit(limit)
         asked = {"queue": queue, "type": type, "key": key, "correlation_id": correlation_id}
         for name, value in asked.items():
+            if value is not None and not is_clean(value):
+                return []  # no database holds such a text
             if value is not None:
                 query = query.where(_TABLE[name] == value)
         return self._rows(query if resolved else query.where(_TABLE.resolved_at.is_(None)))

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from sagas.causes import within
+from sagas.commands import command
 from sagas.endings import ends_process, meant
 from sagas.errors import (
     DefinitionError,
@@ -305,7 +306,7 @@ def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
     known = sorted(subscription.handlers)
     unsubscribe = ""
     if any_version(envelope.event_type) not in subscription.topics:
-        unsubscribe = ". If it is no longer wanted, unbind it: celery -A yourapp sagas events topology apply --delete"
+        unsubscribe = ". If it is no longer wanted, unbind it: " + command("events", "topology", "apply", "--delete")
     raise NoHandler(
         f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code that has "
         f"one, or an upcaster, then replay it{unsubscribe}"

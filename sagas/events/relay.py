@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, select, update
 
+from sagas.commands import command
 from sagas.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -288,10 +289,10 @@ class Relay:
             self._said[name] = now
             logger.warning(
                 "%s reached nobody: no queue is bound to its type, and the broker keeps nothing for those who come "
-                "later. Apply the topology of its subscribers before it is published (celery -A theirapp sagas events "
-                "topology apply), then send it again: celery -A yourapp sagas events outbox resend. If nobody is to "
-                "listen yet, all is well",
+                "later. Apply the topology of its subscribers before it is published (sagas events topology apply, "
+                "with their app), then send it again: %s. If nobody is to listen yet, all is well",
                 name,
+                command("events", "outbox", "resend"),
             )
 
     # -- running ------------------------------------------------------------------------------------------------

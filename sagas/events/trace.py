@@ -10,12 +10,17 @@ from typing import Any, Literal
 from sqlalchemy import Column, Connection, Engine, Table, select
 
 from sagas.checkpoints import StepStatus, step_name
+from sagas.nesting import DEEPEST
 from sagas.stores import schema
 from sagas.stores.engines import reading
+from sagas.text import is_clean
 
-__all__ = ["Entry", "trace"]
+__all__ = ["Entry", "trace", "walk"]
 
 _AT_ONCE = 500
+
+#: Entries that may lie within one another as JSON, where each is an object in a list.
+_DEEPEST = DEEPEST // 2 - 2
 
 
 @dataclass(slots=True)
@@ -44,15 +49,21 @@ class Entry:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
-        return {
+        return self._as_json(_DEEPEST)
+
+    def _as_json(self, levels: int) -> dict[str, Any]:
+        told: dict[str, Any] = {
             "kind": self.kind,
             "at": None if self.at is None else self.at.isoformat(),
             "who": self.who,
             "what": self.what,
             "id": self.id,
             "detail": self.detail,
-            "children": [child.as_json() for child in self.children],
+            "children": [child._as_json(levels - 1) for child in self.children] if levels else [],  # noqa: SLF001
         }
+        if self.children and not levels:
+            told["cut"] = f"nested too deep: {sum(1 for _ in walk(self.children))} entries are left out"
+        return told
 
 
 def trace(engine: Engine, name: str) -> list[Entry]:
@@ -64,6 +75,8 @@ def trace(engine: Engine, name: str) -> list[Entry]:
     Of the tables of this database: a service with a database of its own tells its own part. What was purged is gone.
     Returns nothing for a name that is not known. Raises `StoreUnavailable`.
     """
+    if not is_clean(name):
+        return []  # no database holds such a text, and some refuse to look for it
     with reading(engine) as connection:
         return _Story(connection, _stories_of(connection, name)).told()
 
@@ -174,16 +187,20 @@ def _found(connection: Connection, table: Table, column: Column[Any], values: Se
     ]
 
 
+def walk(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry]]:
+    """Yield all entries of a story in the order in which they are told, each with how deep it lies."""
+    waiting = [(0, entry) for entry in reversed(entries)]
+    while waiting:
+        depth, entry = waiting.pop()
+        yield depth, entry
+        waiting += [(depth + 1, child) for child in reversed(entry.children)]
+
+
 def _sort(entries: list[Entry]) -> None:
     """Sort by time. What has none comes where the first thing does that it led to."""
-    for entry in entries:
-        _sort(entry.children)
-    entries.sort(key=lambda entry: min((at.timestamp() for at in _times(entry)), default=float("inf")))
-
-
-def _times(entry: Entry) -> Iterator[datetime]:
-    if entry.at is not None:
-        yield entry.at
-        return
-    for child in entry.children:
-        yield from _times(child)
+    first: dict[int, float] = {}  # by the identity of an entry
+    for each in reversed([entries, *(entry.children for _, entry in walk(entries))]):  # the deepest come first
+        for entry in each:
+            times = (first[id(child)] for child in entry.children)
+            first[id(entry)] = min(times, default=float("inf")) if entry.at is None else entry.at.timestamp()
+        each.sort(key=lambda entry: first[id(entry)])

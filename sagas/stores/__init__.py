@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -67,7 +69,9 @@ class CheckpointStore(Protocol):
         """
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:
-        """Return what an attempt at a step runs in, from before its function is called until it is recorded or failed.
+        """Return what an attempt at a step runs in, from before its function is called until it has returned.
+
+        With `step.session`, until that is committed. An error that leaves it at the end is a failure of the step.
 
         `open_session`: what `step.session` asks; it opens `transaction`, the first time.
         """
@@ -108,3 +112,9 @@ class CheckpointStore(Protocol):
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
+
+
+if "alembic" in sys.modules:
+    # This may be the `env.py` of an application, which imports us: our tables are kept out of what is generated
+    # there, for those too who have not read how to. Elsewhere Alembic is slow to import, and rarely needed.
+    importlib.import_module("sagas.stores.autogenerate")

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -20,12 +20,20 @@ from sagas.text import clean, describe
 
 __all__ = [
     "READ_ONLY",
+    "GRANT",
+    "ON_DELETE",
     "database_now",
+    "first_line",
     "forget_after_fork",
+    "has_ended",
+    "has_failed",
+    "is_referred_to",
     "lacks_tables",
+    "may_not",
     "open_engine",
     "reading",
     "refused",
+    "sqlstate",
     "teach_sqlite",
     "translated",
 ]
@@ -159,9 +167,13 @@ def translated(engine: Engine, timeout: float | None = None) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, dbapi.OperationalError, dbapi.InterfaceError) as error:
-        raise StoreUnavailable(f"the database did not answer: {_cause(error)}") from _cause(error)
+        cause = _cause(error)
+        if may_not(cause):  # what MySQL and SQLite say of it is an OperationalError
+            raise _refusal(cause) from _driver_error(cause)
+        said = " ".join(str(cause).split())  # PostgreSQL's own text has several lines
+        raise StoreUnavailable(f"the database did not answer: {said}") from cause
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        if not (error.connection_invalidated or has_ended(_cause(error))):
             raise
         raise StoreUnavailable(f"the database closed the connection: {error.orig}") from error.orig
     finally:
@@ -178,14 +190,19 @@ def refused() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         said = error.orig if isinstance(error, StatementError) and error.orig is not None else error
-        raise StoreRefused(f"the database refused: {_first_line(said)}{_hint(said)}") from _driver_error(said)
+        raise _refusal(said) from _driver_error(said)
+
+
+def _refusal(said: BaseException) -> StoreRefused:
+    return StoreRefused(f"the database refused: {first_line(said)}{_hint(said)}")
 
 
 def _driver_error(said: BaseException) -> BaseException | None:
     return None if isinstance(said, SQLAlchemyError) else said
 
 
-def _first_line(said: BaseException) -> str:
+def first_line(said: BaseException) -> str:
+    """Return what the database said, without the values that it may quote."""
     # What follows it in PostgreSQL's is the detail, and that quotes values.
     text = str(said.args[1] if len(said.args) == 2 and isinstance(said.args[0], int) else describe(said))
     return clean(text.partition("\n")[0], _LONGEST)
@@ -194,16 +211,67 @@ def _first_line(said: BaseException) -> str:
 def _hint(said: BaseException) -> str:
     if lacks_tables(said):
         return ". Bring the tables to this version: `sagas db upgrade`"
-    code = getattr(said, "sqlstate", None) or (said.args[0] if said.args else None)
-    if code in _MAY_NOT or "readonly database" in str(code):
-        return ". The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
-    if isinstance(said, SQLAlchemyError) or code == _FAILED:
+    if may_not(said):
+        return f". {GRANT}"
+    if is_referred_to(said):
+        return f". {ON_DELETE}"
+    if isinstance(said, SQLAlchemyError) or has_failed(said):
         return ". Roll the session's transaction back, or use a savepoint for what may fail, and start the saga again"
     return ""
 
 
+def _codes(said: BaseException) -> set[Any]:
+    """Return the codes of an error: PostgreSQL's, which others have too, and what MySQL and SQLite put first."""
+    first = said.args[0] if said.args and isinstance(said.args[0], int | str) else None
+    # Django's errors have the driver's as their cause.
+    return {sqlstate(said), sqlstate(said.__cause__), first} - {None}
+
+
+def sqlstate(said: BaseException | None) -> str | None:
+    """Return PostgreSQL's code for an error of its drivers."""
+    code: str | None = getattr(said, "sqlstate", None) or getattr(said, "pgcode", None)
+    return code
+
+
+def _says(said: BaseException, known: Collection[Any], words: str | None = None) -> bool:
+    codes = _codes(said)
+    return not codes.isdisjoint(known) or (words is not None and any(words in str(code) for code in codes))
+
+
+def may_not(said: BaseException) -> bool:
+    """Tell whether the database said that the role, or the transaction, may not do what was asked."""
+    return _says(_cause(said), _MAY_NOT, "readonly database")
+
+
+def has_ended(said: BaseException) -> bool:
+    """Tell whether PostgreSQL said that it has ended the session."""
+    return _says(said, _ENDED)
+
+
+def has_failed(said: BaseException) -> bool:
+    """Tell whether PostgreSQL said that an error has undone the transaction before."""
+    return _says(said, (_FAILED,))
+
+
+def is_referred_to(said: BaseException) -> bool:
+    """Tell whether the database said that rows of another table refer to what was to be deleted."""
+    return _says(said, _REFERRED_TO, "FOREIGN KEY constraint failed")
+
+
+ON_DELETE = (
+    "Rows of another table refer to sagas that were to be deleted. Give that foreign key ON DELETE SET NULL or CASCADE "
+    "in the database, or keep the id of the saga in a column without a foreign key"
+)
+GRANT = "The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
+
 #: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
 _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
+
+#: A foreign key would be left without its row: PostgreSQL's, then MySQL's and MariaDB's.
+_REFERRED_TO = ("23503", 1451)
+
+#: PostgreSQL has ended a session that was idle in a transaction for too long: an InternalError to its drivers.
+_ENDED = ("25P03",)
 
 #: PostgreSQL: the transaction has failed, and takes no more statements.
 _FAILED = "25P02"
@@ -220,16 +288,20 @@ def lacks_tables(error: BaseException | None) -> bool:
         return False
     first = said.args[0] if said.args else None
     return (
-        getattr(said, "sqlstate", None) in ("42P01", "42703")  # PostgreSQL
+        (sqlstate(said) or sqlstate(said.__cause__)) in ("42P01", "42703")  # PostgreSQL
         or first in (1054, 1146)  # MySQL, MariaDB
-        or (isinstance(said, sqlite3.Error) and str(first).startswith(("no such table", "no such column")))
+        or (_is_sqlites(said) and str(first).startswith(("no such table", "no such column")))
     )
+
+
+def _is_sqlites(said: BaseException) -> bool:
+    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
-    with translated(engine), engine.connect() as connection:
+    with refused(), translated(engine), engine.connect() as connection:
         yield connection.execution_options(**{READ_ONLY: True})
 
 

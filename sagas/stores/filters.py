@@ -18,7 +18,7 @@ class Filter:
     'place_order'
     """
 
-    ids: tuple[str, ...] = ()
+    ids: tuple[str, ...] | None = None  #: an empty tuple fits no saga
     name: str | None = None
     version: int | None = None
     statuses: frozenset[SagaStatus] = frozenset()

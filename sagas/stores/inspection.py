@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Executable, Table, delete, false, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from sagas.checkpoints import NOT_SENT, TERMINAL, SagaStatus
 from sagas.stores import schema
-from sagas.stores.engines import reading
+from sagas.stores.engines import lacks_tables, may_not, reading, translated
 from sagas.stores.lists import STANDS_STILL
 
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
 
-__all__ = ["Backlog", "Found", "backlog", "settings", "tables"]
+__all__ = ["Backlog", "Forbidden", "Found", "backlog", "forbidden", "is_standby", "settings", "tables"]
 
 _sagas, _steps, _letters = schema.sagas.c, schema.steps.c, schema.dead_letters.c
 _events = schema.event_dead_letters.c
@@ -68,6 +69,78 @@ def tables(store: SqlStore) -> tuple[str | None, str | None]:
 
     with reading(store.engine):  # so that a database that is away is told from one without tables
         return migrate.current(store.engine), migrate.head()
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """What this connection may not do to a table, and what the database says of it."""
+
+    table: str
+    what: str  #: SELECT, INSERT, UPDATE, DELETE, or USAGE of the sequence of its ids
+    says: str
+
+
+def forbidden(store: SqlStore, *, events: bool) -> list[Forbidden]:
+    """Try every kind of statement on every table, on no row, and return what is refused. It changes nothing.
+
+    `events`: also on the tables of events.
+    """
+    found = []
+    wanted = [table for table in schema.metadata.sorted_tables if events or not table.name.startswith("events_")]
+    for table in wanted:
+        columns = list(table.columns)
+        nothing = false()
+        statements: dict[str, Executable] = {
+            "SELECT": select(table).where(nothing),
+            "INSERT": insert(table).from_select(columns, select(table).where(nothing), include_defaults=False),
+            "UPDATE": update(table).values({columns[-1]: columns[-1]}).where(nothing),
+            "DELETE": delete(table).where(nothing),
+        }
+        for what, statement in statements.items():
+            if (says := _refusal(store, statement)) is not None:
+                found.append(Forbidden(table.name, what, says))
+    return found + (_forbidden_sequences(store, wanted) if store.dialect == "postgresql" else [])
+
+
+def _refusal(store: SqlStore, statement: Executable) -> str | None:
+    """Return what a database says that does not allow a statement; None where it does, or lacks the table."""
+    with translated(store.engine), store.engine.connect() as connection:
+        try:
+            connection.execute(statement)
+        except DBAPIError as error:
+            if may_not(error):
+                return str(error.orig).partition("\n")[0]
+            if not lacks_tables(error):
+                raise
+        finally:
+            connection.rollback()
+    return None
+
+
+def _forbidden_sequences(store: SqlStore, wanted: Sequence[Table]) -> list[Forbidden]:
+    """Find the sequences that ids of new rows come from, and that this role may not use."""
+    query = text(
+        "SELECT table_name, pg_get_serial_sequence(quote_ident(table_name), column_name) AS sequence"
+        " FROM information_schema.columns"
+        " WHERE table_schema = current_schema() AND column_default LIKE 'nextval(%'"
+    )
+    names = {table.name for table in wanted}
+    with reading(store.engine) as connection:
+        sequences = [(table, name) for table, name in connection.execute(query) if table in names and name]
+        may = text("SELECT has_sequence_privilege(:name, 'USAGE')")
+        return [
+            Forbidden(table, "USAGE", f"permission denied for sequence {name}")
+            for table, name in sequences
+            if not connection.execute(may, {"name": name}).scalar_one()
+        ]
+
+
+def is_standby(store: SqlStore) -> bool:
+    """Tell whether this is a PostgreSQL server that follows another, and takes no writes."""
+    if store.dialect != "postgresql":
+        return False
+    with reading(store.engine) as connection:
+        return bool(connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar_one())
 
 
 @dataclass(frozen=True, slots=True)

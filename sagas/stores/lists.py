@@ -69,10 +69,9 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.created_before, _sagas.created_at.__lt__),
         (where.updated_before, _sagas.updated_at.__lt__),
     )
-    conditions = [fits(value) for value, fits in each if value not in (None, (), [])]
-    texts = (where.name, where.key, where.correlation_id, where.step, where.error, *where.ids)
-    if not all(is_clean(text) for text in texts if text is not None):
-        return [false()]  # no database holds such a text, and some refuse to look for it
+    conditions = [fits(value) for value, fits in each if value not in (None, [])]
+    if not _are_clean(where.name, where.key, where.correlation_id, where.step, where.error, *(where.ids or ())):
+        return [false()]
     if where.attention:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.
         needing = union(
@@ -84,9 +83,16 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
     return conditions
 
 
+def _are_clean(*texts: str | None) -> bool:
+    """Tell whether these can be looked for: no database holds any other text, and some refuse to look for it."""
+    return all(is_clean(text) for text in texts if text is not None)
+
+
 def listed(where: Filter, *, limit: int, before: str | None, after: str | None) -> Select[Any]:
     """Newest first; with `after`, oldest first."""
     query = select(*SUMMARY).where(*filtered(where)).limit(limit)
+    if not _are_clean(before, after):
+        return query.where(false())
     if after is not None:
         return query.where(_sagas.id > after).order_by(_sagas.id)
     if before is not None:
@@ -119,10 +125,11 @@ def audited(*, by: str | None, name: str | None, since: datetime | None, limit: 
         (since, _history.at.__ge__),
         (before, _history.id.__lt__),
     )
+    asked = [fits(value) for value, fits in each if value is not None] if _are_clean(by, name) else [false()]
     return (
         select(schema.history, _sagas.name, _sagas.key)
         .join(schema.sagas, _sagas.id == _history.saga_id)
-        .where(_history.by.is_not(None), *(fits(value) for value, fits in each if value is not None))
+        .where(_history.by.is_not(None), *asked)
         .order_by(_history.id.desc())
         .limit(limit)
     )

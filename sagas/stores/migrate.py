@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-__all__ = ["VERSION_TABLE", "current", "downgrade", "head", "upgrade"]
+__all__ = ["VERSION_TABLE", "current", "downgrade", "head", "sql", "upgrade"]
 
 #: Ours alone, so that an application with Alembic migrations of its own keeps its own.
 VERSION_TABLE = "sagas_alembic_version"
@@ -28,6 +30,21 @@ def downgrade(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, revision)
+
+
+def sql(dialect: str, before: str, revision: str, *, down: bool = False) -> str:
+    """Return the SQL of the migrations after a revision up to another, or with `down` of those that undo them.
+
+    It is for a database of this dialect. Nothing is asked of one.
+    """
+    config = _config()
+    config.output_buffer = written = io.StringIO()
+    config.attributes["dialect"] = dialect
+    if down:
+        command.downgrade(config, f"{revision}:{before}", sql=True)
+    else:
+        command.upgrade(config, f"{before}:{revision}", sql=True)
+    return written.getvalue()
 
 
 def current(engine: Engine) -> str | None:

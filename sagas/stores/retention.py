@@ -17,16 +17,20 @@ from sagas.stores.archive import Archive, Archived
 from sagas.stores.codecs import AS_STORED
 from sagas.stores.engines import reading
 from sagas.stores.sql import entry_of, letter_of, saga_of
+from sagas.text import is_clean
 
 if TYPE_CHECKING:
     from sagas.stores.sql import SqlStore
 
-__all__ = ["Expired", "count_expired", "purge"]
+__all__ = ["Expired", "count_expired", "forget", "purge"]
 
 _sagas, _letters = schema.sagas.c, schema.dead_letters.c
 
 #: The tables that go with a saga, in the order in which their rows can be deleted.
 _OF_A_SAGA = (schema.steps, schema.history, schema.dead_letters)
+
+#: Sagas that `forget` deletes in one transaction.
+_FORGOTTEN_AT_ONCE = 500
 
 #: Ids are made of the clock of whoever starts a saga. By so much it may be behind the database's.
 _CLOCKS = timedelta(hours=1)
@@ -49,6 +53,8 @@ class Expired:
     def __post_init__(self) -> None:
         if not self.older_than > timedelta():
             raise NotAllowed(f"older_than={self.older_than} must be more than nothing")
+        if self.name is not None and not is_clean(self.name):
+            raise NotAllowed(f"there is no saga of the name {self.name!r}: no database can hold it")
         if not self.statuses or self.statuses - TERMINAL:
             unfinished = ", ".join(sorted(self.statuses - TERMINAL)) or "none"
             raise NotAllowed(
@@ -103,6 +109,23 @@ def purge(
         if len(page) < batch:
             return
         time.sleep(time.monotonic() - began)
+
+
+def forget(store: SqlStore, correlation_id: str) -> int:
+    """Delete the sagas of one correlation id, finished or not, and the messages that they emitted; return how many.
+
+    For what a rehearsal made: nobody is to find it, carry it on or send it.
+    """
+    deleted, ids = 0, select(_sagas.id).where(_sagas.correlation_id == correlation_id).limit(_FORGOTTEN_AT_ONCE)
+    while True:
+        with store.writing() as connection:
+            page = connection.execute(ids).scalars().all()
+            if page:
+                _delete(connection, page)
+            else:
+                connection.execute(delete(schema.outbox).where(schema.outbox.c.correlation_id == correlation_id))
+                return deleted
+        deleted += len(page)
 
 
 def _entry(

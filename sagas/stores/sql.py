@@ -43,6 +43,7 @@ from sagas.checkpoints import (
     StepStatus,
     step_name,
 )
+from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
@@ -50,7 +51,7 @@ from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
-from sagas.stores.transactions import Lent, check
+from sagas.stores.transactions import Lent, check, let_go
 from sagas.text import is_clean
 
 __all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
@@ -252,10 +253,14 @@ class SqlStore:
     @contextmanager
     def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
         # What a step does wrong in here is the step's own failure, and stays what it is.
-        with Session(self.engine) as session, Lent(session, self.engine, who, most=limit) as lent:
-            yield session
-            with self._translated():
-                lent.commit()
+        session = Session(self.engine)
+        try:
+            with Lent(session, self.engine, who, most=limit) as lent:
+                yield session
+                with self._translated():
+                    lent.commit()
+        finally:
+            let_go(session)
 
     # -- recovery -----------------------------------------------------------------------------------------------
 
@@ -320,11 +325,15 @@ class SqlStore:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        if not is_clean(saga_id):
+            return []
         query = select(schema.history).where(schema.history.c.saga_id == saga_id).order_by(schema.history.c.id)
         return [entry_of(row) for row in self._rows(query)]
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         query = select(schema.dead_letters).order_by(schema.dead_letters.c.id)
+        if saga_id is not None and not is_clean(saga_id):
+            return []
         if saga_id is not None:
             query = query.where(schema.dead_letters.c.saga_id == saga_id)
         if unresolved:
@@ -362,7 +371,7 @@ class SqlStore:
     def payloads(self, saga_id: str) -> Payloads:
         """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""
         sagas, steps = schema.sagas.c, schema.steps.c
-        inputs = self._rows(select(sagas.input).where(sagas.id == saga_id))
+        inputs = self._rows(select(sagas.input).where(sagas.id == saga_id)) if is_clean(saga_id) else []
         if not inputs:
             raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
         results = self._rows(
@@ -455,6 +464,11 @@ class SqlStore:
             more = " and more" if len(rows) == few else ""
             raise AmbiguousSaga(f"{text!r} may mean {found}{more}: give the whole id")
         return self.summary(rows[0]["id"])
+
+    @property
+    def how_to_upgrade(self) -> str:
+        """The command that brings the tables to what this version needs."""
+        return command("db", "upgrade")
 
     # -- the tables ---------------------------------------------------------------------------------------------
 

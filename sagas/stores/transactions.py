@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from sagas.errors import TransactionLost, TransactionMisuse
 
-__all__ = ["IDLE", "Lent", "begun", "check", "limit_idle"]
+__all__ = ["IDLE", "Lent", "begun", "check", "let_go", "limit_idle"]
 
 #: Seconds after which a database that hears nothing of an open transaction ends it. On PostgreSQL a thread speaks for
 #: a transaction whose code is busy elsewhere.
@@ -87,6 +87,14 @@ def begun(engine: Engine, *, unheard: float | None = None) -> Iterator[Connectio
             check(connection, "a transaction of the library's own")
         finally:
             let_go()
+
+
+def let_go(session: Session) -> None:
+    """Close a session, whatever has become of its connection: a rollback that fails there hides what went wrong."""
+    try:
+        session.close()
+    except SQLAlchemyError:  # the connection is lost, and the database has rolled back
+        session.invalidate()
 
 
 def check(connection: Connection, who: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -113,6 +113,10 @@ class Inline:
         change = transitions.succeed(case, step, "a late report", Direction.FORWARD, before.step(step).result)
         self.store.save(before, change.record, change.history, change.dead_letters)
         self._runner.finish(before.id, None)
+
+    def finish(self, saga_id: str) -> SagaRecord:
+        """Run a saga that was cut off, as recovery would, until it is COMPLETED, COMPENSATED or STUCK."""
+        return self._runner.finish(saga_id, None)
 
     @property
     def emitted(self) -> list[Any]:

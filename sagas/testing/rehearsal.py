@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sagas.checkpoints import SagaStatus
+from sagas.checkpoints import AT_REST, TERMINAL, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, Saga
-from sagas.errors import Terminal
+from sagas.errors import NotAllowed, SagaNotFound, Terminal
+from sagas.events import Events
 from sagas.handle import SagaHandle
-from sagas.stores import CheckpointStore
+from sagas.stores import CheckpointStore, Filter, SqlStore
+from sagas.stores.retention import forget
 from sagas.testing.inline import Inline
 
 __all__ = ["Judgement", "Rehearsal", "Row", "rehearse"]
@@ -79,12 +82,19 @@ def rehearse(
     store: CheckpointStore | None = None,
     lease: float | timedelta = 30.0,
     max_payload: int = 1_048_576,
+    events: Events | None = None,
+    live: bool = False,
 ) -> Rehearsal:
     """Run a saga once for every way in which each of its steps can fail. The real actions are called, many times.
 
     `input`: what it is started with, or a callable that makes a fresh input for each run. It must be one that goes
     through when nothing fails. `state`: returns what the saga changes in the world, as something that can be compared;
-    left out, only the ends of the runs are judged. `store`, `lease`, `max_payload`: as in `Inline`.
+    left out, only the ends of the runs are judged. `store`, `lease`, `max_payload`, `events`: as in `Inline`.
+    `live`: rehearse also in a database with unfinished sagas.
+
+    A rehearsal deletes its sagas from the database when it ends, also when it is interrupted; a run that was cut off is
+    first compensated or, after its pivot, completed. No relay sends what the steps emitted. What the actions changed in
+    the world stays. Raises `NotAllowed` for a database that has unfinished sagas, unless `live` is true.
 
     A run is ok when it ended as it should: COMPLETED where attempts heal the failure; COMPENSATED, with the state as it
     was before; STUCK where only a person can know (the pivot in doubt, a later step that fails for good).
@@ -100,26 +110,68 @@ def rehearse(
     >>> next(row for row in rehearsal.rows if row.verdict == "NOT IDEMPOTENT").detail
     "its action, called again under the same key, changed the state from {'tea': 4} to {'tea': 3}"
     """
-    stage = _Stage(Inline(store, lease=lease, max_payload=max_payload), saga, input, state)
-    rows = [stage.run("-", "nothing fails", lambda: None, {SagaStatus.COMPLETED})]
-    if rows[0].verdict is Judgement.OK:
-        for step in saga.steps.values():
-            rows += stage.rehearse_action(step)
-        for step in saga.steps.values():
-            if step.compensation is not None:
-                rows += stage.rehearse_compensation(step)
+    correlation_id = f"rehearsal-{uuid.uuid4()}"
+    if isinstance(store, SqlStore) and not live and (unfinished := unfinished_in(store)):
+        raise NotAllowed(
+            f"{store!r} has {unfinished} unfinished sagas, so it does not look like a test database. A rehearsal calls "
+            f"the real actions and compensations of {saga.name!r}: use a database of its own, or pass live=True"
+        )
+    inline = Inline(store, lease=lease, max_payload=max_payload, events=events)
+    if events is not None and isinstance(store, SqlStore):
+        inline.orchestrator.events = _NeverSent(events)
+    stage = _Stage(inline, saga, input, state, correlation_id)
+    try:
+        rows = [stage.run("-", "nothing fails", lambda: None, {SagaStatus.COMPLETED})]
+        if rows[0].verdict is Judgement.OK:
+            for step in saga.steps.values():
+                rows += stage.rehearse_action(step)
+            for step in saga.steps.values():
+                if step.compensation is not None:
+                    rows += stage.rehearse_compensation(step)
+    finally:
+        try:
+            stage.settle()
+        finally:
+            if isinstance(store, SqlStore):
+                forget(store, correlation_id)
     return Rehearsal(saga, tuple(rows))
+
+
+def unfinished_in(store: SqlStore) -> int:
+    """Return how many sagas in a database are not at their end: some application may be at work there."""
+    return store.count(Filter(statuses=frozenset(SagaStatus) - TERMINAL))
+
+
+class _NeverSent:
+    """Makes rows of the outbox that count as sent from the beginning: no relay tells the world of a rehearsal."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    def prepare(self, message: Any, **options: Any) -> Mapping[str, Any]:
+        return _sent(self._events.prepare(message, **options))
+
+    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
+        return [_sent(row) for row in self._events.lifecycle(before, after)]
+
+
+def _sent(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, "sent_at": row["created_at"]}
 
 
 class _Stage:
     """Where the runs of one rehearsal take place."""
 
-    def __init__(self, inline: Inline, saga: Saga, given: Any, state: Callable[[], object] | None) -> None:
+    def __init__(
+        self, inline: Inline, saga: Saga, given: Any, state: Callable[[], object] | None, correlation_id: str
+    ) -> None:
         self.inline = inline
+        self.correlation_id = correlation_id
         self.saga = saga
         self.given = given
         self.state = state
         self.findings: list[str] = []
+        self.runs = 0
         inline.around = self._watch
 
     def rehearse_action(self, step: BoundStep) -> Iterator[Row]:
@@ -162,7 +214,9 @@ class _Stage:
         self.findings = []
         before = self._snapshot()
         arm()
-        handle = self.inline.start(self.saga, self.given() if callable(self.given) else self.given)
+        given = self.given() if callable(self.given) else self.given
+        self.runs += 1
+        handle = self.inline.start(self.saga, given, key=self._key, correlation_id=self.correlation_id)
         if undo_again is not None and handle.status is SagaStatus.COMPENSATED:
             self._undo_again(handle, undo_again)
         after = self._snapshot()
@@ -176,6 +230,22 @@ class _Stage:
             left = f"undone, but the state was {_short(before)} and is {_short(after)}"
             return Row(step, failure, status, Judgement.NOT_COVERED, left)
         return Row(step, failure, status, Judgement.OK, error or "")
+
+    def settle(self) -> None:
+        """Bring a run that was cut off to its end, so that it leaves nothing half done in the world."""
+        try:
+            record = self.inline.store.find(self.saga.name, self._key)
+        except SagaNotFound:
+            return
+        if record.status not in AT_REST:
+            self.inline.heal()
+            with suppress(NotAllowed):  # after its pivot, or on its way back: it only has to go on
+                self.inline.cancel(record.id, "the rehearsal was interrupted")
+            self.inline.finish(record.id)
+
+    @property
+    def _key(self) -> str:
+        return f"{self.correlation_id}-{self.runs}"
 
     def _undo_again(self, handle: SagaHandle, step: str) -> None:
         once = self._snapshot()

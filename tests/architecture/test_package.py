@@ -72,6 +72,8 @@ def test_the_wheel_has_the_library_and_nothing_else(tmp_path: Path) -> None:
     assert "sagas/stores/migrations/env.py" in names
     assert "sagas/contrib/flower/templates/sagas/list.html" in names
     assert "sagas/contrib/flower/static/sagas.js" in names
+    assert "sagas/contrib/django/templates/admin/sagas/saga/history.html" in names
+    assert "sagas/contrib/django/locale/de/LC_MESSAGES/django.mo" in names
     assert any(name.startswith("sagas/stores/migrations/versions/0001") for name in names)
     inside = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(inside), str(wheel)]

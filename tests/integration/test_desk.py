@@ -24,7 +24,7 @@ from sagas import (
     transitions,
 )
 from sagas.desk import Action, Choice, Desk
-from sagas.errors import ConfigurationError
+from sagas.errors import ConfigurationError, InvalidInput
 from sagas.stores import EVERYTHING, Filter
 from sagas.testing import Inline
 from sagas.testing.memory import MemoryStore
@@ -177,6 +177,23 @@ def test_all_that_fit_a_filter(desk: Desk) -> None:
     assert [each.record.id for each in outcomes] == [first, second, untouched]
     assert [each.error is None for each in outcomes] == [False, False, True]
     assert desk.store.load(running).status is SagaStatus.PENDING
+
+
+def test_reasons_and_results_have_limits(desk: Desk) -> None:
+    saga = stuck(desk, at_pivot)
+    for refusal, action, reason, result in (
+        (InvalidInput, Action.RETRY, "x" * 2_001, None),
+        (NotAllowed, Action.RETRY, " ", None),
+        (InvalidInput, Action.DONE, "x", {"a": float("nan")}),
+        (InvalidInput, Action.DONE, "x", [float("inf")]),
+        (InvalidInput, Action.DONE, "x", "\ud800"),
+    ):
+        with pytest.raises(refusal):
+            desk.act(action, saga, by="ann", reason=reason, result=result)
+    assert desk.store.load(saga).status is SagaStatus.STUCK
+    desk.act(Action.RETRY, saga, by="ann", reason="x" * 2_000)
+    assert desk.store.select(Filter(ids=())) == []
+    assert desk.store.select(Filter(ids=(saga,)))[0].id == saga
 
 
 def test_masked_fields_are_not_shown(desk: Desk) -> None:

@@ -72,14 +72,28 @@ def test_the_tests_of_the_project(
 def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     databases = {"default": database(request, "sqlite", tmp_path)}
 
-    def said(*arguments: str, **settings: Any) -> str:
+    def said(*arguments: str, database: dict[str, Any] | None = None, **settings: Any) -> str:
         urls = "django.contrib.auth.urls"  # those of the project import what cannot be there with these settings
-        done = manage(project(tmp_path, DATABASES=databases, ROOT_URLCONF=urls, **settings), "check", *arguments)
+        changed = {"default": {**databases["default"], **(database or {})}}
+        done = manage(project(tmp_path, DATABASES=changed, ROOT_URLCONF=urls, **settings), "check", *arguments)
         return done.stderr + done.stdout
 
-    assert "no issues" in said()
-    assert "sagas.W002" in said("--database", "default")
-    wrong = said(CELERY_SAGAS_LEASES=1, CELERY_SAGAS_LEASE="30", CELERY_SAGAS_MASKED="card")
+    lacking = said("--database", "default")
+    assert "sagas.W002" in lacking
+    assert ("sagas.W001" in lacking) == (django.VERSION < (5, 1)), "older Django has no better way with SQLite"
+    undeclared = {
+        "CELERY_TASK_CREATE_MISSING_QUEUES": False,
+        "CELERY_TASK_ROUTES": {"place_order.*": {"queue": "nope"}},
+    }
+    report = said(database={"OPTIONS": {}}, **undeclared)
+    assert "sagas.W001" in report
+    assert "PRAGMA journal_mode = WAL" in report
+    assert "(sagas.E003) the Celery app cannot carry sagas: saga 'place_order', step 'reserve'" in report
+    assert "'nope'" in report
+    wrong = said(
+        database={"AUTOCOMMIT": False}, CELERY_SAGAS_LEASES=1, CELERY_SAGAS_LEASE="30", CELERY_SAGAS_MASKED="card"
+    )
+    assert "has AUTOCOMMIT = False" in wrong
     assert "there is no setting CELERY_SAGAS_LEASES; there is: CELERY_SAGAS_APP, " in wrong
     assert "CELERY_SAGAS_LEASE is '30'; it must be a number of seconds, more than zero" in wrong
     assert "CELERY_SAGAS_MASKED is 'card'; it must be a list of names of fields" in wrong
@@ -102,7 +116,9 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
 
 def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     environment = project(tmp_path, DATABASES={"default": database(request, "sqlite", tmp_path)})
-    assert manage(environment, "migrate", "--run-syncdb").returncode == 0
+    migrated = manage(environment, "migrate", "--run-syncdb")
+    assert migrated.returncode == 0
+    assert "sagas.W002" not in migrated.stderr, "it is about to make them"
     helped = manage(environment, "sagas", "--help")
     assert "Look after sagas and their tables." in helped.stdout, helped.stderr
     refused = manage(environment, "sagas", "db", "upgrade")

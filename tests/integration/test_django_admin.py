@@ -26,7 +26,14 @@ from sagas.testing import Inline
 from tests.django_project.orders.sagas import place_order
 User.objects.create_superuser("ann", password="ann")
 for number, fault in (("1001", ""), ("1002", "broken_charge"), ("1003", "declined"), ("1004", "raise")):
-    Inline(sagas.store).start(place_order, {"number": number, "card": "4111", "fault": fault}, key=f"order-{number}")
+    Inline(sagas.store).start(place_order, {"number": number, "card": "4111-2222-3333-4444", "fault": fault}, key=f"order-{number}")
+"""
+
+#: Returns what is wider than the place that it has.
+_CUT = """
+return [document.documentElement, ...document.querySelectorAll(".results, .saga-table, .saga-facts, #content")]
+    .filter(each => each.scrollWidth > each.clientWidth + 1)
+    .map(each => `${each.tagName}.${each.className}: ${each.scrollWidth} > ${each.clientWidth}`)
 """
 
 #: Where screenshots go, for whoever wants to look at them.
@@ -53,7 +60,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("width", "dark"), [(1280, False), (1280, True), (420, False)], ids=["light", "dark", "narrow"]
+    ("width", "dark"), [(1200, False), (1200, True), (420, False)], ids=["light", "dark", "narrow"]
 )
 def test_a_stuck_saga_is_found_and_retried(site: str, tmp_path: Path, width: int, dark: bool) -> None:
     with browser(tmp_path / "profile", width=width, dark=dark) as driver:
@@ -64,7 +71,10 @@ def test_a_stuck_saga_is_found_and_retried(site: str, tmp_path: Path, width: int
 
         def look(name: str) -> None:
             if SCREENSHOTS:
-                driver.save_screenshot(f"{SCREENSHOTS}/admin-{name}.png")
+                driver.save_screenshot(f"{SCREENSHOTS}/admin-{name}-{width}-{'dark' if dark else 'light'}.png")
+            if width > 1000:
+                cut = driver.execute_script(_CUT)
+                assert not cut, f"{name}: {cut}"
 
         driver.get(f"{site}/admin/sagas/saga/?status=attention")
         wait.until(lambda d: d.find_element(By.NAME, "username")).send_keys("ann")
@@ -86,3 +96,6 @@ def test_a_stuck_saga_is_found_and_retried(site: str, tmp_path: Path, width: int
         wait.until(lambda d: "Retry charge: the saga is RUNNING now." in d.page_source)
         assert "the bank is back" in driver.page_source
         look("after")
+        click(By.CSS_SELECTOR, ".historylink")
+        wait.until(lambda d: "/history/" in d.current_url)
+        look("history")

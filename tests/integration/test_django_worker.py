@@ -84,6 +84,20 @@ class Project:
             return int(connection.execute(query, {"what": what}).scalar_one())
 
 
+def worker_settings(folder: Path, redis_server: Redis, where: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the settings of a project with this database and broker, whose recovery is quick."""
+    return {
+        "DATABASES": {"default": where},
+        "CELERY_BROKER_URL": redis_server.url,
+        "CELERY_TASK_DEFAULT_QUEUE": folder.name,
+        "CELERY_BROKER_TRANSPORT_OPTIONS": {"socket_timeout": 30},
+        "CELERY_SAGAS_LEASE": 2,
+        "CELERY_SAGAS_STALL_AFTER": 2,
+        "CELERY_SAGAS_SWEEP_INTERVAL": 0.2,
+        **more,
+    }
+
+
 @pytest.fixture
 def shop(request: pytest.FixtureRequest, tmp_path: Path, redis_server: Redis) -> Iterator[Callable[..., Project]]:
     made: list[Project] = []
@@ -91,16 +105,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path, redis_server: Redis) ->
     def make(**options: Any) -> Project:
         where = database(request, "postgres", tmp_path)
         where |= {"CONN_MAX_AGE": options.pop("CONN_MAX_AGE", 0)}
-        settings = {
-            "DATABASES": {"default": where},
-            "CELERY_BROKER_URL": redis_server.url,
-            "CELERY_TASK_DEFAULT_QUEUE": tmp_path.name,
-            "CELERY_BROKER_TRANSPORT_OPTIONS": {"socket_timeout": 30},
-            "CELERY_SAGAS_LEASE": 2,
-            "CELERY_SAGAS_STALL_AFTER": 2,
-            "CELERY_SAGAS_SWEEP_INTERVAL": 0.2,
-            **options,
-        }
+        settings = worker_settings(tmp_path, redis_server, where, **options)
         url = f"postgresql+psycopg://{where['USER']}@127.0.0.1:{where['PORT']}/{where['NAME']}"
         made.append(Project(tmp_path, settings, url))
         return made[-1]

@@ -22,7 +22,7 @@ from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.stores import schema
 from tests.conftest import Rig
 from tests.rig import ROOT
-from tests.servers import MariaDB, Postgres, Redis
+from tests.servers import MariaDB, Postgres, Redis, die_with_parent, wait_for
 
 
 @event("patients.patient.admitted")
@@ -67,6 +67,144 @@ def test_a_worker_without_sagas(redis_server: Redis, postgres: Postgres) -> None
     assert codes["tables"] is Level.PROBLEM  # nobody has made them
     app.close()
     store.engine.dispose()
+
+
+def test_workers_of_other_apps_are_their_own_affair(redis_server: Redis, tmp_path: Path) -> None:
+    """They have queues of their own on the same broker; one of them has sagas too, in another database."""
+    (tmp_path / "mail.py").write_text(
+        f"from celery import Celery\napp = Celery('mail', broker={redis_server.url!r})\n"
+        "app.conf.task_default_queue = 'doctor-mail'\n"
+    )
+    (tmp_path / "other.py").write_text(
+        "from mail import app\nfrom sagas import Saga, Sagas, SqlStore, Step\n"
+        f"store = SqlStore('sqlite:///{tmp_path / 'theirs.db'}')\nstore.upgrade()\n"
+        "app.main = 'other'\n"
+        "Sagas(app, store, [Saga('strange', Step('b', lambda: 1, compensation=None))], lease=7)\n"
+        "app.conf.task_default_queue = 'doctor-other'\n"
+    )
+    store = SqlStore(f"sqlite:///{tmp_path / 'ours.db'}")
+    store.upgrade()
+    ours = Celery("ours", broker=redis_server.url, set_as_current=False)
+    ours.conf.task_default_queue = "doctor-ours"
+    sagas = Sagas(ours, store, [Saga("greet", Step("a", lambda: 1, compensation=None))])
+    options = ["-P", "solo", "--without-gossip", "--without-mingle"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", name, "worker", "-n", f"{name}@x", *options],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent,
+        )
+        for name in ("mail", "other")
+    ]  # fmt: skip
+    try:
+        wait_for(lambda: len(ours.control.inspect(timeout=0.5).ping() or ()) == 2, 60, "both answer")
+        findings = {finding.code: finding for finding in examine(sagas)}
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert findings["other-workers"].says.endswith("mail@x, other@x")
+    assert {code for code, finding in findings.items() if finding.level is Level.PROBLEM} == {"no-workers"}
+    assert findings.keys().isdisjoint({"timing-differs", "worker-definitions", "worker-without-sagas"})
+    ours.close()
+    store.engine.dispose()
+
+
+def privileges(sagas: Sagas) -> tuple[str, str] | None:
+    """Return the finding about what the connection may do."""
+    findings = [each for each in examine(sagas, timeout=0.2) if each.code in ("privileges", "read-only")]
+    assert all(finding.level is Level.PROBLEM and finding.do for finding in findings)
+    return (findings[0].code, findings[0].says) if findings else None
+
+
+def test_what_a_role_may_not_do(postgres: Postgres, mariadb: MariaDB, tmp_path: Path) -> None:
+    app = Celery("doctor", broker="memory://", set_as_current=False)
+    sagas = Sagas(app, SqlStore("sqlite://"), [Saga("s", Step("a", lambda: 1, compensation=None))])
+    owner = SqlStore(postgres.database())
+    owner.upgrade()
+
+    def code() -> str | None:
+        found = privileges(sagas)
+        return found[0] if found else None
+
+    def admin(*statements: str) -> None:
+        with owner.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+    name = f"worker_{owner.engine.url.database}"
+    admin(
+        f"CREATE ROLE {name} LOGIN", f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}",
+    )  # fmt: skip
+    sagas.store = store = SqlStore(owner.engine.url.set(username=name).render_as_string(hide_password=False))
+    assert code() is None
+    admin(f"REVOKE DELETE ON sagas_history FROM {name}")
+    found = privileges(sagas)
+    assert found is not None
+    assert found[0] == "privileges"
+    assert "may not DELETE on sagas_history. The database says: permission denied" in found[1]
+    admin(f"GRANT DELETE ON sagas_history TO {name}", f"REVOKE USAGE ON SEQUENCE sagas_history_id_seq FROM {name}")
+    found = privileges(sagas)
+    assert found is not None
+    assert found[0] == "privileges"
+    assert "may not USAGE on sagas_history. The database says: permission denied for sequence" in found[1]
+    admin(f"REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {name}")
+    assert code() == "privileges"
+    admin(
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {name}",
+        f"REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public FROM {name}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}",
+    )
+    assert code() == "read-only"
+    admin(
+        f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}",
+        f"ALTER ROLE {name} SET default_transaction_read_only = on",
+    )
+    store.engine.dispose()
+    found = privileges(sagas)
+    assert found is not None
+    assert found[0] == "read-only"
+    assert "cannot execute INSERT in a read-only transaction" in found[1]
+
+    mine = SqlStore(mariadb.database())
+    mine.upgrade()
+    with mine.engine.begin() as connection:
+        connection.execute(text("CREATE OR REPLACE USER reader@'127.0.0.1'"))
+        connection.execute(text(f"GRANT SELECT ON {mine.engine.url.database}.* TO reader@'127.0.0.1'"))
+    sagas.store = reader = SqlStore(mine.engine.url.set(username="reader").render_as_string(hide_password=False))
+    assert code() == "read-only"
+    sagas.store = mine
+    assert privileges(sagas) is None
+
+    file = SqlStore(f"sqlite:///{tmp_path / 'x.db'}")
+    file.upgrade()
+    sagas.store = read = SqlStore(f"sqlite:///file:{tmp_path / 'x.db'}?mode=ro&uri=true")
+    assert code() == "read-only"
+    for each in (owner, store, mine, reader, file, read):
+        each.engine.dispose()
+    app.close()
+
+
+def test_a_standby(tmp_path: Path) -> None:
+    app = Celery("doctor", broker="memory://", set_as_current=False)
+    server = Postgres()
+    with server:
+        store = SqlStore(server.database())
+        store.upgrade()
+        sagas = Sagas(app, store, [Saga("s", Step("a", lambda: 1, compensation=None))])
+        assert privileges(sagas) is None
+        store.engine.dispose()
+        assert server.process is not None
+        server.process.send_signal(server.grace)  # it must end in order, to be a standby without a primary
+        server.process.wait(20)
+        (server.folder / "data" / "standby.signal").touch()
+        server.start()
+        found = privileges(sagas)
+        assert found is not None
+        assert "is a standby" in found[1]
+        store.engine.dispose()
+    app.close()
 
 
 def test_events(redis_server: Redis, tmp_path: Path) -> None:

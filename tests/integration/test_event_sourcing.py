@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
@@ -25,6 +25,7 @@ from sagas.events.brokers.memory import MemoryBroker
 from tests.pages import fences
 from tests.rig import ROOT
 from tests.servers import wait_for
+from tests.terminal import invoke
 
 APP = """
 import balances
@@ -124,7 +125,7 @@ class Commands:
         self.obj = SimpleNamespace(app=SimpleNamespace(sagas=SimpleNamespace(events=events)))
 
     def __call__(self, *words: str) -> Result:
-        return CliRunner().invoke(cli, words, obj=self.obj)
+        return invoke(cli, words, self.obj)
 
 
 def counting(version: int, seen: list[int], *, broken: bool = False) -> Projection:
@@ -163,7 +164,7 @@ def test_one_that_stopped_is_shown_and_resumed(store: EventStore) -> None:
     seen: list[int] = []
     broken = Commands(store, counting(1, seen, broken=True))
     done = broken("swap", "counts")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "Error: projection counts 1 stopped at position 1: ZeroDivisionError" in done.output
     assert "projection resume counts --version 1" in done.output
     assert re.search(r"\n    STOPPED at position 1: ZeroDivisionError at event .*: no number\n", broken("list").output)

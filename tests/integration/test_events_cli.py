@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy.orm import Session
 
 from sagas.cli.events import events
@@ -19,6 +19,7 @@ from sagas.events import Events, Service
 from tests.event_rig import EventRig, OrderPlaced
 from tests.rig import ROOT
 from tests.servers import Redis, wait_for
+from tests.terminal import invoke
 
 Run = Callable[..., Result]
 
@@ -31,7 +32,7 @@ def rig(redis_server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def run(rig: EventRig) -> Run:
-    return lambda *words: CliRunner().invoke(events, words, obj=SimpleNamespace(app=rig.app))
+    return lambda *words: invoke(events, words, SimpleNamespace(app=rig.app))
 
 
 def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
@@ -75,7 +76,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
     assert refused.exit_code == 2
     assert "say which" in refused.stderr
     assert "would replay 1" in run("dlq", "replay", number, "--reason", "x", "--dry-run").stdout
-    assert run("dlq", "replay", number, "--reason", "x").exit_code == 1  # nobody said yes
+    assert run("dlq", "replay", number, "--reason", "x").exit_code == 2  # nobody said yes
     assert rig.events.outbox_unsent() == 0
     assert "1 replayed" in run("dlq", "replay", number, "--reason", "mended", "--by", "me", "--yes").stdout
     assert rig.events.outbox_unsent() == 1
@@ -92,7 +93,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
 
 def test_a_queue_that_is_not_there(rig: EventRig, run: Run) -> None:
     done = run("consume", "--queues", "no.such")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "Error: there is no queue 'no.such'; there is: 'inventory.reserve_stock'" in done.stderr
     rig.close()
 

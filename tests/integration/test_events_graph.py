@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sqlalchemy.orm import Session
 
 from sagas import SqlStore
@@ -22,6 +22,7 @@ from tasks import choreography
 from tasks.choreography import SERVICES
 from tasks.orders import PlaceOrder
 from tests.rig import ROOT
+from tests.terminal import invoke
 
 APP = """
 from celery import Celery
@@ -45,7 +46,7 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
 
 def run(store: SqlStore, *words: str, services: Sequence[Service] = SERVICES) -> Result:
     app: Any = SimpleNamespace(sagas=SimpleNamespace(events=_events(store, services)))
-    return CliRunner().invoke(group, words, obj=SimpleNamespace(app=app))
+    return invoke(group, words, SimpleNamespace(app=app))
 
 
 def _events(store: SqlStore, services: Sequence[Service] = SERVICES) -> Events:
@@ -87,7 +88,7 @@ def test_a_story_is_told(store: SqlStore) -> None:
     [entry] = json.loads(run(store, "trace", "o-1", "--json").output)
     assert (entry["kind"], entry["id"]) == ("message", envelope.event_id)
     unknown = run(store, "trace", "o-2")
-    assert unknown.exit_code == 1
+    assert unknown.exit_code == 2
     assert "nothing is known of 'o-2'" in unknown.output
     compared = run(store, "graph", "--observed")
     assert compared.exit_code == 0
@@ -98,5 +99,5 @@ def test_a_database_that_is_away() -> None:
     store = SqlStore("postgresql+psycopg://x@127.0.0.1:1/x")
     for words in (["trace", "o-1"], ["graph", "--observed"]):
         done = run(store, *words)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert "Error: the database did not answer" in done.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sagas import ConfigurationError
 from sagas.errors import TransactionLost
 from sagas.stores import EVERYTHING
+from tests.pages import fences
 from tests.servers import Postgres, wait_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "fastapi.md"
@@ -28,8 +28,9 @@ ME = {"X-User": "ann"}
 
 @pytest.fixture
 def web(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        (tmp_path / re.findall(r"# (\w+\.py)", block)[0]).write_text(block)
+    for fence in fences(PAGE, "python"):
+        if fence.title is not None:
+            (tmp_path / fence.title).write_text(fence.source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres.database())
     monkeypatch.setenv("BROKER_URL", "memory://")
@@ -86,6 +87,25 @@ def test_an_order_and_its_saga(web: ModuleType) -> None:
     with start_worker(web.sagas.app, pool="threads", concurrency=2, perform_ping_check=False):
         asyncio.run(requests())
     assert orders(web) == ["ann-1", "ann-2"]
+
+
+def test_a_request_that_comes_twice_at_the_same_moment(web: ModuleType) -> None:
+    async def requests() -> None:
+        transport = httpx.ASGITransport(app=web.api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+
+            async def post(cents: int) -> httpx.Response:
+                return await client.post("/orders/ann-1", json={"sku": "tea", "cents": cents})
+
+            answers = await asyncio.gather(*(post(450) for _ in range(4)))
+            assert {answer.status_code for answer in answers} == {202}
+            assert len({answer.text for answer in answers}) == 1
+            assert (await post(999)).status_code == 409
+        await web.engine.dispose()
+
+    asyncio.run(requests())
+    assert orders(web) == ["ann-1"]
+    assert web.store.count(EVERYTHING) == 1
 
 
 def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:

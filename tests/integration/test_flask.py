@@ -22,7 +22,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from flask import Flask, current_app, request
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import String, select, text
+from sqlalchemy import String, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sagas import (
@@ -44,7 +44,7 @@ from sagas.errors import TransactionMisuse
 from sagas.events import Events, Service
 from sagas.events import event as event_type
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.stores import EVERYTHING
+from sagas.stores import EVERYTHING, schema
 from sagas.testing import Inline, rehearse
 from tests.servers import Postgres, die_with_parent, wait_for
 
@@ -521,6 +521,20 @@ def test_the_status_tells_no_more_than_it_may(app: Flask) -> None:
     assert "Retry-After" not in ended.headers
     assert ended.json is not None
     assert ended.json["status"] == "COMPENSATED"
+
+
+def test_the_status_of_what_cannot_be_asked_for(app: Flask) -> None:
+    """On PostgreSQL a NUL in a question is an error of the database, which would be a 500."""
+    client = app.test_client()
+    for asked in ("%00", "a%00b", "%FF", "%ED%A0%80", "x" * 5_000, "%27--", "%F0%9F%92%A9"):
+        assert client.get(f"/sagas/{asked}?me={asked}").status_code == 404, asked
+    saga_id, store = client.post("/orders/deep").text, app.extensions["sagas"].store
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.sagas).values(input="[" * 100_000))
+    assert client.get(f"/sagas/{saga_id}?me=deep").status_code == 200
+    with store.engine.begin() as connection:
+        connection.execute(update(schema.sagas).values(input="~aesgcm:old:AAAA"))
+    assert client.get(f"/sagas/{saga_id}?me=deep").status_code == 503
 
 
 @ON_SQLITE

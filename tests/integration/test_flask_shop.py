@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from selenium.webdriver import Chrome
@@ -19,7 +21,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.browser import browser
 from tests.rig import ROOT
-from tests.servers import die_with_parent, free_port, wait_for
+from tests.servers import at_once, die_with_parent, free_port, wait_for
 
 
 class Shop:
@@ -124,13 +126,29 @@ def test_an_order_is_seen_to_its_end(shop: Shop, chrome: Chrome) -> None:
     assert "shipped" in chrome.find_element(By.TAG_NAME, "table").text
 
 
+@ON_BOTH
+def test_a_form_that_comes_twice_is_one_order(shop: Shop) -> None:
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        page = client.get("/").text
+        form = {name: re.findall(f'name="{name}" value="([^"]+)"', page)[0] for name in ("token", "number", "sku")}
+        form |= {"quantity": "1", "card": "good"}
+        answers = at_once(4, lambda: client.post("/orders", data=form))
+        assert {answer.status_code for answer in answers} == {302}
+        [order] = {answer.headers["Location"] for answer in answers}
+        assert client.post("/orders", data=form | {"quantity": "3"}).status_code == 409
+        assert client.post("/orders", data=form | {"number": "7"}).status_code == 400
+        [status] = re.findall('data-url="([^"]+)"', client.get(order).text)
+        wait_for(lambda: client.get(status).json()["status"] == "COMPLETED", 60)
+        assert client.get("/orders").text.count('<td><a href="/orders/') == 1
+
+
 def test_a_declined_card_is_undone(shop: Shop, chrome: Chrome) -> None:
     before = stock(shop, chrome, "cup")
     order(shop, chrome, "cup", card="declined")
     steps = ends(chrome, "COMPENSATED")
     assert [steps[f"step-{name}"] for name in ("accept_order", "reserve_stock", "authorize_card")] == ["UNDONE"] * 3
     assert steps["step-capture_payment"] == "PENDING"
-    assert "the card was declined" in chrome.find_element(By.ID, "error").text
+    assert "the bank said no" in chrome.find_element(By.ID, "error").text
     assert stock(shop, chrome, "cup") == before
 
 

@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import flower
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 from tornado.web import create_signed_value
 
 from sagas import SagaHandle, SagaRecord, SagaStatus, SqlStore
+from sagas.checkpoints import HistoryEntry
 from sagas.stores import schema
 from tests.conftest import Rig
 from tests.flower import Client, FlowerProcess, environment, running_rig, stuck
@@ -51,7 +54,9 @@ def only_read(rig: Rig) -> Iterator[FlowerProcess]:
     config = rig.folder / "flowerconfig.py"
     config.write_text("from sagas.contrib.flower import enable\nenable()\n")
     options = [f"--conf={config}"] + ([] if OLD else ["--read-only"])
-    settings = environment(rig, FLOWER_UNAUTHENTICATED_API="true")
+    settings = environment(
+        rig, FLOWER_UNAUTHENTICATED_API="true", FLOWER_SAGAS_ALLOWED_HOSTS="ops.example.com,.example.net"
+    )
     with FlowerProcess(rig.folder, *options, words=("flower",), environment=settings) as process:
         yield process
 
@@ -123,6 +128,19 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("skip", {"reason": "x", "step": "four"}, {}, 409, "its stuck step is 'pivot', not 'four'"),
         ("done", {"reason": "x", "step": "pivot", "result": {"no": 1}}, {}, 409, "pivot"),
         ("cancel", {"reason": "x"}, {}, 409, "its pivot 'pivot' is STUCK"),
+        ("done", b'{"reason": "x", "step": "pivot", "result": {"a": NaN}}', {}, 400, "not JSON"),
+        ("done", b'{"reason": "x", "step": "pivot", "result": -Infinity}', {}, 400, "not JSON"),
+        ("done", b'{"reason": "x", "step": "pivot", "result": 1e999}', {}, 400, "out of range"),
+        ("done", b'{"reason": "x", "result": "\\ud800"}', {}, 400, "not JSON"),
+        ("done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
+        ("done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
+        ("done", b"[" * 100_000, {}, 400, "levels deep"),
+        ("done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes are more than"),
+        ("done", {"reason": "x", "step": "pivot\0"}, {}, 409, "pivot"),
+        ("skip", {"reason": "x", "step": "\0"}, {}, 409, "pivot"),
+        ("skip", {"reason": "x", "step": ""}, {}, 409, "pivot"),
+        ("skip", {"reason": "x" * 2_001}, {}, 409, "give at most 2,000"),
+        ("retry", {"reason": None}, {}, 400, "send {"),
         ("skip", b"{", {}, 400, "not JSON"),
         ("skip", ["x"], {}, 400, "send {"),
         ("skip", {"reason": "x"}, {"Content_Type": "text/plain"}, 415, "Content-Type"),
@@ -163,6 +181,130 @@ def test_what_is_not_there(open_flower: FlowerProcess) -> None:
     for path in ("/sagas/saga/nope", "/sagas/saga/nope/retry", "/api/sagas/nope", "/sagas/choreography", "/sagas/x"):
         assert client.get(path).status == 404, path
     assert "there is no saga with the id" in client.get("/api/sagas/nope").json()["error"]
+
+
+def test_text_that_cannot_be_stored(rig: Rig, open_flower: FlowerProcess, untouched: SagaHandle) -> None:
+    """NUL, bytes that are no text, and what is longer than any column: never 500."""
+    client = Client(open_flower.url)
+    for text in ("%00", "a%00b", "%ED%A0%80", "%FF", "x" * 10_000, "%27%22%5C", "%F0%9F%92%A9"):
+        for path in (
+            *(f"/sagas?{name}={text}" for name in ("q", "view", "status", "saga", "step", "error", "age", "before")),
+            *(f"/api/sagas?{name}={text}" for name in ("saga", "step", "error", "correlation", "before")),
+            f"/sagas?correlation={text}",
+            f"/sagas/saga/{text}",
+            f"/api/sagas/{text}",
+            f"/sagas/saga/{untouched.id}/retry?step={text}",
+        ):
+            assert client.get(path).status < 500, path
+        assert client.post_json(f"/api/sagas/{text}/retry", {"reason": "x"}).status in (400, 404), text
+    path = f"/sagas/saga/{untouched.id}/done?step=pivot"
+    token = client.token(path)
+    for form, problem in (
+        ({"reason": "x", "result": '{"step": "pivot", "attempt": NaN}'}, "the result is not JSON"),
+        ({"reason": "x", "result": "[" * 500 + "]" * 500}, "100 levels deep"),
+        ({"reason": "x" * 2_001, "result": "null"}, "give at most 2,000"),
+    ):
+        answer = client.post(path, {**form, "_xsrf": token})
+        assert (answer.status, problem in answer.text) in ((400, True), (409, True)), form
+    assert client.post(path, {"reason": "x", "result": "y" * 2_000_000, "_xsrf": token}).status == 413
+    assert done_by(rig, untouched.id) == []
+    by = Client(open_flower.url, login="ann:\xe9")
+    assert by.get("/sagas").status == 200  # nobody has to log in here
+
+
+def test_what_cannot_be_drawn_is_cut_and_said(rig: Rig, open_flower: FlowerProcess) -> None:
+    """Whatever lies in the tables: written by another version, or by hand."""
+    handle = rig.start("later")
+    client, store = Client(open_flower.url), rig.sagas.store
+    assert isinstance(store, SqlStore)
+
+    def shown(given: str) -> tuple[str, Any]:
+        with store.engine.begin() as connection:
+            connection.execute(update(schema.sagas).where(schema.sagas.c.id == handle.id).values(input=given))
+        pages = client.get(f"/sagas/saga/{handle.id}"), client.get(f"/api/sagas/{handle.id}")
+        assert [page.status for page in pages] == [200, 200]
+        return pages[0].text, pages[1].json()["input"]
+
+    for deep in (500, 100_000):
+        page, value = shown('{"a": 1, "deep": ' + "[" * deep + "]" * deep + ', "z": "last"}')
+        assert "cut: nested more than 100 levels deep" in page
+        assert (value["a"], value["z"]) == (1, "last")
+    page, value = shown(json.dumps({"text": "x" * 500_000}))
+    assert "… cut: " in page
+    assert len(page) < 100_000
+    assert len(value["text"]) == 500_000
+    page, value = shown(json.dumps(list(range(100_000))))
+    assert "characters more" in page
+    page, value = shown('{"half')
+    assert "cannot be shown: it is not JSON" in page
+    many = [HistoryEntry(at=store.now(), what="failed", epoch=1, step="one", detail=f"no. {n}") for n in range(1_200)]
+    shown("null")
+    record = store.load(handle.id)
+    store.save(record, replace(record, error="x" * 10_000), many)
+    page, _ = shown("null")
+    assert "700 older entries are left out" in page
+    assert "no. 1199" in page
+
+
+# -- names and forms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:5555", "127.0.0.1.evil.example", "localhost.evil", "x@y", ""]
+)
+def test_a_name_that_leads_here_from_another_site(
+    rig: Rig, open_flower: FlowerProcess, untouched: SagaHandle, host: str
+) -> None:
+    """DNS rebinding: to the browser the page and this Flower are one site, so that only the name tells."""
+    client = Client(open_flower.url)
+    page = f"/sagas/saga/{untouched.id}"
+    for path in (
+        "/sagas",
+        page,
+        f"{page}/skip",
+        "/sagas/dead-letters",
+        "/sagas/definitions",
+        "/api/sagas",
+        f"/api{page}",
+    ):
+        answer = client.get(path, Host=host)
+        assert answer.status in (400, 403, 404), path
+        assert untouched.id not in answer.text
+    mine = {"Host": host, "Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
+    answer = client.post_json(f"/api/sagas/{untouched.id}/skip", {"reason": "x"}, **mine)
+    assert answer.status in (400, 403)
+    token = client.token(f"{page}/skip?step=pivot")
+    answer = client.post(f"{page}/skip?step=pivot", {"reason": "x", "_xsrf": token}, **mine)
+    assert answer.status in (400, 403)
+    assert done_by(rig, untouched.id) == []
+
+
+def test_names_that_are_good(
+    rig: Rig, open_flower: FlowerProcess, closed_flower: FlowerProcess, only_read: FlowerProcess
+) -> None:
+    for host in ("localhost", "LOCALHOST:5555", "127.0.0.1:1", "[::1]:5555", "192.168.1.7", "flower.localhost"):
+        assert Client(open_flower.url).get("/api/sagas", Host=host).status == 200, host
+    assert "--sagas-allowed-hosts=ops.example.com" in Client(open_flower.url).get("/sagas", Host="ops.example.com").text
+    # By name, in a Flower that has a setting, and by any where one has to log in: no browser sends a login elsewhere.
+    for host, status in (
+        ("ops.example.com", 200), ("OPS.example.com.:80", 200), ("x.example.net", 200), ("example.net", 200),
+        ("127.0.0.1", 200), ("example.com", 403), ("xops.example.com", 403), ("evilexample.net", 403),
+    ):  # fmt: skip
+        assert Client(only_read.url).get("/api/sagas", Host=host).status == status, host
+    ann = Client(closed_flower.url, login="ann:tea")
+    assert ann.get("/ops/flower/sagas", Host="flower.example.com").status == 200
+    assert Client(closed_flower.url, login="ann:\xe9").get("/ops/flower/sagas").status == 401
+
+
+def test_behind_a_proxy_that_asks_by_another_name(rig: Rig) -> None:
+    """As nginx does unless it is told to pass the name on."""
+    handle = stuck(rig)
+    with FlowerProcess(rig.folder, "--sagas-allowed-hosts=ops.example.com", environment=environment(rig)) as flower:
+        client, path = Client(flower.url), f"/sagas/saga/{handle.id}/skip?step=pivot"
+        form = {"reason": "written off", "_xsrf": client.token(path)}
+        assert client.post(path, form, Origin="https://ops.example.com.evil.example").status == 403
+        assert client.post(path, form, Origin="https://ops.example.com", Sec_Fetch_Site="cross-site").status == 403
+        assert client.post(path, form, Origin="https://ops.example.com", Sec_Fetch_Site="same-origin").status == 302
 
 
 # -- forms ------------------------------------------------------------------------------------------------------------

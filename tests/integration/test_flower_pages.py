@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -216,15 +216,24 @@ def test_by_keyboard(rig: Rig, flower: FlowerProcess, chrome: Chrome) -> None:
     handle = stuck(rig)
     page = Page(chrome, flower, handle)
     for _ in range(30):
-        chrome.switch_to.active_element.send_keys(Keys.TAB)
-        if chrome.switch_to.active_element.get_attribute("id") == "sg-skip-pivot":
+        _press(chrome, Keys.TAB)
+        if _focus(chrome) == "sg-skip-pivot":
             break
     _touch(rig, handle)
     wait_for(lambda: page.text("#sg-error") == "something new", 20, "the page is up to date")
-    assert chrome.switch_to.active_element.get_attribute("id") == "sg-skip-pivot"
-    chrome.switch_to.active_element.send_keys(Keys.ENTER)
+    assert _focus(chrome) == "sg-skip-pivot"
+    _press(chrome, Keys.ENTER)
     wait_for(lambda: chrome.current_url.endswith("skip?step=pivot"), 20, "the form is open")
-    wait_for(lambda: chrome.switch_to.active_element.get_attribute("id") == "sg-reason", 20, "it asks why")
+    wait_for(lambda: _focus(chrome) == "sg-reason", 20, "it asks why")
+
+
+def _press(chrome: Chrome, key: str) -> None:
+    # To whatever has the focus: a handle on an element would go stale when the page draws itself anew.
+    ActionChains(chrome).send_keys(key).perform()
+
+
+def _focus(chrome: Chrome) -> Any:
+    return chrome.execute_script("return document.activeElement.id")
 
 
 def _touch(rig: Rig, handle: SagaHandle) -> None:

@@ -60,7 +60,7 @@ def test_purge(store: SqlStore, tmp_path: Path) -> None:
     assert (refused.returncode, store.count()) == (2, 3)
     assert "Missing option '--reason'" in refused.stderr
     asked = run(tmp_path, "purge", "--older-than", "1h", "--reason", "policy", answer="n\n")
-    assert (asked.returncode, store.count()) == (1, 3)
+    assert (asked.returncode, store.count()) == (2, 3)
     assert "delete these 2, without an archive?" in asked.stderr
     for wrong in ("soon", "0d"):
         assert run(tmp_path, "purge", "--older-than", wrong, "--reason", "x").returncode != 0

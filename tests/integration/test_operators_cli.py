@@ -183,6 +183,18 @@ def test_show_hides_what_is_masked(desk: Desk, run: Run) -> None:
     assert "no saga of this name" in shown.stdout  # its definition is not in this app; it can be read all the same
 
 
+@pytest.mark.parametrize("given", ["[" * 500 + "]" * 500, "[" * 100_000, '{"half'], ids=["deep", "deeper", "half"])
+def test_show_and_what_cannot_be_shown(desk: Desk, run: Run, given: str) -> None:
+    saga = waiting(desk)
+    with desk.store.engine.begin() as connection:
+        connection.execute(schema.sagas.update().values(input=given))
+    said = "cannot be shown: it is not JSON" if "half" in given or len(given) > 1000 else "nested more than 100 levels"
+    for words in (("show", saga), ("show", saga, "--json")):
+        assert said in run(*words).stdout
+    for line in ("list", f"history {saga}", f"graph {saga}", "audit", "list --json"):
+        assert run(*line.split()).exit_code == 0, line
+
+
 def test_history(desk: Desk, run: Run) -> None:
     saga = stuck(desk, at_pivot)
     run("skip", saga, "--reason", "written off", "--by", "ann")
@@ -214,7 +226,7 @@ def test_tables_that_are_not_there(desk: Desk, run: Run) -> None:
     schema.metadata.drop_all(desk.store.engine)
     refused = run("list")
     assert refused.exit_code == 2
-    assert "bring them up to date with: celery sagas db upgrade" in refused.stderr
+    assert "Bring them up to date with: celery sagas db upgrade" in refused.stderr
 
 
 # -- watching -------------------------------------------------------------------------------------------------------
@@ -299,6 +311,12 @@ def test_refusals(desk: Desk, run: Run) -> None:
         (("cancel", other), "Missing option '--reason'"),
         (("cancel", other, "--reason", "x", "--by", "a" * 201), "at most 200"),
         (("done", saga, "--reason", "x", "--result", "r-7"), "is not JSON"),
+        (("done", saga, "--reason", "x", "--result", '{"a": NaN}'), "is not JSON"),
+        (("done", saga, "--reason", "x", "--result", "[1, -Infinity]"), "is not JSON"),
+        (("done", saga, "--reason", "x", "--result", "1e999"), "is not JSON"),
+        (("done", saga, "--reason", "x", "--result", "[" * 500 + "]" * 500), "more than 100 levels deep"),
+        (("done", saga, "--reason", "x", "--result", '"\udcff"'), "not UTF-8"),
+        (("done", saga, "--reason", "x" * 2_001), "give at most 2,000"),
     ):
         refused = run(*words)
         assert (refused.exit_code, said in refused.stderr) == (2, True), (words, refused.stderr)
@@ -453,5 +471,5 @@ def test_start(desk: Desk, run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["list", "show", "history", "watch", "audit", "start", *Action])
 def test_help_has_examples(run: Run, command: str) -> None:
     shown = run(command, "--help").stdout
-    assert f"Examples:\n  celery -A yourapp sagas {command}" in shown
+    assert f"Examples:\n  celery sagas {command}" in shown
     assert shown.splitlines()[2].endswith(tuple(".,:abcdefghijklmnopqrstuvwxyz"))

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
-from sagas import SqlStore
+from sagas import Retry, Saga, SagaRecord, SqlStore, Step, StepContext
+from sagas.errors import NotAllowed
+from sagas.events import Events, Service, event
+from sagas.events.brokers.memory import MemoryBroker
+from sagas.stores import schema
 from sagas.testing import Inline, assert_compensated, rehearse
 from tasks import inventory, ledger, tables
 from tasks.orders import PlaceOrder, place_order
 from tests.integration.test_cli import run
+from tests.rig import ROOT
+from tests.servers import die_with_parent, wait_for
 
 ORDER: dict[str, Any] = {"order_id": "o-0", "customer": "Ann", "sku": "tea", "quantity": 2, "amount": "4.50", "address": "1 Main St"}  # fmt: skip
 
@@ -74,11 +86,12 @@ def test_the_command(tmp_path: Path) -> None:
     open_shop(url).engine.dispose()
     order = tmp_path / "order.json"
     order.write_text(json.dumps(ORDER))
-    words = ["rehearse", "place_order", "--input", str(order)]
+    words = ["rehearse", "place_order", "--input", str(order), "--yes"]
 
     done = run("config", *words, "--state", "tests.integration.test_rehearsal:books", SAGAS_DATABASE_URL=url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Calling the real actions" in done.stderr
+    assert "Calls the real actions" in done.stderr
+    assert "whether workers run is not known" in done.stderr  # the broker does not answer
     assert "saga 'place_order' version 1: 40 runs, all ok" in done.stdout
     assert "create_shipment    effect after its undo    COMPENSATED  ok" in done.stdout
 
@@ -87,9 +100,158 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "NOT COVERED: reserve_stock, undone twice: undone, but the state was" in done.stdout
 
+    store = SqlStore(url)
+    assert left(store) == []
+    waiting = in_flight(store)
     done = run("config", *words, SAGAS_DATABASE_URL=url)
+    assert (done.returncode, "has 1 unfinished sagas" in done.stderr) == (2, True)
+    done = run("config", *words[:-1], "--live", SAGAS_DATABASE_URL=url)
+    assert (done.returncode, "Add --yes" in done.stderr) == (2, True)
+    done = run("config", *words, "--live", SAGAS_DATABASE_URL=url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Without --state nobody has looked" in done.stdout
+    assert [record.id for record in store.select()] == [waiting]
+    store.engine.dispose()
+
+
+def left(store: SqlStore) -> list[str]:
+    """Return the tables of the library in which anything is left."""
+    tables_ = [table for table in schema.metadata.sorted_tables if table is not schema.relay_shards]
+    with store.engine.connect() as connection:
+        counts = {table.name: connection.execute(select(func.count()).select_from(table)).scalar() for table in tables_}
+    return [name for name, count in counts.items() if count]
+
+
+def in_flight(store: SqlStore) -> str:
+    """Put a saga into a database that nobody carries on."""
+    at, saga_id = store.now(), "0198aaaa"
+    store.insert(
+        SagaRecord(
+            id=saga_id, name="place_order", version=1, key="o-1", outline='[{"step": "reserve"}]', correlation_id="c", input="{}", created_at=at,
+            updated_at=at, ready_at=at,
+        )
+    )  # fmt: skip
+    return saga_id
+
+
+@event("rehearsed.order.placed")
+class Placed:
+    number: int
+
+
+def emitting(world: set[str], stop: Callable[[], None] = lambda: None) -> Saga:
+    """Return a saga that emits, publishes its life, and can be stopped in the midst of its second step."""
+
+    def take(step: StepContext) -> None:
+        world.add(step.idempotency_key)
+        step.emit(Placed(number=1))
+
+    def put_back(step: StepContext) -> None:
+        world.discard(step.idempotency_key)
+
+    def wait() -> None:
+        stop()
+
+    return Saga(
+        "emitting",
+        Step("take", take, compensation=put_back),
+        Step("wait", wait, compensation=None, retry=Retry(max_attempts=1)),
+        publish_life=True,
+    )
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[tuple[SqlStore, Events]]:
+    store = SqlStore(f"sqlite:///{tmp_path / 'kept.db'}")
+    store.upgrade()
+    yield store, Events([Service("rehearsed", publishes=[Placed])], engine=store.engine, broker=MemoryBroker())
+    store.engine.dispose()
+
+
+def test_nothing_is_left_and_nobody_is_told(kept: tuple[SqlStore, Events]) -> None:
+    store, events = kept
+    unsent: list[int] = []
+    rehearsal = rehearse(
+        emitting(set(), lambda: unsent.append(events.outbox_unsent())), store=store, events=events, state=lambda: None
+    )
+    assert {row.status.value for row in rehearsal.rows} == {"COMPLETED", "COMPENSATED"}
+    assert set(unsent) == {0}  # a relay that runs beside it finds nothing
+    assert left(store) == []
+
+
+def test_a_database_in_use_is_refused(kept: tuple[SqlStore, Events]) -> None:
+    store, events = kept
+    waiting, world = in_flight(store), set[str]()
+    with pytest.raises(NotAllowed, match="has 1 unfinished sagas"):
+        rehearse(emitting(world), store=store, events=events)
+    assert world == set()
+    rehearse(emitting(world), store=store, events=events, live=True)
+    assert [record.id for record in store.select()] == [waiting]
+
+
+def test_an_interrupted_run_is_compensated_and_deleted(kept: tuple[SqlStore, Events]) -> None:
+    store, events = kept
+    world, told = set[str](), list[int]()
+
+    def press() -> None:
+        told.append(len(store.select()))
+        if len(told) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own, also in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rehearse(emitting(world, press), store=store, events=events)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told[-1] > 1
+    assert len(world) == len(told) - 1  # what the runs that completed did is real, and stays
+    assert left(store) == []
+
+
+def test_the_command_cleans_up_when_it_is_told_to_end(tmp_path: Path) -> None:
+    """The step that is at work is cut off, and what it had begun is undone."""
+    (tmp_path / "slow.py").write_text(
+        textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from celery import Celery
+        from sagas import Saga, Sagas, SqlStore, Step
+
+        here = Path({str(tmp_path)!r})
+        store = SqlStore(f"sqlite:///{{here / 'slow.db'}}")
+        app = Celery("slow", broker="memory://")
+
+        def take():
+            (here / "taken").touch()
+
+        def put_back():
+            (here / "taken").unlink(missing_ok=True)
+
+        def wait():
+            if not (here / "waits").exists():
+                (here / "waits").touch()
+                time.sleep(60)
+
+        saga = Saga("slow", Step("take", take, compensation=put_back), Step("wait", wait, compensation=None))
+        Sagas(app, store, [saga])
+        store.upgrade()
+        """)
+    )
+    command = [sys.executable, "-m", "celery", "-A", "slow", "sagas", "rehearse", "slow", "--yes"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=die_with_parent,
+    )  # fmt: skip
+    wait_for(lambda: (tmp_path / "waits").exists(), 60, "the step is at work")
+    assert (tmp_path / "taken").exists()
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, "interrupted; the sagas of the rehearsal are deleted" in said) == (143, True), said
+    assert not (tmp_path / "taken").exists()
+    store = SqlStore(f"sqlite:///{tmp_path / 'slow.db'}")
+    assert left(store) == []
+    store.engine.dispose()
 
 
 def lines() -> int:
@@ -115,7 +277,9 @@ def test_what_cannot_be_rehearsed_is_explained(tmp_path: Path, words: list[str],
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "other.json").write_text('{"colour": "red"}')
     words = [word.replace("{folder}", str(tmp_path)) for word in words]
-    done = run("config", "rehearse", *words, SAGAS_DATABASE_URL=f"sqlite:///{tmp_path / 'none.db'}")
+    url = f"sqlite:///{tmp_path / 'none.db'}"
+    open_shop(url).engine.dispose()
+    done = run("config", "rehearse", *words, "--yes", SAGAS_DATABASE_URL=url)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

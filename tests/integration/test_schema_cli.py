@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from sagas import SqlStore
 from sagas.cli.events import events as group
@@ -21,6 +21,7 @@ from sagas.events.schema_registry import JSON
 from sagas.events.schema_registry.avro import AVRO
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 from tests.rig import ROOT
+from tests.terminal import invoke
 
 Run = Callable[..., Result]
 
@@ -52,7 +53,7 @@ def run(store: SqlStore) -> Run:
         broker: Any = None
         events = Events([one], engine=store.engine, broker=broker, registry=registry)
         app = SimpleNamespace(sagas=SimpleNamespace(events=events))
-        return CliRunner().invoke(group, words, obj=SimpleNamespace(app=app))
+        return invoke(group, words, SimpleNamespace(app=app))
 
     return run
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from celery import Celery
+from rich.console import Console
 
+from sagas import Sagas, SqlStore
+from sagas.stores import schema
+from tasks import tables
+from tasks.orderfile import Order
+from tasks.orders import PlaceOrder, place_order
+from tasks.placing import UNDER_WAY, Batch
+from tasks.screen import screen
 from tests.rig import ROOT
 from tests.servers import wait_for
 
@@ -72,3 +86,104 @@ def test_the_demo_can_be_interrupted(tmp_path: Path) -> None:
     assert worker is not None
     with pytest.raises(ProcessLookupError):
         os.kill(int(worker[1]), 0)
+
+
+@pytest.mark.parametrize(
+    ("broker", "database", "says"),
+    [
+        ("redis://127.0.0.1:1/0", "sqlite:///{folder}/made.db", "@127.0.0.1:1/0 does not answer"),
+        (
+            "redis://127.0.0.1:1/0",
+            "sqlite:///{folder}/none.db",
+            "are older than this code: python -m config.migrate",
+        ),
+        ("redis://127.0.0.1:1/0", "postgresql+psycopg://x@127.0.0.1:1/x", "the database did not answer"),
+    ],
+    ids=["broker", "tables", "database"],
+)
+def test_a_shop_that_takes_no_orders(tmp_path: Path, broker: str, database: str, says: str) -> None:
+    store = SqlStore(f"sqlite:///{tmp_path / 'made.db'}")
+    store.upgrade()
+    tables.create_all(store.engine)
+    store.engine.dispose()
+    environment = {
+        **os.environ,
+        "BROKER_URL": broker,
+        "SAGAS_DATABASE_URL": database.replace("{folder}", str(tmp_path)),
+    }
+    command = [sys.executable, "-m", "tasks.place", "tasks/data/orders.json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert says in done.stderr
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlStore]:
+    """A shop whose sagas only this process can carry on; its messages reach nobody."""
+    store = SqlStore(f"sqlite:///{tmp_path / 'shop.db'}")
+    store.upgrade()
+    tables.create_all(store.engine)
+    bound, place_order._launcher = place_order._launcher, None
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    Sagas(app, store, [place_order])
+    yield store
+    place_order._launcher = bound
+    app.close()
+    store.engine.dispose()
+
+
+def orders(number: int) -> list[Order]:
+    order = PlaceOrder(order_id="", customer="A", sku="tea", quantity=1, amount=Decimal(1), address="x")
+    return [Order(input=replace(order, order_id=f"o-{each}")) for each in range(number)]
+
+
+def finish(batch: Batch, store: SqlStore, number: int) -> None:
+    """Have some orders end, as workers would."""
+    waiting = [it.saga.id for it in batch.placed if not it.is_over][:number]
+    with store.engine.begin() as connection:
+        ended = schema.sagas.update().where(schema.sagas.c.id.in_(waiting))
+        connection.execute(ended.values(status="COMPLETED", revision=schema.sagas.c.revision + 1))
+
+
+def test_many_orders_are_placed_some_at_a_time(store: SqlStore) -> None:
+    batch, most = Batch(store, orders(UNDER_WAY + 20), patience=60), list[int]()
+
+    def look() -> None:
+        most.append(len(batch.placed) - batch.over)
+        finish(batch, store, UNDER_WAY // 2)
+
+    assert batch.until_over(look)
+    assert (batch.over, max(most)) == (UNDER_WAY + 20, UNDER_WAY)
+
+
+def test_patience_ends_without_progress_and_not_after_a_time(store: SqlStore) -> None:
+    """Each order takes almost half of the patience; when nothing ends any more, it is over."""
+    batch, began = Batch(store, orders(4), patience=3), time.monotonic()
+
+    def look() -> None:
+        if batch.idle > 1.3 and batch.over < 3:
+            finish(batch, store, 1)
+
+    assert not batch.until_over(look)
+    assert batch.over == 3
+    assert time.monotonic() - began > 3 * 1.3 + 3
+
+
+def test_few_lines_for_many_orders(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log gets a line for each step of few orders, a number now and then of many; a terminal gets a table or a bar."""
+    monkeypatch.setattr("tasks.screen.FEW", 40)
+
+    def shown(number: int, *, terminal: bool) -> list[str]:
+        file = io.StringIO()
+        console = Console(file=file, width=100, height=30, force_terminal=terminal)
+        batch = Batch(store, orders(number), patience=5)
+        batch.fill()
+        finish(batch, store, number)
+        with screen(console, store, batch) as screen_:
+            assert batch.until_over(screen_.update)
+        return file.getvalue().splitlines()
+
+    assert len(shown(3, terminal=False)) == 3
+    assert shown(41, terminal=False) == ["41 of 41 orders are over: 41 completed"]
+    assert "reserve" in "\n".join(shown(3, terminal=True))
+    assert "60/60" in "\n".join(shown(60, terminal=True))

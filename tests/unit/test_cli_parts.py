@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from sagas import commands
 from sagas.checkpoints import SagaStatus
-from sagas.cli import command, tables, terminal
+from sagas.cli import tables, terminal
 from sagas.cli.options import DURATION, Where
 from sagas.stores import EVERYTHING, Filter
 
@@ -115,4 +116,4 @@ def test_columns_are_under_their_names() -> None:
     ],
 )
 def test_commands_are_spelled_with_the_app_that_was_named(typed: list[str], option: list[str]) -> None:
-    assert command._app_option(typed) == option
+    assert commands.app_option(typed) == option

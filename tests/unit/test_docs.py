@@ -26,11 +26,6 @@ from tests.rig import ROOT
 
 #: What a page takes for granted, because the text around its code says so.
 BEFORE = {
-    "README.md": """
-from celery import Celery
-from sagas import *
-place_order = Saga("place_order", Step("reserve_stock", lambda: 1, compensation=None))
-""",
     "docs/operations.md": """
 from unittest.mock import create_autospec
 from sagas import Sagas, SqlStore
@@ -196,7 +191,7 @@ def test_a_command_exists(page: str, line: int, command: str) -> None:
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif words[0] == "pip":
-        for extra in re.findall(r"celery-sagas\[(.*)\]", command):
+        for extra in re.findall(r"celery-sagas\[([^]]*)\]", command):
             assert set(extra.split(",")) <= set(extras())
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]), command

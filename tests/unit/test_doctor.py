@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 from kombu.entity import Queue
 
-from sagas import Saga, Sagas, SqlStore, Step
+from sagas import Retry, Saga, Sagas, SqlStore, Step
 from sagas.doctor import broker, database, setup, work, workers
 from sagas.doctor.findings import Finding, Level
 from sagas.doctor.workers import Worker
@@ -53,7 +53,9 @@ def saga(**options: Any) -> Saga:
         (lambda: sagas(saga(), task_create_missing_queues=False, task_queues=[Queue("q")]), [("problem", "refused")]),
         (lambda: sagas(saga(), task_always_eager=True), [("problem", "eager")]),
         (lambda: sagas(saga(), worker_prefetch_multiplier=4), [("warning", "prefetch")]),
-        (lambda: sagas(saga(timeout=30)), [("warning", "lease")]),
+        (lambda: sagas(saga(timeout=30, retry=Retry(max_attempts=1))), [("warning", "lease")]),
+        (lambda: sagas(saga(timeout=31, retry=Retry(max_attempts=1))), []),
+        (lambda: sagas(saga(timeout=30)), []),  # it has attempts left, and a message that comes again
         (lambda: sagas(saga(timeout=60), task_time_limit=60), [("warning", "time-limit")]),
         (lambda: sagas(saga(timeout=60), task_time_limit=61), []),
     ],
@@ -73,10 +75,10 @@ def test_redis_settings() -> None:
 
 
 def test_tables() -> None:
-    assert database.check_tables("0006", "0006").level is Level.OK
-    assert "are not there" in database.check_tables(None, "0006").says
-    assert "needs 0006" in database.check_tables("0005", "0006").says
-    assert "newer version" in database.check_tables("0007", "0006").says
+    assert database.check_tables("0006", "0006", "migrate").level is Level.OK
+    assert "are not there" in database.check_tables(None, "0006", "migrate").says
+    assert "needs 0006" in database.check_tables("0005", "0006", "migrate").says
+    assert "newer version" in database.check_tables("0007", "0006", "migrate").says
 
 
 def test_clocks() -> None:

@@ -648,11 +648,10 @@ def test_an_open_breaker_leaves_the_queue_alone(tmp_path: Path) -> None:
     shop.deliver(*names)
     with shop.consuming(QUEUE):
         breaker = shop.events.breakers.of(shop.events.subscriptions[0])
-        wait_for(lambda: breaker.openings >= 1, 5)
-        tried = len(shop.seen)
-        assert tried <= 3 + 3  # what ran already when it opened
         wait_for(lambda: breaker.openings >= 3, 5)
-        assert len(shop.seen) <= tried + 3  # one at each trial
+        tried = len(shop.seen)
+        # Three open it, as many may run already when it opens, and one is tried each time before it opens again.
+        assert tried <= 3 + 3 + breaker.openings
         broken.clear()
         wait_for(lambda: shop.broker.depth(QUEUE) == 0, 10)
     assert sorted(shop.effects(), key=int) == names

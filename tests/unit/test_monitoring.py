@@ -23,9 +23,11 @@ from sagas import Sagas, SqlStore
 from sagas.contrib.prometheus import Metrics, Snapshot
 from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
+from tests.pages import fences
 from tests.rig import ROOT
 
-PAGE = (ROOT / "docs" / "monitoring.md").read_text()
+PAGE_FILE = ROOT / "docs" / "monitoring.md"
+PAGE = PAGE_FILE.read_text()
 ALERTS = yaml.safe_load((ROOT / "config" / "prometheus" / "alerts.yml").read_text())
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((ROOT / "config" / "grafana" / "sagas.json").read_text())
@@ -185,8 +187,9 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(trace, "_TRACER_PROVIDER_SET_ONCE", Once())
     before = set(REGISTRY._collector_to_names)
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(block, "docs/monitoring.md", "exec"), names)
+    for fence in fences(PAGE_FILE, "python"):
+        source = fence.source.replace("redis://127.0.0.1:6379/0", "memory://")
+        exec(compile(source, "docs/monitoring.md", "exec"), names)
     try:
         names["sagas"].store.upgrade()
         names["set_up"]()

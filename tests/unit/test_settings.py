@@ -15,7 +15,7 @@ from kombu.entity import Queue
 
 from sagas import ConfigurationError, Parallel, Saga, SagaNotFound, Sagas, SqlStore, Step
 from sagas import canvas as canvas_module
-from sagas import worker as worker_module
+from sagas.worker import recovery
 from sagas.worker.recovery import refuse_memory
 
 Make = Callable[..., Sagas]
@@ -139,8 +139,8 @@ def test_memory_and_several_processes(broker: str, pool: type, refused: bool) ->
 @pytest.mark.parametrize("eager", [True, False])
 def test_a_worker_says_that_nothing_will_come_to_it(make: Make, monkeypatch: pytest.MonkeyPatch, eager: bool) -> None:
     said: list[str] = []
-    monkeypatch.setattr(worker_module.logger, "warning", lambda text, *_: said.append(text))
-    worker_module.warn_of_eagerness(make(saga(), task_always_eager=eager).app)
+    monkeypatch.setattr(recovery.logger, "warning", lambda text, *_: said.append(text))
+    recovery.warn_of_eagerness(make(saga(), task_always_eager=eager).app)
     assert ["task_always_eager is on" in text for text in said] == [True] * eager
 
 

@@ -9,7 +9,7 @@ from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -605,3 +605,17 @@ def test_every_value_of_every_type_comes_back_or_is_refused(data: st.DataObject)
         return
     text.encode()
     assert exact(load(text, type_)) == exact(value), text
+
+
+def test_what_is_none_of_a_choice_is_not_quoted() -> None:
+    class Colour(enum.Enum):
+        RED = "red"
+
+    @dataclass
+    class Choice:
+        colour: Colour
+        size: Literal["small", 7]
+
+    for wrong in ({"colour": "4111"}, {"colour": 'it\'s 4111 "x"'}, {"size": "4111"}, {"size": 4111}, {"size": -4111}):
+        with pytest.raises(TypeError, match=r"^Invalid enum value - at `\$\.(colour|size)`$"):
+            convert({"colour": "red", "size": "small", **wrong}, Choice)

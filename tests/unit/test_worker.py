@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from sagas import worker
+from sagas.worker import recovery
 
 
 @pytest.mark.parametrize(("broker", "options", "warned"), [
@@ -19,9 +19,9 @@ def test_a_redis_that_may_hang_is_warned_of(
 ) -> None:
     said: list[str] = []
     # Not by caplog: a worker that ran in this process has set the loggers up as it likes.
-    monkeypatch.setattr(worker.logger, "warning", lambda text, *_: said.append(text))
+    monkeypatch.setattr(recovery.logger, "warning", lambda text, *_: said.append(text))
     app = Celery("app", broker=broker, set_as_current=False)
     app.conf.broker_transport_options = options
-    worker.warn_of_silence(app)
+    recovery.warn_of_silence(app)
     assert any("no socket_timeout" in text for text in said) is warned
     app.close()

@@ -16,6 +16,7 @@ class Product(models.Model):
 
 
 class Order(models.Model):
+    number = models.UUIDField(unique=True)  # made with the form: a form that is sent twice is one order
     product = models.ForeignKey(Product, models.PROTECT)
     quantity = models.PositiveIntegerField()
     status = models.CharField(max_length=20, default="placed")

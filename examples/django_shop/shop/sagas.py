@@ -3,6 +3,7 @@
 import time
 from decimal import Decimal
 from typing import TypedDict
+from uuid import UUID
 
 from django.conf import settings
 from django.db.models import F
@@ -13,23 +14,23 @@ from shop.models import Order, Payment, Product
 
 
 class Placed(TypedDict):
-    order: int
+    order: UUID
     product: int
     quantity: int
     amount: Decimal
     card: str
 
 
-def accept(order: int, step: StepContext) -> None:
+def accept(order: UUID, step: StepContext) -> None:
     _work()
     with atomic(step):
-        Order.objects.filter(pk=order).update(status="accepted")
+        Order.objects.filter(number=order).update(status="accepted")
 
 
-def reject(order: int, step: StepContext) -> None:
+def reject(order: UUID, step: StepContext) -> None:
     _work()
     with atomic(step):
-        Order.objects.filter(pk=order).update(status="rejected")
+        Order.objects.filter(number=order).update(status="rejected")
 
 
 def reserve(product: int, quantity: int, step: StepContext) -> int:
@@ -51,7 +52,7 @@ def release(product: int, result: int | None, step: StepContext) -> None:
 def authorize(amount: Decimal, card: str, step: StepContext) -> str:
     _work()
     if card == "declined":
-        raise Terminal("card declined")
+        raise Terminal("the bank said no")
     payment, _ = Payment.objects.get_or_create(
         key=step.idempotency_key, defaults={"amount": amount, "status": "authorized"}
     )
@@ -71,10 +72,10 @@ def capture(authorize_card: str, card: str) -> str:
     return authorize_card
 
 
-def ship(order: int, step: StepContext) -> None:
+def ship(order: UUID, step: StepContext) -> None:
     _work()
     with atomic(step):
-        Order.objects.filter(pk=order).update(status="shipped")
+        Order.objects.filter(number=order).update(status="shipped")
 
 
 def _work() -> None:

@@ -1,9 +1,11 @@
+from uuid import UUID, uuid4
+
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from sagas import SagaRecord, SagaStatus
+from sagas import KeyReused, SagaRecord, SagaStatus
 from sagas.contrib.django import sagas
 from shop.models import Order, Product
 from shop.sagas import place_order
@@ -12,20 +14,30 @@ _AT_REST = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.STUCK)
 
 
 def products(request: HttpRequest) -> HttpResponse:
-    context = {"products": Product.objects.all(), "orders": Order.objects.select_related("product")[:10]}
+    context = {
+        "products": [(product, uuid4()) for product in Product.objects.all()],  # each form is one order
+        "orders": Order.objects.select_related("product")[:10],
+    }
     return render(request, "shop/products.html", context)
 
 
 @require_POST
 def place(request: HttpRequest) -> HttpResponse:
     product = get_object_or_404(Product, pk=request.POST["product"])
-    with transaction.atomic():  # the order and its saga are there together, or not at all
-        order = Order.objects.create(product=product, quantity=int(request.POST["quantity"]))
-        given = {
-            "order": order.pk, "product": product.pk, "quantity": order.quantity, "amount": order.total,
-            "card": request.POST["card"],
-        }  # fmt: skip
-        place_order.start(given, key=f"order-{order.pk}")
+    try:
+        number, quantity = UUID(request.POST["number"]), int(request.POST["quantity"])
+    except (KeyError, ValueError):
+        return HttpResponse("This is no form of ours.", status=400)
+    given = {
+        "order": number, "product": product.pk, "quantity": quantity, "amount": quantity * product.price,
+        "card": request.POST["card"],
+    }  # fmt: skip
+    try:
+        with transaction.atomic():  # the order and its saga are there together, or not at all
+            place_order.start(given, key=str(number))  # or finds the saga of this order: a form may come twice
+            order, _ = Order.objects.get_or_create(number=number, defaults={"product": product, "quantity": quantity})
+    except KeyReused:
+        return HttpResponse("Another order was placed with this form: reload the page.", status=409)
     return redirect("order", order.pk)
 
 
@@ -40,7 +52,7 @@ def progress(request: HttpRequest, pk: int) -> HttpResponse:
 
 def _show(request: HttpRequest, pk: int, template: str) -> HttpResponse:
     order = get_object_or_404(Order.objects.select_related("product"), pk=pk)
-    record = sagas.find("place_order", f"order-{pk}").record
+    record = sagas.find("place_order", str(order.number)).record
     context = {"order": order, "saga": record, "steps": _steps(record), "at_rest": record.status in _AT_REST}
     return render(request, template, context)
 

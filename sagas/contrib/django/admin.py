@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
-from django.db.models import Exists, OuterRef, Q
+from django.core.exceptions import BadRequest, PermissionDenied
+from django.core.paginator import Paginator
+from django.db.models import Exists, OuterRef, Q, Subquery
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
+from django.utils import timezone, translation
+from django.utils.functional import Promise
 from django.utils.html import format_html
+from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
-from sagas.checkpoints import Direction, SagaStatus, SagaSummary
-from sagas.contrib.django.models import DeadLetter, Saga
+from sagas.checkpoints import DeadLetter as Letter
+from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.contrib.django.models import DeadLetter, Saga, Step
 from sagas.contrib.django.project import PROJECT
-from sagas.desk import Action, Choice, Desk
+from sagas.desk import LONGEST_REASON, Action, Choice, Desk, pretty
 from sagas.errors import SagaError, SagaNotFound
+from sagas.outline import steps_of
 from sagas.stores import Filter
 from sagas.stores.lists import MANY_STALLS
+from sagas.text import is_clean
+from sagas.values import parse
 
 __all__ = ["SagaAdmin"]
 
 #: Sagas that one bulk action may be about.
 _MOST = 1000
 
+#: Entries of the history: on the page of a saga, and on a page of its own.
+_LAST = 20
+_PAGE = 100
+
 #: What each action is called, and what it does, for who presses the button.
-_WORDS = {
-    Action.RETRY: ("Retry", "Try the stuck step again, with all attempts."),
-    Action.SKIP: ("Skip", "Leave the stuck step as it is, and go on with the rest."),
-    Action.DONE: ("Mark done", "Take the stuck step as done, or undone, by hand."),
-    Action.COMPENSATE: ("Compensate", "Turn the saga back, also when it is stuck at its pivot: what began is undone."),
-    Action.CANCEL: ("Cancel", "Turn the saga back: what began is undone."),
-    Action.RESUME: ("Resume", "Launch what is left of it now."),
+_WORDS: dict[Action, tuple[Promise, Promise]] = {
+    Action.RETRY: (
+        pgettext_lazy("saga", "Retry"),
+        pgettext_lazy("saga", "Try the stuck step again, with all attempts."),
+    ),
+    Action.SKIP: (
+        pgettext_lazy("saga", "Skip"),
+        pgettext_lazy("saga", "Leave the stuck step as it is, and go on with the rest."),
+    ),
+    Action.DONE: (
+        pgettext_lazy("saga", "Mark done"),
+        pgettext_lazy("saga", "Take the stuck step as done, or undone, by hand."),
+    ),
+    Action.COMPENSATE: (
+        pgettext_lazy("saga", "Compensate"),
+        pgettext_lazy("saga", "Turn the saga back, also when it is stuck at its pivot: what began is undone."),
+    ),
+    Action.CANCEL: (
+        pgettext_lazy("saga", "Cancel"),
+        pgettext_lazy("saga", "Turn the saga back: what began is undone."),
+    ),
+    Action.RESUME: (
+        pgettext_lazy("saga", "Resume"),
+        pgettext_lazy("saga", "Launch what is left of it now."),
+    ),
 }
 
 #: Not offered for many at once: what was done by hand differs from saga to saga.
 _ONE_BY_ONE = (Action.DONE,)
 
+#: What the URL of the list may filter by. Anything else, inputs above all, could be guessed letter by letter.
+_LOOKUPS = {
+    **dict.fromkeys(("id", "name", "key", "correlation_id", "status"), ("exact", "in", "startswith", "istartswith")),
+    "error": ("icontains", "isnull"),
+    **dict.fromkeys(("created_at", "updated_at"), ("date", "gt", "gte", "lt", "lte")),
+    "version": ("exact", "in", "gt", "gte", "lt", "lte"),
+}
+
+# Not in the model's Meta: there each word would be a migration.
+Saga._meta.verbose_name = pgettext_lazy("saga", "saga")  # noqa: SLF001 - as Django calls it
+Saga._meta.verbose_name_plural = pgettext_lazy("saga", "sagas")  # noqa: SLF001
+
 
 class _Status(admin.SimpleListFilter):
-    title = "status"
+    title = pgettext_lazy("saga", "status")
     parameter_name = "status"
 
     def lookups(self, _request: HttpRequest, _admin: Any) -> list[tuple[str, str]]:
-        return [("attention", "Needs a person"), *((str(status), str(status)) for status in SagaStatus)]
+        attention = pgettext("saga", "Needs a person")
+        return [("attention", attention), *((str(status), str(status)) for status in SagaStatus)]
 
     def queryset(self, _request: HttpRequest, queryset: Any) -> Any:
         match self.value():
@@ -62,49 +106,104 @@ class _Status(admin.SimpleListFilter):
                 return queryset.filter(status=status)
 
 
+class _Name(admin.AllValuesFieldListFilter):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.title = pgettext("saga", "saga")  # "name" would be the name of what?
+
+
 class _ReasonForm(forms.Form):
     reason = forms.CharField(
-        widget=forms.Textarea(attrs={"rows": 3, "cols": 60}), help_text="Kept in the saga's history, with your name."
+        label=pgettext_lazy("saga", "Reason"),
+        max_length=LONGEST_REASON,
+        widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
+        help_text=pgettext_lazy("saga", "Kept in the saga's history, with your name."),
     )
 
 
 class _ResultForm(_ReasonForm):
     result = forms.CharField(
+        label=pgettext_lazy("saga", "Result"),
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text="JSON: what the step would have returned, where later steps need it.",
+        help_text=pgettext_lazy("saga", "JSON: what the step would have returned, where later steps need it."),
     )
 
     def clean_result(self) -> Any:
-        # Not a JSONField: what that returns for a string is no plain string.
+        # Not a JSONField: what that returns for a string is no plain string, and it takes NaN.
         text = self.cleaned_data["result"]
         try:
-            return json.loads(text) if text else None
+            return parse(text) if text else None
         except ValueError as error:
-            raise forms.ValidationError(f"This is not JSON: {error}") from error
+            raise forms.ValidationError(
+                pgettext("saga", "This is not JSON: %(error)s") % {"error": error}, code="invalid"
+            ) from error
 
 
 @admin.register(Saga)
 class SagaAdmin(admin.ModelAdmin):
     """Sagas: a list to find them in, and a page for each."""
 
-    list_display = ("key", "name", "coloured_status", "shown_error", "created_at")
-    list_filter = (_Status, "name")
+    list_display = ("shown_key", "shown_name", "coloured_status", "shown_error", "shown_start")
+    list_filter = (_Status, ("name", _Name))
     search_fields = ("^id", "=key", "=correlation_id")
-    search_help_text = "The start of an id, a whole key or a whole correlation id"
+    search_help_text = pgettext_lazy("saga", "The start of an id, a whole key or a whole correlation id")
     show_full_result_count = False
     list_per_page = 50
 
     class Media:
         css = {"all": ("sagas/admin.css",)}
 
-    @admin.display(description="status", ordering="status")
+    @admin.display(description=pgettext_lazy("saga", "key"), ordering="key")
+    def shown_key(self, saga: Saga) -> str:
+        key: str = saga.key
+        return key
+
+    @admin.display(description=pgettext_lazy("saga", "saga"), ordering="name")
+    def shown_name(self, saga: Saga) -> str:
+        name: str = saga.name
+        return name
+
+    @admin.display(description=pgettext_lazy("saga", "status"), ordering="status")
     def coloured_status(self, saga: Saga) -> str:
         return _badge(saga.status)
 
-    @admin.display(description="error")
+    @admin.display(description=pgettext_lazy("saga", "error"))
     def shown_error(self, saga: Saga) -> str:
-        return _short(saga.error or "")
+        stuck: str | None = saga.stuck_error  # what is wrong now comes before why it turned back
+        return _short((stuck if saga.status == SagaStatus.STUCK else None) or saga.error or "")
+
+    @admin.display(description=pgettext_lazy("saga", "started"), ordering="created_at")
+    def shown_start(self, saga: Saga) -> datetime:
+        at: datetime = saga.created_at
+        return at
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """Without the inputs, which may be large; with the error of the step that a saga is stuck at."""
+        stuck = Step.objects.filter(saga=OuterRef("pk"), status=StepStatus.STUCK).values("error")[:1]
+        return super().get_queryset(request).defer("input").annotate(stuck_error=Subquery(stuck))
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:  # noqa: ARG002
+        """Let the URL filter by what everybody sees who may look, and by nothing else."""
+        if lookup == _Status.parameter_name:
+            return True
+        field, _, how = lookup.partition("__")
+        return (how or "exact") in _LOOKUPS.get(field, ())
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        if not is_clean(search_term):
+            return queryset.none(), False
+        found: tuple[Any, bool] = super().get_search_results(request, queryset, search_term)
+        return found
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        return super().get_object(request, object_id, from_field) if is_clean(object_id) else None
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        asked = [text for name in request.GET for text in (name, *request.GET.getlist(name))]
+        _refuse_unwritable([*asked, *request.POST.getlist("_selected_action")])
+        response: HttpResponse = super().changelist_view(request, extra_context)
+        return response
 
     # -- who may do what ----------------------------------------------------------------------------------------
 
@@ -140,49 +239,67 @@ class SagaAdmin(admin.ModelAdmin):
         desk, record = _desk_and(object_id)
         payloads = desk.store.payloads(object_id)
         buttons = [_button(record, choice) for choice in desk.choices(record)]
-        steps = list(record.steps.values())
+        history = desk.store.history(record.id)
         context = {
-            **self.admin_site.each_context(request),
+            **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
-            "opts": self.opts,
-            "title": f"{record.name} {record.key}",
             "record": record,
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
             "input": _json(desk.shown(payloads.input)),
-            "steps": [
-                (step, _badge(step.status), _json(desk.shown(payloads.results.get(step.name)))) for step in steps
-            ],
-            "history": desk.store.history(record.id),
-            "letters": desk.store.dead_letters(record.id, unresolved=False),
-            "media": self.media,
+            "facts": {"started": _local(record.created_at), "changed": _local(record.updated_at)},
+            "deadline": record.deadline and _local(record.deadline),
+            "steps": [_step(step, _json(desk.shown(payloads.results.get(step.name)))) for step in steps_of(record)],
+            "history": [_entry(entry) for entry in reversed(history[-_LAST:])],
+            "entries": len(history),
+            "letters": [_letter(each) for each in desk.store.dead_letters(record.id, unresolved=False)],
         }
         return TemplateResponse(request, "admin/sagas/saga/detail.html", context)
 
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show all that happened to one saga, whoever or whatever did it, newest first."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        desk, record = _desk_and(object_id)
+        page = Paginator(desk.store.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
+        context = {
+            **self._context(request, f"{record.name} {record.key}"),
+            **(extra_context or {}),
+            "record": record,
+            "badge": _badge(record.status),
+            "page": page,
+            "history": [_entry(entry) for entry in page.object_list],
+        }
+        return TemplateResponse(request, "admin/sagas/saga/history.html", context)
+
     def act_view(self, request: HttpRequest, saga_id: str, action: str) -> HttpResponse:
-        """Ask for the reason, then do it."""
+        """Ask for the reason, then do it. What was typed stays in the form until it is done."""
         if not self.has_operate_permission(request):
             raise PermissionDenied
         if action not in list(Action):
             raise Http404
         desk, record = _desk_and(saga_id)
         choice = Choice(Action(action), request.GET.get("step") or None)
+        if choice.step is not None and choice.step not in _names_of_steps(record):
+            raise Http404
         back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
         with_result = choice.action is Action.DONE and record.direction is Direction.FORWARD
         form = (_ResultForm if with_result else _ReasonForm)(request.POST or None)
         if request.method == "POST" and form.is_valid():
-            result = form.cleaned_data.get("result")
+            result, reason = form.cleaned_data.get("result"), form.cleaned_data["reason"]
             try:
                 after = desk.act(
-                    choice.action, saga_id, by=_name(request), reason=form.cleaned_data["reason"], step=choice.step,
-                    result=result,
-                )  # fmt: skip
+                    choice.action, saga_id, by=_name(request), reason=reason, step=choice.step, result=result
+                )
             except SagaError as error:
-                messages.error(request, str(error))
+                form.add_error(None, str(error))
             else:
-                self._log(request, saga_id, choice, form.cleaned_data["reason"])
-                messages.success(request, f"{_title(choice)}: the saga is {after.status} now.")
-            return HttpResponseRedirect(back)
+                self._log(request, saga_id, choice, reason)
+                told = {"action": _title(choice), "status": after.status}
+                messages.success(request, pgettext("saga", "%(action)s: the saga is %(status)s now.") % told)
+                return HttpResponseRedirect(back)
         return self._ask(request, form, choice, [record], back)
 
     # -- many sagas ---------------------------------------------------------------------------------------------
@@ -191,8 +308,9 @@ class SagaAdmin(admin.ModelAdmin):
         """Offer what operators do to many, to those who may."""
         if not self.has_operate_permission(request):
             return {}
+        text = pgettext("saga", "%(action)s selected sagas…")
         return {
-            str(action): (_bulk(action), str(action), f"{_WORDS[action][0]} selected sagas…")
+            str(action): (_bulk(action), str(action), text % {"action": _WORDS[action][0]})
             for action in Action
             if action not in _ONE_BY_ONE
         }
@@ -203,32 +321,36 @@ class SagaAdmin(admin.ModelAdmin):
             raise PermissionDenied
         ids = list(queryset.order_by("id").values_list("id", flat=True)[: _MOST + 1])
         if len(ids) > _MOST:
-            messages.error(request, f"More than {_MOST} sagas are selected. Narrow the list first.")
+            text = pgettext("saga", "More than %(most)d sagas are selected. Narrow the list first.")
+            messages.error(request, text % {"most": _MOST})
             return None
+        if not ids:
+            messages.warning(request, pgettext("saga", "None of the selected sagas is there any more."))
+            return None
+        where = Filter(ids=tuple(ids))
         form = _ReasonForm(request.POST if "reason" in request.POST else None)
         choice = Choice(action)
         if not form.is_valid():
-            chosen = Filter(ids=tuple(ids))
-            records = _desk().store.select(chosen, limit=_MOST) if ids else []
-            return self._ask(request, form, choice, records, request.get_full_path())
+            return self._ask(request, form, choice, _desk().store.select(where, limit=_MOST), request.get_full_path())
         reason, done = form.cleaned_data["reason"], 0
-        where = Filter(ids=tuple(ids))
         for outcome in _desk().act_on_all(action, where, by=_name(request), reason=reason, limit=_MOST):
             if outcome.error is None:
                 done += 1
                 self._log(request, outcome.record.id, choice, reason)
             else:
                 messages.warning(request, f"{outcome.record.name} {outcome.record.key}: {outcome.error}")
-        messages.success(request, f"{_title(choice)}: done to {done} of {len(ids)} sagas.")
+        told = npgettext(
+            "saga", "%(action)s: done to %(done)d of %(all)d saga.", "%(action)s: done to %(done)d of %(all)d sagas.",
+            len(ids),
+        )  # fmt: skip
+        messages.success(request, told % {"action": _title(choice), "done": done, "all": len(ids)})
         return None
 
     def _ask(
         self, request: HttpRequest, form: forms.Form, choice: Choice, records: Sequence[SagaSummary], back: str
     ) -> HttpResponse:
         context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": _title(choice),
+            **self._context(request, _title(choice)),
             "what": _WORDS[choice.action][1],
             "form": form,
             "records": [(record, _badge(record.status)) for record in records],
@@ -240,8 +362,13 @@ class SagaAdmin(admin.ModelAdmin):
         }
         return TemplateResponse(request, "admin/sagas/saga/reason.html", context)
 
+    def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
+        return {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
+
     def _log(self, request: HttpRequest, saga_id: str, choice: Choice, reason: str) -> None:
-        self.log_change(request, Saga.objects.get(pk=saga_id), f"{_title(choice)}: {reason}")
+        with translation.override(None):  # it is stored: in the words of the library, whoever reads it
+            message = f"{_title(choice)}: {reason}"
+        self.log_change(request, Saga.objects.get(pk=saga_id), message)
 
 
 def _bulk(action: Action) -> Any:
@@ -263,12 +390,23 @@ def _desk_and(saga_id: str) -> tuple[Desk, SagaSummary]:
         raise Http404(str(error)) from error
 
 
+def _refuse_unwritable(texts: Iterable[str]) -> None:
+    """Answer 400 to what no database can look for: some would raise."""
+    if not all(map(is_clean, texts)):
+        raise BadRequest("a text in the request has a character that cannot be stored")
+
+
+def _names_of_steps(record: SagaSummary) -> set[str]:
+    return {step.name for step in steps_of(record)}
+
+
 def _name(request: HttpRequest) -> str:
     return str(request.user.get_username())
 
 
 def _title(choice: Choice) -> str:
-    return _WORDS[choice.action][0] + (f" {choice.step}" if choice.step else "")
+    action = str(_WORDS[choice.action][0])
+    return pgettext("saga", "%(action)s %(step)s") % {"action": action, "step": choice.step} if choice.step else action
 
 
 def _button(record: SagaSummary, choice: Choice) -> dict[str, str]:
@@ -276,8 +414,54 @@ def _button(record: SagaSummary, choice: Choice) -> dict[str, str]:
     return {
         "url": f"{url}?{urlencode({'step': choice.step})}" if choice.step else url,
         "title": _title(choice),
-        "what": _WORDS[choice.action][1],
+        "what": str(_WORDS[choice.action][1]),
     }
+
+
+# -- what templates show ------------------------------------------------------------------------------------------
+
+
+def _step(step: StepRecord, result: str) -> dict[str, Any]:
+    begun = step.position > 0
+    return {
+        "name": step.name,
+        "badge": _badge(step.status) if begun or step.status is not StepStatus.PENDING else "",
+        "attempts": step.attempts or "",
+        "started": step.started_at and _local(step.started_at),
+        "finished": step.finished_at and _local(step.finished_at),
+        "due": _local(step.due_at) if step.due_at and not step.held else None,
+        "result": result,
+        "error": step.error or "",
+    }
+
+
+def _entry(entry: HistoryEntry) -> dict[str, Any]:
+    return {
+        "at": _local(entry.at),
+        "what": entry.what,
+        "step": entry.step or "",
+        "detail": entry.detail,
+        "by": entry.by or "",
+    }
+
+
+def _letter(letter: Letter) -> dict[str, Any]:
+    return {
+        "opened": _local(letter.created_at),
+        "step": letter.step,
+        "error": letter.error,
+        "resolved": letter.resolved_at and _local(letter.resolved_at),
+        "how": letter.resolution or "",
+        "why": letter.reason or "",
+        "by": letter.by or "",
+    }
+
+
+def _local(at: datetime) -> datetime:
+    """Return a moment as the lists of the admin show it: in the current time zone, or without one in the default."""
+    zone = timezone.get_current_timezone() if settings.USE_TZ else timezone.get_default_timezone()
+    local = at.astimezone(zone)
+    return local if settings.USE_TZ else local.replace(tzinfo=None)
 
 
 def _badge(status: str) -> str:
@@ -286,7 +470,7 @@ def _badge(status: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return "" if value is None else json.dumps(value, indent=2, ensure_ascii=False)
+    return "" if value is None else pretty(value)
 
 
 def _short(text: str, most: int = 80) -> str:

@@ -9,6 +9,8 @@ from django.apps import AppConfig
 from django.core import checks
 
 from sagas.contrib.django import checks as own_checks
+from sagas.contrib.django import router
+from sagas.contrib.django.fixtures import refuse_loading
 from sagas.contrib.django.project import PROJECT, describe
 
 __all__ = ["SagasConfig"]
@@ -23,6 +25,8 @@ class SagasConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        router.install()
+        refuse_loading(self)
         PROJECT.prepare()
         checks.register(own_checks.check_set_up)
         checks.register(own_checks.check_sqlite)

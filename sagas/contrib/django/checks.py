@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import django
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name for it
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 
 from sagas.contrib.django import conf
 from sagas.contrib.django.project import PROJECT, describe
+from sagas.errors import ConfigurationError
 
 __all__ = ["check_set_up", "check_sqlite", "check_tables"]
 
@@ -18,8 +21,10 @@ __all__ = ["check_set_up", "check_sqlite", "check_tables"]
 def check_set_up(**_: Any) -> list[CheckMessage]:
     """Say what is wrong with the settings, or else what kept the sagas from being set up."""
     wrong = [Error(problem, id="sagas.E001") for problem in conf.problems()]
-    if wrong or PROJECT.failure is None:
+    if wrong:
         return wrong
+    if PROJECT.failure is None:
+        return _check_app()
     hint = None
     if (cause := PROJECT.failure).__traceback__ is not None and not wrong:
         innermost = cause.__traceback__
@@ -29,20 +34,34 @@ def check_set_up(**_: Any) -> list[CheckMessage]:
     return [Error(f"sagas are not set up: {describe(cause)}", hint=hint, id="sagas.E002")]
 
 
+def _check_app() -> list[CheckMessage]:
+    """Say what keeps the Celery app from carrying the sagas: its settings may have been made after theirs."""
+    try:
+        PROJECT.get().check()
+    except ConfigurationError as error:
+        return [Error(f"the Celery app cannot carry sagas: {error}", id="sagas.E003")]
+    return []
+
+
 def check_sqlite(**_: Any) -> list[CheckMessage]:
     """Say so where SQLite would refuse one of two writers at once instead of letting it wait."""
     if conf.problems():
         return []
-    alias = conf.alias()
-    connection = connections[alias]
-    mode = getattr(connection, "transaction_mode", "")  # before Django 5.1 there is no choice
-    if connection.vendor != "sqlite" or mode is not None:
+    connection = connections[conf.alias()]
+    if connection.vendor != "sqlite":
         return []
+    # What the settings say: Django reads it when it connects, and nothing has connected yet.
+    mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode") or "DEFERRED"
+    if mode.upper() != "DEFERRED":
+        return []
+    hint = 'OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}'
+    if django.VERSION < (5, 1):
+        hint = f"Django 5.1 can be told to let them wait: {hint}. Until then use PostgreSQL, MySQL or MariaDB"
     return [
         Warning(
-            f"DATABASES[{alias!r}] is SQLite with deferred transactions: when two processes write, one is refused at "
-            'once ("database is locked")',
-            hint='OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}',
+            f"DATABASES[{connection.alias!r}] is SQLite with deferred transactions: when two processes write, one is "
+            'refused at once ("database is locked")',
+            hint=hint,
             id="sagas.W001",
         )
     ]
@@ -51,6 +70,8 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Say so where the tables are not there, or not as this version needs them."""
     if conf.problems() or (alias := conf.alias()) not in (databases or ()):
+        return []
+    if "migrate" in sys.argv[1:]:  # which is about to make them
         return []
     executor = MigrationExecutor(connections[alias])
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "sagas"]

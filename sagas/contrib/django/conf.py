@@ -62,6 +62,11 @@ def problems() -> list[str]:
     if not found and alias() not in settings.DATABASES:
         aliases = ", ".join(map(repr, settings.DATABASES))
         found.append(f"{PREFIX}DATABASE is {alias()!r}, which is not in DATABASES; there is: {aliases}")
+    if not settings.DATABASES.get(alias(), {}).get("AUTOCOMMIT", True):
+        found.append(
+            f"DATABASES[{alias()!r}] has AUTOCOMMIT = False: nothing that a worker writes would be committed. Leave it "
+            f"out, or keep the sagas in another database: {PREFIX}DATABASE"
+        )
     return found
 
 

@@ -8,8 +8,11 @@ Django's connection is true of the engine: settings, persistence, the test datab
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,10 +21,10 @@ from django.db import utils as django_errors
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, NullPool, create_engine, event, types
 from sqlalchemy.dialects.sqlite import DATETIME
 
-from sagas.errors import ConfigurationError, TransactionLost
+from sagas.errors import ConfigurationError, TransactionLost, TransactionMisuse
 from sagas.stores.engines import READ_ONLY
 
-__all__ = ["is_outermost", "open_engine"]
+__all__ = ["is_outermost", "nothing_left_open", "open_engine"]
 
 #: SQLAlchemy's names for what Django calls the vendor of a database.
 _BACKENDS = {"postgresql": "postgresql", "sqlite": "sqlite", "mysql": "mysql"}
@@ -89,6 +92,34 @@ def is_outermost(connection: Connection) -> bool:
     return guard.outermost
 
 
+@contextmanager
+def nothing_left_open(alias: str) -> Iterator[None]:
+    """Roll back what a block leaves open on Django's connection. Raises `TransactionMisuse` unless it raises itself."""
+    connection = connections[alias]
+    before, autocommit = len(connection.atomic_blocks), connection.autocommit
+    try:
+        yield
+    except BaseException:
+        _end_what_is_left(connection, before, autocommit)
+        raise
+    if _end_what_is_left(connection, before, autocommit):
+        raise TransactionMisuse(
+            f"a transaction on Django's database {alias!r} was left open, and is rolled back: close each session of "
+            "SQLAlchemy's, leave each atomic block, and turn autocommit on again"
+        )
+
+
+def _end_what_is_left(connection: Any, before: int, autocommit: bool) -> bool:
+    left = len(connection.atomic_blocks) > before
+    with suppress(django_errors.Error):
+        while len(connection.atomic_blocks) > before:
+            connection.atomic_blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
+    if connection.in_atomic_block or connection.connection is None or connection.autocommit == autocommit:
+        return left
+    connection.close()
+    return True
+
+
 def _begin(connection: Connection) -> None:
     options = connection.get_execution_options()
     guard: _Guard = connection.connection.dbapi_connection  # type: ignore[assignment]
@@ -97,7 +128,9 @@ def _begin(connection: Connection) -> None:
 
 def _note_error(context: ExceptionContext) -> None:
     if context.connection is not None and not context.connection.invalidated:
-        context.connection.connection.dbapi_connection.failed = True  # type: ignore[union-attr]
+        guard: _Guard = context.connection.connection.dbapi_connection  # type: ignore[assignment]
+        guard.failed = True
+        guard.lost = guard.lost or context.is_disconnect
 
 
 class _RolledBack(Exception):
@@ -114,6 +147,7 @@ class _Guard:
         self._atomic: Any = None
         self._one_statement = False
         self.failed = False
+        self.lost = False
         self.outermost = False
         if not self._django.in_atomic_block:
             if self._django.errors_occurred:  # the server may have been restarted since
@@ -123,12 +157,14 @@ class _Guard:
     def __getattr__(self, name: str) -> Any:
         if name in _LEFT_ALONE:
             return lambda *_arguments, **_options: None
+        if self._django.connection is None:
+            raise django_errors.InterfaceError("the connection to the database is closed")
         return getattr(self._django.connection, name)
 
     @property
     def closed(self) -> bool:
         raw = self._django.connection
-        return raw is None or bool(getattr(raw, "closed", False))
+        return raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
 
     @property
     def broken(self) -> bool:
@@ -145,7 +181,8 @@ class _Guard:
     # -- transactions -------------------------------------------------------------------------------------------
 
     def begin(self, *, reads: bool, one_statement: bool) -> None:
-        within = self._django.in_atomic_block
+        # With autocommit off, too, it is the caller who commits.
+        within = self._django.in_atomic_block or not self._django.autocommit
         if reads or (one_statement and not within):
             return  # Django's connection commits each statement by itself
         if self._atomic is not None and self._atomic in self._django.atomic_blocks:
@@ -161,8 +198,10 @@ class _Guard:
 
     def rollback(self) -> None:
         # A statement that commits by itself has done so when SQLAlchemy, in the end, rolls back what is not there.
-        kept = self._one_statement and not self.failed
-        self._end(None if kept else _RolledBack())
+        if self._one_statement and not self.failed:
+            self._end(None)
+        else:
+            self._abandon()
 
     def _end(self, error: Exception | None) -> None:
         if self._atomic is None:
@@ -190,8 +229,30 @@ class _Guard:
         while blocks and hasattr(blocks[-1], "sagas_ended"):
             blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
 
+    def _abandon(self) -> None:
+        """Roll back, whatever is left of the connection. Afterwards Django can use it, or opens another."""
+        if self._atomic is None or self._atomic not in self._django.atomic_blocks:
+            self._atomic = None
+            return
+        if not (self.lost or self.closed):
+            with suppress(django_errors.Error):  # the server has rolled it back then, and Django drops the connection
+                self._end(_RolledBack())
+            return
+        with suppress(django_errors.Error):
+            self._django.close()
+        # Blocks that were begun within this one may still be open. Each exit ends one level, whichever block it is of,
+        # and the last of them resets Django's connection. So this one has to end a level here.
+        atomic, self._atomic = self._atomic, None
+        with suppress(django_errors.Error):
+            atomic.__exit__(_RolledBack, _RolledBack(), None)
+
     def close(self) -> None:
-        """Do nothing: it is Django that closes its connection."""
+        """End the transaction, if it is still open. The connection itself is Django's to close.
+
+        SQLAlchemy calls neither `commit` nor `rollback` on a connection that it takes for lost.
+        """
+        if connections[self._alias] is self._django:  # else this is the garbage collector, in another thread
+            self._abandon()
 
 
 class _EitherWay(DATETIME):
@@ -212,6 +273,21 @@ def _load_as_usual(cursor: Any) -> None:
         cursor.adapters.register_loader("jsonb", JsonbLoader)
     else:
         cursor.tzinfo_factory = type(cursor).tzinfo_factory
+
+
+#: Django's pools of the process that this one was forked from, never to be touched: their threads did not come along,
+#: their connections are that process's, and their locks may have been held at that moment.
+_INHERITED: list[Any] = []
+
+
+def _after_fork() -> None:
+    base = sys.modules.get("django.db.backends.postgresql.base")
+    pools: dict[str, Any] = getattr(getattr(base, "DatabaseWrapper", None), "_connection_pools", {})  # since Django 5.1
+    _INHERITED.append(dict(pools))
+    pools.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

@@ -2,17 +2,20 @@
 
 They are managed, so that Django's test runner empties them too; the migrations make the tables from the library's
 own schema. Where a table has a key of several columns, which older Django cannot express, the first of them stands for
-it: such a model is for `filter`, not for `get(pk=...)`. The rows of `events_relay_shard` and `events_position` are made
+it: such a model is for `filter`, not for `get(pk=...)`, and `whole_key` names the
+fields that tell its rows apart. The rows of `events_relay_shard` and `events_position` are made
 once and must stay, so these two have no model.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from django.db import models
 
 from sagas.contrib.django.conf import alias
+from sagas.contrib.django.fields import PayloadField
 from sagas.errors import NotAllowed
 
 __all__ = [
@@ -50,6 +53,37 @@ class _ReadOnly(models.Model):
     save = delete = _refuse
 
 
+class _SeveralColumns(_ReadOnly):
+    """Of a table whose key has several columns. Rows are equal if all of these are, not if the first one is."""
+
+    whole_key: ClassVar[tuple[str, ...]]
+
+    class Meta(_ReadOnly.Meta):
+        abstract = True
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, models.Model) or other._meta.concrete_model is not self._meta.concrete_model:
+            return NotImplemented
+        return isinstance(other, _SeveralColumns) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._identity().items()))
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.whole_key}
+
+    def refresh_from_db(self, using: str | None = None, fields: Sequence[str] | None = None, **_: Any) -> None:
+        """Read the row again. By its whole key: the primary key alone would find others."""
+        rows = type(self).objects.using(using or self._state.db).filter(**self._identity())
+        names = [field.attname for field in self._meta.concrete_fields]
+        wanted = names if fields is None else [name for name in names if name in fields]
+        values = rows.values(*wanted).get()
+        for name in wanted:
+            setattr(self, name, values[name])
+        if fields is None:
+            self._state.fields_cache.clear()
+
+
 def _name(length: int, **options: Any) -> Any:
     return models.CharField(max_length=length, **options)
 
@@ -61,7 +95,7 @@ class Saga(_ReadOnly):
     key = _name(200)
     shape = models.TextField()
     correlation_id = _name(200)
-    input = models.TextField()
+    input = PayloadField()
     status = _name(12)
     direction = _name(8)
     epoch = models.IntegerField()
@@ -86,7 +120,8 @@ class Saga(_ReadOnly):
         return f"{self.name} {self.key}"
 
 
-class Step(_ReadOnly):
+class Step(_SeveralColumns):
+    whole_key = ("saga_id", "name")
     saga = models.OneToOneField(Saga, models.DO_NOTHING, primary_key=True, related_name="+")
     name = _name(100)
     status = _name(8)
@@ -98,7 +133,7 @@ class Step(_ReadOnly):
     deadline = models.DateTimeField(null=True)
     due_at = models.DateTimeField(null=True)
     sent_at = models.DateTimeField(null=True)
-    result = models.TextField(null=True)
+    result = PayloadField(null=True)
     error = models.TextField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
@@ -173,7 +208,7 @@ class OutboxMessage(_ReadOnly):
     correlation_id = _name(200)
     causation_id = _name(200, null=True)
     queue = _name(200, null=True)
-    body = models.TextField()
+    body = PayloadField()
     created_at = models.DateTimeField()
     sent_at = models.DateTimeField(null=True)
     heard = models.BooleanField(null=True)
@@ -182,7 +217,8 @@ class OutboxMessage(_ReadOnly):
         db_table = "events_outbox"
 
 
-class InboxMessage(_ReadOnly):
+class InboxMessage(_SeveralColumns):
+    whole_key = ("queue", "source", "event_id")
     queue = _name(200, primary_key=True)
     event_id = _name(36)
     type = _name(100)
@@ -197,7 +233,8 @@ class InboxMessage(_ReadOnly):
         db_table = "events_inbox"
 
 
-class Binding(_ReadOnly):
+class Binding(_SeveralColumns):
+    whole_key = ("queue", "topic")
     queue = _name(200, primary_key=True)
     topic = _name(150)
     exchange = _name(200)
@@ -208,7 +245,8 @@ class Binding(_ReadOnly):
         db_table = "events_binding"
 
 
-class Suspect(_ReadOnly):
+class Suspect(_SeveralColumns):
+    whole_key = ("queue", "event_id")
     queue = _name(200, primary_key=True)
     event_id = _name(36)
     begun = models.IntegerField()
@@ -235,8 +273,8 @@ class EventDeadLetter(_ReadOnly):
     version = models.IntegerField()
     key = _name(200, null=True)
     correlation_id = _name(200)
-    headers = models.TextField()
-    body = models.TextField()
+    headers = PayloadField()
+    body = PayloadField()
     error = models.TextField()
     attempts = models.IntegerField()
     behind = models.BigIntegerField(null=True)
@@ -253,7 +291,8 @@ class EventDeadLetter(_ReadOnly):
 # -- events: what they look like, and as the truth ----------------------------------------------------------------
 
 
-class EventSchema(_ReadOnly):
+class EventSchema(_SeveralColumns):
+    whole_key = ("subject", "revision")
     subject = _name(150, primary_key=True)
     revision = models.IntegerField()
     format = _name(20)
@@ -281,27 +320,29 @@ class Event(_ReadOnly):
     event_id = _name(36)
     type = _name(100)
     version = models.IntegerField()
-    data = models.TextField()
-    metadata = models.TextField()
+    data = PayloadField()
+    metadata = PayloadField()
     recorded_at = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):
         db_table = "events_event"
 
 
-class Snapshot(_ReadOnly):
+class Snapshot(_SeveralColumns):
+    whole_key = ("stream", "schema_version")
     stream = _name(200, primary_key=True)
     schema_version = models.IntegerField()
     stream_version = models.IntegerField()
     form = _name(64, null=True)
-    state = models.TextField()
+    state = PayloadField()
     recorded_at = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):
         db_table = "events_snapshot"
 
 
-class Projection(_ReadOnly):
+class Projection(_SeveralColumns):
+    whole_key = ("name", "version")
     name = _name(100, primary_key=True)
     version = models.IntegerField()
     position = models.BigIntegerField()

@@ -18,9 +18,10 @@ class UpgradeTables(Operation):
 
     So there is one description of the tables, whoever makes them. Where they are there already, from
     `celery -A yourapp sagas db upgrade`, it does what is left to do. No other database than that of the sagas gets any.
+    `manage.py sqlmigrate` shows the SQL.
     """
 
-    reduces_to_sql = False
+    reduces_to_sql = True
 
     def __init__(self, revision: str, before: str = "base") -> None:
         self.revision = revision
@@ -30,12 +31,26 @@ class UpgradeTables(Operation):
         """Change nothing: the models say what there is."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
-        if schema_editor.connection.alias == alias():
-            migrate.upgrade(open_engine(alias()), self.revision)
+        if schema_editor.connection.alias != alias():
+            return
+        engine = open_engine(alias())
+        if schema_editor.collect_sql:
+            _write(schema_editor, migrate.sql(engine.dialect.name, self.before, self.revision))
+        else:
+            migrate.upgrade(engine, self.revision)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
-        if schema_editor.connection.alias == alias():
-            migrate.downgrade(open_engine(alias()), self.before)
+        if schema_editor.connection.alias != alias():
+            return
+        engine = open_engine(alias())
+        if schema_editor.collect_sql:
+            _write(schema_editor, migrate.sql(engine.dialect.name, self.before, self.revision, down=True))
+        else:
+            migrate.downgrade(engine, self.before)
 
     def describe(self) -> str:
         return f"Bring the tables of sagas to revision {self.revision}"
+
+
+def _write(schema_editor: Any, sql: str) -> None:
+    schema_editor.collected_sql.extend(line for line in sql.splitlines() if line.strip())

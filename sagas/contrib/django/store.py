@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
-from sagas.contrib.django.connections import is_outermost, open_engine
+from sagas.contrib.django.connections import is_outermost, nothing_left_open, open_engine
+from sagas.contrib.django.errors import for_django
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.commits import own_session
@@ -40,13 +42,38 @@ class DjangoStore(SqlStore):
             if engine is not self.engine:  # Django knows nothing of that transaction
                 super().after_commit(session, then)
                 return
+        if not transaction.get_autocommit(using=self.alias) and not connections[self.alias].in_atomic_block:
+            # Django takes it only within a block, and calls it when autocommit is turned on again after the commit.
+            # Where that never happens, recovery launches the saga after `stall_after`.
+            with transaction.atomic(using=self.alias):
+                transaction.on_commit(then, using=self.alias)
+            return
         transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
+
+    @contextmanager
+    def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:  # noqa: ARG002
+        """Run a step, and find out whether it leaves a transaction of Django's open.
+
+        What it wrote there would not be committed, and neither would what the engine writes next, nor any task that
+        this worker runs afterwards.
+        """
+        with nothing_left_open(self.alias):
+            yield
+
+    @property
+    def how_to_upgrade(self) -> str:
+        return "manage.py migrate" + ("" if self.alias == DEFAULT_DB_ALIAS else f" --database {self.alias}")
 
     def upgrade(self) -> None:
         """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""
         raise ConfigurationError(
-            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: manage.py migrate"
+            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: {self.how_to_upgrade}"
         )
+
+    @contextmanager
+    def _translated(self, *, limited: bool = True) -> Iterator[None]:
+        with for_django(), super()._translated(limited=limited):
+            yield
 
     def _free_if_lost(self, connection: Connection) -> None:
         # Not in a block of the caller's, whose pauses are his own.

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from sagas.contrib.django.conf import alias
 from sagas.contrib.django.connections import open_engine
+from sagas.contrib.django.errors import told_to_django
 from sagas.contrib.django.project import PROJECT
 from sagas.definition import StepContext
 from sagas.errors import ConfigurationError
@@ -33,9 +34,22 @@ def atomic(step: StepContext) -> Iterator[None]:
     ...     with atomic(step):
     ...         Stock.objects.filter(sku=sku).update(left=F("left") - 1)
     """
-    step.session.connection()
+    try:
+        session = step.session
+    except ConfigurationError as error:  # sagas in memory
+        raise ConfigurationError(_ELSEWHERE.format(alias=alias())) from error
+    if session.get_bind() is not engine():
+        raise ConfigurationError(_ELSEWHERE.format(alias=alias()))
+    with told_to_django(engine()):
+        session.connection()
     with transaction.atomic(using=alias()):
         yield
+
+
+_ELSEWHERE = (
+    "atomic(step): this saga is not kept in Django's database {alias!r}, so what the ORM writes could not commit with "
+    "the step. In tests: Inline(sagas.store), with sagas from sagas.contrib.django"
+)
 
 
 def engine() -> Engine:
@@ -51,7 +65,7 @@ def publish(event: Any, **options: Any) -> Envelope:
 
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
-    with engine().begin() as connection:
+    with told_to_django(engine()), engine().begin() as connection:
         return _events().publish(connection, event, **options)
 
 
@@ -60,7 +74,7 @@ def send(command: Any, **options: Any) -> Envelope:
 
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
-    with engine().begin() as connection:
+    with told_to_django(engine()), engine().begin() as connection:
         return _events().send(connection, command, **options)
 
 

@@ -7,6 +7,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from flask import Flask
 
+from sagas.cli.command import Group
 from sagas.cli.sagas import sagas
 
 __all__ = ["group_for"]
@@ -20,4 +21,4 @@ def group_for(app: Flask, celery: Celery) -> click.Group:
         context.with_resource(app.app_context())
         context.obj = CLIContext(app=celery, no_color=False, workdir=None)
 
-    return click.Group("sagas", commands=sagas.commands, callback=enter, help=sagas.help)
+    return Group("sagas", commands=sagas.commands, callback=enter, help=sagas.help)

@@ -18,6 +18,7 @@ from sagas.contrib.flask.store import FlaskStore, adopt_sessions
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
 from sagas.events import Events
+from sagas.stores import autogenerate  # noqa: F401 - it keeps our tables out of what Flask-Migrate generates
 
 __all__ = ["FlaskSagas"]
 

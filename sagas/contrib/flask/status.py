@@ -8,8 +8,8 @@ from flask import Blueprint, Response, jsonify, request
 
 from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
 from sagas.contrib.flask.launcher import current_sagas
-from sagas.errors import SagaNotFound, StoreUnavailable
-from sagas.outline import Outline
+from sagas.errors import PayloadUnreadable, SagaNotFound, StoreUnavailable
+from sagas.outline import steps_of
 
 __all__ = ["status_blueprint"]
 
@@ -42,6 +42,8 @@ def status_blueprint(
             return _refusal(404, "there is no such saga")
         except StoreUnavailable:
             return _refusal(503, "the database does not answer")
+        except PayloadUnreadable:  # this process has another key than the one that wrote it
+            return _refusal(503, "the saga cannot be read")
         if not allow(record):
             return _refusal(404, "there is no such saga")
         shown: dict[str, object] = {
@@ -64,7 +66,7 @@ def status_blueprint(
 
 def _steps(record: SagaRecord) -> Iterable[tuple[str, StepStatus]]:
     """Return the steps in the order of their definition, those that have not begun too."""
-    return [(node.name, record.step(node.name).status) for node in Outline.parse(record.outline).nodes]
+    return [(step.name, step.status) for step in steps_of(record)]
 
 
 def _refusal(code: int, why: str) -> Response:

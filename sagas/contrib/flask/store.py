@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.engines import teach_sqlite
-from sagas.stores.transactions import Lent
+from sagas.stores.transactions import Lent, let_go
 
 __all__ = ["FlaskStore", "adopt_sessions"]
 
@@ -55,7 +55,7 @@ class FlaskStore(SqlStore):
                 with self._translated():
                     lent.commit()
         finally:
-            session.close()
+            let_go(session)
 
 
 @dataclass(frozen=True, slots=True)

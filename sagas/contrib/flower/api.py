@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flower.api import BaseApiHandler
@@ -16,6 +15,7 @@ from sagas.contrib.flower import listing, one
 from sagas.contrib.flower.handler import Handler
 from sagas.desk import Action
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
+from sagas.values import parse
 
 __all__ = ["Act", "Counts", "OneSaga", "Sagas"]
 
@@ -99,7 +99,7 @@ class Act(_Api):
 
     def _given(self) -> dict[str, Any]:
         try:
-            given = json.loads(self.request.body or b"{}")
+            given = parse(self.request.body or b"{}")
         except ValueError as error:
             raise HTTPError(400, f"the body is not JSON: {error}") from error
         texts = isinstance(given, dict) and all(isinstance(given.get(name, ""), str) for name in ("reason", "step"))
@@ -135,7 +135,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
             {
                 "name": step.name,
                 "status": step.status,
-                "attempt": step.attempt,
+                "attempts": step.attempts,
                 "failures": step.failures,
                 "lost": step.lost,
                 "result": desk.shown(found.payloads.results.get(step.name)),

@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import logging
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from tornado.web import HTTPError, RequestHandler
 
 from sagas.contrib.flower.counts import Snapshot
+from sagas.contrib.flower.hosts import OPTION, hostname, is_local, is_named
 from sagas.desk import Desk
 from sagas.errors import SagaNotFound, StoreUnavailable
 
@@ -34,6 +34,9 @@ NOBODY = "flower (not logged in)"
 
 #: The column has so many characters.
 _LONGEST_NAME = 200
+
+#: Bytes that a request may have beside a result of `max_payload`.
+_ENVELOPE = 65_536
 
 
 class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
@@ -59,9 +62,16 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
             return credentials.partition(":")[0][:_LONGEST_NAME]
         return NOBODY
 
+    def get_current_user(self) -> Any:
+        try:
+            return super().get_current_user()
+        except (TypeError, UnicodeError):  # a login that is not ASCII, which Flower cannot compare
+            raise HTTPError(401) from None
+
     def set_default_headers(self) -> None:
         # Flower's own let every site read the answers where nobody has to log in. These have inputs of sagas in them.
         self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
         self.set_header(
             "Content-Security-Policy", "script-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         )
@@ -70,21 +80,46 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
         """Do nothing here: Flower's is not there in every version and login. `guard` is ours."""
 
     def prepare(self) -> None:
+        self.refuse_other_names()
         super().prepare()
         if self.request.method not in ("GET", "HEAD", "OPTIONS"):
             self.guard()
+            most = self.desk.sagas.orchestrator.max_payload + _ENVELOPE
+            if len(self.request.body) > most:
+                raise HTTPError(413, f"{len(self.request.body):,} bytes are more than {most:,}")
 
     def guard(self) -> None:
         """Refuse what changes something, and does not come from a form of ours."""
         self.refuse_other_sites()
         RequestHandler.check_xsrf_cookie(self)
 
+    def refuse_other_names(self) -> None:
+        """Refuse a request for a name that may be that of another site: `sagas.contrib.flower.hosts`."""
+        options, allowed, name = self.application.options, self.allowed_hosts, hostname(self.request.host)
+        # Browsers do not send a login to a name that it was not entered for.
+        asks_for_login = bool(options.basic_auth or options.auth)
+        if "*" in allowed or is_local(name) or is_named(name, allowed) or (asks_for_login and not allowed):
+            return
+        raise HTTPError(
+            403,
+            f"the pages of sagas are not served under the name {name!r}. If this Flower is to have it, start it with "
+            f"--{OPTION.replace('_', '-')}={name}, or set FLOWER_{OPTION.upper()}={name}",
+        )
+
+    @property
+    def allowed_hosts(self) -> Sequence[str]:
+        return list(getattr(self.application.options, OPTION, ()))
+
     def refuse_other_sites(self) -> None:
         site, origin = self.request.headers.get("Sec-Fetch-Site"), self.request.headers.get("Origin")
         if site not in (None, "same-origin", "none"):
             raise HTTPError(403, "a page of another site asked for this")
-        if origin is not None and urlsplit(origin).netloc != self.request.host:
-            raise HTTPError(403, f"a page of {urlsplit(origin).netloc or 'another site'} asked for this")
+        if origin is None:
+            return
+        _, _, asker = origin.partition("://")
+        # A proxy may have replaced the name that the browser asked for by the one that it reaches Flower by.
+        if asker != self.request.host and not is_named(hostname(asker), self.allowed_hosts):
+            raise HTTPError(403, f"a page of {asker or 'another site'} asked for this")
 
     async def ask(self, question: Callable[..., T], *arguments: Any) -> T:
         """Ask the database, in a thread. What is not there is 404; a database that is away is 503."""

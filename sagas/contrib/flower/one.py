@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sagas.canvas import FAIL, JOIN, task_id
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
-from sagas.desk import Action, Choice, Desk
+from sagas.desk import Action, Choice, Desk, pretty
 from sagas.errors import DefinitionMissing
-from sagas.events.trace import Entry, trace
-from sagas.outline import Outline
+from sagas.events.trace import Entry, trace, walk
+from sagas.outline import steps_of
 from sagas.stores import Payloads
 
-__all__ = ["EXPLAINED", "OneSaga", "Told", "look", "pretty", "tasks_of"]
+__all__ = ["EXPLAINED", "OneSaga", "Told", "look", "tasks_of"]
 
-#: Letters of an input or a result that a page shows.
-_LONGEST = 20_000
+#: Entries of the history, and lines of the story, that a page shows: the last and the first ones.
+_ENTRIES = 500
 
 #: Dispatches, the last ones, whose Celery tasks are looked for.
 _DISPATCHES = 20
@@ -52,8 +50,10 @@ class OneSaga:
     missing: str  #: why the running code has no definition for it, where it has none
     choices: tuple[Choice, ...]
     history: Sequence[HistoryEntry]
+    older: int  #: entries of the history that were left out
     letters: Sequence[DeadLetter]
     story: Sequence[Told]
+    later: int  #: lines of the story that were left out
     payloads: Payloads
     input: str
     results: dict[str, str]
@@ -61,37 +61,34 @@ class OneSaga:
     @property
     def steps(self) -> list[StepRecord]:
         """The steps in the order of the definition, those that have not begun too."""
-        return [self.record.step(node.name) for node in Outline.parse(self.record.outline).nodes]
+        return steps_of(self.record)
 
 
 def look(desk: Desk, saga_id: str) -> OneSaga:
     """Ask the database. Raises `SagaNotFound`."""
     record, missing, story = desk.store.summary(saga_id), "", list[Told]()
+    history = desk.store.history(saga_id)
     payloads = desk.store.payloads(saga_id)
     try:
         desk.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
         missing = str(error)
     if desk.sagas.events is not None:
-        story = list(_told(trace(desk.sagas.events.engine, record.correlation_id), 0))
+        story = [Told(*each) for each in walk(trace(desk.sagas.events.engine, record.correlation_id))]
     return OneSaga(
         record,
         desk.store.now(),
         missing,
         desk.choices(record),
-        desk.store.history(saga_id),
+        history[-_ENTRIES:],
+        len(history[:-_ENTRIES]),
         desk.store.dead_letters(saga_id),
-        story,
+        story[:_ENTRIES],
+        len(story[_ENTRIES:]),
         payloads,
         pretty(desk.shown(payloads.input)),
         {step: pretty(desk.shown(result)) for step, result in payloads.results.items()},
     )
-
-
-def pretty(value: Any) -> str:
-    """Return JSON for people, cut where it is very long."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\n… and {len(text) - _LONGEST:,} letters more"
 
 
 def tasks_of(record: SagaSummary, step: str) -> Iterator[tuple[str, str]]:
@@ -101,9 +98,3 @@ def tasks_of(record: SagaSummary, step: str) -> Iterator[tuple[str, str]]:
             yield task_id(record.id, step, direction, dispatch), f"{what}, dispatch {dispatch}"
         for helper in (JOIN, FAIL):
             yield task_id(record.id, step, record.direction, dispatch, helper), f"{helper}, dispatch {dispatch}"
-
-
-def _told(entries: Sequence[Entry], depth: int) -> Iterator[Told]:
-    for entry in entries:
-        yield Told(depth, entry)
-        yield from _told(entry.children, depth + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flower.utils.tasks import get_task_by_id
@@ -17,6 +16,7 @@ from sagas.drawing import STYLE, look_of, render
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
 from sagas.events.choreography import graph, problems
 from sagas.events.drawing import render as render_choreography
+from sagas.values import parse
 
 __all__ = ["Act", "Choreography", "ChoreographyImage", "DeadLetters", "Definitions", "OneSaga", "Sagas"]
 
@@ -97,7 +97,7 @@ class Act(Handler):
         choice, reason = self._choice(action), self.get_body_argument("reason", "")
         given = self.get_body_argument("result", "")
         try:
-            result = json.loads(given) if given.strip() else None
+            result = parse(given) if given.strip() else None
         except ValueError as error:
             await self._form(saga_id, choice, problem=f"the result is not JSON: {error}", status=400)
             return

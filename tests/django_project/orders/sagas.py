@@ -65,7 +65,9 @@ def careless(number: str, fault: str, step: StepContext) -> None:
     _fault(fault, step)
 
 
-def charge(number: str, fault: str, step: StepContext) -> str:
+def charge(number: str, card: str, fault: str, step: StepContext) -> str:
+    if fault == "quotes_card":
+        raise RuntimeError(f"the bank says: {{'card': {card!r}}} is unknown")
     if fault == "declined":
         raise Terminal("card declined")
     if fault == "broken_charge":

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -15,15 +20,37 @@ from alembic.runtime.migration import MigrationContext
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.core import serializers
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, connection, connections, models, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    models,
+    router,
+    transaction,
+)
 from django.test import AsyncClient, Client, TestCase, TransactionTestCase
 from sqlalchemy import cast, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sagas import ConfigurationError, KeyReused, NotAllowed, Retry, SagaHandle, SagaNotFound, SagaStatus, StepContext
+from sagas import (
+    ConfigurationError,
+    KeyReused,
+    NotAllowed,
+    Retry,
+    SagaHandle,
+    SagaNotFound,
+    SagaStatus,
+    SqlStore,
+    StepContext,
+    StoreRefused,
+    StoreUnavailable,
+)
 from sagas import Saga as Definition
 from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
@@ -32,10 +59,11 @@ from sagas.desk import Action, Desk
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
-from sagas.stores import migrate, schema
+from sagas.stores import migrate, retention, schema
+from sagas.stores.retention import Expired
 from sagas.testing import Inline
 from tests.django_project.orders.events import OrderPlaced, events
-from tests.django_project.orders.models import Effect, Order
+from tests.django_project.orders.models import Effect, Order, Parcel
 from tests.django_project.orders.sagas import Placed, place_order
 
 
@@ -66,7 +94,7 @@ class Committing(TransactionTestCase):
 
     def _fixture_teardown(self) -> None:
         with connection.cursor() as cursor:
-            for table in ("orders_order", "orders_effect", *OURS):
+            for table in ("orders_order", "orders_effect", "orders_parcel", *OURS):
                 cursor.execute(f"DELETE FROM {table}")
 
 
@@ -118,6 +146,22 @@ class InTransactions(Committing):
             raise Stopped
         assert Saga.objects.count() == 1
 
+    def test_with_autocommit_off_it_is_the_caller_who_commits(self) -> None:
+        with launches() as sent:
+            for end in (transaction.rollback, transaction.commit):
+                transaction.set_autocommit(False)
+                try:
+                    Order.objects.create(number="1")
+                    handle = place_order.start(given("1"), key="1")
+                    publish(OrderPlaced(number="1"))
+                    assert handle.status is SagaStatus.PENDING
+                    assert sent == []
+                    end()
+                finally:
+                    transaction.set_autocommit(True)
+                assert Saga.objects.count() == OutboxMessage.objects.count() == Order.objects.count() == len(sent)
+        assert sent == ["reserve"]
+
     def test_what_is_refused_costs_the_caller_nothing(self) -> None:
         with launches():
             first = place_order.start(given("1"), key="1")
@@ -126,7 +170,7 @@ class InTransactions(Committing):
                 assert place_order.start(given("1"), key="1") == first
                 with self.assertRaises(KeyReused):
                     place_order.start(given("2"), key="1")
-                with self.assertRaises(DBAPIError), engine().begin() as own:
+                with self.assertRaises(DBAPIError), engine().begin() as own:  # SQLAlchemy's own, by one's own will
                     own.execute(text("insert into no_such_table values (1)"))
                 Order.objects.create(number="2")
         assert Order.objects.count() == 2
@@ -179,7 +223,7 @@ class InTransactions(Committing):
 
         with launches():
             handle = place_order.start(given("1", "overtaken"))
-            turned = mock.Mock(side_effect=lambda *_: _elsewhere(handle.cancel))
+            turned = mock.Mock(side_effect=lambda *_: elsewhere(handle.cancel))
             with mock.patch("tests.django_project.orders.sagas._fault", turned):
                 sagas.orchestrator.perform(handle.id, "reserve", 1)
         turned.assert_called_once()
@@ -289,7 +333,7 @@ class InTransactions(Committing):
             with connections["default"].cursor() as cursor:
                 cursor.execute("select pg_backend_pid()")
                 [pid] = cursor.fetchone()
-            _elsewhere(lambda: _end(pid))
+            elsewhere(lambda: _end(pid))
             assert place_order.start(given("2")).status is SagaStatus.PENDING
 
     def test_moments_keep_their_time_zone(self) -> None:
@@ -301,6 +345,100 @@ class InTransactions(Committing):
             if connection.vendor == "postgresql":
                 assert own.execute(select(cast({"a": 1}, JSONB))).scalar() == {"a": 1}
         assert read == handle.record.created_at
+
+
+class Refusals(Committing):
+    """What callers are told is what Django's people catch, and an error of the library; never one of SQLAlchemy's."""
+
+    def setUp(self) -> None:
+        with launches():
+            self.handle = place_order.start(given("1"), key="1")
+        self.calls: dict[str, Callable[[], object]] = {
+            "start": lambda: place_order.start(given("2"), key="2"),
+            "start again": lambda: place_order.start(given("1"), key="1"),
+            "publish": lambda: publish(OrderPlaced(number="1")),
+            "handle": lambda: sagas.handle(self.handle.id),
+            "find": lambda: sagas.find("place_order", "1"),
+            "status": lambda: self.handle.status,
+            "cancel": self.handle.cancel,
+            "compensate": lambda: sagas.compensate(self.handle.id, reason="x"),
+            "list": lambda: sagas.store.select(),  # type: ignore[attr-defined]
+            "history": lambda: sagas.store.history(self.handle.id),
+            "operators": lambda: Desk(sagas).act(Action.RESUME, self.handle.id, by="ann", reason="x"),
+        }
+
+    def refused(self, names: set[str], said: str, error: type[Exception]) -> None:
+        for name in names:
+            with self.subTest(name), launches(), transaction.atomic():
+                with self.assertRaisesRegex(DatabaseError, said) as caught:
+                    self.calls[name]()
+                assert isinstance(caught.exception, error), caught.exception
+                assert "4111" not in repr(caught.exception)
+                transaction.set_rollback(True)
+        assert not connection.in_atomic_block
+
+    def test_in_a_block_that_has_failed(self) -> None:
+        for name, call in self.calls.items():
+            with self.subTest(name), launches(), transaction.atomic():
+                with suppress(DatabaseError), connection.cursor() as cursor:
+                    cursor.execute("select nonsense")
+                if connection.vendor != "postgresql":  # the others go on
+                    transaction.set_rollback(True)
+                with self.assertRaisesRegex(
+                    DatabaseError, "put what may fail into an atomic block of its own"
+                ) as caught:
+                    call()
+                assert isinstance(caught.exception, StoreRefused)
+                transaction.set_rollback(True)
+
+    def test_without_the_right_to_write(self) -> None:
+        if connection.vendor == "sqlite":
+            self.skipTest("it has no rights")
+        only_reads = "set session characteristics as transaction read only"
+        if connection.vendor == "mysql":
+            only_reads = "set session transaction read only"
+        with connection.cursor() as cursor:
+            cursor.execute(only_reads)
+        try:
+            writes = {"start", "publish", "cancel", "compensate", "operators"}
+            self.refused(writes, "grant it SELECT, INSERT, UPDATE and DELETE", StoreRefused)
+            assert self.handle.status is SagaStatus.PENDING
+        finally:
+            connection.close()
+
+    def test_while_the_database_is_away(self) -> None:
+        if connection.vendor == "sqlite":
+            self.skipTest("it is never away")
+        connection.close()
+        with mock.patch.dict(connection.settings_dict, PORT="1"), launches():
+            for name, call in self.calls.items():
+                with self.subTest(name), self.assertRaises(OperationalError) as caught:
+                    call()
+                assert isinstance(caught.exception, StoreUnavailable)
+            with self.assertRaises(OperationalError), transaction.atomic():
+                place_order.start(given("2"), key="2")
+        assert not connection.in_atomic_block
+        assert self.handle.status is SagaStatus.PENDING
+
+    def test_without_their_tables(self) -> None:
+        if connection.vendor == "mysql":
+            self.skipTest("it commits what renames a table")
+        with self.assertRaises(Stopped), transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("ALTER TABLE events_outbox RENAME TO away")
+            with self.assertRaisesRegex(DatabaseError, "manage.py migrate"):
+                publish(OrderPlaced(number="1"))
+            raise Stopped
+
+    def test_a_row_that_refers_to_a_saga_keeps_it(self) -> None:
+        done = Inline(sagas.store).start(place_order, given("3"), key="3")
+        parcel = Parcel.objects.create(saga_id=done.id)
+        which = Expired(older_than=timedelta(microseconds=1))
+        with self.assertRaisesRegex(StoreRefused, "ON DELETE SET NULL or CASCADE"):
+            list(retention.purge(sagas.store, which, reason="old"))  # type: ignore[arg-type]
+        assert Parcel.objects.get().saga.key == "3"
+        parcel.delete()
+        assert sum(retention.purge(sagas.store, which, reason="old")) == 1  # type: ignore[arg-type]
 
 
 class InOneTransaction(TestCase):
@@ -318,6 +456,15 @@ class InOneTransaction(TestCase):
         assert Inline(sagas.store).start(place_order, given("1")).status is SagaStatus.COMPLETED
         assert Inline(sagas.store).start(place_order, given("2", "declined")).status is SagaStatus.COMPENSATED
         assert Effect.objects.get().what == "reserve 1"
+
+    def test_a_saga_that_is_kept_elsewhere_is_refused_its_block(self) -> None:
+        store = SqlStore("sqlite://")
+        store.upgrade()
+        for inline in (Inline(), Inline(store)):
+            handle = inline.start(place_order, given("1"))
+            assert handle.status is SagaStatus.STUCK, "its compensation is refused, too"
+            assert "In tests: Inline(sagas.store)" in (handle.error or "")
+        assert not Effect.objects.exists()
 
     def test_the_tables_are_read_and_not_written(self) -> None:
         handle = Inline(sagas.store).start(place_order, given("1", "broken_charge"))
@@ -556,6 +703,72 @@ class Tables(Committing):
             assert nullable == {column.name for column in table.columns if column.nullable}, name
         assert set(models_of) <= set(schema.metadata.tables)
 
+    def test_rows_are_told_apart_by_their_whole_key(self) -> None:
+        for model in apps.get_app_config("sagas").get_models():
+            table = schema.metadata.tables[model._meta.db_table]
+            key = tuple(column.name for column in table.primary_key)
+            if len(key) == 1:
+                assert key == (model._meta.pk.column,), f"{model}: the key of {table} is {key}"
+            else:
+                assert getattr(model, "whole_key", None) == key, f"{model}: whole_key must be {key}"
+        handle = Inline(sagas.store).start(place_order, given("1"))
+        steps = list(Step.objects.filter(saga=handle.id))
+        assert len(set(steps)) == len(steps) == 3
+        for step in steps:
+            position, step.position = step.position, 0
+            step.refresh_from_db()
+            assert step.position == position
+            assert steps.index(step) == steps.index(Step.objects.get(saga=handle.id, name=step.name))
+
+    def test_sagas_are_not_in_dumps_and_are_not_loaded(self) -> None:
+        Order.objects.create(number="1")
+        handle = Inline(sagas.store).start(place_order, given("2", "broken_charge"))
+        dumps = []
+        for database in ("default", "other"):
+            said = StringIO()
+            call_command("dumpdata", database=database, stdout=(dump := StringIO()), stderr=said)
+            assert "leaves out the tables of sagas" in said.getvalue()
+            dumps.append(dump.getvalue())
+        assert {row["model"].split(".")[0] for row in json.loads(dumps[0])} >= {"orders"}
+        assert '"sagas.' not in dumps[0]
+        for label in ("sagas", "sagas.Step"):
+            with self.assertRaisesMessage(CommandError, "sagas are no fixtures"):
+                call_command("dumpdata", label, stdout=StringIO())
+        with TemporaryDirectory() as folder:
+            fixture = Path(folder) / "made_elsewhere.json"
+            rows = [Order(pk=7, number="7"), *Saga.objects.all(), *Step.objects.all()]
+            fixture.write_text(serializers.serialize("json", rows))
+            with self.assertRaisesMessage(NotAllowed, "loaddata --exclude sagas"):
+                call_command("loaddata", str(fixture), verbosity=0)
+            assert not Order.objects.filter(pk=7).exists()
+            call_command("loaddata", str(fixture), exclude=["sagas"], verbosity=0)
+            assert Order.objects.filter(pk=7).exists()
+        assert handle.status is SagaStatus.STUCK
+
+    def test_inspectdb_leaves_them_alone(self) -> None:
+        call_command("inspectdb", stdout=(said := StringIO()))
+        found = set(re.findall(r"db_table = '(\w+)'", said.getvalue()))
+        assert {"orders_order", "django_session"} <= found
+        assert not found & {*schema.metadata.tables, migrate.VERSION_TABLE}
+        call_command("inspectdb", "sagas_saga", stdout=(said := StringIO()))
+        assert "db_table = 'sagas_saga'" in said.getvalue()
+
+    def test_a_router_without_an_opinion_leaves_them_in_one_database(self) -> None:
+        class Silent:
+            def allow_migrate(self, *_: Any, **__: Any) -> None: ...
+            def db_for_read(self, *_: Any, **__: Any) -> str | None:
+                return "other"
+
+        handle = Inline(sagas.store).start(place_order, given("1"))
+        with mock.patch.object(router, "routers", [*router.routers, Silent()]):
+            assert not router.allow_migrate_model("other", Saga)
+            assert router.allow_migrate_model("default", Saga)
+            [entry] = HistoryEntry.objects.filter(saga=handle.id)[:1] or [None]
+            saga = Saga.objects.get(pk=handle.id)
+            assert Saga._base_manager.get(pk=handle.id) == saga
+            assert list(saga.history.all()) == ([entry] if entry else [])
+            assert connections["other"].creation.serialize_db_to_string()
+
     def test_everything_public_says_what_it_is(self) -> None:
         package = importlib.import_module("sagas.contrib.django")
         for found in pkgutil.walk_packages(package.__path__, "sagas.contrib.django."):
@@ -573,6 +786,18 @@ class Tables(Committing):
     def test_tables_that_are_there_already_stay(self) -> None:
         migrate.upgrade(engine(), "0001")
         assert migrate.current(engine()) == migrate.head()
+
+    def test_the_sql_of_the_migrations_can_be_read(self) -> None:
+        for app, name in sorted(_migrations()):
+            if app == "sagas":
+                call_command("sqlmigrate", app, name, stdout=(said := StringIO()))
+                assert re.search("^(CREATE|ALTER|DROP) ", said.getvalue(), re.MULTILINE), (name, said.getvalue())
+                assert "UPDATE sagas_alembic_version" in said.getvalue() or "0001" in name
+                call_command("sqlmigrate", app, name, backwards=True, stdout=(said := StringIO()))
+                assert re.search("^(ALTER|DROP) ", said.getvalue(), re.MULTILINE), (name, said.getvalue())
+        assert migrate.current(engine()) == migrate.head(), "nothing was done"
+        call_command("sqlmigrate", "sagas", "0001", database="other", stdout=(said := StringIO()))
+        assert "CREATE" not in said.getvalue()
 
     def test_alembic_is_refused(self) -> None:
         with self.assertRaisesMessage(ConfigurationError, "manage.py migrate"):
@@ -612,7 +837,7 @@ def _table_of(difference: Any) -> str:
     return str(table.name) if table is not None else str(first[2])
 
 
-def _elsewhere(work: Callable[[], object]) -> None:
+def elsewhere(work: Callable[[], object]) -> None:
     """Do it in a thread, which has a connection of its own."""
     import threading
 

@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
             name="Order",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("number", models.UUIDField(unique=True)),
                 ("quantity", models.PositiveIntegerField()),
                 ("status", models.CharField(default="placed", max_length=20)),
                 ("product", models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to="shop.product")),

@@ -41,7 +41,7 @@ def downgrade() -> None:
 
 def _key(*columns: str) -> None:
     """Give the inbox another primary key. Old code goes on: it names neither the key nor its columns."""
-    match op.get_bind().dialect.name:
+    match op.get_context().dialect.name:
         case "sqlite":  # which cannot change a key. Not by Alembic's batches: those ask in a way that is not Django's
             op.rename_table("events_inbox", "events_inbox_before")
             for index in ("correlation_id", "handled_at"):

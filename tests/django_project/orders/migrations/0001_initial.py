@@ -1,10 +1,11 @@
+import django.db.models.deletion
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
     initial = True
 
-    dependencies: list[tuple[str, str]] = []
+    dependencies = [("sagas", "0001_initial")]
 
     operations = [
         migrations.CreateModel(
@@ -19,6 +20,13 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("number", models.CharField(max_length=100, unique=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Parcel",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("saga", models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, to="sagas.saga")),
             ],
         ),
     ]

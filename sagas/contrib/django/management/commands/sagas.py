@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,12 +36,16 @@ class Command(BaseCommand):
         parser.add_argument("--pythonpath")
         options, arguments = parser.parse_known_args(argv[2:])
         handle_default_options(options)
-        command.main(arguments, prog_name=f"{os.path.basename(argv[0])} sagas", obj=_context())  # noqa: PTH119
+        # As Django itself names the program; with the settings, so that what is copied finds the same database.
+        program = Path(argv[0]).name
+        words = ["python -m django" if program == "__main__.py" else program, "sagas"]
+        words += [f"--settings={shlex.quote(options.settings)}"] if options.settings else []
+        command.main(arguments, prog_name=" ".join(words), obj=_context())
 
     def handle(self, *arguments: str, **_: Any) -> None:
         """Do what `call_command("sagas", ...)` asks for. Raises `CommandError`."""
         try:
-            command.main(list(arguments), prog_name="sagas", obj=_context(), standalone_mode=False)
+            command.main(list(arguments), prog_name="manage.py sagas", obj=_context(), standalone_mode=False)
         except click.exceptions.Exit as end:
             if end.exit_code:
                 raise CommandError(f"ended with {end.exit_code}", returncode=end.exit_code) from end

@@ -1,0 +1,146 @@
+"""`celery -A yourapp sagas rehearse`: whether a saga can fail anywhere."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from celery.utils.imports import symbol_by_name
+
+from sagas.app import Sagas
+from sagas.cli.command import INTERRUPTED, Command, Refusal, agree
+from sagas.cli.options import JSON_FILE, json_object
+from sagas.definition import Saga
+from sagas.desk import Desk
+from sagas.doctor import broker, workers
+from sagas.endings import ProcessEnd
+from sagas.errors import SagaError
+from sagas.stores import SqlStore
+from sagas.testing import rehearse as rehearse_saga
+from sagas.testing.rehearsal import unfinished_in
+
+__all__ = ["rehearse"]
+
+#: Seconds that the broker has to answer, and that workers have.
+_PATIENCE = 2.0
+_TERMINATED = 128 + signal.SIGTERM
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+        celery -A yourapp sagas rehearse place_order --input order.json
+        celery -A yourapp sagas rehearse place_order --input order.json --state shop.books:state --yes
+    """,
+)
+@click.argument("saga")
+@click.option("--input", "file", type=JSON_FILE, help="A JSON file with the input; - for stdin.")
+@click.option(
+    "--state",
+    metavar="MODULE:FUNCTION",
+    help="Returns what the saga changes in the world, to compare. Left out, only the ends of the runs are judged.",
+)
+@click.option("--live", is_flag=True, help="Also where there are unfinished sagas, or workers.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes: bool) -> None:
+    """Run SAGA once for every way in which each of its steps can fail.
+
+    The REAL actions and compensations are called, many times. The sagas are kept in the app's database, and deleted at
+    the end, also after Ctrl-C. Use a test environment: without --live, a database that has unfinished sagas is refused,
+    and so is a broker at which workers of this app answer.
+
+    Prints a line for each run, then what was not undone and what is not idempotent. The exit code is 1 when
+    something is not ok, 2 when it could not be rehearsed, and 130 after Ctrl-C.
+    """
+    app = obj.app.sagas
+    store = Desk(app).store
+    definition = _newest(app.orchestrator.sagas.values(), saga)
+    given = None if file is None else json_object(file)
+    snapshot = None if state is None else _function(state)
+    if not live:
+        _refuse_live(app, store)
+    click.echo(
+        f"Calls the real actions and compensations of {saga!r}, many times. Its sagas are kept in {store!r}, and "
+        "deleted at the end. What the actions change in the world stays.",
+        err=True,
+    )
+    if not yes:
+        agree(f"rehearse {saga}?")
+    try:
+        with _terminable():
+            rehearsal = rehearse_saga(
+                definition,
+                given,
+                state=snapshot,
+                store=store,
+                lease=app.orchestrator.timing.lease,
+                max_payload=app.orchestrator.max_payload,
+                events=app.events,
+                live=True,  # that was looked at above
+            )
+    except SagaError as error:
+        raise Refusal(f"{saga!r} could not be rehearsed: {error}") from error
+    except (KeyboardInterrupt, _Terminated) as error:
+        click.echo("interrupted; the sagas of the rehearsal are deleted", err=True)
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else _TERMINATED
+        raise click.exceptions.Exit(code) from None
+    click.echo(rehearsal.table())
+    if snapshot is None:
+        click.echo("Without --state nobody has looked at what the runs left behind.")
+    if not rehearsal.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _refuse_live(app: Sagas, store: SqlStore) -> None:
+    """Refuse what does not look like a test environment: the actions would be real in the wrong place."""
+    if unfinished := unfinished_in(store):
+        raise Refusal(
+            f"{store!r} has {unfinished} unfinished sagas, so it does not look like a test database. Rehearse with the "
+            "settings of a test environment, or add --live"
+        )
+    found = broker.examine(app.app, _PATIENCE)
+    if away := next((finding for finding in found if finding.code == broker.UNREACHABLE), None):
+        click.echo(f"{away.says.partition('. ')[0]}: whether workers run is not known", err=True)
+    elif names := [worker.name for worker in workers.own(app, workers.ask(app, _PATIENCE))]:
+        raise Refusal(
+            f"workers of this app answer ({', '.join(names)}): their recovery would take over sagas of the rehearsal. "
+            "Stop them, rehearse with the settings of a test environment, or add --live"
+        )
+
+
+class _Terminated(ProcessEnd):
+    """SIGTERM: the rehearsal is to clean up, and no step may take it for its own failure."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def end(_signal: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _newest(definitions: Iterable[Saga], name: str) -> Saga:
+    versions = [saga for saga in definitions if saga.name == name]
+    if not versions:
+        known = ", ".join(sorted({saga.name for saga in definitions})) or "none"
+        raise Refusal(f"no saga {name!r} is registered; there is: {known}")
+    return max(versions, key=lambda saga: saga.version)
+
+
+def _function(path: str) -> Callable[[], object]:
+    try:
+        function: Callable[[], object] = symbol_by_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Refusal(f"--state {path} cannot be imported: {error}") from error
+    if not callable(function):
+        raise Refusal(f"--state {path} is not a function")
+    return function

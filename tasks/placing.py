@@ -1,0 +1,111 @@
+"""Placing orders, and watching them until each has gone through or was undone."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from sqlalchemy.orm import Session
+
+from sagas import SagaStatus, SqlStore
+from sagas.checkpoints import AT_REST, SagaSummary
+from sagas.stores import Filter
+from tasks import faults, inventory
+from tasks.orderfile import Order
+from tasks.orders import place_order
+
+__all__ = ["SHELF", "UNDER_WAY", "Batch", "Placed", "counted", "prepare"]
+
+#: Pieces of each article that are put on the shelf at least. An order of more than that cannot be served.
+SHELF = 100
+
+#: Orders that are under way at once. Customers do not come all in one second, and a saga whose messages wait in a long
+#: queue is looked at by recovery.
+UNDER_WAY = 100
+
+#: Seconds between two looks, at least and at most; and how much longer than looking it rests.
+_PAUSE, _LONGEST_PAUSE, _REST = 0.2, 1.0, 4
+
+
+def prepare(store: SqlStore, orders: Sequence[Order]) -> None:
+    """Stock the shelves for these orders, and plan the faults that they ask for."""
+    pieces: Counter[str] = Counter()
+    for order in orders:
+        pieces[order.input.sku] += order.input.quantity if order.input.quantity <= SHELF else 0
+    with Session(store.engine) as session, session.begin():
+        for sku, wanted in sorted(pieces.items()):
+            inventory.stock_up(session, sku, max(wanted, SHELF))
+        for order in orders:
+            if order.fault is not None:
+                faults.plan(session, order.input.order_id, order.fault)
+
+
+@dataclass(slots=True)
+class Placed:
+    """An order that was placed, and what was last seen of its saga."""
+
+    order: Order
+    saga: SagaSummary
+
+    @property
+    def is_over(self) -> bool:
+        return self.saga.status in AT_REST
+
+
+def counted(placed: Iterable[Placed]) -> Counter[SagaStatus]:
+    """Return how many orders have each status."""
+    return Counter(it.saga.status for it in placed)
+
+
+class Batch:
+    """Orders that are placed some at a time, and watched until each is over.
+
+    `patience`: seconds without any progress after which nobody waits any longer.
+    """
+
+    def __init__(self, store: SqlStore, orders: Sequence[Order], patience: float) -> None:
+        self.placed: list[Placed] = []
+        self.total = len(orders)
+        self._store = store
+        self._orders = iter(orders)
+        self._patience = patience
+        self._progress_at = time.monotonic()
+
+    @property
+    def over(self) -> int:
+        """How many orders are over."""
+        return sum(it.is_over for it in self.placed)
+
+    @property
+    def idle(self) -> float:
+        """Seconds since anything was last seen to happen."""
+        return time.monotonic() - self._progress_at
+
+    def fill(self) -> None:
+        """Place orders until as many as may be are under way. One that was placed before is found again."""
+        for order in islice(self._orders, UNDER_WAY - (len(self.placed) - self.over)):
+            handle = place_order.start(order.input, key=order.input.order_id)
+            self.placed.append(Placed(order, self._store.summary(handle.id)))
+
+    def until_over(self, look: Callable[[], None]) -> bool:
+        """Call `look` again and again. Return whether all orders are over; False when the patience is."""
+        self._progress_at = time.monotonic()
+        while True:
+            began = time.monotonic()
+            self.fill()
+            self._read()
+            look()
+            if self.over == self.total:
+                return True
+            if self.idle > self._patience:
+                return False
+            time.sleep(min(max(_PAUSE, _REST * (time.monotonic() - began)), _LONGEST_PAUSE))
+
+    def _read(self) -> None:
+        under_way = {it.saga.id: it for it in self.placed if not it.is_over}
+        page = Filter(ids=tuple(under_way))
+        for saga in self._store.select(page, limit=UNDER_WAY, with_steps=True) if under_way else ():
+            if saga.revision != under_way[saga.id].saga.revision:
+                self._progress_at = time.monotonic()
+            under_way[saga.id].saga = saga
