@@ -156,4 +156,4 @@ def _drain(setup: Setup, number: int, away: float, *, recovery: bool) -> Drained
             store.engine.dispose()
 
 
-_WAITING = select(func.count()).where(schema.sagas.c.wake_at.is_not(None))
+_WAITING = select(func.count()).where(schema.sagas.c.next_check_at.is_not(None))

@@ -48,7 +48,7 @@ def make_sagas(broker: str, database: str, steps: int, *, recovery: bool = True)
     """Return an app, and its one saga."""
     saga = Saga("bench", *(Step(f"step_{i}", step, compensation=undo) for i in range(steps)), input=Input)
     app = make_app(broker)
-    Sagas(app, SqlStore(database), [saga], sweep_interval=1.0 if recovery else NEVER)
+    Sagas(app, SqlStore(database), [saga], recovery_interval=1.0 if recovery else NEVER)
     return app, saga
 
 

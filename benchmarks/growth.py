@@ -51,7 +51,7 @@ def tell(report: Report, samples: dict[str, dict[str, list[Sample]]], rounds: in
     report.samples = samples
     report.table(
         f"{OURS}, beside a plain Celery chain of the same steps, payload and workers; {rounds} rounds",
-        ["", "sagas/s", f"of {BASE}", "CPU ms", f"of {BASE}", "worker", "database", "commits", "relaunches"],
+        ["", "sagas/s", f"of {BASE}", "CPU ms", f"of {BASE}", "worker", "database", "commits", "redispatches"],
         [_row(point, samples[point]) for point in samples],
     )
     report.plots["growth.svg"] = bars(
@@ -88,5 +88,5 @@ def _row(point: str, samples: dict[str, list[Sample]]) -> list[str]:
         middle("cpu worker"),
         middle("cpu database"),
         middle("writes"),
-        middle("relaunches", 2),
+        middle("redispatches", 2),
     ]

@@ -23,7 +23,7 @@ from tests.servers import Postgres
 OURS, BASE = "sagas_redis", "celery_chain"
 STEPS = ("reserve_stock", "authorize_card", "quote_shipping", "capture_payment")
 SAGA = """copy sagas_saga (id, name, version, key, shape, correlation_id, input, status, direction, epoch, revision,
-stalls, error, created_at, updated_at, ready_at) from stdin"""
+idle_checks, error, created_at, updated_at, stage_ready_at) from stdin"""
 STEP = (
     """copy sagas_step (saga_id, name, status, position, failures, lost, result, started_at, finished_at) from stdin"""
 )
@@ -97,7 +97,7 @@ def _steps(saga_id: str, i: int, at: datetime) -> Iterable[Sequence[Any]]:
     for position, name in enumerate(STEPS[: 2 if _is_undone(i) else None]):
         began = at + timedelta(milliseconds=40 * position)
         result = f'{{"id":"{name}-{i}","at":"{began.isoformat()}"}}'
-        status = "UNDONE" if _is_undone(i) else "DONE"
+        status = "COMPENSATED" if _is_undone(i) else "DONE"
         yield (
             saga_id,
             name,

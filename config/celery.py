@@ -52,8 +52,8 @@ sagas = Sagas(
     store,
     [place_order, transfer_money, book_stay],
     lease=settings.lease,
-    stall_after=settings.stall_after,
-    sweep_interval=settings.sweep_interval,
+    redispatch_after=settings.redispatch_after,
+    recovery_interval=settings.recovery_interval,
 )
 # `--metrics-address` of workers, and which step a line of a log is about.
 export(sagas)

@@ -22,8 +22,8 @@ class Settings:
     broker_folder: Path | None
     database_url: str
     lease: float
-    stall_after: float
-    sweep_interval: float
+    redispatch_after: float
+    recovery_interval: float
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -38,8 +38,8 @@ class Settings:
             database_url=_url(environ, "SAGAS_DATABASE_URL", "postgresql+psycopg://sagas:sagas@127.0.0.1:5432/sagas"),
             # Shorter than any step's timeout: so a worker that was killed is told from a participant that is silent.
             lease=_seconds(environ, "SAGAS_LEASE", 8),
-            stall_after=_seconds(environ, "SAGAS_STALL_AFTER", 30),
-            sweep_interval=_seconds(environ, "SAGAS_SWEEP_INTERVAL", 1),
+            redispatch_after=_seconds(environ, "SAGAS_REDISPATCH_AFTER", 30),
+            recovery_interval=_seconds(environ, "SAGAS_RECOVERY_INTERVAL", 1),
         )
 
     @property

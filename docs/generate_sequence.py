@@ -25,7 +25,7 @@ ROWS = [
     ("worker", "broker", "message: seat.undo, epoch 2", "wake"),
     ("broker", "worker", "seat.undo, epoch 2", "wake"),
     ("worker", "outside", "cancel the seat", "act"),
-    ("worker", "database", "seat UNDONE, saga COMPENSATED", "save"),
+    ("worker", "database", "seat COMPENSATED, saga COMPENSATED", "save"),
     ("caller", "database", "wait(): COMPENSATED", "read"),
 ]
 COLUMN, ROW, TOP, MARGIN = 176, 34, 66, 70

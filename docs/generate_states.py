@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL, SagaStatus, StepStatus
+from sagas.checkpoints import FINISHED, SAGA_MOVES, STEP_MOVES, SagaStatus, StepStatus
 
 __all__ = ["render"]
 
@@ -44,8 +44,8 @@ STEP_PLACES = {  # STUCK and SKIPPED, where people decide, are in the table only
     StepStatus.DONE: (2.4, 0.8),
     StepStatus.FAILED: (2.4, 1.6),
     StepStatus.IN_DOUBT: (2.4, 2.4),
-    StepStatus.UNDOING: (3.6, 1.6),
-    StepStatus.UNDONE: (4.8, 1.6),
+    StepStatus.COMPENSATING: (3.6, 1.6),
+    StepStatus.COMPENSATED: (4.8, 1.6),
 }
 
 #: Sizes in a drawing: of a box, from one column and row to the next, and of the margin.
@@ -62,8 +62,8 @@ text { font: 12px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; 
 }
 """
 KINDS = {
-    "COMPLETED": "good", "DONE": "good", "COMPENSATING": "back", "COMPENSATED": "back", "UNDOING": "back",
-    "UNDONE": "back", "STUCK": "bad", "FAILED": "bad", "IN_DOUBT": "bad",
+    "COMPLETED": "good", "DONE": "good", "COMPENSATING": "back", "COMPENSATED": "back", "COMPENSATING": "back",
+    "COMPENSATED": "back", "STUCK": "bad", "FAILED": "bad", "IN_DOUBT": "bad",
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def _with_drawing(text: str) -> str:
 
 def _drawing(moves: Moves[Status], first: Status) -> str:
     arrows = [f"    {source} --> {target}" for source, targets in moves.items() for target in targets]
-    ends = [f"    {source} --> [*]" for source in moves if source in TERMINAL]
+    ends = [f"    {source} --> [*]" for source in moves if source in FINISHED]
     return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *arrows, *ends, "```"])
 
 
@@ -179,7 +179,7 @@ def _edge(middle: tuple[float, float], to: tuple[float, float]) -> tuple[float, 
 def _table(moves: Moves[Status]) -> str:
     rows = ["| from | to | why |", "|---|---|---|"]
     for source, targets in moves.items():
-        name = f"{source} (terminal)" if source in TERMINAL else str(source)
+        name = f"{source} (terminal)" if source in FINISHED else str(source)
         rows += [f"| {name} | {target} | {why} |" for target, why in targets.items()]
         if not targets:
             rows.append(f"| {name} | | |")

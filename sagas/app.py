@@ -41,17 +41,17 @@ class Sagas(Generic[StoreT_co]):
     definitions, every version that may still be in flight.
 
     `lease`: seconds after which a worker that stopped answering loses its step to another.
-    `stall_after`: seconds after which a saga whose next step nobody takes is launched again; doubled each time.
-    `sweep_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
+    `redispatch_after`: seconds after which a saga whose next step nobody takes is dispatched again; doubled each time.
+    `recovery_interval`: seconds between two looks of a worker at what is due. `max_payload`: bytes that an input or a
     result may have.
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
-    `masked`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
+    `redact`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
     exception quotes one, it is taken out of the error, too.
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
-    `follow_on`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
+    `run_next_inline`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
 
-    Recovery after a worker's death takes at most `lease` + `sweep_interval` and the time to send a message; after a
-    lost message `stall_after` instead of `lease`. A worker that dies while it recovers others adds 10 s.
+    Recovery after a worker's death takes at most `lease` + `recovery_interval` and the time to send a message; after a
+    lost message `redispatch_after` instead of `lease`. A worker that dies while it recovers others adds 10 s.
 
     >>> from celery import Celery
     >>> from sagas import Saga, Sagas, SqlStore, Step
@@ -68,19 +68,19 @@ class Sagas(Generic[StoreT_co]):
         sagas: Iterable[Saga] = (),
         *,
         lease: float | timedelta = 30.0,
-        stall_after: float | timedelta = 30.0,
-        sweep_interval: float | timedelta = 1.0,
+        redispatch_after: float | timedelta = 30.0,
+        recovery_interval: float | timedelta = 1.0,
         max_payload: int = 1_048_576,
-        follow_on: bool = True,
+        run_next_inline: bool = True,
         events: Events | None = None,
-        masked: Iterable[str] = (),
+        redact: Iterable[str] = (),
         observers: Iterable[Observer] = (),
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
         lease = seconds(lease, "Sagas: lease", ConfigurationError)
-        stall_after = seconds(stall_after, "Sagas: stall_after", ConfigurationError)
-        sweep_interval = seconds(sweep_interval, "Sagas: sweep_interval", ConfigurationError)
+        redispatch_after = seconds(redispatch_after, "Sagas: redispatch_after", ConfigurationError)
+        recovery_interval = seconds(recovery_interval, "Sagas: recovery_interval", ConfigurationError)
         whole_number(max_payload, "Sagas: max_payload", ConfigurationError)
         if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
             raise ConfigurationError(
@@ -90,21 +90,21 @@ class Sagas(Generic[StoreT_co]):
         check_app(app)
         self.app = app
         self.store = store
-        self.follow_on = follow_on
+        self.run_next_inline = run_next_inline
         self.events = events
-        self.masked = frozenset(masked)
+        self.redact = frozenset(redact)
         self.observers = Observers() if events is None else events.observers
         self.observers.add(*observers)
         self.orchestrator = Orchestrator(
             store,
-            timing=Timing(lease=lease, stall=stall_after),
+            timing=Timing(lease=lease, redispatch_after=redispatch_after),
             max_payload=max_payload,
             events=events,
             observers=self.observers,
-            masked=self.masked,
+            redact=self.redact,
         )
         self.canvas = Canvas(app, self.orchestrator)
-        self.recovery = Recovery(self.orchestrator, self.canvas, sweep_interval)
+        self.recovery = Recovery(self.orchestrator, self.canvas, recovery_interval)
         for saga in sagas:
             self.register(saga)
         # By name: nothing but a worker needs them.
@@ -141,8 +141,8 @@ class Sagas(Generic[StoreT_co]):
         """See `Saga.start`."""
         self._check(saga)
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
-        if next_.verdict is Verdict.LAUNCH:
-            self._launch(next_, session)
+        if next_.verdict is Verdict.DISPATCH:
+            self._dispatch(next_, session)
         return SagaHandle(next_.record.id, self)
 
     def check(self) -> None:
@@ -182,15 +182,15 @@ class Sagas(Generic[StoreT_co]):
 
     def cancel(self, saga_id: str, reason: str = "cancelled", *, by: str | None = None) -> SagaRecord:
         """Turn a saga back. Raises `NotAllowed` when it can no longer be undone."""
-        return self._launch(self.orchestrator.cancel(saga_id, reason, by))
+        return self._dispatch(self.orchestrator.cancel(saga_id, reason, by))
 
     def retry(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Try a stuck step again, with all its attempts. Raises `NotAllowed` when it is not stuck."""
-        return self._launch(self.orchestrator.repair(saga_id, step, Repair.RETRY, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.RETRY, reason=reason, by=by))
 
     def skip(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Leave a stuck step as it is and go on with the rest. Raises `NotAllowed` when it is not stuck."""
-        return self._launch(self.orchestrator.repair(saga_id, step, Repair.SKIP, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.SKIP, reason=reason, by=by))
 
     def mark_done(
         self, saga_id: str, step: str, *, reason: str, by: str | None = None, result: Any = None
@@ -199,18 +199,18 @@ class Sagas(Generic[StoreT_co]):
 
         Raises `NotAllowed` when it is not stuck, `InvalidInput` when the result is not what its action declares.
         """
-        return self._launch(self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, by=by, result=result))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, by=by, result=result))
 
     def mark_failed(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Take a stuck pivot as not done, by hand, and turn the saga back. Raises `NotAllowed` for any other step."""
-        return self._launch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
 
     def resume(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Launch what is left of a saga now, without waiting for its retry or for recovery.
 
         Raises `NotAllowed` when nothing is left, it is stuck, or a worker is at work on it.
         """
-        return self._launch(self.orchestrator.resume(saga_id, reason, by))
+        return self._dispatch(self.orchestrator.resume(saga_id, reason, by))
 
     def compensate(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
         """Turn a saga back, also one that is stuck at its pivot: that counts as not done.
@@ -223,6 +223,6 @@ class Sagas(Generic[StoreT_co]):
             return self.mark_failed(saga_id, pivot.name, reason=reason, by=by)
         return self.cancel(saga_id, reason, by=by)
 
-    def _launch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
-        self.store.after_commit(session, lambda: self.canvas.launch_or_leave(next_.plan))
+    def _dispatch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+        self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))
         return next_.record

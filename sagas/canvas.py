@@ -157,7 +157,7 @@ class Canvas:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def launch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
+    def dispatch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
         """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer.
 
         `probe`: when this is sent. Whoever receives it notes that all messages of its task from before have come.
@@ -175,15 +175,15 @@ class Canvas:
             # the first message, and each worker sends the next.
             first.apply_async(chain=rest[::-1])
 
-    def launch_or_leave(self, plan: Plan | None) -> None:
+    def dispatch_or_leave(self, plan: Plan | None) -> None:
         """Send a plan on its way, or leave that to recovery: what counts is stored."""
         try:
-            self.launch(plan)
+            self.dispatch(plan)
         except BaseException as error:
             assert plan is not None
             if self.app.conf.task_always_eager or ends_process(error):
                 raise  # in eager mode there is no recovery, and the caller is who wants to know
-            logger.warning("saga %s (%s): recovery will launch it: %r", plan.saga.name, plan.saga_id, error)
+            logger.warning("saga %s (%s): recovery will dispatch it: %r", plan.saga.name, plan.saga_id, error)
 
     def render(self, plan: Plan) -> list[Signature]:
         """Return the links of the chain that Celery is to run: a task for each step, a chord for a parallel stage."""
@@ -267,8 +267,8 @@ class Canvas:
         except BaseException as error:
             handed.error = error
             raise
-        launches = handed.next.verdict is Verdict.LAUNCH  # that is for who carries it
-        return str(Verdict.LAUNCH.value) if launches else self._answer(handed.next, saga_id, step)
+        dispatches = handed.next.verdict is Verdict.DISPATCH  # that is for who carries it
+        return str(Verdict.DISPATCH.value) if dispatches else self._answer(handed.next, saga_id, step)
 
     # -- following on: the next step in the same worker ---------------------------------------------------------
 
@@ -353,8 +353,8 @@ class Canvas:
 
     def _fail(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         next_ = self._ask(task, lambda: self.orchestrator.report(saga_id, step, epoch))
-        if next_.verdict is Verdict.LAUNCH:
-            self.launch_or_leave(next_.plan)
+        if next_.verdict is Verdict.DISPATCH:
+            self.dispatch_or_leave(next_.plan)
         return str(next_.verdict.value)
 
     def _ask(self, task: Task, question: Any) -> Next:
@@ -387,8 +387,8 @@ class Canvas:
                 due_at = next_.record.step(step).due_at
                 # Only shown, never sent: the wait is kept in SQL, where no broker can lose or double it.
                 raise Retry(f"saga {saga_id}, step {step!r}: {next_.note}", when=due_at)
-            case Verdict.LAUNCH:
-                self.launch_or_leave(next_.plan)
+            case Verdict.DISPATCH:
+                self.dispatch_or_leave(next_.plan)
             case _:
                 logger.debug("saga %s, step %s: nothing to do: %s", saga_id, step, next_.note)
         raise Ignore(next_.note)
@@ -442,7 +442,7 @@ class _Chord(Signature):  # type: ignore[misc]
 
 
 class _Eager:
-    """Runs a saga to its end within `launch`, for `task_always_eager`: each step as the task that it is."""
+    """Runs a saga to its end within `dispatch`, for `task_always_eager`: each step as the task that it is."""
 
     def __init__(self, canvas: Canvas) -> None:
         engine = canvas.orchestrator
@@ -454,7 +454,7 @@ class _Eager:
             max_payload=engine.max_payload,
             events=engine.events,
             observers=engine.observers,
-            masked=engine.masked,
+            redact=engine.redact,
         )
         self._runner.orchestrator.sagas = engine.sagas
         self._flaws: dict[str, BaseException] = {}  # by task: what those raised that failed, and did not mean to say

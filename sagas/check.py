@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sagas.app import Sagas
-from sagas.checkpoints import TERMINAL, SagaStatus, node_of
+from sagas.checkpoints import FINISHED, SagaStatus, node_of
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, PayloadUnreadable
 from sagas.outline import Outline, OutlineNode
@@ -17,7 +17,7 @@ from sagas.values import NO_TYPE, load
 
 __all__ = ["Flight", "check", "differences"]
 
-_UNFINISHED = frozenset(SagaStatus) - TERMINAL
+_UNFINISHED = frozenset(SagaStatus) - FINISHED
 _PAGE = 100
 
 #: Of one definition, so many values that do not read are told.
@@ -48,7 +48,7 @@ def check(sagas: Sagas, *, values: int | None = 100) -> Sequence[Flight]:
 
     It only reads, and needs no broker. `values`: of how many sagas of each definition, oldest first, the stored inputs
     and results are read with the types of this code; None: of all. A value that does not read would count as
-    `Terminal`, and turn its saga back.
+    `TerminalError`, and turn its saga back.
     Raises `StoreUnavailable`; `ConfigurationError` where sagas are not kept in a `SqlStore`.
     """
     store = sagas.store

@@ -19,7 +19,7 @@ __all__ = [
     "NOT_SENT",
     "SAGA_MOVES",
     "STEP_MOVES",
-    "TERMINAL",
+    "FINISHED",
     "DeadLetter",
     "Direction",
     "HistoryEntry",
@@ -52,8 +52,8 @@ class StepStatus(enum.StrEnum):
     DONE = "DONE"  #: its action succeeded and the result is kept
     FAILED = "FAILED"  #: its action said that it had no effect
     IN_DOUBT = "IN_DOUBT"  #: nobody knows whether its action had an effect
-    UNDOING = "UNDOING"  #: its compensation is at work, or waits for its next attempt
-    UNDONE = "UNDONE"  #: its compensation succeeded, or there was nothing to undo
+    COMPENSATING = "COMPENSATING"  #: its compensation is at work, or waits for its next attempt
+    COMPENSATED = "COMPENSATED"  #: its compensation succeeded, or there was nothing to undo
     SKIPPED = "SKIPPED"  #: an operator decided that it need not be done, or undone
     STUCK = "STUCK"  #: out of attempts where only success would do
 
@@ -66,10 +66,10 @@ class Direction(enum.StrEnum):
 
 
 #: A saga in one of these has nothing left to do.
-TERMINAL = frozenset({SagaStatus.COMPLETED, SagaStatus.COMPENSATED})
+FINISHED = frozenset({SagaStatus.COMPLETED, SagaStatus.COMPENSATED})
 
 #: A saga in one of these does nothing by itself: it is at its end, or waits for a person.
-AT_REST = TERMINAL | {SagaStatus.STUCK}
+AT_REST = FINISHED | {SagaStatus.STUCK}
 
 #: Every move that a saga may make. `docs/states.md` is drawn from this table.
 SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
@@ -103,45 +103,45 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.FAILED: "could not be started",
         StepStatus.IN_DOUBT: "the saga turned back between two attempts",
         StepStatus.STUCK: "could not be started, at or after the pivot",
-        StepStatus.UNDONE: "the saga turned back between two attempts, with nothing to undo",
+        StepStatus.COMPENSATED: "the saga turned back between two attempts, with nothing to undo",
     },
     StepStatus.RUNNING: {
         StepStatus.DONE: "the action succeeded",
         StepStatus.PENDING: "the attempt failed or was lost, and another is due",
-        StepStatus.FAILED: "the action raised Terminal",
+        StepStatus.FAILED: "the action raised TerminalError",
         StepStatus.IN_DOUBT: "out of attempts, or it ended after the saga had turned back",
         StepStatus.STUCK: "out of attempts, at or after the pivot",
-        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
     },
     StepStatus.DONE: {
-        StepStatus.UNDOING: "its compensation is claimed",
-        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATING: "its compensation is claimed",
+        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.FAILED: {
-        StepStatus.UNDOING: "its compensation is claimed",
+        StepStatus.COMPENSATING: "its compensation is claimed",
         StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.IN_DOUBT: {
-        StepStatus.UNDOING: "its compensation is claimed",
-        StepStatus.UNDONE: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATING: "its compensation is claimed",
+        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
         StepStatus.STUCK: "its compensation could not be started",
     },
-    StepStatus.UNDOING: {
-        StepStatus.UNDONE: "the compensation succeeded",
+    StepStatus.COMPENSATING: {
+        StepStatus.COMPENSATED: "the compensation succeeded",
         StepStatus.STUCK: "the compensation is out of attempts",
         StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
-    StepStatus.UNDONE: {
+    StepStatus.COMPENSATED: {
         StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
     StepStatus.STUCK: {
         StepStatus.PENDING: "an operator retries it, going forward",
-        StepStatus.UNDOING: "an operator retries it, going backward",
+        StepStatus.COMPENSATING: "an operator retries it, going backward",
         StepStatus.SKIPPED: "an operator skips it",
         StepStatus.DONE: "an operator marks it as done",
-        StepStatus.UNDONE: "an operator marks it as undone",
+        StepStatus.COMPENSATED: "an operator marks it as undone",
         StepStatus.FAILED: "an operator marks a pivot as failed",
         StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
@@ -216,7 +216,7 @@ class StepRecord:
         """How many attempts have begun, in the direction that the saga goes, since an operator last had it retried."""
         if not self.position:
             return 0
-        one_more = self.held or self.status in (StepStatus.DONE, StepStatus.UNDONE, StepStatus.IN_DOUBT)
+        one_more = self.held or self.status in (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.IN_DOUBT)
         return self.failures + self.lost + one_more
 
     @property
@@ -246,13 +246,13 @@ class SagaSummary:
     epoch: int = 1  #: messages of another epoch are stale
     revision: int = 1  #: +1 at every save; a save of another revision changes nothing
     dispatches: int = 1  #: how often its messages were sent: by its start, by recovery, by operators
-    stalls: int = 0  #: looks of recovery in a row that found nobody had begun the next step
+    idle_checks: int = 0  #: looks of recovery in a row that found nobody had begun the next step
     error: str | None = None  #: why it turned back, or is stuck
     created_at: datetime
     updated_at: datetime
-    ready_at: datetime  #: since when the next stage waits for a worker
+    stage_ready_at: datetime  #: since when the next stage waits for a worker
     deadline: datetime | None = None  #: when it turns back unless it is past its pivot
-    wake_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
+    next_check_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  #: by name, in the order in which they were opened
 
     @property
@@ -286,7 +286,7 @@ class SagaSummary:
 
     def sent_at(self, step: StepRecord) -> datetime:
         """Say when the message of a step that waits was sent."""
-        return self.ready_at if step.sent_at is None else max(step.sent_at, self.ready_at)
+        return self.stage_ready_at if step.sent_at is None else max(step.sent_at, self.stage_ready_at)
 
     def move(self, status: SagaStatus, **changes: Any) -> Self:
         if status is not self.status and status not in SAGA_MOVES[self.status]:

@@ -28,5 +28,5 @@ def tell(state: Any) -> dict[str, Any]:
         "time_limit": worker.time_limit,
         "soft_time_limit": worker.soft_time_limit,
         "lease": sagas.orchestrator.timing.lease,
-        "stall_after": sagas.orchestrator.timing.stall,
+        "redispatch_after": sagas.orchestrator.timing.redispatch_after,
     }

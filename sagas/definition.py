@@ -257,7 +257,7 @@ class BoundStep:
         self.compensation_retry = step.compensation_retry or UNTIL_DONE
 
 
-class _Launcher(Protocol):
+class _Starter(Protocol):
     """The app that a saga is registered with."""
 
     def start(
@@ -277,7 +277,7 @@ class Saga(Generic[InputT]):
     `stages`: `Step`, `Pivot` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
     pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
     version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
-    after which it turns back unless it is past its pivot. `publish_life`: publish what becomes of its sagas as events,
+    after which it turns back unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as events,
     see `sagas.events.life`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
@@ -293,7 +293,7 @@ class Saga(Generic[InputT]):
         input: type[InputT] | None = None,  # noqa: A002
         version: int = 1,
         timeout: float | timedelta | None = None,
-        publish_life: bool = False,
+        publish_lifecycle: bool = False,
     ) -> None:
         if not _SAGA_NAME.fullmatch(name):
             raise DefinitionError(f"saga name {name!r} must match {_SAGA_NAME.pattern}")
@@ -307,23 +307,23 @@ class Saga(Generic[InputT]):
         self.name = name
         self.version = version
         self.input: Any = input
-        self.publish_life = publish_life
+        self.publish_lifecycle = publish_lifecycle
         self.timeout = None if timeout is None else seconds(timeout, f"saga {name!r}: timeout", DefinitionError)
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(self._bind_stages(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
         #: Its nodes, as JSON: what must stay the same as long as sagas of this version are in flight.
         self.outline = str(Outline(tuple(tuple(_outlined(step) for step in stage) for stage in self.stages)))
-        self._launcher: _Launcher | None = None
+        self._starter: _Starter | None = None
 
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"
 
-    def bind(self, launcher: _Launcher) -> None:
+    def bind(self, starter: _Starter) -> None:
         """Tell the saga which app starts it. `Sagas` calls this."""
-        if self._launcher not in (None, launcher):
+        if self._starter not in (None, starter):
             raise ConfigurationError(f"saga {self.name!r} is already registered with another Sagas app")
-        self._launcher = launcher
+        self._starter = starter
 
     def start(
         self,
@@ -334,21 +334,21 @@ class Saga(Generic[InputT]):
         correlation_id: str | None = None,
         session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
-        """Store a new saga, launch it, and return its handle.
+        """Store a new saga, dispatch it, and return its handle.
 
         `input`: an instance of the saga's input type, or a mapping of its fields.
         `key`: the business key. A second start with the same key and input returns the handle of the first.
         `session`: a SQLAlchemy session or connection of the caller's, on the database that holds the sagas. The saga
-            commits and rolls back with it, and is launched after the commit. Of an `AsyncSession` give its
+            commits and rolls back with it, and is dispatched after the commit. Of an `AsyncSession` give its
             `sync_session`, within `run_sync`.
 
-        Raises `InvalidInput`, `PayloadTooLarge` or `KeyReused`, with nothing stored; `StoreUnavailable` when the
+        Raises `InvalidInput`, `PayloadTooLarge` or `KeyConflict`, with nothing stored; `StoreUnavailable` when the
         database does not answer. A broker that does not answer is no error: the saga is stored, and recovery
-        launches it.
+        dispatches it.
         """
-        if self._launcher is None:
+        if self._starter is None:
             raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
-        return self._launcher.start(self, input, key=key, correlation_id=correlation_id, session=session)
+        return self._starter.start(self, input, key=key, correlation_id=correlation_id, session=session)
 
     def _bind_stages(self, stages: tuple[Step | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         fields = self._input_fields()

@@ -20,7 +20,7 @@ from sagas.errors import (
     PayloadUnreadable,
     SagaNotFound,
 )
-from sagas.masking import shown
+from sagas.redaction import shown
 from sagas.stores import Filter, SqlStore
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
@@ -45,7 +45,7 @@ class Action(enum.StrEnum):
     DONE = "done"  #: take its stuck step as done, or as undone, by hand
     COMPENSATE = "compensate"  #: turn it back, also when it is stuck at its pivot
     CANCEL = "cancel"  #: turn it back
-    RESUME = "resume"  #: launch what is left of it now
+    RESUME = "resume"  #: dispatch what is left of it now
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +188,13 @@ class Desk:
             after, left = page[-1].id, left - len(page)
 
     def shown(self, payload: str | PayloadUnreadable | None) -> Any:
-        """Return what an input or a result may be shown as: its JSON, without the values that are masked or too deep.
+        """Return what an input or a result may be shown as: its JSON, without the values that are redacted or too deep.
 
         In the place of one that cannot be read is why.
         """
         if isinstance(payload, PayloadUnreadable):
             return f"cannot be read: {payload}"
-        return None if payload is None else shown(payload, self.sagas.masked)
+        return None if payload is None else shown(payload, self.sagas.redact)
 
 
 def pretty(value: Any, indent: int | None = 2) -> str:

@@ -48,9 +48,9 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
             action, undo = Part("failed", "failed"), to_undo
         case StepStatus.IN_DOUBT:
             action, undo = Part("doubt", "in doubt"), to_undo
-        case StepStatus.UNDOING:
+        case StepStatus.COMPENSATING:
             action, undo = acted, Part("running", attempt) if step.held else Part("waiting", f"{attempt} next")
-        case StepStatus.UNDONE:
+        case StepStatus.COMPENSATED:
             action, undo = acted, Part("undone", "undone")
         case StepStatus.SKIPPED:
             action, undo = (acted, Part("skipped", "skipped")) if back else (Part("skipped", "skipped"), undo)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sagas.errors import Retryable, StepSignal, Terminal
+from sagas.errors import RetryableError, StepSignal, TerminalError
 from sagas.text import describe
 
 __all__ = ["ProcessEnd", "ends_process", "interruptible", "meant"]
@@ -102,21 +102,21 @@ def interruptible() -> Iterator[None]:
 def meant(error: BaseException) -> BaseException:
     """Return what a group of exceptions says: the same as those in it, if all of them say the same.
 
-    A group of nothing but `Terminal` is `Terminal`, one of nothing but `Retryable` is `Retryable` with the longest
+    A group of nothing but `TerminalError` is `TerminalError`, one of nothing but `RetryableError` is `RetryableError` with the longest
     wait. Any other group, and what is no group, comes back as it is.
 
-    >>> meant(ExceptionGroup("", [Retryable("busy", after=1), Retryable("away", after=9)])).after
+    >>> meant(ExceptionGroup("", [RetryableError("busy", after=1), RetryableError("away", after=9)])).after
     9.0
     """
     if not isinstance(error, BaseExceptionGroup) or isinstance(error, StepSignal):
         return error
     inner = _leaves(error)
     told = "; ".join(describe(leaf) for leaf in inner)
-    if all(isinstance(leaf, Terminal) for leaf in inner):
-        return Terminal(told)
-    if all(isinstance(leaf, Retryable) for leaf in inner):
-        waits = [leaf.after for leaf in inner if isinstance(leaf, Retryable) and leaf.after is not None]
-        return Retryable(told, after=max(waits, default=None))
+    if all(isinstance(leaf, TerminalError) for leaf in inner):
+        return TerminalError(told)
+    if all(isinstance(leaf, RetryableError) for leaf in inner):
+        waits = [leaf.after for leaf in inner if isinstance(leaf, RetryableError) and leaf.after is not None]
+        return RetryableError(told, after=max(waits, default=None))
     return error
 
 

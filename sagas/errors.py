@@ -11,7 +11,7 @@
     ├── StartError               start() refused; nothing was written
     │   ├── InvalidInput           unknown, missing or wrongly typed fields
     │   ├── PayloadTooLarge        more than the store is asked to hold
-    │   └── KeyReused              the same key with another input
+    │   └── KeyConflict              the same key with another input
     ├── SagaNotFound             no saga has this id or key
     ├── AmbiguousSaga            several sagas have what was given
     ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
@@ -34,12 +34,12 @@
         ├── HandlersFailed         handlers of an event failed, within this process; each failure is in it
         ├── BrokerUnavailable      the broker did not confirm; try again
         ├── SchemaRefused          the registry does not take a schema: it would break readers or writers
-        ├── StreamConflict         an append expected a stream at another version
+        ├── WrongExpectedVersion         an append expected a stream at another version
         └── ProjectionStopped      a projection stopped at an event that it cannot handle
 
     StepSignal                   raised *by* an action or compensation
-    ├── Terminal                   it had no effect and trying again is useless
-    └── Retryable                  try again, as the step's policy says
+    ├── TerminalError                   it had no effect and trying again is useless
+    └── RetryableError                  try again, as the step's policy says
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
     "HandlersFailed",
     "InvalidInput",
     "InvalidMessage",
-    "KeyReused",
+    "KeyConflict",
     "NoHandler",
     "NotAllowed",
     "NotOwner",
@@ -68,7 +68,7 @@ __all__ = [
     "PayloadUnreadable",
     "ProjectionStopped",
     "QueueMismatch",
-    "Retryable",
+    "RetryableError",
     "SagaError",
     "SagaNotCompleted",
     "SagaNotFound",
@@ -78,8 +78,8 @@ __all__ = [
     "StepSignal",
     "StoreRefused",
     "StoreUnavailable",
-    "StreamConflict",
-    "Terminal",
+    "WrongExpectedVersion",
+    "TerminalError",
     "TransactionLost",
     "TransactionMisuse",
     "UnboundParameter",
@@ -133,7 +133,7 @@ class PayloadTooLarge(StartError):
     """The input is larger than `Sagas(max_payload=...)` bytes."""
 
 
-class KeyReused(StartError):
+class KeyConflict(StartError):
     """The key belongs to a saga that was started with another input."""
 
 
@@ -232,7 +232,7 @@ class SchemaRefused(EventError):
     """The schema registry does not take a schema: it would break readers or writers, or is not the owner's."""
 
 
-class StreamConflict(EventError):
+class WrongExpectedVersion(EventError):
     """An append expected its stream at another version: somebody else was quicker. Read again and decide again."""
 
     def __init__(self, message: str, *, stream: str = "", expected: int = 0, actual: int = 0) -> None:
@@ -250,16 +250,16 @@ class StepSignal(SagaError):
     """What an action or a compensation may raise to say more than that it failed."""
 
 
-class Terminal(StepSignal):
+class TerminalError(StepSignal):
     """It had no effect, and trying again would not help: compensate now. A group of nothing but these counts as one.
 
-    >>> raise Terminal("card declined")
+    >>> raise TerminalError("card declined")
     Traceback (most recent call last):
-    sagas.errors.Terminal: card declined
+    sagas.errors.TerminalError: card declined
     """
 
 
-class Retryable(StepSignal):
+class RetryableError(StepSignal):
     """Try again as the step's `Retry` says; `after` (seconds or a timedelta) overrides the delay.
 
     Of a group of them, the longest `after` does.
@@ -267,12 +267,12 @@ class Retryable(StepSignal):
     Raises `TypeError` or `ValueError`, with `message` in it, for an `after` that is no length of time, such as the text
     of a Retry-After header. Within a step that is a failure like any other: it is tried again as its `Retry` says.
 
-    >>> Retryable("busy", after=30).after
+    >>> RetryableError("busy", after=30).after
     30.0
     """
 
     def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
         if after is not None:
-            after = seconds(after, f"Retryable({message!r}): after", zero=True)
+            after = seconds(after, f"RetryableError({message!r}): after", zero=True)
         self.after: float | None = after

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord
 from sagas.endings import ends_process
-from sagas.masking import Masking
+from sagas.redaction import Redaction
 
 __all__ = ["SUCCEEDED", "Attempt", "Handling", "Observer", "Observers", "Start"]
 
@@ -42,7 +42,7 @@ class Attempt:
     seconds: float = 0.0  #: that the function took
     outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and when it was cut off
     error: BaseException | None = None
-    masking: Masking | None = None  #: takes out of texts about `error` what `Sagas(masked=[...])` names
+    redaction: Redaction | None = None  #: takes out of texts about `error` what `Sagas(redact=[...])` names
 
     @property
     def number(self) -> int:
@@ -53,11 +53,11 @@ class Attempt:
     def undoes(self) -> bool:
         return self.record.direction is Direction.BACKWARD
 
-    def end(self, outcome: str, error: BaseException | None = None, masking: Masking | None = None) -> None:
+    def end(self, outcome: str, error: BaseException | None = None, redaction: Redaction | None = None) -> None:
         """Say how the function ended. The first word counts."""
         if self.outcome is None:
             self.seconds = time.perf_counter() - self.begun
-            self.outcome, self.error, self.masking = outcome, error, masking
+            self.outcome, self.error, self.redaction = outcome, error, redaction
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Observer:
         `history`: what this change adds to its history.
         """
 
-    def swept(self, launched: Sequence[SagaRecord]) -> None:
+    def recovered(self, dispatched: Sequence[SagaRecord]) -> None:
         """Recovery has looked at what was due, and sent these to their queues."""
 
     def recovery_failed(self, saga: str) -> None:
@@ -130,8 +130,8 @@ class Observers:
     def changed(self, before: SagaRecord | None, after: SagaRecord, history: Sequence[HistoryEntry] = ()) -> None:
         self._tell("changed", before, after, history)
 
-    def swept(self, launched: Sequence[SagaRecord]) -> None:
-        self._tell("swept", launched)
+    def recovered(self, dispatched: Sequence[SagaRecord]) -> None:
+        self._tell("recovered", dispatched)
 
     def recovery_failed(self, saga: str) -> None:
         self._tell("recovery_failed", saga)

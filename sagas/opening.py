@@ -19,7 +19,9 @@ RecordT = TypeVar("RecordT", bound=SagaSummary)
 _FORWARD_SETTLED = frozenset({StepStatus.DONE, StepStatus.SKIPPED})
 
 #: With these a step has something to undo, if it has a compensation.
-_TO_UNDO = frozenset({StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.UNDOING, StepStatus.STUCK})
+_TO_UNDO = frozenset(
+    {StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.COMPENSATING, StepStatus.STUCK}
+)
 
 
 def opened(saga: Saga, record: RecordT) -> RecordT:

@@ -1,7 +1,7 @@
 """Check, act, record: what a step's task does when its message arrives, and everything else that changes a saga.
 
 The orchestrator loads a record, lets `transitions` decide, and stores the outcome with a compare-and-set; whoever
-loses that race loads and decides again. It returns what is to be launched and never dispatches anything itself.
+loses that race loads and decides again. It returns what is to be dispatched and never dispatches anything itself.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from sagas.errors import (
     DefinitionMissing,
     DuplicateName,
     InvalidInput,
-    KeyReused,
+    KeyConflict,
     NotAllowed,
     PayloadTooLarge,
-    Retryable,
+    RetryableError,
     StoreUnavailable,
-    Terminal,
+    TerminalError,
     UnserialisableResult,
 )
 from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
-from sagas.masking import Masking
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
 from sagas.outline import Outline
 from sagas.plan import Plan, plan
+from sagas.redaction import Redaction
 from sagas.text import clean, describe, is_clean
 from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
 from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
@@ -64,10 +64,10 @@ _LONGEST_ERROR = 10_000
 _CLAIM_PATIENCE = 3.0
 
 #: A step that comes to one of these has done what it was asked for.
-_SUCCEEDED = (StepStatus.DONE, StepStatus.UNDONE)
+_SUCCEEDED = (StepStatus.DONE, StepStatus.COMPENSATED)
 
 #: The verdicts whose messenger needs to know what is left.
-_PLANNED = (Verdict.LAUNCH, Verdict.ACT, Verdict.OVERDUE)
+_PLANNED = (Verdict.DISPATCH, Verdict.ACT, Verdict.OVERDUE)
 
 _Decide = Callable[[Case], Change]
 
@@ -79,7 +79,7 @@ class Next:
     verdict: Verdict
     note: str
     record: SagaRecord
-    plan: Plan | None = None  #: what to launch, if the verdict is LAUNCH; what is waited for, if it is OVERDUE
+    plan: Plan | None = None  #: what to dispatch, if the verdict is DISPATCH; what is waited for, if it is OVERDUE
     claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
     error: BaseException | None = None  #: what the attempt raised, if it failed
 
@@ -114,10 +114,10 @@ class Orchestrator:
         max_payload: int,
         events: Publisher | None = None,
         observers: Observers | None = None,
-        masked: frozenset[str] = frozenset(),
+        redact: frozenset[str] = frozenset(),
     ) -> None:
         self.store = store
-        self.masked = masked
+        self.redact = redact
         self.observers = Observers() if observers is None else observers
         self.events = events
         self.timing = timing
@@ -131,7 +131,7 @@ class Orchestrator:
         key = saga.name, saga.version
         if self.sagas.get(key, saga) is not saga:
             raise DuplicateName(f"there is already a saga {saga.name!r} of version {saga.version}")
-        if saga.publish_life and self.events is None:
+        if saga.publish_lifecycle and self.events is None:
             raise ConfigurationError(
                 f"saga {saga.name!r} publishes its life, but there is nothing to publish through: "
                 "Sagas(..., events=Events(...))"
@@ -171,7 +171,7 @@ class Orchestrator:
         correlation_id: str | None,
         session: Session | scoped_session[Any] | Connection | None,
     ) -> Next:
-        """Store a new saga. The plan is there to be launched once the caller's transaction, if any, has committed."""
+        """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
         text = self._encode_input(saga, given)
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
@@ -202,9 +202,9 @@ class Orchestrator:
             input=text,
             created_at=now,
             updated_at=now,
-            ready_at=now,
+            stage_ready_at=now,
             deadline=None if saga.timeout is None else now + timedelta(seconds=saga.timeout),
-            wake_at=now + timedelta(seconds=self.timing.stall),
+            next_check_at=now + timedelta(seconds=self.timing.redispatch_after),
         )
         with self.observers.during(Start(record)) as start:
             if start.traceparent is not None:
@@ -213,10 +213,10 @@ class Orchestrator:
         if stored.id == saga_id:
             if self.observers:
                 self.store.after_commit(session, lambda: self.observers.changed(None, record))
-            return Next(Verdict.LAUNCH, "", record, plan(saga, record))
+            return Next(Verdict.DISPATCH, "", record, plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
         if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
-            raise KeyReused(
+            raise KeyConflict(
                 f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
             )
         return Next(Verdict.GO_AWAY, "it was started before", stored)
@@ -281,11 +281,11 @@ class Orchestrator:
                 if ends_process(error):
                     raise
                 resources.__exit__(type(error), error, error.__traceback__)
-                masking = self._masking(claim.record)
-                failure = _failure(error, masking)
-                seen.end(failure.outcome.value, error, masking)
-                if failure.outcome is not Outcome.TERMINAL:
-                    told = "\n" + masking.text("".join(traceback.format_exception(error))) if masking else ""
+                redaction = self._masking(claim.record)
+                failure = _failure(error, redaction)
+                seen.end(failure.outcome.value, error, redaction)
+                if failure.outcome is not Outcome.FINISHED:
+                    told = "\n" + redaction.text("".join(traceback.format_exception(error))) if redaction else ""
                     logger.info(
                         "saga %s, step %s: attempt failed%s", saga_id, name, told, exc_info=None if told else error
                     )
@@ -293,9 +293,9 @@ class Orchestrator:
             seen.end(SUCCEEDED)
             return self._record(attempt, owner, result, following)
 
-    def _masking(self, record: SagaRecord) -> Masking:
+    def _masking(self, record: SagaRecord) -> Redaction:
         payloads = record.input, *(step.result for step in record.steps.values() if step.result is not None)
-        return Masking(self.masked, payloads)
+        return Redaction(self.redact, payloads)
 
     def _record(
         self,
@@ -386,7 +386,9 @@ class Orchestrator:
                 case = Case.of(saga, transitions.rewound(record, now), now, self.timing)
                 change = transitions.examine(case)
                 after = change.record
-                if after == replace(record, stalls=after.stalls, wake_at=after.wake_at, steps=case.record.steps):
+                if after == replace(
+                    record, idle_checks=after.idle_checks, next_check_at=after.next_check_at, steps=case.record.steps
+                ):
                     left = plan(saga, after) if change.verdict in _PLANNED else None
                     waiting.append(Next(change.verdict, change.note, after, left))
             except Exception:  # looked at alone, its failure is its own
@@ -397,7 +399,7 @@ class Orchestrator:
         return waiting, [saga_id for saga_id in saga_ids if saga_id not in found]
 
     def examine(self, saga_id: str) -> Next:
-        """Look at a saga that is due. LAUNCH: send its plan. OVERDUE: find out whether its message is lost."""
+        """Look at a saga that is due. DISPATCH: send its plan. OVERDUE: find out whether its message is lost."""
         return self._change(saga_id, transitions.examine)
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
@@ -495,8 +497,8 @@ class Orchestrator:
                 if self.observers:
                     tell = functools.partial(self.observers.changed, before, after, change.history)
                     tell() if told is None else told.append(tell)
-            launch = plan(saga, after) if change.verdict in _PLANNED else None
-            return Next(change.verdict, change.note, after, launch)
+            dispatch = plan(saga, after) if change.verdict in _PLANNED else None
+            return Next(change.verdict, change.note, after, dispatch)
 
     def _outbox(
         self, saga: Saga, before: SagaRecord, after: SagaRecord, emitted: _Attempt | None
@@ -507,14 +509,14 @@ class Orchestrator:
             status = after.step(emitted.name).status
             if status in _SUCCEEDED and before.step(emitted.name).status is not status:
                 rows += emitted.messages
-        if saga.publish_life and self.events is not None:
+        if saga.publish_lifecycle and self.events is not None:
             rows += self.events.lifecycle(before, after)
         return rows
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""
         # Going backward the error says why it turned back, and that is worth more.
-        if record.wake_at is not None and record.direction is Direction.FORWARD and record.error != error:
+        if record.next_check_at is not None and record.direction is Direction.FORWARD and record.error != error:
             self.store.save(record, replace(record, error=error))
 
     def _renew(self, saga_id: str, name: str, owner: str) -> bool:
@@ -562,7 +564,7 @@ class _Attempt:
             arguments = {name: value for name, value in values.items() if value is not ABSENT}
         except Exception as error:
             told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
-            raise Terminal(f"its arguments cannot be read from what is stored: {told}") from error
+            raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
         returned = bound(**arguments)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
@@ -640,15 +642,15 @@ def _named(by: str | None) -> str | None:
     return None if by is None else clean(by, _LONGEST_KEY)
 
 
-def _failure(error: BaseException, masking: Masking) -> Failure:
+def _failure(error: BaseException, redaction: Redaction) -> Failure:
     """Say how an attempt failed from what it raised."""
     error = meant(error)
-    said = clean(masking.text(describe(error)), _LONGEST_ERROR)
+    said = clean(redaction.text(describe(error)), _LONGEST_ERROR)
     text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:
-        case Terminal():
-            return Failure(Outcome.TERMINAL, said or text)
-        case Retryable():
+        case TerminalError():
+            return Failure(Outcome.FINISHED, said or text)
+        case RetryableError():
             return Failure(Outcome.FAILED, said or text, error.after)
         case UnserialisableResult() | _Fenced():
             return Failure(Outcome.IN_DOUBT, said)

@@ -23,7 +23,7 @@ _MOST_HELD_BACK = 10_000
 #: How often the wait for the next probe is doubled while none arrives.
 _MOST_DOUBLINGS = 20
 
-#: A message leaves this many seconds, at the most, after what was stored about it; or half of `stall`, if that is less.
+#: A message leaves this many seconds, at the most, after what was stored about it; or half of `redispatch_after`, if that is less.
 _SENDING = 5.0
 
 
@@ -48,10 +48,10 @@ class Advice(enum.Enum):
 class Queue:
     """The messages of one Celery task, as far as one recovery knows.
 
-    `stall`: seconds until a probe that has not arrived is followed by another one. That doubles each time.
+    `redispatch_after`: seconds until a probe that has not arrived is followed by another one. That doubles each time.
     """
 
-    stall: float
+    redispatch_after: float
     arrived: datetime | None = None  #: all that was sent before this has arrived, or is lost
     probed: datetime | None = None  #: when the last probe was sent
     unanswered: int = 0  #: probes in a row that have not arrived
@@ -80,12 +80,12 @@ class Queue:
 
     def has_lost(self, saga: Overdue) -> bool:
         """Tell whether the message of a saga is known to be lost."""
-        margin = timedelta(seconds=min(_SENDING, self.stall / 2))
+        margin = timedelta(seconds=min(_SENDING, self.redispatch_after / 2))
         return self.arrived is not None and saga.sent_at + margin <= self.arrived
 
     def wants_probe(self, now: datetime) -> bool:
         """Tell whether it is time for a probe, since none is on the way, or none has been heard of for too long."""
-        doubled = self.stall * 2 ** min(self.unanswered - 1, _MOST_DOUBLINGS)
+        doubled = self.redispatch_after * 2 ** min(self.unanswered - 1, _MOST_DOUBLINGS)
         return self.probed is None or self.probed + timedelta(seconds=doubled) <= now
 
     def probe(self, now: datetime) -> None:

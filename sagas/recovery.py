@@ -72,7 +72,7 @@ class Recovery:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def sweep(self) -> int:
+    def run_once(self) -> int:
         """Look once. Returns how many sagas were sent a message.
 
         Raises `StoreUnavailable` or `StoreRefused` where that is not due to one saga, and what the broker raised where
@@ -90,7 +90,7 @@ class Recovery:
             while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
                 self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
         if observers := self._orchestrator.observers:
-            observers.swept(look.sent)
+            observers.recovered(look.sent)
         if look.broker_error is not None and not look.sent:
             raise look.broker_error
         return len(look.sent)
@@ -110,7 +110,7 @@ class Recovery:
         # Spread, so that workers started together do not look together.
         while not self._stop.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311
             try:
-                while self.sweep() >= _BATCH and not self._stop.is_set():
+                while self.run_once() >= _BATCH and not self._stop.is_set():
                     pass
                 pause = self._interval
             except (StoreUnavailable, StoreRefused, *_BROKER_AWAY) as error:
@@ -135,14 +135,14 @@ class Recovery:
         self._follow(self._orchestrator.examine(saga_id), look)
 
     def _follow(self, next_: Next, look: _Look) -> None:
-        if next_.verdict is Verdict.LAUNCH:
+        if next_.verdict is Verdict.DISPATCH:
             self._send(next_, look)
         elif next_.verdict is Verdict.OVERDUE and next_.plan:
             plan, record = next_.plan, next_.record
             step = record.step(plan.stages[0].steps[0])
             saga = Overdue(record.id, step.name, record.sent_at(step))
             task = task_name(plan.saga, step.node, plan.direction)
-            queue = self._queues.setdefault(task, Queue(self._orchestrator.timing.stall))
+            queue = self._queues.setdefault(task, Queue(self._orchestrator.timing.redispatch_after))
             match queue.advise(saga, self._orchestrator.store.now()):
                 case Advice.SEND:
                     self._send_again(saga, look)
@@ -168,7 +168,7 @@ class Recovery:
         assert plan is not None
         error = look.broker_error
         if error is None or look.seconds_lost <= _BROKER_PATIENCE:
-            error = self._launch(plan, None if probed is None else record.updated_at)
+            error = self._dispatch(plan, None if probed is None else record.updated_at)
         if error is not None:
             if away := isinstance(error, _BROKER_AWAY):
                 look.broker_error, look.seconds_lost = error, look.seconds_lost + time.monotonic() - began
@@ -182,9 +182,9 @@ class Recovery:
         if probed is not None:
             probed.probe(record.updated_at)
 
-    def _launch(self, plan: Plan, probe: datetime | None) -> Exception | None:
+    def _dispatch(self, plan: Plan, probe: datetime | None) -> Exception | None:
         try:
-            self._canvas.launch(plan, probe=probe)
+            self._canvas.dispatch(plan, probe=probe)
         except Exception as error:  # noqa: BLE001 - whatever a transport raises
             return error
         return None

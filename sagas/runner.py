@@ -52,8 +52,8 @@ class Runner:
         with interruptible():
             self._carry(plan)
             while (record := self.orchestrator.store.load(saga_id)).status not in AT_REST:
-                assert record.wake_at is not None
-                self._clocked.move_to(record.wake_at)
+                assert record.next_check_at is not None
+                self._clocked.move_to(record.next_check_at)
                 found = self.orchestrator.examine(saga_id)
                 if found.verdict is Verdict.OVERDUE:  # nothing waits in a queue here: its message went with its worker
                     found = self._redispatch(found)
@@ -70,9 +70,9 @@ class Runner:
             plan = self._chain(plan)
 
     def _chain(self, plan: Plan) -> Plan | None:
-        """Do what Celery does with a plan. Return what is to be launched when it does not go on."""
+        """Do what Celery does with a plan. Return what is to be dispatched when it does not go on."""
         for stage in plan.stages:
-            goes_on, launch = False, None
+            goes_on, dispatch = False, None
             for name in stage.steps:
                 next_ = self._deliver(plan, name)
                 joined = next_ is not None and next_.verdict is Verdict.CLOSED
@@ -81,11 +81,11 @@ class Runner:
                 if next_ is not None and next_.verdict is Verdict.FAILED:  # link_error
                     next_ = self.orchestrator.report(plan.saga_id, name, plan.epoch)
                 if next_ is not None:
-                    launch = next_.plan if next_.verdict is Verdict.LAUNCH else launch
+                    dispatch = next_.plan if next_.verdict is Verdict.DISPATCH else dispatch
                     on = next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED)
                     goes_on = goes_on or (on and (joined or not stage.joined))
-            if launch or not goes_on:
-                return launch
+            if dispatch or not goes_on:
+                return dispatch
         return None
 
     def _perform(self, plan: Plan, step: str) -> Next | None:

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 from sqlalchemy import update
 
-from sagas import StepContext, Terminal
+from sagas import StepContext, TerminalError
 from tasks import faults, ledger
 from tasks.tables import Account
 
@@ -17,7 +17,7 @@ def debit(transfer_id: str, source: str, amount: Decimal, step: StepContext) -> 
     operation = ledger.begin(step, transfer_id)
     if operation.answer is None:
         if not _move(step, source, -amount, at_least=ledger.cents(amount)):
-            raise Terminal(f"there is no account {source}, or less than {amount} in it")
+            raise TerminalError(f"there is no account {source}, or less than {amount} in it")
         ledger.post(step, transfer_id, "debited", f"accounts/{source}", amount=-amount)
         operation.answer = ledger.number(step, "debit")
     return operation.answer
@@ -36,7 +36,7 @@ def credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) ->
     operation = ledger.begin(step, transfer_id)
     if operation.answer is None:
         if not _move(step, target, amount):
-            raise Terminal(f"there is no account {target}")
+            raise TerminalError(f"there is no account {target}")
         ledger.post(step, transfer_id, "credited", f"accounts/{target}", amount=amount)
         operation.answer = ledger.number(step, "credit")
     return operation.answer

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from sagas import SagaStatus, StepStatus
-from sagas.checkpoints import TERMINAL, SagaSummary
+from sagas.checkpoints import FINISHED, SagaSummary
 from tasks import ledger
 from tasks.ledger import Net
 from tasks.orders import place_order
@@ -17,7 +17,7 @@ def undone(saga: SagaSummary) -> list[str]:
     steps = [
         (step.finished_at, step.name)
         for step in saga.steps.values()
-        if step.status is StepStatus.UNDONE and step.finished_at and place_order.steps[step.name].compensation
+        if step.status is StepStatus.COMPENSATED and step.finished_at and place_order.steps[step.name].compensation
     ]
     return [name for _, name in sorted(steps)]
 
@@ -38,7 +38,7 @@ def expected(it: Placed) -> Mapping[str, Net]:
 def complaints(it: Placed, left: Mapping[str, Net]) -> Iterator[str]:
     """Say what is not as it should be. `left`: what the ledger has left of the order."""
     key, status = it.saga.key, it.saga.status
-    if status not in TERMINAL:
+    if status not in FINISHED:
         yield f"{key} is still {status}: {it.saga.trouble or 'no error'}"
     elif it.order.expect not in (None, status):
         yield f"{key} is {status}, and should be {it.order.expect}: {it.saga.error}"

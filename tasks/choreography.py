@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from sagas import StepContext, Terminal
+from sagas import StepContext, TerminalError
 from sagas.events import Envelope, Events, HandlerContext, Service
 from tasks import inventory as warehouse
 from tasks import ledger
@@ -74,7 +74,7 @@ def process_payment(event: OrderPlaced, context: HandlerContext) -> None:
     order, step = event.order, _step(context, event.order, "process_payment")
     try:
         _try(context, lambda: provider.process(order.order_id, order.amount, step))
-    except Terminal as refusal:
+    except TerminalError as refusal:
         context.emit(PaymentFailed(order=order, reason=str(refusal)))
     else:
         context.emit(PaymentCompleted(order=order))
@@ -85,7 +85,7 @@ def reserve_stock(event: PaymentCompleted, context: HandlerContext) -> None:
     order, step = event.order, _step(context, event.order, "reserve_stock")
     try:
         _try(context, lambda: warehouse.reserve(order.order_id, order.sku, order.quantity, step))
-    except Terminal as refusal:
+    except TerminalError as refusal:
         context.emit(StockReservationFailed(order=order, reason=str(refusal)))
     else:
         context.emit(StockReserved(order=order))
@@ -101,7 +101,7 @@ def create_shipment(event: StockReserved, context: HandlerContext) -> None:
 
     try:
         parcel = _try(context, ship)
-    except Terminal as refusal:
+    except TerminalError as refusal:
         context.emit(ShipmentFailed(order=order, reason=str(refusal)))
     else:
         context.emit(ShipmentCreated(order=order, parcel=parcel))

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.orm import Session
 
-from sagas import KeyReused, Sagas, SqlStore
+from sagas import KeyConflict, Sagas, SqlStore
 from tasks import ledger, orderfile, tables
 from tasks.books import complaints, expected, undone
 from tasks.ledger import Net
@@ -38,7 +38,7 @@ ORDERS = Path(__file__).parent / "data" / "orders.json"
 QUEUES = "inventory,payments,shipping,notifications,shop"
 
 #: Short, so that nobody has to wait: a shop would be more patient with its workers.
-TIMING = {"SAGAS_LEASE": "3", "SAGAS_STALL_AFTER": "3", "SAGAS_SWEEP_INTERVAL": "0.3"}
+TIMING = {"SAGAS_LEASE": "3", "SAGAS_REDISPATCH_AFTER": "3", "SAGAS_RECOVERY_INTERVAL": "0.3"}
 
 #: Workers that may die before the demo takes it for a mistake of its own.
 MOST_WORKERS = 6
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         orders = orderfile.read(options.orders)
         with _folder(options.folder) as folder:
             return _run(console, folder, orders, options.timeout)
-    except (OrderFileError, KeyReused) as error:
+    except (OrderFileError, KeyConflict) as error:
         print(error, file=sys.stderr)  # noqa: T201 - as it is: file names and reasons are not to be wrapped
         return 2
     except DemoError as error:

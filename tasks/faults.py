@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from billiard import current_process
 from sqlalchemy.orm import Session
 
-from sagas import StepContext, Terminal
+from sagas import StepContext, TerminalError
 from sagas.stores.engines import READ_ONLY
 from tasks.tables import PlannedFault, ShopSession
 
@@ -62,7 +62,7 @@ def check(step: StepContext, reference: str, at: str) -> None:
     if fault is None:
         return
     if fault.kind == "decline":
-        raise Terminal(f"{at} declined {reference}")
+        raise TerminalError(f"{at} declined {reference}")
     if step.attempt > fault.times:
         return
     match fault.kind:

@@ -3,7 +3,7 @@
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from sagas import StepContext, Terminal
+from sagas import StepContext, TerminalError
 from tasks import faults, ledger
 from tasks.tables import Stock
 
@@ -26,7 +26,7 @@ def reserve(order_id: str, sku: str, quantity: int, step: StepContext) -> str:
         # One statement both looks and takes, so two orders cannot take the same piece.
         on_the_shelf = update(Stock).where(Stock.sku == sku, Stock.available >= quantity)
         if not ledger.changed(step, on_the_shelf.values(available=Stock.available - quantity)):
-            raise Terminal(f"there are no {quantity} of {sku} on the shelf")
+            raise TerminalError(f"there are no {quantity} of {sku} on the shelf")
         ledger.post(step, order_id, "reserved", f"inventory/{sku}", quantity=-quantity)
         operation.answer = ledger.number(step, "reservation")
     return operation.answer

@@ -9,7 +9,7 @@ the key is ...          the action                      the compensation
 ======================  ==============================  =======================================
 unknown                 acts and keeps its answer       leaves a tombstone: undone before done
 done                    gives the answer it kept        undoes, once
-undone                  is refused: `Terminal`          does nothing
+undone                  is refused: `TerminalError`          does nothing
 ======================  ==============================  =======================================
 
 The engine alone would see to all of this as long as everything is written through `step.session`. A real participant
@@ -25,7 +25,7 @@ from decimal import Decimal
 from sqlalchemy import ColumnElement, Update, func, select, true
 from sqlalchemy.orm import Session
 
-from sagas import StepContext, Terminal
+from sagas import StepContext, TerminalError
 from tasks.tables import Entry, Operation
 
 __all__ = ["Net", "begin", "cents", "changed", "net", "number", "post", "reverse", "undo"]
@@ -45,7 +45,7 @@ def begin(step: StepContext, reference: str) -> Operation:
         step.session.add(operation)
         step.session.flush()
     elif operation.undone:
-        raise Terminal(f"{step.step} of {reference} came after it had been undone, and stays undone")
+        raise TerminalError(f"{step.step} of {reference} came after it had been undone, and stays undone")
     return operation
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
-from sagas import Retryable, StepContext, Terminal
+from sagas import RetryableError, StepContext, TerminalError
 from tasks import faults, ledger
 from tasks.tables import Night
 
@@ -23,7 +23,7 @@ def reserve(booking_id: str, listing: str, check_in: date, nights: int, step: St
         try:
             step.session.flush()
         except IntegrityError:
-            raise Terminal(f"{listing} is taken for some of the {nights} nights from {check_in}") from None
+            raise TerminalError(f"{listing} is taken for some of the {nights} nights from {check_in}") from None
         ledger.post(step, booking_id, "reserved", f"listings/{listing}", quantity=-nights)
         operation.answer = ledger.number(step, "reservation")
     return operation.answer
@@ -53,7 +53,7 @@ def payout(*, booking_id: str, host: str, amount: Decimal, check_in: date, night
     over = datetime.combine(check_in + timedelta(days=nights), time(), UTC)
     if (left := over - datetime.now(UTC)) > timedelta():
         # The wait is kept in SQL: no worker is busy with it, and it outlives all of them.
-        raise Retryable(f"the stay is over at {over:%Y-%m-%d}", after=left.total_seconds())
+        raise RetryableError(f"the stay is over at {over:%Y-%m-%d}", after=left.total_seconds())
     operation = ledger.begin(step, booking_id)
     if operation.answer is None:
         ledger.post(step, booking_id, "paid out", "payments/till", amount=-amount)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-from sagas import KeyReused, Sagas, SqlStore
+from sagas import KeyConflict, Sagas, SqlStore
 from sagas.doctor import broker
 from sagas.errors import SagaError
 from sagas.stores.inspection import tables as revisions
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         orders = orderfile.read(options.orders)
         return _run(console, _open_shop(), orders if options.faults else _without_faults(console, orders), options)
-    except (OrderFileError, PlaceError, KeyReused) as error:
+    except (OrderFileError, PlaceError, KeyConflict) as error:
         print(error, file=sys.stderr)  # noqa: T201 - as it is: file names and reasons are not to be wrapped
         return 2
     except SagaError as error:

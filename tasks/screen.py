@@ -36,8 +36,8 @@ _STYLES = {
     StepStatus.FAILED: "bold red",
     StepStatus.IN_DOUBT: "red",
     StepStatus.STUCK: "bold white on red",
-    StepStatus.UNDOING: "magenta",
-    StepStatus.UNDONE: "yellow",
+    StepStatus.COMPENSATING: "magenta",
+    StepStatus.COMPENSATED: "yellow",
     SagaStatus.RUNNING: "cyan",
     SagaStatus.COMPLETED: "bold green",
     SagaStatus.COMPENSATING: "magenta",
@@ -45,7 +45,7 @@ _STYLES = {
 }
 
 #: What is worth a line when nobody looks at a table. Failures are told by the history.
-_TOLD = (StepStatus.DONE, StepStatus.UNDONE)
+_TOLD = (StepStatus.DONE, StepStatus.COMPENSATED)
 
 
 class Screen(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
-from sagas.checkpoints import TERMINAL
+from sagas.checkpoints import FINISHED
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, wait_for
 
@@ -63,7 +63,7 @@ class Rig:
             "folder": str(folder),
             "options": {
                 "task_default_queue": f"q-{folder.name}",
-                "follow_on": os.environ.get("SAGAS_TEST_FOLLOW_ON", "on") == "on",
+                "run_next_inline": os.environ.get("SAGAS_TEST_FOLLOW_ON", "on") == "on",
             },
         }
         self.folder = folder
@@ -108,7 +108,9 @@ class Rig:
     def assert_undone(self, handle: SagaHandle, timeout: float = 30) -> None:
         """It ends COMPENSATED, and what really happened agrees."""
         assert handle.wait(timeout) is SagaStatus.COMPENSATED, self.logs()
-        left = [s.name for s in handle.record.steps.values() if s.status in ("RUNNING", "DONE", "IN_DOUBT", "UNDOING")]
+        left = [
+            s.name for s in handle.record.steps.values() if s.status in ("RUNNING", "DONE", "IN_DOUBT", "COMPENSATING")
+        ]
         assert not left, f"{left} are left in a COMPENSATED saga"
         self.ledger.assert_nets_to_zero(handle.id)
 
@@ -128,7 +130,7 @@ class Rig:
             # Celery's own worker may end of a broker that is gone; in production, as here, it is started again.
             if not any(worker.running for worker in self.workers):
                 self.worker(concurrency=concurrency)
-            return all(handle.status in TERMINAL for handle in handles)
+            return all(handle.status in FINISHED for handle in handles)
 
         wait_for(ended, timeout, "all sagas are at their end")
 

@@ -25,7 +25,7 @@ from celery import Celery
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, select
 from sqlalchemy.orm import Session
 
-from sagas import Retry, Sagas, SqlStore, Terminal
+from sagas import Retry, Sagas, SqlStore, TerminalError
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Delivery, Outgoing, Reader
 from sagas.events.brokers.rabbitmq import RabbitBroker
@@ -95,7 +95,7 @@ def act(context: HandlerContext, number: int, fault: str = "") -> None:
         case "exit":
             sys.exit("gave up")
         case "refuse" if not (folder / "mended").exists():
-            raise Terminal("refused")
+            raise TerminalError("refused")
         case "slow":
             wait_for((folder / "go").exists, 30, pause=0.02)
 

@@ -24,7 +24,7 @@ import psutil
 from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
-from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
+from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, TerminalError
 from tests.servers import Clock, die_with_parent, wait_for
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
     _write("begin", what, step)
     match kind:
         case "terminal":
-            raise Terminal("refused")
+            raise TerminalError("refused")
         case "error":
             raise RuntimeError("broken")
         case kind if kind in NO_EXCEPTIONS:
@@ -189,10 +189,10 @@ def make_app(
     folder: Path,
     *,
     lease: float = 2.0,
-    stall_after: float = 2.0,
+    redispatch_after: float = 2.0,
     timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
-    follow_on: bool = True,
+    run_next_inline: bool = True,
     task_cls: str | None = None,
     more: Sequence[str] = (),
     **conf: Any,
@@ -210,7 +210,15 @@ def make_app(
         }  # fmt: skip
     store = SqlStore(database, timeout=timeout)
     known = [*sagas(), *(globals()[name]() for name in more)]
-    Sagas(app, store, known, lease=lease, stall_after=stall_after, sweep_interval=0.2, follow_on=follow_on)
+    Sagas(
+        app,
+        store,
+        known,
+        lease=lease,
+        redispatch_after=redispatch_after,
+        recovery_interval=0.2,
+        run_next_inline=run_next_inline,
+    )
     if broken:
         _break(app, *broken)
     return app

@@ -170,10 +170,10 @@ class Sagas(CeleryBased):
         self.saga.start({"payload": self.payload})
 
     def left(self) -> int:
-        return int(self._ask("select count(*) from sagas_saga where wake_at is not null"))
+        return int(self._ask("select count(*) from sagas_saga where next_check_at is not null"))
 
     def idle(self) -> bool:
-        return not self._ask("select exists (select from sagas_saga where wake_at is not null)")
+        return not self._ask("select exists (select from sagas_saga where next_check_at is not null)")
 
     def _ask(self, question: str) -> Any:
         row = self._watch.execute(question).fetchone()  # type: ignore[arg-type, unused-ignore]
@@ -184,7 +184,7 @@ class Sagas(CeleryBased):
         return {
             # A saga is inserted with revision 1, and every transaction that writes raises it by one.
             "writes": float(self._ask("select coalesce(sum(revision), 0) from sagas_saga where name = 'bench'")),
-            "relaunches": float(
+            "redispatches": float(
                 self._ask("select coalesce(sum(dispatches - 1), 0) from sagas_saga where name = 'bench'")
             ),
         }

@@ -12,7 +12,7 @@ WORKFLOW = "bench_workflow"
 VERSION = "bench"
 
 
-def launch(database: str, steps: int) -> Any:
+def dispatch(database: str, steps: int) -> Any:
     """Start DBOS in this process, with PostgreSQL's defaults and room for every thread; return the workflow."""
     from dbos import DBOS  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415 - only where it runs
 
@@ -35,12 +35,12 @@ def launch(database: str, steps: int) -> Any:
         return sum(durable() for _ in range(steps))
 
     made = DBOS.workflow(name=WORKFLOW)(workflow)
-    DBOS.launch()
+    DBOS.dispatch()
     return made
 
 
 if __name__ == "__main__":
-    launch(sys.argv[1], int(sys.argv[2]))
+    dispatch(sys.argv[1], int(sys.argv[2]))
     from dbos import DBOS  # type: ignore[import-not-found, unused-ignore]
 
     DBOS.register_queue(

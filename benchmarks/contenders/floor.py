@@ -20,12 +20,12 @@ from tests.servers import Postgres
 
 START = """
 insert into sagas_saga (id, name, version, key, shape, correlation_id, input, status, direction, epoch, revision,
-                        stalls, created_at, updated_at, ready_at, wake_at)
+                        idle_checks, created_at, updated_at, stage_ready_at, next_check_at)
 values (%(id)s, 'bench', 1, %(id)s, %(shape)s, %(id)s, '{"payload":""}', 'PENDING', 'FORWARD', 1, 0,
         0, now(), now(), now(), now() + interval '30 s')
 """
 CHANGE = """
-update sagas_saga set status = %(status)s, revision = revision + 1, updated_at = now(), ready_at = now(), wake_at = {}
+update sagas_saga set status = %(status)s, revision = revision + 1, updated_at = now(), stage_ready_at = now(), next_check_at = {}
 where id = %(id)s and revision = %(revision)s
 """
 CLAIM = """

@@ -39,9 +39,9 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
         ADMIN_PASSWORD="admin",
         STEP_SECONDS=1.0,
         SAGAS_LEASE=5,
-        SAGAS_STALL_AFTER=5,
-        SAGAS_SWEEP_INTERVAL=0.5,
-        SAGAS_MASKED=["card"],
+        SAGAS_REDISPATCH_AFTER=5,
+        SAGAS_RECOVERY_INTERVAL=0.5,
+        SAGAS_REDACT=["card"],
         SESSION_COOKIE_SAMESITE="Strict",
     )
     app.config.from_prefixed_env("SHOP")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flask import current_app
 
 from examples.flask_shop.models import Bank, Charge, Order, Product, Reservation, db
-from sagas import Parallel, Pivot, Retry, Saga, Step, StepContext, Terminal
+from sagas import Parallel, Pivot, Retry, Saga, Step, StepContext, TerminalError
 
 __all__ = ["PlaceOrder", "place_order"]
 
@@ -36,7 +36,7 @@ def reserve(sku: str, quantity: int, step: StepContext) -> str:
     _take_a_while()
     product = db.session.get_one(Product, sku, with_for_update=True)
     if product.stock < quantity:
-        raise Terminal(f"only {product.stock} of {product.name} left")
+        raise TerminalError(f"only {product.stock} of {product.name} left")
     product.stock -= quantity
     db.session.add(Reservation(key=step.idempotency_key, sku=sku, quantity=quantity))
     return step.idempotency_key
@@ -53,7 +53,7 @@ def release(step: StepContext) -> None:
 def authorize(card: str, cents: int, step: StepContext) -> str:
     _take_a_while()
     if card == "declined":
-        raise Terminal("the bank said no")
+        raise TerminalError("the bank said no")
     db.session.add(Charge(key=step.idempotency_key, cents=cents, state="authorized"))
     return step.idempotency_key
 

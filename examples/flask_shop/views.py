@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response
 
 from examples.flask_shop.models import Order, Product, db
 from examples.flask_shop.orders import PlaceOrder, place_order
-from sagas import KeyReused, SagaRecord
+from sagas import KeyConflict, SagaRecord
 from sagas.contrib.flask import current_sagas
 
 __all__ = ["is_mine", "shop"]
@@ -52,7 +52,7 @@ def place() -> Response:
         handle = place_order.start(
             PlaceOrder(order_id, product.sku, quantity, quantity * product.cents, card), key=order_id
         )
-    except KeyReused:
+    except KeyConflict:
         abort(409, "Another order was placed with this form. Go back, reload, and try again.")
     if db.session.get(Order, order_id) is None:
         order = Order(id=order_id, customer=_customer(), sku=product.sku, quantity=quantity, saga_id=handle.id)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.cli.command import Command, Refusal, agree
 from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
@@ -29,7 +29,7 @@ __all__ = ["audit", "purge", "reencrypt"]
 @click.option(
     "--status",
     "statuses",
-    type=click.Choice(sorted(TERMINAL), case_sensitive=False),
+    type=click.Choice(sorted(FINISHED), case_sensitive=False),
     multiple=True,
     help="Only these; may be given twice. Left out: both.",
 )
@@ -60,7 +60,7 @@ def purge(
     Keep sagas for longer than any action may hang, and than a key may be used again: a deleted key starts a new saga.
     """
     store = Desk(obj.app.sagas).store
-    which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or TERMINAL, name=saga)
+    which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or FINISHED, name=saga)
     count = retention.count_expired(store, which)
     click.echo(f"{count:,} {which}", err=True)
     if dry_run or not count:

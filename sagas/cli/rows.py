@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sagas.checkpoints import TERMINAL, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.checkpoints import FINISHED, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.commands import command
 from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
@@ -14,7 +14,7 @@ from sagas.plan import plan
 
 __all__ = ["described", "in_order", "row", "stands_at"]
 
-_AT_WORK = (StepStatus.RUNNING, StepStatus.UNDOING)
+_AT_WORK = (StepStatus.RUNNING, StepStatus.COMPENSATING)
 
 
 def row(desk: Desk, record: SagaSummary) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def row(desk: Desk, record: SagaSummary) -> dict[str, Any]:
 
 def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
     """Return the steps that a saga stands at: those that are stuck or at work, or else those that come next."""
-    if record.status in TERMINAL:
+    if record.status in FINISHED:
         return []
     wanted = (StepStatus.STUCK,) if record.status is SagaStatus.STUCK else _AT_WORK
     begun = [step.name for step in in_order(record) if step.status in wanted]

@@ -21,8 +21,8 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
-from sagas.masking import Masking
 from sagas.observers import SUCCEEDED, Attempt, Handling, Observer, Start
+from sagas.redaction import Redaction
 from sagas.text import describe
 
 __all__ = ["Tracing"]
@@ -89,7 +89,7 @@ class Tracing(Observer):
             yield
             span.set_attribute("sagas.outcome", attempt.outcome or "cut off")
             if attempt.outcome != SUCCEEDED:
-                _fail(span, attempt.error, attempt.masking)
+                _fail(span, attempt.error, attempt.redaction)
 
     @contextmanager
     def _handle(self, work: Handling) -> Iterator[None]:
@@ -162,13 +162,13 @@ def _current_link() -> Sequence[Link]:
     return (Link(current),) if current.is_valid else ()
 
 
-def _fail(span: Span, error: BaseException | None, masking: Masking | None) -> None:
+def _fail(span: Span, error: BaseException | None, redaction: Redaction | None) -> None:
     if error is None:
         span.set_status(Status(StatusCode.ERROR))
         return
     text, trace_ = describe(error), "".join(traceback.format_exception(error))
-    if masking:
-        text, trace_ = masking.text(text), masking.text(trace_)
+    if redaction:
+        text, trace_ = redaction.text(text), redaction.text(trace_)
     name = type(error).__qualname__
     # As `span.record_exception` does, which has no way to leave something out.
     about = {"exception.type": name, "exception.message": text, "exception.stacktrace": trace_}

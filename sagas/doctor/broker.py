@@ -37,7 +37,7 @@ def _reach(connection: Connection, timeout: float) -> Finding:
         return problem(
             UNREACHABLE,
             f"the broker {where} does not answer: {error}. Sagas can be started, and wait",
-            "start it, or mend broker_url; recovery launches what waits within stall_after",
+            "start it, or mend broker_url; recovery dispatches what waits within redispatch_after",
         )
     return ok("broker", f"the broker {where} answers")
 

@@ -102,7 +102,7 @@ def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
             yield warning(
                 "queue-of-helpers",
                 f"no worker listens on {queue!r}, where {named} go: sagas turn back, and leave parallel stages, only "
-                "by recovery, after stall_after",
+                "by recovery, after redispatch_after",
                 start,
             )
         else:
@@ -155,11 +155,11 @@ def _set_up(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
                 f"worker {worker.name} has {given}, which its pool ({about['pool']}) ignores",
                 "use Step(timeout=): it holds on every pool",
             )
-        if (about["lease"], about["stall_after"]) != (timing.lease, timing.stall):
+        if (about["lease"], about["redispatch_after"]) != (timing.lease, timing.redispatch_after):
             yield warning(
                 "timing-differs",
-                f"worker {worker.name} has lease={about['lease']:g} and stall_after={about['stall_after']:g}, and this "
-                f"app {timing.lease:g} and {timing.stall:g}: how soon a saga is recovered depends on who did it last",
+                f"worker {worker.name} has lease={about['lease']:g} and redispatch_after={about['redispatch_after']:g}, and this "
+                f"app {timing.lease:g} and {timing.redispatch_after:g}: how soon a saga is recovered depends on who did it last",
                 "give all processes of one database the same",
             )
 

@@ -24,9 +24,9 @@ from sagas.errors import (
     InvalidMessage,
     NoHandler,
     NotOwner,
-    Retryable,
+    RetryableError,
     StoreUnavailable,
-    Terminal,
+    TerminalError,
     TransactionMisuse,
     UnknownVersion,
 )
@@ -55,7 +55,7 @@ HANDLING: ContextVar[Handler | None] = ContextVar("sagas_current_handler", defau
 MOST_BEGUN = 5
 
 #: What trying again cannot mend, other than by other code.
-_HOPELESS = (Terminal, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler, TransactionMisuse)
+_HOPELESS = (TerminalError, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler, TransactionMisuse)
 
 #: Rows that are deleted at once.
 _BATCH = 1000
@@ -130,7 +130,7 @@ class Inbox:
     def _outcome(self, call: Call) -> Outcome:
         try:
             return Outcome(self._handle(call))
-        except Retryable as error:
+        except RetryableError as error:
             return Outcome(End.FAILED, _told(error), error.after)
         except _HOPELESS as error:
             return Outcome(End.DEAD, _told(error))
@@ -180,7 +180,7 @@ class Inbox:
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
         if call.again and suspects.begin(self._engine, call.queue, envelope.event_id) > MOST_BEGUN:
-            raise Terminal(
+            raise TerminalError(
                 f"it was begun {MOST_BEGUN} times and more, and whoever handled it never came back: it seems to kill "
                 "its process"
             )
@@ -370,10 +370,10 @@ def _entry(queue: str, envelope: Envelope) -> tuple[ColumnElement[bool], ...]:
 def _failed(call: Call, error: BaseException) -> Outcome:
     """Say what came of a call whose handler raised what nothing else is made of."""
     said = meant(error)
-    if isinstance(said, Terminal):
+    if isinstance(said, TerminalError):
         return Outcome(End.DEAD, _told(said))
     logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
-    return Outcome(End.FAILED, _told(said), said.after if isinstance(said, Retryable) else None)
+    return Outcome(End.FAILED, _told(said), said.after if isinstance(said, RetryableError) else None)
 
 
 def _told(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What becomes of a saga, as events that anybody may listen to: `Saga(..., publish_life=True)`.
+"""What becomes of a saga, as events that anybody may listen to: `Saga(..., publish_lifecycle=True)`.
 
 They are stored with the change that they tell of, belong to the context `sagas`, and keep their order: their key is the
 id of the saga.
@@ -99,7 +99,7 @@ _ENDS: Mapping[SagaStatus, Callable[..., Any]] = {
 }
 _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
     StepStatus.DONE: StepCompleted,
-    StepStatus.UNDONE: StepUndone,
+    StepStatus.COMPENSATED: StepUndone,
 }
 
 

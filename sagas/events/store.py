@@ -21,9 +21,9 @@ from sagas.errors import (
     ConfigurationError,
     DefinitionError,
     InvalidMessage,
-    StreamConflict,
     UnknownType,
     UnknownVersion,
+    WrongExpectedVersion,
 )
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
@@ -179,7 +179,7 @@ class EventStore:
         already, one behind the other, nothing is written, and the version that they brought it to is returned: an
         append of envelopes may be repeated.
 
-        Raises `StreamConflict` when the stream is at another version, or has some of the envelopes already; in a
+        Raises `WrongExpectedVersion` when the stream is at another version, or has some of the envelopes already; in a
         transaction of yours nothing was written then, and it can go on. `UnknownType`, `UnknownVersion` or
         `InvalidMessage` for what could not be read again.
         """
@@ -266,15 +266,15 @@ class EventStore:
             version: int = first.stream_version + len(ids) - 1
             return version
         where = ", ".join(f"{row.event_id}: {row.stream_version} of {row.stream!r}" for row in found.values())
-        raise StreamConflict(
+        raise WrongExpectedVersion(
             f"stream {stream!r}: {len(found)} of these {len(ids)} events are stored already, but not as this append "
             f"({where}). Repeat an append with just the envelopes that it had; put other events into new ones",
             stream=stream,
         )
 
-    def _conflict(self, connection: Connection, stream: str, expected: Any) -> StreamConflict:
+    def _conflict(self, connection: Connection, stream: str, expected: Any) -> WrongExpectedVersion:
         actual = connection.execute(_VERSION, {"stream": stream}).scalar_one_or_none() or 0
-        return StreamConflict(
+        return WrongExpectedVersion(
             f"stream {stream!r} was expected "
             f"{f'at version {expected}' if expected else 'not to be there yet'}, and is at {actual}: somebody else "
             "appended to it, or it is another stream. Nothing was written. Load it again, decide again and append with "

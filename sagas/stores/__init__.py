@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
 from sagas.stores.codecs import Codec
-from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
+from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, StatusCount
 from sagas.stores.sql import Payloads, SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
-__all__ = ["EVERYTHING", "CheckpointStore", "Codec", "Deed", "Filter", "InFlight", "Payloads", "SqlStore", "Tally"]
+__all__ = [
+    "EVERYTHING",
+    "CheckpointStore",
+    "Codec",
+    "Deed",
+    "Filter",
+    "InFlight",
+    "Payloads",
+    "SqlStore",
+    "StatusCount",
+]
 
 
 class CheckpointStore(Protocol):
@@ -90,7 +100,7 @@ class CheckpointStore(Protocol):
         """Return those of these sagas that exist, with their steps, without their payloads."""
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
-        """Store when recovery looks at these sagas again (`wake_at`), and for the how many times (`stalls`).
+        """Store when recovery looks at these sagas again (`next_check_at`), and for the how many times (`idle_checks`).
 
         That is no save: the revision stays, and a saga that somebody has saved since stays as it is.
         """

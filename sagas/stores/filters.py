@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sagas.checkpoints import HistoryEntry, SagaStatus
 
-__all__ = ["EVERYTHING", "Deed", "Filter", "InFlight", "Tally"]
+__all__ = ["EVERYTHING", "Deed", "Filter", "InFlight", "StatusCount"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ EVERYTHING = Filter()
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class StatusCount:
     """How many sagas of one name have one status."""
 
     name: str

@@ -28,4 +28,4 @@ def open_letters() -> Select[Any]:
 
 def first_due() -> Select[Any]:
     """Say when the saga is due, or was, that recovery has to look at first."""
-    return select(func.min(_sagas.wake_at)).where(_sagas.wake_at.is_not(None))
+    return select(func.min(_sagas.next_check_at)).where(_sagas.next_check_at.is_not(None))

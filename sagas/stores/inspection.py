@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Executable, Table, delete, false, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from sagas.checkpoints import NOT_SENT, TERMINAL, SagaStatus
+from sagas.checkpoints import FINISHED, NOT_SENT, SagaStatus
 from sagas.stores import schema
 from sagas.stores.engines import lacks_tables, may_not, reading, translated
 from sagas.stores.lists import STANDS_STILL
@@ -166,7 +166,7 @@ class Backlog:
 
 def backlog(store: SqlStore) -> Backlog:
     """Return what waits in the database."""
-    unfinished = tuple(sorted(status for status in SagaStatus if status not in TERMINAL))
+    unfinished = tuple(sorted(status for status in SagaStatus if status not in FINISHED))
     with reading(store.engine) as connection:
 
         def ask(oldest: Any, example: Any, *where: Any) -> Found:
@@ -176,12 +176,12 @@ def backlog(store: SqlStore) -> Backlog:
         return Backlog(
             unfinished=ask(_sagas.created_at, _sagas.id, _sagas.status.in_(unfinished)),
             stuck=ask(_sagas.updated_at, _sagas.id, _sagas.status == SagaStatus.STUCK),
-            standing=ask(_sagas.ready_at, _sagas.id, STANDS_STILL),
+            standing=ask(_sagas.stage_ready_at, _sagas.id, STANDS_STILL),
             not_sent=ask(
-                _sagas.ready_at,
+                _sagas.stage_ready_at,
                 _sagas.id,
                 _steps.saga_id == _sagas.id,
-                _sagas.wake_at.is_not(None),
+                _sagas.next_check_at.is_not(None),
                 _steps.error.startswith(f"{NOT_SENT}:"),
             ),
             letters=ask(_letters.created_at, _letters.saga_id, _letters.resolved_at.is_(None)),

@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, false, func, select, union
 
-from sagas.checkpoints import TERMINAL, SagaStatus, StepStatus, node_of
+from sagas.checkpoints import FINISHED, SagaStatus, StepStatus, node_of
 from sagas.stores import schema
 from sagas.stores.filters import Filter
 from sagas.text import is_clean
 
 __all__ = [
-    "MANY_STALLS",
+    "MANY_IDLE_CHECKS",
     "SETTLED",
     "STANDS_STILL",
     "SUMMARY",
@@ -34,14 +34,14 @@ _sagas, _steps, _letters, _history = schema.sagas.c, schema.steps.c, schema.dead
 #: What lists read of a saga. Its input may be large, and may be encrypted with a key that is gone.
 SUMMARY = [column for column in _sagas if column is not _sagas.input]
 
-_UNFINISHED = tuple(status for status in SagaStatus if status not in TERMINAL)
+_UNFINISHED = tuple(status for status in SagaStatus if status not in FINISHED)
 
 #: A saga does not stand at a step of one of these, whichever way it goes.
-SETTLED = (StepStatus.DONE, StepStatus.UNDONE, StepStatus.SKIPPED)
+SETTLED = (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.SKIPPED)
 
 #: A saga whose next step nobody had begun at so many looks stands still: a person should know.
-MANY_STALLS = 3
-STANDS_STILL = _sagas.wake_at.is_not(None) & (_sagas.stalls >= MANY_STALLS)
+MANY_IDLE_CHECKS = 3
+STANDS_STILL = _sagas.next_check_at.is_not(None) & (_sagas.idle_checks >= MANY_IDLE_CHECKS)
 
 
 def _stands_at(step: str) -> ColumnElement[bool]:

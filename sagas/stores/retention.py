@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 
-from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.errors import NotAllowed
 from sagas.stores import audit, schema
 from sagas.stores.archive import Archive, Archived
@@ -47,7 +47,7 @@ class Expired:
     """
 
     older_than: timedelta
-    statuses: frozenset[SagaStatus] = TERMINAL
+    statuses: frozenset[SagaStatus] = FINISHED
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ class Expired:
             raise NotAllowed(f"older_than={self.older_than} must be more than nothing")
         if self.name is not None and not is_clean(self.name):
             raise NotAllowed(f"there is no saga of the name {self.name!r}: no database can hold it")
-        if not self.statuses or self.statuses - TERMINAL:
-            unfinished = ", ".join(sorted(self.statuses - TERMINAL)) or "none"
+        if not self.statuses or self.statuses - FINISHED:
+            unfinished = ", ".join(sorted(self.statuses - FINISHED)) or "none"
             raise NotAllowed(
                 f"only COMPLETED and COMPENSATED sagas can be deleted, not {unfinished}: they are not done"
             )

@@ -135,18 +135,21 @@ sagas = Table(
     Column("epoch", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("dispatches", Integer, nullable=False, server_default="1"),
-    Column("stalls", Integer, nullable=False),
+    Column("idle_checks", Integer, nullable=False),
     Column("error", LongText),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
-    Column("ready_at", UtcDateTime, nullable=False),
+    Column("stage_ready_at", UtcDateTime, nullable=False),
     Column("deadline", UtcDateTime),
-    Column("wake_at", UtcDateTime),
+    Column("next_check_at", UtcDateTime),
     UniqueConstraint("name", "key"),
     # Recovery asks for what is due: the finished, by far the most, are not in its index where the database can leave
     # them out, and come last in it where it cannot.
     Index(
-        None, "wake_at", postgresql_where=Column("wake_at").is_not(None), sqlite_where=Column("wake_at").is_not(None)
+        None,
+        "next_check_at",
+        postgresql_where=Column("next_check_at").is_not(None),
+        sqlite_where=Column("next_check_at").is_not(None),
     ),
     # The lists: by status and by saga, newest first, which is the order of the ids.
     Index(None, "status", "id"),

@@ -32,7 +32,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sagas.checkpoints import (
     CLOCKS_DIFFER,
-    TERMINAL,
+    FINISHED,
     DeadLetter,
     Direction,
     HistoryEntry,
@@ -50,7 +50,7 @@ from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
-from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, Tally
+from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, StatusCount
 from sagas.stores.transactions import Lent, check, let_go
 from sagas.text import is_clean
 
@@ -270,7 +270,10 @@ class SqlStore:
             self._look_back(now)
             self._looked_back = self._clock.asked_at
         ids = (
-            select(schema.sagas.c.id).where(schema.sagas.c.wake_at <= now).order_by(schema.sagas.c.wake_at).limit(limit)
+            select(schema.sagas.c.id)
+            .where(schema.sagas.c.next_check_at <= now)
+            .order_by(schema.sagas.c.next_check_at)
+            .limit(limit)
         )
         # Most looks find nothing: those cost one read, and on SQLite no lock.
         if self._read(lambda connection: connection.execute(ids.limit(1)).first()) is None:
@@ -279,7 +282,7 @@ class SqlStore:
             found = list(connection.execute(ids.with_for_update(skip_locked=True)).scalars())
             if found:
                 later = now + timedelta(seconds=lease)
-                connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(wake_at=later))
+                connection.execute(update(schema.sagas).where(schema.sagas.c.id.in_(found)).values(next_check_at=later))
             return found
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
@@ -288,7 +291,12 @@ class SqlStore:
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         # In one order: two that lock the same rows must not wait for each other.
         rows = [
-            {"_id": saga.id, "_revision": saga.revision, "_stalls": saga.stalls, "_wake_at": saga.wake_at}
+            {
+                "_id": saga.id,
+                "_revision": saga.revision,
+                "_idle_checks": saga.idle_checks,
+                "_next_check_at": saga.next_check_at,
+            }
             for saga in sorted(sagas, key=lambda saga: saga.id)
         ]
         with self.writing() as connection:
@@ -298,9 +306,9 @@ class SqlStore:
         sagas = schema.sagas.c
         later = self.now() + timedelta(seconds=seconds)
         error = case((sagas.direction == Direction.FORWARD.value, why), else_=sagas.error)
-        mine = sagas.id == saga_id, sagas.wake_at.is_not(None)
+        mine = sagas.id == saga_id, sagas.next_check_at.is_not(None)
         with self.writing() as connection:
-            connection.execute(update(schema.sagas).where(*mine).values(wake_at=later, error=error))
+            connection.execute(update(schema.sagas).where(*mine).values(next_check_at=later, error=error))
             name: str | None = connection.execute(select(sagas.name).where(sagas.id == saga_id)).scalar()
             return name
 
@@ -317,10 +325,10 @@ class SqlStore:
     def _look_back(self, now: datetime) -> None:
         """Make due what was written in the future: the clock was set back since, and it must not wait for old times."""
         sagas = schema.sagas.c
-        ahead = sagas.wake_at > now, sagas.updated_at > now + CLOCKS_DIFFER
+        ahead = sagas.next_check_at > now, sagas.updated_at > now + CLOCKS_DIFFER
         if self._read(lambda connection: connection.execute(select(sagas.id).where(*ahead).limit(1)).first()):
             with self.writing() as connection:
-                connection.execute(update(schema.sagas).where(*ahead).values(wake_at=now))
+                connection.execute(update(schema.sagas).where(*ahead).values(next_check_at=now))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -395,10 +403,10 @@ class SqlStore:
         """Return how many sagas fit a filter."""
         return int(self._scalar(lists.counted(where)))
 
-    def tally(self, where: Filter = EVERYTHING) -> Sequence[Tally]:
+    def tally(self, where: Filter = EVERYTHING) -> Sequence[StatusCount]:
         """Return how many of the sagas that fit a filter have each name and status."""
         rows = self._rows(lists.tallied(where))
-        return [Tally(row["name"], SagaStatus(row["status"]), row["count"]) for row in rows]
+        return [StatusCount(row["name"], SagaStatus(row["status"]), row["count"]) for row in rows]
 
     def audit(
         self,
@@ -424,7 +432,7 @@ class SqlStore:
 
         Cheap, for a rate: it looks at no more rows than that, and so counts at most twice as many.
         """
-        return sum(int(self._scalar(lists.ended(status, since, among))) for status in sorted(TERMINAL))
+        return sum(int(self._scalar(lists.ended(status, since, among))) for status in sorted(FINISHED))
 
     def in_flight(self) -> Sequence[InFlight]:
         """Return the unfinished sagas, by name, version, shape and status."""
@@ -631,7 +639,10 @@ _COMPARE_AND_SET = (
 _RESCHEDULE = (
     update(schema.sagas)
     .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
-    .values(stalls=bindparam("_stalls"), wake_at=bindparam("_wake_at", type_=schema.sagas.c.wake_at.type))
+    .values(
+        idle_checks=bindparam("_idle_checks"),
+        next_check_at=bindparam("_next_check_at", type_=schema.sagas.c.next_check_at.type),
+    )
 )
 
 

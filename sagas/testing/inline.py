@@ -37,18 +37,18 @@ class Inline:
     """Runs sagas in the calling thread: no broker, no worker, no other thread, and no waiting.
 
     `store`: where the sagas are kept; left out, in memory. Steps that use `step.session` need an `SqlStore`.
-    `lease`, `stall_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept, in
+    `lease`, `redispatch_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept, in
     `emitted`.
 
     A saga need not be registered with an app, and one that is stays as it is. Faults happen in the order in which they
     were asked for, each to the next attempts at its step.
 
-    >>> from sagas import Saga, Step, Terminal
+    >>> from sagas import Saga, Step, TerminalError
     >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=lambda: print("never mind")))
     >>> inline = Inline()
     >>> inline.start(greet).result["hello"]
     'hi'
-    >>> inline.fail_at("hello", Terminal("nobody is there"))
+    >>> inline.fail_at("hello", TerminalError("nobody is there"))
     >>> inline.start(greet).status
     never mind
     <SagaStatus.COMPENSATED: 'COMPENSATED'>
@@ -59,7 +59,7 @@ class Inline:
         store: CheckpointStore | None = None,
         *,
         lease: float | timedelta = 30.0,
-        stall_after: float | timedelta = 30.0,
+        redispatch_after: float | timedelta = 30.0,
         max_payload: int = 1_048_576,
         events: Events | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class Inline:
             self.store,
             timing=Timing(
                 lease=seconds(lease, "Inline: lease", ConfigurationError),
-                stall=seconds(stall_after, "Inline: stall_after", ConfigurationError),
+                redispatch_after=seconds(redispatch_after, "Inline: redispatch_after", ConfigurationError),
             ),
             deliver=self._deliver,
             max_payload=whole_number(max_payload, "Inline: max_payload", ConfigurationError),

@@ -101,9 +101,13 @@ class MemoryStore:
 
     def due(self, limit: int, lease: float) -> Sequence[str]:
         now = self.now()
-        due = [record for record in self._records.values() if record.wake_at is not None and record.wake_at <= now]
+        due = [
+            record
+            for record in self._records.values()
+            if record.next_check_at is not None and record.next_check_at <= now
+        ]
         for record in due[:limit]:
-            self._records[record.id] = replace(record, wake_at=now + timedelta(seconds=lease))
+            self._records[record.id] = replace(record, next_check_at=now + timedelta(seconds=lease))
         return [record.id for record in due[:limit]]
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
@@ -112,14 +116,14 @@ class MemoryStore:
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         for saga in sagas:
             if (record := self._records.get(saga.id)) and record.revision == saga.revision:
-                self._records[saga.id] = replace(record, stalls=saga.stalls, wake_at=saga.wake_at)
+                self._records[saga.id] = replace(record, idle_checks=saga.idle_checks, next_check_at=saga.next_check_at)
 
     def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
         if (record := self._records.get(saga_id)) is None:
             return None
-        if record.wake_at is not None:
+        if record.next_check_at is not None:
             error = why if record.direction is Direction.FORWARD else record.error
-            self._records[saga_id] = replace(record, wake_at=self.now() + timedelta(seconds=seconds), error=error)
+            self._records[saga_id] = replace(record, next_check_at=self.now() + timedelta(seconds=seconds), error=error)
         return record.name
 
     def arrived(self, task: str, sent_at: datetime) -> None:

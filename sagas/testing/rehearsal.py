@@ -12,9 +12,9 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sagas.checkpoints import AT_REST, TERMINAL, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, FINISHED, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, Saga
-from sagas.errors import NotAllowed, SagaNotFound, Terminal
+from sagas.errors import NotAllowed, SagaNotFound, TerminalError
 from sagas.events import Events
 from sagas.handle import SagaHandle
 from sagas.stores import CheckpointStore, Filter, SqlStore
@@ -139,7 +139,7 @@ def rehearse(
 
 def unfinished_in(store: SqlStore) -> int:
     """Return how many sagas in a database are not at their end: some application may be at work there."""
-    return store.count(Filter(statuses=frozenset(SagaStatus) - TERMINAL))
+    return store.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
 
 
 class _NeverSent:
@@ -179,7 +179,7 @@ class _Stage:
         undone = {SagaStatus.COMPENSATED}
         given_up = {SagaStatus.STUCK} if step.past_pivot or step.step.is_pivot else undone
         refused = {SagaStatus.STUCK} if step.past_pivot else undone
-        no = Terminal("refused, in rehearsal")
+        no = TerminalError("refused, in rehearsal")
         yield self.run(name, "refused", lambda: inline.fail_at(name, no, times=None), refused)
         yield self.run(name, "broken", lambda: inline.fail_at(name, times=None), given_up)
         for when, crash in (("before", inline.crash_before), ("after", inline.crash_after)):
@@ -274,13 +274,13 @@ class _Stage:
 
     def _overtake(self, name: str) -> None:
         self.inline.overtake(name)
-        self.inline.fail_at(name, Terminal("refused, while an earlier attempt hangs"), times=None)
+        self.inline.fail_at(name, TerminalError("refused, while an earlier attempt hangs"), times=None)
 
     def _turn_back_after(self, step: BoundStep) -> None:
         """Have the saga turn back as soon as this step is done; or in doubt, where no later one could turn it back."""
         if step.stage + 1 < len(self.saga.stages):
             [later, *_] = self.saga.stages[step.stage + 1]
-            self.inline.fail_at(later.name, Terminal("refused, so that the saga turns back"), times=None)
+            self.inline.fail_at(later.name, TerminalError("refused, so that the saga turns back"), times=None)
         else:
             self.inline.fail_at(step.name, times=None, after_effect=True)
 

@@ -33,7 +33,7 @@ class Timing:
     """How patient the engine is, in seconds."""
 
     lease: float = 30.0  #: a claim that is not renewed for this long is dead
-    stall: float = 30.0  #: a saga whose next step nobody claims for this long is overdue
+    redispatch_after: float = 30.0  #: a saga whose next step nobody claims for this long is overdue
 
 
 class Verdict(enum.Enum):
@@ -47,14 +47,14 @@ class Verdict(enum.Enum):
     CLOSED = "closed"  #: recorded, and it was the last of its stage: the join is yours to send
     RETRY = "retry"  #: the attempt failed; the step is tried again
     FAILED = "failed"  #: the step is out of attempts: raise, so that link_error fires
-    LAUNCH = "launch"  #: launch what the plan says is left
+    DISPATCH = "dispatch"  #: dispatch what the plan says is left
     OVERDUE = "overdue"  #: its message waits in a queue, or is lost: recovery has to find out which
 
 
 class Outcome(enum.Enum):
     """How an attempt failed."""
 
-    TERMINAL = "terminal"  #: it had no effect; do not try again
+    FINISHED = "terminal"  #: it had no effect; do not try again
     FAILED = "failed"  #: nobody knows what effect it had; try again as the policy says
     IN_DOUBT = "in doubt"  #: nobody knows, and trying again would not tell
 
@@ -168,7 +168,7 @@ class Case:
             return False
         if self.forward:
             return step.status is StepStatus.PENDING
-        return step.status in (StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.UNDOING)
+        return step.status in (StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.COMPENSATING)
 
     def dead(self, step: StepRecord) -> bool:
         """Tell whether the claim on a step has run out."""
@@ -185,16 +185,16 @@ class Case:
         limit = self.node(step).step.start_timeout
         if limit is None or not self.forward or (step.position and step.due_at is None):
             return None  # one that had begun has only lost its worker
-        since = max(filter(None, (self.record.ready_at, step.due_at)))
+        since = max(filter(None, (self.record.stage_ready_at, step.due_at)))
         return since + timedelta(seconds=limit)
 
     @property
     def patience(self) -> timedelta:
         """For how long a message may go unanswered. Each look in vain doubles that."""
-        return timedelta(seconds=self.timing.stall * 2 ** min(self.record.stalls, _MOST_DOUBLINGS))
+        return timedelta(seconds=self.timing.redispatch_after * 2 ** min(self.record.idle_checks, _MOST_DOUBLINGS))
 
     @property
-    def wake_at(self) -> datetime | None:
+    def next_check_at(self) -> datetime | None:
         """When recovery should look at the saga again, if nothing else happens until then."""
         stage = self.stage
         if self.record.status in AT_REST or not stage:
@@ -214,7 +214,7 @@ class Case:
         if step.due_at is not None and step.due_at >= self.now:
             return step.due_at
         sent = self.record.sent_at(step)
-        recent = sent + timedelta(seconds=self.timing.stall) > self.now
+        recent = sent + timedelta(seconds=self.timing.redispatch_after) > self.now
         return (sent if recent else self.now) + self.patience
 
     def _after_now(self, at: datetime | None) -> datetime | None:
@@ -235,15 +235,19 @@ class Case:
     ) -> Change:
         """Return the record as the change to store, with what it is to be dispatched, and when to look at it again."""
         case = self.reached()
-        if verdict is Verdict.LAUNCH and case.stage:
+        if verdict is Verdict.DISPATCH and case.stage:
             for step in case.waiting:
                 case = case.set(replace(step, sent_at=self.now))
             case = case.on(replace(case.record, dispatches=case.record.dispatches + 1))
         # It may be looked at too early, never too late. Where the time that is stored will do it stays: that spares
         # the database an index entry at every checkpoint.
-        record, wake_at = case.record, case.wake_at
-        if record.wake_at is None or wake_at is None or not self.now < record.wake_at <= wake_at:
-            record = replace(record, wake_at=wake_at)
+        record, next_check_at = case.record, case.next_check_at
+        if (
+            record.next_check_at is None
+            or next_check_at is None
+            or not self.now < record.next_check_at <= next_check_at
+        ):
+            record = replace(record, next_check_at=next_check_at)
         return Change(replace(record, updated_at=self.now), verdict, note, history, dead_letters)
 
     def entry(self, what: str, step: StepRecord | None, detail: str, by: str | None = None) -> HistoryEntry:

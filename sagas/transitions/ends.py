@@ -31,7 +31,7 @@ def released(step: StepRecord, status: StepStatus, finished_at: datetime | None,
 
 def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     """An attempt at a step failed, and its claim is alive: try again, or give the step up."""
-    undoing = step.status is StepStatus.UNDOING
+    undoing = step.status is StepStatus.COMPENSATING
     node = case.node(step)
     history = (case.entry("undo failed" if undoing else "step failed", step, failure.error),)
     retry = node.compensation_retry if undoing else node.retry
@@ -44,7 +44,7 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
             delay = retry.delay_after(failures, f"{case.record.id}:{step.name}:{failures}")
         step = released(
             step,
-            StepStatus.UNDOING if undoing else StepStatus.PENDING,
+            StepStatus.COMPENSATING if undoing else StepStatus.PENDING,
             None,
             failures=failures,
             error=failure.error,
@@ -78,7 +78,7 @@ def lose(case: Case, step: StepRecord) -> Change:
         step = released(step, waiting, step.finished_at, lost=lost, error=error)
         return case.set(step).done(Verdict.GO_AWAY, error, history)
     never_ran = not ran and not step.position
-    status = _given_up(case, step, Outcome.TERMINAL if never_ran else Outcome.IN_DOUBT, undoing=undoing)
+    status = _given_up(case, step, Outcome.FINISHED if never_ran else Outcome.IN_DOUBT, undoing=undoing)
     step = released(step, status, case.now, lost=lost, error=error)
     return after_step(case.set(step), step, Verdict.FAILED, error, history)
 
@@ -92,7 +92,7 @@ def _expire_unstarted(case: Case, change: Change) -> Change:
         if limit is None or limit > case.now or step.status is not StepStatus.PENDING:
             continue
         error = f"no worker began it within {case.node(step).step.start_timeout:g} s"
-        status = _given_up(case, step, Outcome.IN_DOUBT if step.position else Outcome.TERMINAL, undoing=False)
+        status = _given_up(case, step, Outcome.IN_DOUBT if step.position else Outcome.FINISHED, undoing=False)
         step = released(step, status, case.now, error=error)
         history = (case.entry("not started", step, error),)
         change = change.then(after_step(case.set(step), step, Verdict.FAILED, error, history))
@@ -113,7 +113,7 @@ def after_step(
         return replace(change, note=note, history=history + change.history, dead_letters=letters)
     else:
         case = _finished(case)
-        change = case.on(replace(case.record, ready_at=case.now) if over else case.record).done(verdict)
+        change = case.on(replace(case.record, stage_ready_at=case.now) if over else case.record).done(verdict)
     if len(stage) > 1:  # in a chord a failure is data: the join raises it
         verdict = Verdict.CLOSED if over else Verdict.PARTED
     return replace(change, verdict=verdict, note=note, history=history + change.history, dead_letters=letters)
@@ -135,9 +135,9 @@ def _get_stuck(case: Case, stage: tuple[StepRecord, ...]) -> Change:
 
 
 def settle(case: Case) -> Change:
-    """Finish the saga when nothing is left of it, else have the rest launched."""
+    """Finish the saga when nothing is left of it, else have the rest dispatched."""
     case = _finished(case)
-    return case.done(Verdict.GO_AWAY if case.record.status in AT_REST else Verdict.LAUNCH)
+    return case.done(Verdict.GO_AWAY if case.record.status in AT_REST else Verdict.DISPATCH)
 
 
 def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) -> StepStatus:
@@ -145,7 +145,7 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
     node = case.node(step)
     if undoing or node.past_pivot:
         return StepStatus.STUCK
-    if outcome is Outcome.TERMINAL:
+    if outcome is Outcome.FINISHED:
         return StepStatus.FAILED
     # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.
     return StepStatus.STUCK if node.step.is_pivot and case.forward else StepStatus.IN_DOUBT
@@ -155,7 +155,7 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
 
 
 def move_on(case: Case, change: Change) -> Change:
-    """Follow up on a change that nobody carries on: turn back, finish, launch what has no message, or wait."""
+    """Follow up on a change that nobody carries on: turn back, finish, dispatch what has no message, or wait."""
     case = case.on(change.record)
     if case.record.status in AT_REST:
         return replace(change, verdict=Verdict.GO_AWAY)
@@ -169,7 +169,7 @@ def move_on(case: Case, change: Change) -> Change:
         if (end := _forward_end(case)) is not None:
             return change.then(end)
     if any(_has_no_message(case, step) for step in case.waiting):
-        return change.then(case.done(Verdict.LAUNCH))
+        return change.then(case.done(Verdict.DISPATCH))
     return change
 
 
@@ -191,7 +191,7 @@ def _has_no_message(case: Case, step: StepRecord) -> bool:
 
     The message of a step that has not begun comes with the chain, when its stage is reached.
     """
-    begun = step.position > 0 if case.forward else step.status is StepStatus.UNDOING
+    begun = step.position > 0 if case.forward else step.status is StepStatus.COMPENSATING
     return step.sent_at is None and (begun or step.lost > 0)
 
 
@@ -205,8 +205,8 @@ def compensate(case: Case, why: str, by: str | None = None) -> Change:
         SagaStatus.COMPENSATING,
         direction=Direction.BACKWARD,
         epoch=case.record.epoch + 1,
-        stalls=0,
-        ready_at=case.now,
+        idle_checks=0,
+        stage_ready_at=case.now,
         error=why,
     )
     change = settle(case)
@@ -219,7 +219,7 @@ def _to_undo(case: Case, step: StepRecord) -> StepRecord:
         step = step.move(StepStatus.IN_DOUBT)
     nothing_to_undo = case.node(step).compensation is None
     if nothing_to_undo and step.status in (StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT):
-        step = released(step, StepStatus.UNDONE, case.now)
+        step = released(step, StepStatus.COMPENSATED, case.now)
     return replace(step, failures=0, lost=0, due_at=None)
 
 
@@ -227,8 +227,8 @@ def _to_undo(case: Case, step: StepRecord) -> StepRecord:
 
 
 def late_failure(case: Case, step: StepRecord, owner: str, direction: Direction, failure: Failure) -> Change:
-    """An attempt that had been given up came to a bad end. Only `Terminal` says that it had no effect."""
-    if direction is Direction.FORWARD and failure.outcome is not Outcome.TERMINAL:
+    """An attempt that had been given up came to a bad end. Only `TerminalError` says that it had no effect."""
+    if direction is Direction.FORWARD and failure.outcome is not Outcome.FINISHED:
         if not case.forward:
             return late_success(case, step, owner, None, failure.error)
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
@@ -264,8 +264,8 @@ def late_success(case: Case, step: StepRecord, owner: str, result: str | None, e
     )
     case = case.set(step)
     if case.record.status is SagaStatus.COMPENSATED or (case.record.status is SagaStatus.STUCK and not case.stuck):
-        case = case.status(SagaStatus.COMPENSATING, ready_at=case.now)
-    return case.done(Verdict.LAUNCH, "landed after the saga had turned back", history, letters)
+        case = case.status(SagaStatus.COMPENSATING, stage_ready_at=case.now)
+    return case.done(Verdict.DISPATCH, "landed after the saga had turned back", history, letters)
 
 
 def _late_for_good(case: Case, step: StepRecord, error: str | None) -> Change:

@@ -51,7 +51,7 @@ def _no_turn(case: Case, name: str) -> Change | None:
 def _granted(case: Case, step: StepRecord, owner: str, history: tuple[HistoryEntry, ...]) -> Change:
     deadline = case.now + timedelta(seconds=case.node(step).step.timeout)
     step = step.move(
-        StepStatus.RUNNING if case.forward else StepStatus.UNDOING,
+        StepStatus.RUNNING if case.forward else StepStatus.COMPENSATING,
         owner=owner,
         lease_until=min(case.now + timedelta(seconds=case.timing.lease), deadline),
         deadline=deadline,
@@ -59,7 +59,7 @@ def _granted(case: Case, step: StepRecord, owner: str, history: tuple[HistoryEnt
         position=step.position or 1 + max(each.position for each in case.record.steps.values()),
         started_at=step.started_at or case.now,
     )
-    case = case.set(step, stalls=0, error=None if case.forward else case.record.error)
+    case = case.set(step, idle_checks=0, error=None if case.forward else case.record.error)
     if case.record.status is SagaStatus.PENDING:
         case = case.status(SagaStatus.RUNNING)
     return case.done(Verdict.ACT, history=history)
@@ -72,7 +72,7 @@ def succeed(case: Case, name: str, owner: str, direction: Direction, result: str
         return late_success(case, step, owner, result)
     if step.owner != owner:
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
-            # The result is kept where results are, for its history is neither encrypted nor masked.
+            # The result is kept where results are, for its history is neither encrypted nor redacted.
             history = (case.entry("landed late", step, "an earlier attempt succeeded; its result is kept"),)
             case = case.set(replace(step, result=result), updated_at=case.now)
             return Change(case.record, Verdict.GO_AWAY, "it came late", history)
@@ -81,7 +81,7 @@ def succeed(case: Case, name: str, owner: str, direction: Direction, result: str
         settled = direction is case.record.direction and case.settled(step) and len(case.siblings(step)) == 1
         verdict = Verdict.CONTINUE if settled else Verdict.GO_AWAY
         return case.refuse(f"its claim was taken over; the step is {step.status}", verdict)
-    step = released(step, StepStatus.DONE if forward else StepStatus.UNDONE, case.now, error=None)
+    step = released(step, StepStatus.DONE if forward else StepStatus.COMPENSATED, case.now, error=None)
     if forward:
         step = replace(step, result=result)
     return after_step(case.set(step), step, Verdict.CONTINUE)
@@ -137,7 +137,7 @@ def report(case: Case, name: str, epoch: int) -> Change:
             change = lose(case, step)
         elif case.settled(step) and case.waiting:
             # It is done, and its task failed all the same: it could not send what comes next.
-            return case.done(Verdict.LAUNCH)
+            return case.done(Verdict.DISPATCH)
     return move_on(case, change)
 
 

@@ -40,7 +40,7 @@ def resume(case: Case, reason: str, by: str | None = None) -> Change:
         why = ", ".join(f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC" for s in stage if s.held)
         raise NotAllowed(f"{case.about} cannot be resumed: {why or 'none of its steps is ready'}")
     history = (case.entry("operator: resume", None, reason, by),)
-    return case.on(replace(case.record, stalls=0)).done(Verdict.LAUNCH, "resumed", history)
+    return case.on(replace(case.record, idle_checks=0)).done(Verdict.DISPATCH, "resumed", history)
 
 
 class Repair(enum.Enum):
@@ -74,20 +74,20 @@ def repair(
     else:
         goes_on = SagaStatus.RUNNING if case.forward else SagaStatus.COMPENSATING
         error = None if case.forward else case.record.error
-        change = settle(case.status(goes_on, stalls=0, ready_at=case.now, error=error))
+        change = settle(case.status(goes_on, idle_checks=0, stage_ready_at=case.now, error=error))
     return replace(change, history=history + change.history, dead_letters=letters)
 
 
 def _repaired(case: Case, step: StepRecord, how: Repair, result: str | None) -> StepRecord:
     match how:
         case Repair.RETRY:
-            back = StepStatus.PENDING if case.forward else StepStatus.UNDOING
+            back = StepStatus.PENDING if case.forward else StepStatus.COMPENSATING
             return step.move(back, failures=0, lost=0, due_at=None, error=None)
         case Repair.SKIP:
             return step.move(StepStatus.SKIPPED, finished_at=case.now, result="null" if case.forward else step.result)
         case Repair.DONE:
             return step.move(
-                StepStatus.DONE if case.forward else StepStatus.UNDONE,
+                StepStatus.DONE if case.forward else StepStatus.COMPENSATED,
                 finished_at=case.now,
                 error=None,
                 result=(result or step.result or "null") if case.forward else step.result,

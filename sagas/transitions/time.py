@@ -13,14 +13,14 @@ __all__ = ["examine", "not_sent", "redispatch", "rewound"]
 
 
 def examine(case: Case) -> Change:
-    """Bring a due saga to where it should be: settle dead claims, honour deadlines, launch what has no message.
+    """Bring a due saga to where it should be: settle dead claims, honour deadlines, dispatch what has no message.
 
     OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
     """
     if case.record.status in AT_REST:
-        return Change(replace(case.record, wake_at=None), Verdict.GO_AWAY)
-    # `wake_at` is the mark that keeps other recoveries away, and says nothing about the saga.
-    case = case.on(replace(case.record, wake_at=None))
+        return Change(replace(case.record, next_check_at=None), Verdict.GO_AWAY)
+    # `next_check_at` is the mark that keeps other recoveries away, and says nothing about the saga.
+    case = case.on(replace(case.record, next_check_at=None))
     change = Change(case.record, Verdict.GO_AWAY)
     for name in case.record.steps:
         now = case.on(change.record)
@@ -35,9 +35,9 @@ def _wait(case: Case) -> Change:
     """Nothing is to be done to a saga but to wait. Say whether it has waited for too long, and when to look again."""
     verdict, patience = Verdict.GO_AWAY, case.patience
     if any(case.record.sent_at(step) + patience <= case.now for step in case.waiting):
-        verdict, case = Verdict.OVERDUE, case.on(replace(case.record, stalls=case.record.stalls + 1))
+        verdict, case = Verdict.OVERDUE, case.on(replace(case.record, idle_checks=case.record.idle_checks + 1))
     # `updated_at` stays: a look changes nothing.
-    return Change(replace(case.record, wake_at=case.wake_at), verdict)
+    return Change(replace(case.record, next_check_at=case.next_check_at), verdict)
 
 
 def redispatch(case: Case, name: str, sent_at: datetime) -> Change:
@@ -51,7 +51,7 @@ def redispatch(case: Case, name: str, sent_at: datetime) -> Change:
     at_rest = case.record.status in AT_REST
     if at_rest or not any(step.name == name and case.record.sent_at(step) == sent_at for step in case.waiting):
         return case.refuse("it has moved on")
-    return case.on(replace(case.record, wake_at=None)).done(Verdict.LAUNCH)
+    return case.on(replace(case.record, next_check_at=None)).done(Verdict.DISPATCH)
 
 
 def not_sent(case: Case, why: str, *, broker_answers: bool) -> Change:
@@ -73,8 +73,8 @@ def not_sent(case: Case, why: str, *, broker_answers: bool) -> Change:
     if broker_answers:
         history = tuple(case.entry(NOT_SENT, step, why) for step in waiting)
     else:
-        record = replace(record, stalls=max(record.stalls - 1, 0))
-    record = replace(record, wake_at=case.now + case.on(record).patience)
+        record = replace(record, idle_checks=max(record.idle_checks - 1, 0))
+    record = replace(record, next_check_at=case.now + case.on(record).patience)
     return Change(record, Verdict.GO_AWAY, note, history)
 
 
@@ -104,8 +104,8 @@ def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
     return replace(
         record,
         updated_at=now,
-        ready_at=record.ready_at - ahead,
+        stage_ready_at=record.stage_ready_at - ahead,
         deadline=back(record.deadline),
-        wake_at=back(record.wake_at),
+        next_check_at=back(record.next_check_at),
         steps=steps,
     )

@@ -42,7 +42,7 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         warn_of_ignored_limits(parent)
         warn_of_silence(parent.app)
         # Celery's time limits are for one task: with them each step is one.
-        if parent.app.sagas.follow_on and not (parent.time_limit or parent.soft_time_limit):
+        if parent.app.sagas.run_next_inline and not (parent.time_limit or parent.soft_time_limit):
             queues = parent.app.amqp.queues.consume_from
             parent.app.sagas.canvas.prepare(queues=queues, sends_events=parent.task_events)
 

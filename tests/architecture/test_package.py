@@ -17,11 +17,11 @@ import sagas
 ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
-Saga Step Parallel Pivot Retry StepContext Terminal Retryable
+Saga Step Parallel Pivot Retry StepContext TerminalError RetryableError
 Sagas SqlStore SagaHandle
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
-KeyReused SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
+KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
 PayloadUnreadable UnserialisableResult StepFailed
 """.split()
 

@@ -21,7 +21,7 @@ from confluent_kafka import Producer
 from kombu.connection import Connection
 from sqlalchemy.orm import Session
 
-from sagas import Retry, SqlStore, Terminal
+from sagas import Retry, SqlStore, TerminalError
 from sagas.errors import ConfigurationError
 from sagas.events import Envelope, Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Delivery, Outgoing
@@ -72,7 +72,7 @@ class Wired:
         @listener.on(OrderPlaced, name=self.purpose, retry=Retry(max_attempts=1))
         def listen(event: OrderPlaced, context: HandlerContext) -> None:
             if event.order_id in self.refuse:
-                raise Terminal("not today")
+                raise TerminalError("not today")
             self.seen[context.envelope.event_id] = context.envelope
 
         return [

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from sagas import NotAllowed, Retry, SqlStore, Terminal
+from sagas import NotAllowed, Retry, SqlStore, TerminalError
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.brokers.memory import MemoryBroker
@@ -71,7 +71,7 @@ class World:
 
             def handler(message: Any, context: HandlerContext) -> None:
                 if self.broken:
-                    raise Terminal("a bug of 1.0")
+                    raise TerminalError("a bug of 1.0")
                 self.seen.append((type(message).__name__, message.order_id))
                 assert context.envelope.event_id
 

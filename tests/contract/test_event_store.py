@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.orm import Session
 
 from sagas import ConfigurationError, DefinitionError, StoreUnavailable
-from sagas.errors import InvalidMessage, StreamConflict, UnknownType, UnknownVersion
+from sagas.errors import InvalidMessage, UnknownType, UnknownVersion, WrongExpectedVersion
 from sagas.events import ANY, NO_STREAM, Envelope, EventStore, Snapshots, command, fold
 from sagas.events import event as event_type
 from sagas.stores import schema
@@ -109,14 +109,14 @@ def test_all_are_read_in_order(store: EventStore) -> None:
 @pytest.mark.parametrize("expected", [NO_STREAM, 1, 3])
 def test_another_version_is_a_conflict(store: EventStore, expected: int) -> None:
     store.append(None, "a", deposits(1, 2), expected=NO_STREAM)
-    with pytest.raises(StreamConflict, match="'a' was expected .* is at 2") as raised:
+    with pytest.raises(WrongExpectedVersion, match="'a' was expected .* is at 2") as raised:
         store.append(None, "a", deposits(3), expected=expected)
     assert (raised.value.stream, raised.value.expected, raised.value.actual) == ("a", expected, 2)
     assert contents(store, "a") == [1, 2]
 
 
 def test_a_stream_that_is_not_there(store: EventStore) -> None:
-    with pytest.raises(StreamConflict, match="at version 1, and is at 0"):
+    with pytest.raises(WrongExpectedVersion, match="at version 1, and is at 0"):
         store.append(None, "a", deposits(1), expected=1)
     assert store.read("a") == []
     assert store.append(None, "a", deposits(1), expected=NO_STREAM) == 1
@@ -127,13 +127,13 @@ def test_of_many_writers_one_wins(store: EventStore) -> None:
     for version, expected in ((1, 1), (0, NO_STREAM)):
         stream = "a" if version else "new"
         won: list[int] = []
-        conflicts: list[StreamConflict] = []
+        conflicts: list[WrongExpectedVersion] = []
 
         def append(number: int) -> None:
             try:
                 store.append(None, stream, deposits(number, number), expected=expected)  # noqa: B023
                 won.append(number)  # noqa: B023
-            except StreamConflict as conflict:
+            except WrongExpectedVersion as conflict:
                 conflicts.append(conflict)  # noqa: B023
 
         race(append)
@@ -162,7 +162,7 @@ def test_an_append_is_part_of_its_callers_transaction(store: EventStore) -> None
         assert store.append(session, "a", deposits(2), expected=1) == 2
         session.rollback()
         assert store.append(session, "a", deposits(3), expected=NO_STREAM) == 1
-        with pytest.raises(StreamConflict):
+        with pytest.raises(WrongExpectedVersion):
             store.append(session, "a", deposits(4), expected=NO_STREAM)
         with pytest.raises(ZeroDivisionError), session.begin_nested():
             store.append(session, "a", deposits(5), expected=1)
@@ -207,10 +207,10 @@ def test_envelopes_that_are_stored_otherwise(store: EventStore) -> None:
     one, two, three = wrapped(1, 2, 3)
     store.append(None, "a", [one, two], expected=NO_STREAM)
     for stream, again in (("a", [two, three]), ("b", [one, two]), ("a", [two, one]), ("a", [one, *deposits(9)])):
-        with pytest.raises(StreamConflict, match="are stored already"):
+        with pytest.raises(WrongExpectedVersion, match="are stored already"):
             store.append(None, stream, again, expected=ANY)
     with Session(store.engine) as session:
-        with pytest.raises(StreamConflict):
+        with pytest.raises(WrongExpectedVersion):
             store.append(session, "b", [two], expected=NO_STREAM)
         store.append(session, "b", [three], expected=NO_STREAM)
         session.commit()
@@ -433,7 +433,7 @@ def test_the_state_at_a_moment(store: EventStore) -> None:
     with pytest.raises(ValueError, match="time zone"):
         store.load("a", move, Account(), at=datetime(2026, 1, 1))  # noqa: DTZ001
     assert kept(store, "a") == [(1, 4)]
-    with pytest.raises(StreamConflict):  # what was decided on an old state is not appended to the new one
+    with pytest.raises(WrongExpectedVersion):  # what was decided on an old state is not appended to the new one
         store.append(None, "a", deposits(5), expected=2)
 
 
@@ -493,7 +493,7 @@ class Model(RuleBasedStateMachine):
                     session.commit()
                     self.happened(stream, cents)
             else:
-                with pytest.raises(StreamConflict) as raised:
+                with pytest.raises(WrongExpectedVersion) as raised:
                     self.store.append(session, stream, deposits(*cents), expected=expected)
                 assert raised.value.actual == at
                 session.commit()

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
-from sagas import Retry, SqlStore, Terminal
+from sagas import Retry, SqlStore, TerminalError
 from sagas.events import Envelope, Events, HandlerContext, Service, event, leases
 from sagas.events.brokers import Outgoing
 from sagas.events.inbox import Call, End
@@ -39,7 +39,7 @@ def read_page(page: PageTurned, context: HandlerContext) -> None:
     if page.number < 0:
         barrier.wait(10)
     if page.number == -2:
-        raise Terminal("torn")
+        raise TerminalError("torn")
 
 
 QUEUE = "readers.read_page"

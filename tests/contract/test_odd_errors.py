@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from sagas import Pivot, Retry, Retryable, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus, Terminal
+from sagas import Pivot, Retry, RetryableError, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus, TerminalError
 from sagas.desk import Action, Desk
 from sagas.stores import Filter, schema
 from sagas.stores.encryption import AesGcm
@@ -66,7 +66,7 @@ def run(store: SqlStore, error: BaseException) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("how", ODD)
 def test_terminal_turns_back_whatever_it_says(store: SqlStore, how: str) -> None:
-    record, calls = run(store, ODD[how](Terminal))
+    record, calls = run(store, ODD[how](TerminalError))
     assert (record.status, calls) == (SagaStatus.COMPENSATED, 1)
     assert record.step("pay").status is StepStatus.FAILED
     assert record.error is not None
@@ -74,7 +74,7 @@ def test_terminal_turns_back_whatever_it_says(store: SqlStore, how: str) -> None
 
 
 @pytest.mark.parametrize("how", ODD)
-@pytest.mark.parametrize("kind", [RuntimeError, Retryable])
+@pytest.mark.parametrize("kind", [RuntimeError, RetryableError])
 def test_a_failure_is_counted_whatever_it_says(store: SqlStore, how: str, kind: Any) -> None:
     record, calls = run(store, ODD[how](kind))
     assert (record.status, calls) == (SagaStatus.STUCK, 2)
@@ -108,10 +108,10 @@ def desk_of(store: SqlStore) -> Desk:
 
 def test_why_it_turned_back_stays_its_error(store: SqlStore) -> None:
     def declined() -> None:
-        raise Terminal("card declined")
+        raise TerminalError("card declined")
 
     def refused() -> None:
-        raise Terminal("refund refused")
+        raise TerminalError("refund refused")
 
     saga = Saga("order", Step("book", lambda: 1, compensation=refused), Pivot("pay", declined))
     inline = Inline(store)

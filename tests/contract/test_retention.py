@@ -20,7 +20,7 @@ from sqlalchemy import Engine, func, select
 
 from sagas import Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, StepRecord
-from sagas.errors import ConfigurationError, KeyReused, NotAllowed, PayloadUnreadable
+from sagas.errors import ConfigurationError, KeyConflict, NotAllowed, PayloadUnreadable
 from sagas.stores import Codec, Filter, reencryption, retention, schema
 from sagas.stores.archive import Archive, load_archive
 from sagas.stores.audit import audit
@@ -54,7 +54,7 @@ def add(store: SqlStore, number: int, *, days: float, status: SagaStatus = SagaS
     stored = store.insert(
         SagaRecord(
             id=id_of(at, number), name=more.pop("name", "order"), version=1, key=f"key-{number}", outline='[{"step": "a"}]',
-            correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, ready_at=at,
+            correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
     step = StepRecord(node="a", seq=1, status=StepStatus.DONE, position=1, result=f'"receipt-{number}"')
@@ -394,7 +394,7 @@ def test_a_key_with_another_input_is_refused_also_where_inputs_are_encrypted(sto
     sagas = Sagas(app, with_codec(store, AesGcm(NEW, current="new")), [saga])
     first = saga.start({"name": "ann"}, key="k")
     assert saga.start({"name": "ann"}, key="k").id == first.id
-    with pytest.raises(KeyReused):
+    with pytest.raises(KeyConflict):
         saga.start({"name": "bob"}, key="k")
     assert sagas.find("greet", "k").id == first.id
     app.close()

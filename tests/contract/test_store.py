@@ -30,7 +30,7 @@ from sagas import (
     StoreUnavailable,
 )
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaSummary
-from sagas.stores import Filter, InFlight, Payloads, Tally, migrate, schema
+from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schema
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
 from sagas.stores.engines import lacks_tables
@@ -71,7 +71,7 @@ def record(number: int = 1, **changes: Any) -> SagaRecord:
         "id": f"id-{number:04}", "name": "order", "version": 1, "key": f"key-{number}",
         "outline": '[{"step": "a"}, {"step": "b"}]',
         "correlation_id": f"c-{number}", "input": '{"x":"ü\\u0000💶"}', "created_at": now, "updated_at": now,
-        "ready_at": now, "wake_at": now, "deadline": now + timedelta(hours=1),
+        "stage_ready_at": now, "next_check_at": now, "deadline": now + timedelta(hours=1),
     }  # fmt: skip
     return SagaRecord(**{**values, **changes})
 
@@ -186,9 +186,9 @@ def test_what_was_written_in_the_future_is_due(store: SqlStore) -> None:
     """The database's clock was set back since. A process sees that when it looks at the clock."""
     now = store.now()
     later = now + timedelta(hours=3)
-    store.insert(record(1, wake_at=later, updated_at=later))
-    store.insert(record(2, wake_at=later, updated_at=now))
-    store.insert(record(3, wake_at=None, updated_at=later))
+    store.insert(record(1, next_check_at=later, updated_at=later))
+    store.insert(record(2, next_check_at=later, updated_at=now))
+    store.insert(record(3, next_check_at=None, updated_at=later))
     assert store.due(10, lease=30) == ["id-0001"]
     assert store.due(10, lease=30) == []
 
@@ -196,9 +196,9 @@ def test_what_was_written_in_the_future_is_due(store: SqlStore) -> None:
 def test_due_are_taken_once(store: SqlStore) -> None:
     now = store.now()
     for number in range(10):
-        store.insert(record(number, wake_at=now - timedelta(seconds=number)))
-    store.insert(record(10, wake_at=now + timedelta(hours=1)))
-    store.insert(record(11, wake_at=None))
+        store.insert(record(number, next_check_at=now - timedelta(seconds=number)))
+    store.insert(record(10, next_check_at=now + timedelta(hours=1)))
+    store.insert(record(11, next_check_at=None))
     assert list(store.due(3, 60)) == ["id-0009", "id-0008", "id-0007"]
     taken: list[str] = []
     threads = [threading.Thread(target=lambda: taken.extend(store.due(2, 60))) for _ in range(4)]
@@ -212,7 +212,7 @@ def test_due_are_taken_once(store: SqlStore) -> None:
 
 
 def test_a_lease_of_recovery_ends(store: SqlStore) -> None:
-    store.insert(record(wake_at=store.now() - timedelta(seconds=1)))
+    store.insert(record(next_check_at=store.now() - timedelta(seconds=1)))
     assert len(store.due(10, -1)) == 1
     assert len(store.due(10, 60)) == 1
 
@@ -294,10 +294,10 @@ def test_filters(store: SqlStore) -> None:
 
 def test_what_needs_a_person(store: SqlStore) -> None:
     at = store.insert(record(0)).created_at
-    store.insert(record(1, status=SagaStatus.STUCK, wake_at=None))
-    store.insert(record(2, stalls=3, wake_at=at))
-    store.insert(record(3, stalls=2, wake_at=at))
-    undone = store.insert(record(4, status=SagaStatus.COMPENSATED, wake_at=None))
+    store.insert(record(1, status=SagaStatus.STUCK, next_check_at=None))
+    store.insert(record(2, idle_checks=3, next_check_at=at))
+    store.insert(record(3, idle_checks=2, next_check_at=at))
+    undone = store.insert(record(4, status=SagaStatus.COMPENSATED, next_check_at=None))
     letter = DeadLetter(saga_id=undone.id, step="pay", direction=Direction.FORWARD, error="late", created_at=at)
     saved = store.save(undone, replace(undone, epoch=2), dead_letters=[letter])
     assert saved is not None
@@ -328,11 +328,13 @@ def test_counts(store: SqlStore) -> None:
     store.insert(record(2, name="a", status=SagaStatus.STUCK, outline='[{"step": "x"}]'))
     store.insert(record(3, name="b", status=SagaStatus.COMPLETED))
     assert sorted(store.tally(), key=str) == [
-        Tally("a", first.status, 2),
-        Tally("a", SagaStatus.STUCK, 1),
-        Tally("b", SagaStatus.COMPLETED, 1),
+        StatusCount("a", first.status, 2),
+        StatusCount("a", SagaStatus.STUCK, 1),
+        StatusCount("b", SagaStatus.COMPLETED, 1),
     ]
-    assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [Tally("a", SagaStatus.STUCK, 1)]
+    assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [
+        StatusCount("a", SagaStatus.STUCK, 1)
+    ]
     assert sorted(store.in_flight(), key=lambda each: each.example) == [
         InFlight("a", 1, first.outline, first.status, 2, first.created_at, first.id),
         InFlight("a", 1, '[{"step": "x"}]', SagaStatus.STUCK, 1, first.created_at, "id-0002"),
@@ -551,30 +553,30 @@ def test_lists_read_no_payloads(store: SqlStore) -> None:
 
 def test_a_saga_that_cannot_be_read_is_put_off(store: SqlStore) -> None:
     at = store.now()
-    store.insert(record(0, wake_at=at))
-    store.insert(record(1, wake_at=at, direction=Direction.BACKWARD, error="declined"))
-    store.insert(record(2, wake_at=None, status=SagaStatus.COMPLETED))
+    store.insert(record(0, next_check_at=at))
+    store.insert(record(1, next_check_at=at, direction=Direction.BACKWARD, error="declined"))
+    store.insert(record(2, next_check_at=None, status=SagaStatus.COMPLETED))
     for number, error in ((0, "why"), (1, "declined"), (2, None)):
         assert store.postpone(f"id-{number:04}", 60, "why") == "order"
         found = store.load(f"id-{number:04}")
         assert found.error == error
-        assert (found.wake_at is None) == (number == 2)
-        assert found.wake_at is None or found.wake_at > at + timedelta(seconds=59)
+        assert (found.next_check_at is None) == (number == 2)
+        assert found.next_check_at is None or found.next_check_at > at + timedelta(seconds=59)
     assert store.postpone("nobody", 60, "why") is None
 
 
 def test_rescheduling_is_no_save(any_store: Any) -> None:
     now = any_store.now()
     for number in range(3):
-        any_store.insert(record(number, wake_at=now, error="why"))
+        any_store.insert(record(number, next_check_at=now, error="why"))
     seen = any_store.summaries(["id-0001", "id-0002", "nobody"])
     assert sorted(saga.id for saga in seen) == ["id-0001", "id-0002"]
     newer = any_store.load("id-0002")
-    newer = any_store.save(newer, replace(newer, wake_at=None))
+    newer = any_store.save(newer, replace(newer, next_check_at=None))
     later = now + timedelta(minutes=5)
-    any_store.reschedule([replace(saga, stalls=7, wake_at=later) for saga in seen])
+    any_store.reschedule([replace(saga, idle_checks=7, next_check_at=later) for saga in seen])
     first = any_store.load("id-0001")
-    assert (first.stalls, first.wake_at, first.revision, first.error) == (7, later, 1, "why")
+    assert (first.idle_checks, first.next_check_at, first.revision, first.error) == (7, later, 1, "why")
     assert any_store.load("id-0002") == newer
 
 

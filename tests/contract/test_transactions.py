@@ -116,7 +116,7 @@ REFUSED: list[Misdeed] = [
     commits, commits_and_hides_it, leaves_its_block, commits_below, begins_anew, raw("COMMIT"),
     raw("/* why */ rollback"), driver("commit"),
 ]  # fmt: skip
-UNDONE: list[Misdeed] = [rolls_back_below, caught_flush, driver("rollback")]
+COMPENSATED: list[Misdeed] = [rolls_back_below, caught_flush, driver("rollback")]
 ALLOWED: list[Misdeed] = [nothing, savepoint]
 
 
@@ -200,7 +200,7 @@ def test_a_handler_may_not_end_its_transaction(rig: Rig, misdeed: Misdeed) -> No
     assert rig.handle().end is End.HANDLED
 
 
-@pytest.mark.parametrize("misdeed", UNDONE)
+@pytest.mark.parametrize("misdeed", COMPENSATED)
 def test_what_was_rolled_back_under_a_handler_is_not_handled(rig: Rig, misdeed: Misdeed) -> None:
     rig.misdeed = misdeed
     outcome = rig.handle()
@@ -333,7 +333,7 @@ def store(migrated: Engine) -> SqlStore:
     return SqlStore(migrated)
 
 
-@pytest.mark.parametrize("misdeed", [*REFUSED, *UNDONE])
+@pytest.mark.parametrize("misdeed", [*REFUSED, *COMPENSATED])
 def test_a_step_may_not_end_its_transaction(store: SqlStore, misdeed: Misdeed) -> None:
     with (
         pytest.raises((TransactionMisuse, TransactionLost)),
@@ -375,7 +375,7 @@ def test_the_librarys_own_commits_are_commits(store: SqlStore, own: Callable[[Sq
 @pytest.mark.parametrize("migrated", ["postgres"], indirect=True)
 @pytest.mark.parametrize("on", ["session", "connection"])
 def test_nothing_is_told_of_a_commit_that_postgresql_answers_with_a_rollback(store: SqlStore, on: str) -> None:
-    """A saga that is started in a transaction is not launched either: both wait for the same commit."""
+    """A saga that is started in a transaction is not dispatched either: both wait for the same commit."""
     told: list[str] = []
 
     def work(target: Session | Connection) -> None:

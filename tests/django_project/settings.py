@@ -62,7 +62,7 @@ CELERY_BROKER_URL = "memory://"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_SAGAS_EVENTS = "tests.django_project.orders.events.events"
-CELERY_SAGAS_MASKED = ["card"]
+CELERY_SAGAS_REDACT = ["card"]
 
 globals().update(json.loads(os.environ.get("PROJECT", "{}")))
 

@@ -29,7 +29,7 @@ def waiting(rig: Rig) -> int:
 @pytest.fixture
 def rig(make_rig: MakeRig) -> Iterator[Rig]:
     made = make_rig()
-    made.configure(stall_after=1.0)
+    made.configure(redispatch_after=1.0)
     yield made
 
 
@@ -37,7 +37,9 @@ def rig(make_rig: MakeRig) -> Iterator[Rig]:
 def test_a_backlog_is_left_alone_and_worked_off(rig: Rig, redis_server: Redis, options: tuple[str, ...]) -> None:
     rig.worker("-Q", "elsewhere", concurrency=1)  # its recovery sees to the sagas of all
     handles = [rig.start("line") for _ in range(SAGAS)]
-    wait_for(lambda: all(handle.record.stalls >= 2 for handle in handles[:10] + handles[-10:]), 60, "they are overdue")
+    wait_for(
+        lambda: all(handle.record.idle_checks >= 2 for handle in handles[:10] + handles[-10:]), 60, "they are overdue"
+    )
     assert queued(redis_server, rig) <= 1.2 * SAGAS
     rig.worker(*options)
     worst = 0.0

@@ -38,13 +38,13 @@ def test_redis_flushed_in_mid_flight(make_rig: MakeRig, redis_server: Redis, dat
 
 def test_every_message_doubled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     canvas = rig.sagas.canvas
-    send = canvas.launch
+    send = canvas.dispatch
 
     def twice(plan: Any) -> None:
         send(plan)
         send(plan)
 
-    monkeypatch.setattr(canvas, "launch", twice)
+    monkeypatch.setattr(canvas, "dispatch", twice)
     good, bad = rig.start("full"), rig.start("full", four="terminal")
     rig.worker(concurrency=4)
     rig.assert_done(good)
@@ -54,7 +54,7 @@ def test_every_message_doubled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_doubled_headers_are_joined_once(rig: Rig) -> None:
-    rig.configure(stall_after=120)  # no relaunch on a slow machine: that would be another epoch
+    rig.configure(redispatch_after=120)  # no redispatch on a slow machine: that would be another epoch
     worker = rig.worker(concurrency=4)
     handle = rig.start("full", one="slow")
     rig.begun(handle, "one")
@@ -62,7 +62,7 @@ def test_doubled_headers_are_joined_once(rig: Rig) -> None:
     stages = (Stage(("left", "right", "free"), joined=True), *(Stage((name,)) for name in ("four", "pivot", "last")))
     chord = Plan(rig.saga("full"), handle.id, 1, 1, Direction.FORWARD, stages)
     for _ in range(20):  # the messages of the chord's header, before their turn, in it and after
-        rig.sagas.canvas.launch(chord)
+        rig.sagas.canvas.dispatch(chord)
     rig.assert_done(handle)
     assert sorted(rig.ledger.story(handle.id)) == sorted(["one", "left", "right", "free", "four", "pivot", "last"])
     assert handle.record.epoch == 1
@@ -75,7 +75,7 @@ def test_a_message_of_an_old_epoch_changes_nothing(rig: Rig) -> None:
     rig.worker()
     rig.assert_undone(handle)
     before = handle.record
-    rig.sagas.canvas.launch(old)
+    rig.sagas.canvas.dispatch(old)
     other = rig.start("line")
     rig.assert_done(other)  # the queue is first in, first out: the old message has been handled
     assert handle.record == before
@@ -92,7 +92,7 @@ def test_without_link_error_the_sweep_turns_back(make_rig: MakeRig) -> None:
 
 def test_link_error_is_the_fast_path(make_rig: MakeRig) -> None:
     rig = make_rig()
-    rig.configure(stall_after=60.0, lease=60.0)
+    rig.configure(redispatch_after=60.0, lease=60.0)
     rig.worker()
     line, full = rig.start("line", two="terminal"), rig.start("full", right="terminal")
     rig.assert_undone(line, timeout=15)
@@ -123,7 +123,7 @@ def test_wrong_arguments_and_corrupt_messages(rig: Rig) -> None:
 def test_a_step_that_celery_can_never_run(make_rig: MakeRig) -> None:
     """Every message of it has wrong arguments: link_error reports each, until its deliveries are used up."""
     rig = make_rig()
-    rig.configure(broken=["line.two", "arguments"], stall_after=60.0)
+    rig.configure(broken=["line.two", "arguments"], redispatch_after=60.0)
     worker = rig.worker()
     handle = rig.start("line")
     rig.assert_undone(handle)
@@ -136,7 +136,7 @@ def test_a_step_that_celery_can_never_run(make_rig: MakeRig) -> None:
 def test_a_step_whose_messages_vanish(make_rig: MakeRig, how: str) -> None:
     """No errback fires for these. The step may wait for a second, then the saga turns back."""
     rig = make_rig()
-    rig.configure(broken=["waits.two", how], follow_on=False)
+    rig.configure(broken=["waits.two", how], run_next_inline=False)
     worker = rig.worker()
     handle = rig.start("waits")
     rig.assert_undone(handle)

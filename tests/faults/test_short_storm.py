@@ -57,7 +57,7 @@ def test_the_judge_sees_what_is_wrong(
     (tmp_path / "ledger").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = SagaRecord(
         id="s", name="line", version=1, key="k", outline="[]", correlation_id="s", input='{"faults": {}}',
-        status=SagaStatus(status or "PENDING"), created_at=NOW, updated_at=NOW, ready_at=NOW,
+        status=SagaStatus(status or "PENDING"), created_at=NOW, updated_at=NOW, stage_ready_at=NOW,
     )  # fmt: skip
     entries = [HistoryEntry(at=NOW, what="lost", epoch=1, step="one")] * takeovers
 

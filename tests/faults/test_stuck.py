@@ -21,7 +21,7 @@ def test_retry(rig: Rig) -> None:
     handle = rig.start("line", three="terminal", two__undo="terminal:1")
     assert handle.wait(30) is SagaStatus.STUCK
     rig.sagas.store.dead_letters()
-    # Terminal says that trying again is useless, so the engine did not; a person may know better.
+    # TerminalError says that trying again is useless, so the engine did not; a person may know better.
     assert len([e for e in rig.ledger.of(handle.id, "begin") if e.step == "two"]) == 2
     with pytest.raises(NotAllowed, match="stuck step is 'two'"):
         rig.sagas.retry(handle.id, "one", reason="?")
@@ -58,7 +58,7 @@ def test_one_stuck_branch_does_not_hold_up_the_other(rig: Rig) -> None:
     rig.worker(concurrency=4)
     handle = rig.start("full", four="terminal", left__undo="terminal")
     assert handle.wait(30) is SagaStatus.STUCK
-    assert handle.record.step("right").status == "UNDONE"
+    assert handle.record.step("right").status == "COMPENSATED"
     rig.sagas.mark_done(handle.id, "left", reason="by hand")
     assert handle.wait(30) is SagaStatus.COMPENSATED
     assert rig.ledger.story(handle.id)[-1] == "-one"

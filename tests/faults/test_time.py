@@ -67,7 +67,7 @@ def test_a_step_that_no_worker_takes_is_given_up(make_rig: MakeRig) -> None:
 def test_a_queue_without_workers_only_costs_time(rig: Rig) -> None:
     rig.worker("-Q", "elsewhere")  # recovery runs here, but nobody takes the steps
     handle = rig.start("line")
-    wait_for(lambda: handle.record.stalls > 0, 20, "it is launched again")
+    wait_for(lambda: handle.record.idle_checks > 0, 20, "it is dispatched again")
     rig.worker()
     rig.assert_done(handle)
 

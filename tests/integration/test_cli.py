@@ -53,7 +53,7 @@ def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
     store.insert(
         SagaRecord(
             id="0198aaaa", name="place_order", version=7, key="order-1", outline=outline, correlation_id="c", input="{}",
-            created_at=at, updated_at=at, ready_at=at,
+            created_at=at, updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
     store.engine.dispose()

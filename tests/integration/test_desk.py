@@ -20,7 +20,7 @@ from sagas import (
     SagaStatus,
     SqlStore,
     Step,
-    Terminal,
+    TerminalError,
     transitions,
 )
 from sagas.desk import Action, Choice, Desk
@@ -37,7 +37,7 @@ def refuse() -> None:
 
 
 def decline() -> None:
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def nothing() -> None:
@@ -66,7 +66,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     app = Celery("desk", broker="memory://", set_as_current=False)
     store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
     store.upgrade()
-    yield Desk(Sagas(app, store, [plain(), at_pivot(), two_undos()], masked=["card"]))
+    yield Desk(Sagas(app, store, [plain(), at_pivot(), two_undos()], redact=["card"]))
     app.close()
     store.engine.dispose()
 
@@ -94,7 +94,7 @@ def test_what_may_be_done(desk: Desk) -> None:
     running = waiting(desk)
     desk.sagas.orchestrator.perform(running, "a", 1)
     desk.store.save(desk.store.load(running), with_pivot_at_work(desk, running))
-    assert choices(running) == set()  # its pivot is at work: no way back, and nothing to launch
+    assert choices(running) == set()  # its pivot is at work: no way back, and nothing to dispatch
     other_code = desk.store.load(waiting(desk))
     desk.sagas.orchestrator.sagas.pop(("plain", 1))
     assert desk.choices(other_code) == ()
@@ -156,7 +156,7 @@ def test_a_resumed_saga_does_not_wait_for_its_retry(desk: Desk) -> None:
     due_at = resumed.step("b").due_at
     assert due_at is not None
     assert due_at <= desk.store.now()
-    assert (resumed.epoch, resumed.stalls) == (record.epoch, 0)
+    assert (resumed.epoch, resumed.idle_checks) == (record.epoch, 0)
     assert desk.store.history(handle.id)[-1].what == "operator: resume"
 
 

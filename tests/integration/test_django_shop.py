@@ -92,11 +92,11 @@ def test_orders_before_ones_eyes(shop: str, tmp_path: Path) -> None:
         place("Green tea", "a good one")
         ends("COMPLETED", *["DONE"] * 5)
         place("Green tea", "one that is declined")
-        ends("COMPENSATED", *["UNDONE"] * 3, *["PENDING"] * 2)
+        ends("COMPENSATED", *["COMPENSATED"] * 3, *["PENDING"] * 2)
         assert "the bank said no" in driver.find_element(By.CSS_SELECTOR, ".error").text
         look("declined")
         place("Golden spoon", "a good one")
-        ends("COMPENSATED", *["UNDONE"] * 2, *["PENDING"] * 3)
+        ends("COMPENSATED", *["COMPENSATED"] * 2, *["PENDING"] * 3)
         place("Teapot", "its bank does not answer")
         ends("STUCK", *["DONE"] * 3, "STUCK", "PENDING")
         look("stuck")

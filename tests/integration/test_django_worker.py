@@ -92,8 +92,8 @@ def worker_settings(folder: Path, redis_server: Redis, where: dict[str, Any], **
         "CELERY_TASK_DEFAULT_QUEUE": folder.name,
         "CELERY_BROKER_TRANSPORT_OPTIONS": {"socket_timeout": 30},
         "CELERY_SAGAS_LEASE": 2,
-        "CELERY_SAGAS_STALL_AFTER": 2,
-        "CELERY_SAGAS_SWEEP_INTERVAL": 0.2,
+        "CELERY_SAGAS_REDISPATCH_AFTER": 2,
+        "CELERY_SAGAS_RECOVERY_INTERVAL": 0.2,
         **more,
     }
 

@@ -279,7 +279,7 @@ def test_databases(database: str, request: pytest.FixtureRequest, tmp_path: Path
 def test_work_that_waits(rig: Rig) -> None:
     first, second, third = (rig.start("line") for _ in range(3))
     stuck = schema.sagas.update().values(status="STUCK").where(schema.sagas.c.id == first.id)
-    still = schema.sagas.update().values(stalls=5).where(schema.sagas.c.id == second.id)
+    still = schema.sagas.update().values(idle_checks=5).where(schema.sagas.c.id == second.id)
     old = schema.sagas.update().where(schema.sagas.c.id == third.id)
     letter = {"saga_id": third.id, "step": "one", "direction": "FORWARD", "error": "e"}
     store = rig.sagas.store

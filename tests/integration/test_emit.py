@@ -54,7 +54,7 @@ def test_events_and_commands_of_a_step_carry_its_saga_along(store: SqlStore) -> 
         step.emit(SendMail(to="ann"), key="ann")
 
     inline = Inline(store, events=events_of(store))
-    saga = Saga("order", Step("reserve", reserve, compensation=None), publish_life=True)
+    saga = Saga("order", Step("reserve", reserve, compensation=None), publish_lifecycle=True)
     handle = inline.start(saga, key="o-1", correlation_id="story")
     rows = rows_of(store)
     told = [(row["type"], row["source"], row["key"], row["queue"]) for row in rows]
@@ -82,7 +82,7 @@ def test_a_step_cannot_publish_what_belongs_to_another_service(store: SqlStore) 
 
 
 def test_a_saga_that_publishes_its_life_needs_events(store: SqlStore) -> None:
-    saga = Saga("order", Step("a", lambda: None, compensation=None), publish_life=True)
+    saga = Saga("order", Step("a", lambda: None, compensation=None), publish_lifecycle=True)
     with pytest.raises(ConfigurationError, match="nothing to publish through"):
         Sagas(Celery("x", broker="memory://", set_as_current=False), store, [saga])
 

@@ -68,7 +68,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
 
     [letter] = json.loads(run("dlq", "list", "--queue", "inventory.reserve_stock", "--json").stdout)
     number = str(letter["id"])
-    assert (letter["type"], letter["error"]) == ("orders.order.placed", "Terminal: refused")
+    assert (letter["type"], letter["error"]) == ("orders.order.placed", "TerminalError: refused")
     assert '"number":1' in run("dlq", "show", number).stdout
     assert "no dead letters" in run("dlq", "list", "--key", "other").stderr
 

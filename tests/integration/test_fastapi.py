@@ -110,7 +110,7 @@ def test_a_request_that_comes_twice_at_the_same_moment(web: ModuleType) -> None:
 
 def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
     sent: list[str] = []
-    web.sagas.canvas.launch_or_leave = lambda plan: sent.append(plan.saga_id)
+    web.sagas.canvas.dispatch_or_leave = lambda plan: sent.append(plan.saga_id)
 
     async def requests() -> None:
         order = web.Order(sku="tea", cents=1)

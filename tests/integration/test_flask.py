@@ -36,7 +36,7 @@ from sagas import (
     SqlStore,
     Step,
     StepContext,
-    Terminal,
+    TerminalError,
 )
 from sagas.cli.sagas import sagas as sagas_commands
 from sagas.contrib.flask import FlaskSagas, current_sagas, status_blueprint
@@ -109,7 +109,7 @@ def elsewhere(step: StepContext) -> None:
     with current_app.app_context():
         note(step)
         db.session.commit()
-    raise Terminal("after all")
+    raise TerminalError("after all")
 
 
 def start_another(step: StepContext) -> str:
@@ -138,7 +138,7 @@ def create_app(url: str, name: str = "shop", **settings: Any) -> Flask:
             "broker_transport_options": {"polling_interval": 0.01},
             "task_default_queue": secrets.token_hex(8),  # the memory broker is one for the whole process
         },
-        SAGAS_SWEEP_INTERVAL=0.1,
+        SAGAS_RECOVERY_INTERVAL=0.1,
         **settings,
     )
     db.init_app(app)
@@ -277,9 +277,9 @@ def test_a_savepoint_takes_its_sagas_along(app: Flask) -> None:
 
 
 def watch(app: Flask) -> list[str]:
-    """Note which sagas are launched, instead of launching them."""
+    """Note which sagas are dispatched, instead of dispatching them."""
     sent: list[str] = []
-    app.extensions["sagas"].canvas.launch_or_leave = lambda plan: sent.append(plan.saga_id)
+    app.extensions["sagas"].canvas.dispatch_or_leave = lambda plan: sent.append(plan.saga_id)
     return sent
 
 
@@ -427,7 +427,7 @@ def test_inline_and_rehearsed(app: Flask) -> None:
     store = app.extensions["sagas"].store
     with app.app_context():
         inline = Inline(store)
-        inline.fail_at("pay", Terminal("declined"))
+        inline.fail_at("pay", TerminalError("declined"))
         assert inline.start(ORDER).status is SagaStatus.COMPENSATED
         assert notes(app) == []
         assert inline.start(ORDER, key="fine").status is SagaStatus.COMPLETED

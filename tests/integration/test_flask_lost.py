@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from sagas import Retry, Saga, SagaError, SagaStatus, SqlStore, Step, StepContext, StoreUnavailable, Terminal
+from sagas import Retry, Saga, SagaError, SagaStatus, SqlStore, Step, StepContext, StoreUnavailable, TerminalError
 from sagas.testing import Inline
 from tests.integration.test_flask import ORDER, Order, create_app, db, note, notes
 
@@ -59,7 +59,7 @@ def lose_and_decline(step: StepContext) -> None:
     note(step)
     db.session.flush()
     end_backend(db.session.connection())
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def lose_and_catch(step: StepContext) -> None:
@@ -89,7 +89,7 @@ def app(request: pytest.FixtureRequest) -> Iterator[Flask]:
     sagas = app.extensions["sagas"]
     for saga in (DECLINED, CAUGHT, SILENT):
         sagas.register(saga)
-    sagas.canvas.launch = lambda *_, **__: None
+    sagas.canvas.dispatch = lambda *_, **__: None
     yield app
     with app.app_context():
         db.engine.dispose()
@@ -146,7 +146,7 @@ def test_the_same_with_a_session_of_the_library(request: pytest.FixtureRequest) 
             other.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(
                 f"select pg_terminate_backend({raw.info.backend_pid})"
             )
-        raise Terminal("declined")
+        raise TerminalError("declined")
 
     handle = Inline(store).start(Saga("lost", Step("act", decline, compensation=None)))
     assert handle.status is SagaStatus.COMPENSATED

@@ -421,7 +421,7 @@ def test_events(redis_server: Redis, tmp_path: Path) -> None:
     store.insert(
         SagaRecord(
             id="s-1", name="place_order", version=1, key="o-1", outline='[{"pivot": "pay"}]', correlation_id="c-1", input="{}",
-            created_at=at, updated_at=at, ready_at=at,
+            created_at=at, updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
     letter = {
@@ -481,7 +481,7 @@ def test_every_saga_of_the_rig_is_drawn_and_versions_that_differ_are_told(rig: R
     assert isinstance(store, SqlStore)
     with Session(store.engine) as session, session.begin():
         session.connection().exec_driver_sql(
-            "update sagas_saga set outline = %s, wake_at = null where id = %s",
+            "update sagas_saga set outline = %s, next_check_at = null where id = %s",
             ('[{"step": "one"}, {"step": "gone"}]', handle.id),
         )
     assert "its steps are others" in client.get("/sagas/definitions").text

@@ -25,7 +25,7 @@ def test_steps_of_one_queue_need_one_message(rig: Rig) -> None:
 
 def test_it_can_be_turned_off(make_rig: MakeRig) -> None:
     rig = make_rig()
-    rig.configure(follow_on=False)
+    rig.configure(run_next_inline=False)
     worker = rig.worker()
     rig.assert_done(rig.start("line"))
     assert worker.output().count("received") == 3
@@ -55,10 +55,10 @@ EXPECTED = {
 } | {("task-failed", "three:1")}
 
 
-@pytest.mark.parametrize("follow_on", [True, False])
-def test_flower_sees_every_step(make_rig: MakeRig, follow_on: bool) -> None:
+@pytest.mark.parametrize("run_next_inline", [True, False])
+def test_flower_sees_every_step(make_rig: MakeRig, run_next_inline: bool) -> None:
     rig = make_rig()
-    rig.configure(follow_on=follow_on)
+    rig.configure(run_next_inline=run_next_inline)
     rig.worker("-E")
     seen: set[tuple[str, str]] = set()
     stop = threading.Event()

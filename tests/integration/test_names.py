@@ -16,7 +16,7 @@ NOT_STRICT = "&init_command=SET sql_mode=''"
 def test_as_long_as_they_may_be(make_rig: MakeRig) -> None:
     rig = make_rig("rabbitmq", "mariadb")
     rig.settings["database"] += NOT_STRICT
-    rig.configure(more=["long_names"], stall_after=60)  # no message may be lost
+    rig.configure(more=["long_names"], redispatch_after=60)  # no message may be lost
     rig.worker("-Q", f"{rig.settings['options']['task_default_queue']},{LONG_QUEUE}")
     saga = long_names()
     good, bad = rig.start(saga.name), rig.start(saga.name, pivot="terminal")

@@ -57,7 +57,7 @@ def test_a_worker_counts_traces_and_says_what_it_does(rig: Rig, monkeypatch: pyt
     assert of(metrics, attempts, step="four", outcome="terminal") == 1
     assert of(metrics, attempts, direction="BACKWARD") == len([s for s in rig.ledger.story(bad.id) if s[0] == "-"])
     assert of(metrics, "sagas_retries_total", step="one") == 1
-    assert of(metrics, "sagas_sweeps_total") > 0
+    assert of(metrics, "sagas_recovery_passes_total") > 0
     assert of(metrics, "sagas_snapshot_up") == 1
     assert of(metrics, "sagas_unfinished", saga="full") == 0
 

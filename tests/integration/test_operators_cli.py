@@ -46,7 +46,7 @@ def desk(upgraded: Path, tmp_path: Path) -> Iterator[Desk]:
     shutil.copy(upgraded, tmp_path / "sagas.db")
     app = Celery("desk", broker="memory://", set_as_current=False)
     store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    yield Desk(Sagas(app, store, [plain(), at_pivot(), two_undos()], masked=["card"]))
+    yield Desk(Sagas(app, store, [plain(), at_pivot(), two_undos()], redact=["card"]))
     app.close()
     store.engine.dispose()
 

@@ -19,7 +19,7 @@ from sagas.plan import Plan
 from sagas.stores import schema
 from tests.servers import wait_for
 
-STALL = 30.0
+REDISPATCH_AFTER = 30.0
 
 BAD = Saga("bad", Step("a", lambda: 1, compensation=None))
 GOOD = Saga("good", Step("a", lambda: 1, compensation=None))
@@ -33,8 +33,8 @@ class Watched(Observer):
     def recovery_failed(self, saga: str) -> None:
         self.failed.append(saga)
 
-    def swept(self, launched: Any) -> None:
-        self.sent += [record.key for record in launched]
+    def recovered(self, dispatched: Any) -> None:
+        self.sent += [record.key for record in dispatched]
 
 
 class Shop:
@@ -44,21 +44,21 @@ class Shop:
         app = Celery("recovery", broker="memory://", set_as_current=False)
         self.store = SqlStore(f"sqlite:///{folder / 'x.db'}")
         self.store.upgrade()
-        self.sagas = Sagas(app, self.store, [BAD, GOOD], stall_after=STALL)
-        BAD._launcher = GOOD._launcher = self.sagas
+        self.sagas = Sagas(app, self.store, [BAD, GOOD], redispatch_after=REDISPATCH_AFTER)
+        BAD._starter = GOOD._starter = self.sagas
         self.watched = Watched()
         self.sagas.observers.add(self.watched)
         self._now, self._skipped = self.store.now, timedelta()
-        self.launched: list[str] = []
+        self.dispatched: list[str] = []
         self.refuse: Callable[[Plan], Exception | None] = lambda plan: None
         monkeypatch.setattr(self.store, "now", lambda: self._now() + self._skipped)
-        monkeypatch.setattr(self.sagas.canvas, "launch", self._launch)
+        monkeypatch.setattr(self.sagas.canvas, "dispatch", self._dispatch)
 
-    def _launch(self, plan: Plan | None, *, probe: Any = None) -> None:
+    def _dispatch(self, plan: Plan | None, *, probe: Any = None) -> None:
         if plan:
             if error := self.refuse(plan):
                 raise error
-            self.launched.append(plan.saga_id)
+            self.dispatched.append(plan.saga_id)
             if probe is not None:  # the queue is empty: what is sent arrives at once
                 self.store.arrived(f"{plan.saga.name}.{plan.stages[0].steps[0]}", probe)
 
@@ -66,7 +66,7 @@ class Shop:
         self._skipped += timedelta(seconds=seconds)
 
     def look(self) -> int:
-        return self.sagas.recovery.sweep()
+        return self.sagas.recovery.run_once()
 
 
 @pytest.fixture
@@ -75,19 +75,19 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     yield made
     made.store.engine.dispose()
     made.sagas.app.close()
-    BAD._launcher = GOOD._launcher = None
+    BAD._starter = GOOD._starter = None
 
 
 @pytest.mark.parametrize("error", [KeyError("no queue 'typo'"), OperationalError("refused"), OSError("away")], ids=repr)
 def test_sagas_that_cannot_be_sent_hold_up_no_other(shop: Shop, error: Exception) -> None:
     bad = [BAD.start(key=f"b{n}") for n in range(40)]
     good = [GOOD.start(key=f"g{n}") for n in range(5)]
-    shop.launched.clear()
+    shop.dispatched.clear()
     shop.refuse = lambda plan: error if plan.saga is BAD else None
-    shop.later(STALL + 1)
+    shop.later(REDISPATCH_AFTER + 1)
     shop.look()
     shop.look()
-    assert sorted(shop.launched) == sorted(handle.id for handle in good)
+    assert sorted(shop.dispatched) == sorted(handle.id for handle in good)
     assert shop.watched.failed.count("bad") >= 40
     for handle in bad:
         record = handle.record
@@ -99,32 +99,32 @@ def test_sagas_that_cannot_be_sent_hold_up_no_other(shop: Shop, error: Exception
         assert told == (["not sent"] if isinstance(error, KeyError) else [])
     shop.refuse = lambda plan: None
     for _ in range(3):
-        shop.later(2 * STALL + 1)
+        shop.later(2 * REDISPATCH_AFTER + 1)
         while shop.look():
             pass
-    assert {handle.id for handle in bad} <= set(shop.launched)
+    assert {handle.id for handle in bad} <= set(shop.dispatched)
 
 
 def test_a_broker_that_takes_nothing_pauses_recovery(shop: Shop) -> None:
     handle = GOOD.start()
     shop.refuse = lambda plan: OperationalError("refused")
-    shop.later(STALL + 1)
+    shop.later(REDISPATCH_AFTER + 1)
     with pytest.raises(OperationalError):
         shop.look()
     assert handle.record.error == "not sent: OperationalError: refused"
     shop.refuse = lambda plan: None
-    shop.launched.clear()
-    shop.later(STALL + 1)
+    shop.dispatched.clear()
+    shop.later(REDISPATCH_AFTER + 1)
     assert shop.look() == 1  # soon, however long the broker was away
-    assert shop.launched == [handle.id]
+    assert shop.dispatched == [handle.id]
 
 
 def test_messages_that_are_lost_are_all_sent_again_once_one_of_them_has_arrived(shop: Shop) -> None:
     handles = [GOOD.start(key=str(n)) for n in range(20)]
-    shop.launched.clear()
-    shop.later(STALL + 1)
+    shop.dispatched.clear()
+    shop.later(REDISPATCH_AFTER + 1)
     assert shop.look() == 20
-    assert sorted(shop.launched) == sorted(handle.id for handle in handles)
+    assert sorted(shop.dispatched) == sorted(handle.id for handle in handles)
     assert shop.look() == 0
     assert {handle.record.dispatches for handle in handles} == {2}
 
@@ -132,23 +132,23 @@ def test_messages_that_are_lost_are_all_sent_again_once_one_of_them_has_arrived(
 def test_messages_that_wait_are_left_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shop.store, "arrived", lambda *_: None)  # the queue is long: the probe is still in it
     handles = [GOOD.start(key=str(n)) for n in range(20)]
-    shop.launched.clear()
+    shop.dispatched.clear()
     for _ in range(4):
-        shop.later(STALL + 1)
+        shop.later(REDISPATCH_AFTER + 1)
         shop.look()
-    assert len(shop.launched) <= 3
+    assert len(shop.dispatched) <= 3
     assert {handle.record.epoch for handle in handles} == {1}
-    assert all(handle.record.stalls >= 2 for handle in handles if handle.record.dispatches == 1)
+    assert all(handle.record.idle_checks >= 2 for handle in handles if handle.record.dispatches == 1)
 
 
 def test_a_saga_that_cannot_be_read_holds_up_no_other(shop: Shop) -> None:
     bad, good = BAD.start(), GOOD.start()
     with shop.store.engine.begin() as connection:
         connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:gone:xx"))
-    shop.launched.clear()
-    shop.later(STALL + 1)
+    shop.dispatched.clear()
+    shop.later(REDISPATCH_AFTER + 1)
     shop.look()
-    assert shop.launched == [good.id]
+    assert shop.dispatched == [good.id]
     seen = shop.store.summary(bad.id)
     assert "is encrypted, and this store has no codec" in (seen.error or "")
     assert shop.watched.failed == ["bad"]
@@ -157,10 +157,10 @@ def test_a_saga_that_cannot_be_read_holds_up_no_other(shop: Shop) -> None:
 def test_a_definition_that_is_missing_holds_up_no_other(shop: Shop) -> None:
     bad, good = BAD.start(), GOOD.start()
     del shop.sagas.orchestrator.sagas["bad", 1]
-    shop.launched.clear()
-    shop.later(STALL + 1)
+    shop.dispatched.clear()
+    shop.later(REDISPATCH_AFTER + 1)
     shop.look()
-    assert shop.launched == [good.id]
+    assert shop.dispatched == [good.id]
     assert "the running code has no saga of this name" in (bad.record.error or "")
     assert shop.watched.failed == ["bad"]
 
@@ -174,8 +174,8 @@ def test_a_database_that_does_not_answer_once_costs_one_saga_its_turn(
 ) -> None:
     for n in range(5):
         GOOD.start(key=str(n))
-    shop.launched.clear()
-    shop.later(STALL + 1)
+    shop.dispatched.clear()
+    shop.later(REDISPATCH_AFTER + 1)
     examine, calls = shop.sagas.orchestrator.examine, iter(range(100))
 
     def flaky(saga_id: str) -> Any:
@@ -191,7 +191,7 @@ def test_a_database_that_does_not_answer_once_costs_one_saga_its_turn(
 def test_a_database_that_is_gone_ends_the_look(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(5):
         GOOD.start(key=str(n))
-    shop.later(STALL + 1)
+    shop.later(REDISPATCH_AFTER + 1)
     tried = []
 
     def gone(saga_id: str) -> Any:
@@ -230,7 +230,7 @@ def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, en
     app.conf.broker_transport_options = {"polling_interval": 0.01}
     store = SqlStore(f"sqlite:///{tmp_path / 'late.db'}")
     store.upgrade()
-    Sagas(app, store, [pay], lease=1, stall_after=2, sweep_interval=0.2)
+    Sagas(app, store, [pay], lease=1, redispatch_after=2, recovery_interval=0.2)
     with start_worker(app, pool="threads", concurrency=2, perform_ping_check=False):
         handle = pay.start()
         try:
@@ -241,6 +241,6 @@ def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, en
         wait_for(lambda: len(refunds) == 2, 20, "it is undone once more")
         wait_for(lambda: handle.status is SagaStatus.COMPENSATED, 20, "the saga is at its end")
     assert not charged
-    assert handle.record.step("charge").status is StepStatus.UNDONE
+    assert handle.record.step("charge").status is StepStatus.COMPENSATED
     assert "landed late" in [entry.what for entry in store.history(handle.id)]
     store.engine.dispose()

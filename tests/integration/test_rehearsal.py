@@ -128,7 +128,7 @@ def in_flight(store: SqlStore) -> str:
     store.insert(
         SagaRecord(
             id=saga_id, name="place_order", version=1, key="o-1", outline='[{"step": "reserve"}]', correlation_id="c", input="{}", created_at=at,
-            updated_at=at, ready_at=at,
+            updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
     return saga_id
@@ -156,7 +156,7 @@ def emitting(world: set[str], stop: Callable[[], None] = lambda: None) -> Saga:
         "emitting",
         Step("take", take, compensation=put_back),
         Step("wait", wait, compensation=None, retry=Retry(max_attempts=1)),
-        publish_life=True,
+        publish_lifecycle=True,
     )
 
 

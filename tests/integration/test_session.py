@@ -63,7 +63,7 @@ def sagas(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     app.conf.broker_transport_options = {"polling_interval": 0.01}
     for saga in SAGAS:
         monkeypatch.setattr(saga, "_launcher", None)
-    sagas = Sagas(app, store, SAGAS, sweep_interval=0.1)
+    sagas = Sagas(app, store, SAGAS, recovery_interval=0.1)
     turned.clear()
     with start_worker(app, pool="threads", concurrency=3, perform_ping_check=False, shutdown_timeout=20):
         yield sagas

@@ -123,11 +123,11 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
     store = SqlStore(f"sqlite:///{tmp_path / 'shop.db'}")
     store.upgrade()
     tables.create_all(store.engine)
-    bound, place_order._launcher = place_order._launcher, None
+    bound, place_order._starter = place_order._starter, None
     app = Celery("shop", broker="memory://", set_as_current=False)
     Sagas(app, store, [place_order])
     yield store
-    place_order._launcher = bound
+    place_order._starter = bound
     app.close()
     store.engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What `start()` stores, refuses and launches."""
+"""What `start()` stores, refuses and dispatches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sagas import (
     ConfigurationError,
     DuplicateName,
     InvalidInput,
-    KeyReused,
+    KeyConflict,
     PayloadTooLarge,
     Pivot,
     Saga,
@@ -94,7 +94,7 @@ def test_the_same_key_is_the_same_saga(sagas: Sagas, order: Saga) -> None:
     first = order.start(Order("1", Decimal("1.50")), key="k")
     assert order.start({"order_id": "1", "amount": "1.50"}, key="k") == first
     assert sagas.find("order", "k") == first
-    with pytest.raises(KeyReused, match="another input"):
+    with pytest.raises(KeyConflict, match="another input"):
         order.start(Order("1", Decimal(2)), key="k")
     assert len(Desk(sagas).store.select()) == 1
 
@@ -171,7 +171,7 @@ def test_a_broker_that_is_away_is_no_error(tmp_path: Path, order: Saga) -> None:
     Sagas(app, store, [order])
     handle = order.start(Order("1", Decimal(1)))
     assert handle.status is SagaStatus.PENDING
-    assert handle.record.wake_at is not None
+    assert handle.record.next_check_at is not None
     store.engine.dispose()
     app.close()
 

@@ -16,7 +16,7 @@ def started_by_other_code(rig: Rig, saga: Saga) -> SagaHandle:
     """Start it from an app of another version of the code, with the same broker and database."""
     app = Celery("old", broker=rig.settings["broker"], set_as_current=False)
     app.conf.task_default_queue = rig.settings["options"]["task_default_queue"]
-    handle = Sagas(app, rig.sagas.store, [saga], stall_after=1).start(saga, Faults())
+    handle = Sagas(app, rig.sagas.store, [saga], redispatch_after=1).start(saga, Faults())
     app.close()
     return rig.sagas.handle(handle.id)
 

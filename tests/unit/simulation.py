@@ -27,12 +27,12 @@ from sagas import (
     StepStatus,
     transitions,
 )
-from sagas.checkpoints import TERMINAL
+from sagas.checkpoints import FINISHED
 from sagas.plan import Stage, plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-TIMING = Timing(lease=10, stall=10)
+TIMING = Timing(lease=10, redispatch_after=10)
 
 
 class Violation(AssertionError):
@@ -82,7 +82,7 @@ class World:
         self.now = START
         self.record = SagaRecord(
             id="s", name=self.saga.name, version=1, key="k", outline=self.saga.outline, correlation_id="s", input="null",
-            created_at=START, updated_at=START, ready_at=START, wake_at=START + timedelta(seconds=10),
+            created_at=START, updated_at=START, stage_ready_at=START, next_check_at=START + timedelta(seconds=10),
         )  # fmt: skip
         self.broker: list[Message] = []
         self.actors: list[Actor] = []
@@ -158,8 +158,8 @@ class World:
                     return change
 
                 change = yield from self._ask(report)
-                if change.verdict is Verdict.LAUNCH:
-                    self.launch()
+                if change.verdict is Verdict.DISPATCH:
+                    self.dispatch()
             case _:
                 yield from self._perform(actor, message, owner)
 
@@ -219,8 +219,8 @@ class World:
                 self.broker.append(Message("join", name, message.epoch, rest=message.rest))
             case Verdict.FAILED:
                 self.broker.append(Message("fail", name, message.epoch))
-            case Verdict.LAUNCH:
-                self.launch()
+            case Verdict.DISPATCH:
+                self.dispatch()
 
     def _begin(self, actor: Actor, name: str, record: SagaRecord) -> None:
         lease = record.step(name).lease_until
@@ -242,7 +242,8 @@ class World:
             if record.direction is Direction.FORWARD and state.status not in (StepStatus.DONE, StepStatus.SKIPPED):
                 raise self.wrong(f"{name} acts, and {other_name} before it is {state.status}")
             undone = (
-                state.status in (StepStatus.UNDONE, StepStatus.SKIPPED, StepStatus.PENDING) or step.compensation is None
+                state.status in (StepStatus.COMPENSATED, StepStatus.SKIPPED, StepStatus.PENDING)
+                or step.compensation is None
             )
             late = self.landed.get(other_name, 0) > 1 or state.status is StepStatus.IN_DOUBT
             if record.direction is Direction.BACKWARD and not (undone or late or not state.position):
@@ -258,7 +259,7 @@ class World:
             self.tell(f"undo {name}")
             return None if chance > 0.15 else Failure(Outcome.FAILED, "broken")
         if chance < 0.06:
-            return Failure(Outcome.TERMINAL, "refused")
+            return Failure(Outcome.FINISHED, "refused")
         if chance > 0.1:
             self.effects[name] = True
             self.landed[name] = self.landed.get(name, 0) + 1
@@ -267,7 +268,7 @@ class World:
 
     # -- the broker ---------------------------------------------------------------------------------------------
 
-    def launch(self) -> None:
+    def dispatch(self) -> None:
         left = plan(self.saga, self.record)
         self.send(left.stages, left.epoch)
 
@@ -276,17 +277,17 @@ class World:
             first = stages[0]
             self.broker += [Message("step", name, epoch, first.joined, stages[1:]) for name in first.steps]
 
-    def sweep(self) -> None:
-        if self.record.wake_at is not None and self.record.wake_at <= self.now:
+    def recover(self) -> None:
+        if self.record.next_check_at is not None and self.record.next_check_at <= self.now:
             before = self.case(self.record).record
             change = transitions.examine(self.case(before))
             if change.record is not before and self.save(before, change.record) is None:
                 return
             if change.verdict is Verdict.OVERDUE:
                 change = self.redispatch()
-            if change.verdict is Verdict.LAUNCH and (self.calm or self.dice.random() > 0.1):
-                self.tell(f"recovery launches epoch {self.record.epoch}")
-                self.launch()
+            if change.verdict is Verdict.DISPATCH and (self.calm or self.dice.random() > 0.1):
+                self.tell(f"recovery dispatches epoch {self.record.epoch}")
+                self.dispatch()
 
     def redispatch(self) -> Change:
         """Send its messages once more, now and then while they still wait in a queue, and always when they are lost."""
@@ -328,7 +329,7 @@ class World:
         """Let one thing happen."""
         dice = self.dice
         match dice.choices(
-            ["advance", "deliver", "double", "drop", "crash", "clock", "jump", "sweep", "cancel", "report"],
+            ["advance", "deliver", "double", "drop", "crash", "clock", "jump", "recover", "cancel", "report"],
             [40, 20, 2, 2, 3, 8, 1.5, 8, 0.3, 0.5],
         )[0]:
             case "advance" if self.actors:
@@ -345,8 +346,8 @@ class World:
                 self.now += timedelta(seconds=dice.choice([0.1, 1, 3]))
             case "jump":
                 self.now += timedelta(seconds=dice.choice([11, 45]))
-            case "sweep":
-                self.sweep()
+            case "recover":
+                self.recover()
             case "report":
                 self.broker.append(Message("fail", dice.choice(list(self.saga.steps)), self.record.epoch))
             case "cancel":
@@ -359,7 +360,7 @@ class World:
         except NotAllowed:
             return
         if change.record is not case.record and self.save(case.record, change.record):
-            self.launch()
+            self.dispatch()
 
     def heal(self) -> None:
         """From here on nothing goes wrong; a person mends what is stuck. It has to come to its end."""
@@ -384,15 +385,15 @@ class World:
                 stuck = [s.name for s in self.record.steps.values() if s.status is StepStatus.STUCK]
                 change = transitions.repair(self.case(self.record), stuck[0], Repair.RETRY, "mended")
                 self.keep(change.record)
-                self.launch()
-            elif self.record.wake_at is not None:
-                self.now = max(self.now, self.record.wake_at)
-                self.sweep()
+                self.dispatch()
+            elif self.record.next_check_at is not None:
+                self.now = max(self.now, self.record.next_check_at)
+                self.recover()
             else:
                 return
 
     def judge(self) -> None:
-        if self.record.status not in TERMINAL:
+        if self.record.status not in FINISHED:
             raise self.wrong(f"it stands still, {self.record.status}, and nobody will look")
         standing = {name for name, stands in self.effects.items() if stands}
         undoable = {name for name, step in self.saga.steps.items() if step.compensation is not None}
@@ -405,7 +406,7 @@ class World:
 def simulate(seed: int, length: int = 150) -> World:
     """Play one schedule. Raises `Violation` with its story."""
     world = World(seed)
-    world.launch()
+    world.dispatch()
     try:
         for _ in range(length):
             world.anything()

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from sagas import Direction, Saga, SagaRecord, Step, transitions
-from sagas.checkpoints import TERMINAL
+from sagas.checkpoints import FINISHED
 from sagas.plan import plan
 from sagas.probes import Advice, Overdue, Queue
 from sagas.transitions import Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-TIMING = Timing(lease=30, stall=30)
+TIMING = Timing(lease=30, redispatch_after=30)
 SAGA = Saga("order", *(Step(name, lambda: None, compensation=None) for name in ("reserve", "pay", "ship")))
 BATCH = 100
 
@@ -38,8 +38,8 @@ class Message:
 class Shop:
     """Many sagas, one queue, as many recoveries as there are workers elsewhere."""
 
-    def __init__(self, sagas: int, *, recoveries: int = 1, over: float = 0.0, stall: float = 30.0) -> None:
-        self.timing = replace(TIMING, stall=stall)
+    def __init__(self, sagas: int, *, recoveries: int = 1, over: float = 0.0, redispatch_after: float = 30.0) -> None:
+        self.timing = replace(TIMING, redispatch_after=redispatch_after)
         self.now = START
         self.records: dict[str, SagaRecord] = {}
         self.queue: deque[Message] = deque()
@@ -66,7 +66,7 @@ class Shop:
             at, name = self._starting.popleft()
             record = SagaRecord(
                 id=name, name=SAGA.name, version=1, key=name, outline=SAGA.outline, correlation_id=name, input="null",
-                created_at=at, updated_at=at, ready_at=at, wake_at=at + timedelta(seconds=self.timing.stall),
+                created_at=at, updated_at=at, stage_ready_at=at, next_check_at=at + timedelta(seconds=self.timing.redispatch_after),
             )  # fmt: skip
             self.records[name] = record
             self.send(record)
@@ -86,16 +86,16 @@ class Shop:
                 self.send(done.record)
 
     def look(self, queues: dict[str, Queue]) -> None:
-        """What `Recovery.sweep` does."""
-        due = [r for r in self.records.values() if r.wake_at is not None and r.wake_at <= self.now][:BATCH]
+        """What `Recovery.run_once` does."""
+        due = [r for r in self.records.values() if r.next_check_at is not None and r.next_check_at <= self.now][:BATCH]
         for record in due:
             change = transitions.examine(self.case(record))
             self.records[record.id] = change.record
-            if change.verdict is Verdict.LAUNCH:
+            if change.verdict is Verdict.DISPATCH:
                 self.send(change.record)
             elif change.verdict is Verdict.OVERDUE:
                 step = plan(SAGA, change.record).stages[0].steps[0]
-                queue = queues.setdefault(step, Queue(self.timing.stall))
+                queue = queues.setdefault(step, Queue(self.timing.redispatch_after))
                 sent_at = change.record.sent_at(change.record.step(step))
                 saga = Overdue(record.id, step, sent_at)
                 advice = queue.advise(saga, self.now)
@@ -115,9 +115,9 @@ class Shop:
     def send_again(self, saga: Overdue, probe: datetime | None = None) -> bool:
         change = transitions.redispatch(self.case(self.records[saga.saga_id]), saga.step, saga.sent_at)
         self.records[saga.saga_id] = change.record
-        if change.verdict is Verdict.LAUNCH:
+        if change.verdict is Verdict.DISPATCH:
             self.send(change.record, probe)
-        return change.verdict is Verdict.LAUNCH
+        return change.verdict is Verdict.DISPATCH
 
     def run(self, seconds: int, rate: int) -> None:
         for _ in range(seconds):
@@ -126,13 +126,13 @@ class Shop:
             self.work(rate)
             for queues in self.recoveries:
                 self.look(queues)
-            waiting = sum(1 for record in self.records.values() if record.status not in TERMINAL)
+            waiting = sum(1 for record in self.records.values() if record.status not in FINISHED)
             if waiting >= 100:
                 self.worst = max(self.worst, len(self.queue) / waiting)
 
     @property
     def unfinished(self) -> int:
-        return sum(1 for record in self.records.values() if record.status not in TERMINAL)
+        return sum(1 for record in self.records.values() if record.status not in FINISHED)
 
 
 @pytest.mark.parametrize("recoveries", [1, 4])

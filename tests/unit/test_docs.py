@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from docs.generate_sequence import drawing
 from docs.griffe_plain import markdown
-from sagas import Pivot, Saga, Step, Terminal
+from sagas import Pivot, Saga, Step, TerminalError
 from sagas.cli.sagas import sagas as cli
 from sagas.testing import Inline, assert_compensated, rehearse
 from tests.pages import ELSEWHERE, PAGES, fences, run
@@ -137,7 +137,7 @@ def migration(names: dict[str, Any], _: str) -> None:
     placed = Inline().start(names["place_order"], {"order_id": "o-1"})
     assert placed.result["capture_payment"] == "captured authorization of o-1 and 4"
     inline = Inline()
-    inline.fail_at("confirmation", Terminal("no address"))
+    inline.fail_at("confirmation", TerminalError("no address"))
     assert_compensated(inline.start(names["order_saga"], {"order_id": "o-1", "amount": 99}))
     assert names["charged"] == {}
     app = names["app"]

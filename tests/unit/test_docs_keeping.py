@@ -36,7 +36,7 @@ def test_retention() -> None:
     now = page["store"].now()
     record = SagaRecord(
         id="i", name="n", version=1, key="k", outline='[{"step": "a"}]', correlation_id="c", input="{}", created_at=now, updated_at=now,
-        ready_at=now,
+        stage_ready_at=now,
     )  # fmt: skip
     with Archive(page["FOLDER"] / "x.jsonl.gz") as archive:
         archive.write([Archived(record=record, history=(), dead_letters=())])

@@ -144,7 +144,7 @@ def test_the_outbox() -> None:
 
 ABOUT: dict[str, Any] = {
     "definitions": {"s 1": '[{"step": "a", "compensation": false}]'}, "event_queues": [], "pool": "prefork", "time_limit": None, "soft_time_limit": None,
-    "lease": 30.0, "stall_after": 30.0,
+    "lease": 30.0, "redispatch_after": 30.0,
 }  # fmt: skip
 
 

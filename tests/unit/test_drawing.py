@@ -34,7 +34,7 @@ ORDER = Saga(
 def record(status: SagaStatus = SagaStatus.RUNNING, *, back: bool = False, **steps: StepRecord) -> SagaRecord:
     return SagaRecord(
         id="id", name=ORDER.name, version=1, key="k", outline=ORDER.outline, correlation_id="c", input="{}", status=status,
-        direction=Direction.BACKWARD if back else Direction.FORWARD, created_at=AT, updated_at=AT, ready_at=AT, steps=steps,
+        direction=Direction.BACKWARD if back else Direction.FORWARD, created_at=AT, updated_at=AT, stage_ready_at=AT, steps=steps,
     )  # fmt: skip
 
 
@@ -92,9 +92,9 @@ def test_a_saga_is_coloured() -> None:
         (StepStatus.FAILED, {}, True, "failed: failed", "waiting: to be undone"),
         (StepStatus.FAILED, {"position": 0}, True, "failed: failed", "idle"),
         (StepStatus.IN_DOUBT, {}, True, "doubt: in doubt", "waiting: to be undone"),
-        (StepStatus.UNDOING, {"owner": "w", "result": "1"}, True, "done: done", "running: attempt 1"),
-        (StepStatus.UNDOING, {"failures": 2}, True, "failed: no result", "waiting: attempt 3 next"),
-        (StepStatus.UNDONE, {"result": "null"}, True, "done: done", "undone: undone"),
+        (StepStatus.COMPENSATING, {"owner": "w", "result": "1"}, True, "done: done", "running: attempt 1"),
+        (StepStatus.COMPENSATING, {"failures": 2}, True, "failed: no result", "waiting: attempt 3 next"),
+        (StepStatus.COMPENSATED, {"result": "null"}, True, "done: done", "undone: undone"),
         (StepStatus.SKIPPED, {}, False, "skipped: skipped", "idle"),
         (StepStatus.SKIPPED, {"result": "1"}, True, "done: done", "skipped: skipped"),
         (StepStatus.STUCK, {}, False, "stuck: STUCK", "idle"),
@@ -137,13 +137,13 @@ def test_the_timeline() -> None:
     def at(seconds: float) -> datetime:
         return AT + timedelta(seconds=seconds)
 
-    undone = step("reserve", StepStatus.UNDONE, started_at=at(0), finished_at=at(8), result="1")
+    undone = step("reserve", StepStatus.COMPENSATED, started_at=at(0), finished_at=at(8), result="1")
     running = step("authorize", StepStatus.RUNNING, position=2, owner="w", started_at=at(4))
     history = [
         HistoryEntry(at=at(2), what="step failed", epoch=1, step="reserve", detail="once"),
         HistoryEntry(at=at(4), what="turned back", epoch=1),
     ]
-    saga = replace(record(back=True, reserve=undone, authorize=running), wake_at=at(20))
+    saga = replace(record(back=True, reserve=undone, authorize=running), next_check_at=at(20))
     first, second = timeline(saga, history, at(10))
     assert [(bar.left, bar.width, bar.look) for bar in first.bars] == [(0, 40, "done"), (40, 40, "undone")]
     assert [(mark.left, mark.words) for mark in first.marks] == [(20, "step failed: once")]

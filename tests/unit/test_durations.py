@@ -15,7 +15,7 @@ from sagas import (
     DefinitionError,
     Pivot,
     Retry,
-    Retryable,
+    RetryableError,
     Saga,
     SagaError,
     Sagas,
@@ -62,8 +62,8 @@ DURATIONS: dict[str, tuple[Callable[[Any], Any], type[SagaError]]] = {
     "delay": (lambda value: Retry(delay=value), DefinitionError),
     "max_delay": (lambda value: Retry(max_delay=value), DefinitionError),
     "lease": (lambda value: sagas(lease=value), ConfigurationError),
-    "stall": (lambda value: sagas(stall_after=value), ConfigurationError),
-    "sweep": (lambda value: sagas(sweep_interval=value), ConfigurationError),
+    "stall": (lambda value: sagas(redispatch_after=value), ConfigurationError),
+    "sweep": (lambda value: sagas(recovery_interval=value), ConfigurationError),
     "inline": (lambda value: Inline(lease=value), ConfigurationError),
     "store": (lambda value: SqlStore("sqlite://", timeout=value), ConfigurationError),
     "relay": (lambda value: events(relay_interval=value), ConfigurationError),
@@ -131,14 +131,14 @@ def test_a_large_factor_and_a_long_history() -> None:
 
 @pytest.mark.parametrize("after", [each for each in BAD if each is not None])
 def test_when_to_try_again(after: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"Retryable\('busy'\): after .*must be"):
-        Retryable("busy", after=after)
+    with pytest.raises((TypeError, ValueError), match=r"RetryableError\('busy'\): after .*must be"):
+        RetryableError("busy", after=after)
 
 
 def test_when_to_try_again_may_be_a_timedelta_or_at_once() -> None:
-    assert Retryable(after=timedelta(minutes=1)).after == 60
-    assert Retryable(after=0).after == 0
-    assert Retryable().after is None
+    assert RetryableError(after=timedelta(minutes=1)).after == 60
+    assert RetryableError(after=0).after == 0
+    assert RetryableError().after is None
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_a_header_as_it_came_is_a_failed_attempt(header: str, advice: str) -> No
     def charge() -> None:
         calls.append(header)
         if len(calls) < 3:
-            raise Retryable("429 of the bank", after=header)  # type: ignore[arg-type]
+            raise RetryableError("429 of the bank", after=header)  # type: ignore[arg-type]
 
     with pytest.raises(TypeError, match=advice):
-        Retryable(after=header)  # type: ignore[arg-type]
+        RetryableError(after=header)  # type: ignore[arg-type]
     inline = Inline()
     handle = inline.start(Saga("s", Step("a", charge, compensation=None)))
     assert (handle.status, len(calls)) == (SagaStatus.COMPLETED, 3)

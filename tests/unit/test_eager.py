@@ -17,7 +17,7 @@ from sagas import (
     Parallel,
     Pivot,
     Retry,
-    Retryable,
+    RetryableError,
     Saga,
     Sagas,
     SagaStatus,
@@ -25,7 +25,7 @@ from sagas import (
     Step,
     StepContext,
     StoreUnavailable,
-    Terminal,
+    TerminalError,
 )
 from sagas.checkpoints import StepStatus
 
@@ -96,7 +96,7 @@ def test_it_runs_through(make: Make) -> None:
 
 
 def test_it_turns_back(make: Make) -> None:
-    diary = Diary(pay=Terminal("declined"))
+    diary = Diary(pay=TerminalError("declined"))
     make(saga := diary.saga())
     handle = saga.start()
     assert handle.status is SagaStatus.COMPENSATED
@@ -105,7 +105,7 @@ def test_it_turns_back(make: Make) -> None:
 
 
 def test_a_branch_that_fails_lets_its_sibling_be(make: Make) -> None:
-    diary = Diary(left=Terminal("no"))
+    diary = Diary(left=TerminalError("no"))
     make(saga := diary.saga())
     handle = saga.start()
     assert handle.status is SagaStatus.COMPENSATED
@@ -113,7 +113,7 @@ def test_a_branch_that_fails_lets_its_sibling_be(make: Make) -> None:
 
 
 def test_retries_do_not_wait(make: Make) -> None:
-    diary = Diary(two=Retryable("busy", after=86_400), **{"-one": ValueError("away")})
+    diary = Diary(two=RetryableError("busy", after=86_400), **{"-one": ValueError("away")})
     made = make(saga := diary.saga())
     handle = saga.start()
     assert handle.status == "STUCK"
@@ -198,7 +198,7 @@ def test_a_flaw_propagates_when_it_is_to(make: Make, propagates: bool) -> None:
 
 def test_what_a_step_means_to_say_does_not_propagate(make: Make) -> None:
     """A decline is a case that a test wants to see, and what a retry mended is no flaw."""
-    diary = Diary(two=Terminal("declined"))
+    diary = Diary(two=TerminalError("declined"))
     make(saga := diary.saga(), task_eager_propagates=True)
     assert saga.start().status is SagaStatus.COMPENSATED
 
@@ -209,7 +209,7 @@ def test_what_a_retry_mended_does_not_propagate(make: Make) -> None:
             raise ValueError("once")
 
     def decline() -> None:
-        raise Terminal("declined")
+        raise TerminalError("declined")
 
     saga = Saga("healed", Step("a", flaky, compensation=None), Pivot("b", decline))
     make(saga, task_eager_propagates=True)
@@ -308,7 +308,7 @@ def test_switched_on_after_the_app_was_made(store: SqlStore) -> None:
 
 
 def test_attempts_that_are_logged(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    diary = Diary(two=Terminal("declined"))
+    diary = Diary(two=TerminalError("declined"))
     make(saga := diary.saga())
     with caplog.at_level(logging.ERROR):
         saga.start()

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from sagas import ConfigurationError, Parallel, Pivot, Retry, Saga, SagaStatus, SqlStore, Step, StepContext, Terminal
+from sagas import (
+    ConfigurationError,
+    Parallel,
+    Pivot,
+    Retry,
+    Saga,
+    SagaStatus,
+    SqlStore,
+    Step,
+    StepContext,
+    TerminalError,
+)
 from sagas.events import event
 from sagas.events.life import (
     SagaCompensated,
@@ -45,7 +56,7 @@ def nothing() -> None:
 
 
 def refuse() -> None:
-    raise Terminal("no")
+    raise TerminalError("no")
 
 
 def test_a_step_emits_when_it_is_done() -> None:
@@ -68,7 +79,7 @@ def test_what_a_failed_attempt_emitted_is_forgotten() -> None:
 def test_an_action_that_was_refused_emits_nothing_and_its_compensation_does() -> None:
     def refused(step: StepContext) -> None:
         step.emit(StockReserved(attempt=step.attempt))
-        raise Terminal("no")
+        raise TerminalError("no")
 
     inline = Inline()
     handle = inline.start(Saga("order", Step("reserve", refused, compensation=release)))
@@ -87,7 +98,7 @@ def test_an_action_whose_workers_all_die_emits_nothing() -> None:
 def test_a_success_that_comes_after_the_saga_turned_back_emits_nothing() -> None:
     inline = Inline()
     inline.overtake("reserve")
-    inline.fail_at("reserve", Terminal("no"))
+    inline.fail_at("reserve", TerminalError("no"))
     handle = inline.start(Saga("order", Step("reserve", reserve, compensation=release)))
     assert handle.status is SagaStatus.COMPENSATED
     assert StockReserved(attempt=1) not in inline.emitted
@@ -116,7 +127,7 @@ def _names(messages: list[Any]) -> list[str]:
 
 def test_the_life_of_a_saga_that_completes() -> None:
     inline = Inline()
-    saga = Saga("order", Step("a", nothing, compensation=None), Pivot("b", nothing), publish_life=True)
+    saga = Saga("order", Step("a", nothing, compensation=None), Pivot("b", nothing), publish_lifecycle=True)
     handle = inline.start(saga, key="o-1")
     assert _names(inline.emitted) == ["SagaStarted", "StepCompleted a", "StepCompleted b", "SagaCompleted"]
     assert inline.emitted[0] == SagaStarted(saga_id=handle.id, name="order", version=1, key="o-1")
@@ -126,7 +137,7 @@ def test_the_life_of_a_saga_that_completes() -> None:
 def test_the_life_of_a_saga_that_is_undone() -> None:
     inline = Inline()
     saga = Saga(
-        "order", Step("a", nothing, compensation=nothing), Step("b", refuse, compensation=None), publish_life=True
+        "order", Step("a", nothing, compensation=nothing), Step("b", refuse, compensation=None), publish_lifecycle=True
     )
     handle = inline.start(saga, key="o-1")
     assert _names(inline.emitted) == [
@@ -146,7 +157,7 @@ def test_the_life_of_a_saga_that_is_undone() -> None:
 
 def test_the_life_of_a_saga_that_gets_stuck() -> None:
     inline = Inline()
-    saga = Saga("order", Pivot("a", nothing), Step("b", refuse), publish_life=True)
+    saga = Saga("order", Pivot("a", nothing), Step("b", refuse), publish_lifecycle=True)
     inline.start(saga, key="o-1")
     assert _names(inline.emitted) == ["SagaStarted", "StepCompleted a", "SagaGotStuck"]
     assert isinstance(inline.emitted[1], StepCompleted)

@@ -23,7 +23,7 @@ from hypothesis.errors import StopTest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sagas import Retry, Retryable, Saga, SagaHandle, SagaStatus, SqlStore, Step, StepContext, Terminal
+from sagas import Retry, RetryableError, Saga, SagaHandle, SagaStatus, SqlStore, Step, StepContext, TerminalError
 from sagas.checkpoints import SagaRecord
 from sagas.endings import ProcessEnd, ends_process, interruptible, meant
 from sagas.errors import HandlersFailed, InvalidMessage, ProjectionStopped
@@ -56,7 +56,7 @@ def _fails_by(error: Callable[[], BaseException], **options: Any) -> Saga:
 # -- which is which -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [ValueError, Terminal, *(kind for kind in OURS if kind is not KeyboardInterrupt)])
+@pytest.mark.parametrize("kind", [ValueError, TerminalError, *(kind for kind in OURS if kind is not KeyboardInterrupt)])
 def test_what_code_raises_is_its_failure(kind: type[BaseException]) -> None:
     assert not ends_process(kind())
 
@@ -120,7 +120,7 @@ def test_inline_it_is_an_attempt_that_failed(kind: type[BaseException]) -> None:
 @pytest.mark.parametrize("kind", NO_EXCEPTIONS.values())
 def test_inline_a_compensation_too(kind: type[BaseException]) -> None:
     undo = Step("pay", lambda: None, compensation=lambda: _raise(kind("gone")), compensation_retry=ONCE)
-    handle = Inline().start(Saga("odd", undo, Step("ship", lambda: _raise(Terminal("no")), compensation=None)))
+    handle = Inline().start(Saga("odd", undo, Step("ship", lambda: _raise(TerminalError("no")), compensation=None)))
     assert handle.status is SagaStatus.STUCK
     assert handle.record.steps["pay"].error == f"{kind.__name__}: gone"
 
@@ -158,12 +158,12 @@ def test_ctrl_c_ends_a_run() -> None:
 # -- groups -------------------------------------------------------------------------------------------------------
 
 
-class Declined(Terminal):
+class Declined(TerminalError):
     pass
 
 
 def test_a_group_of_nothing_but_terminal_is_terminal() -> None:
-    nested = ExceptionGroup("", [Declined("declined"), ExceptionGroup("", [Terminal("gone")])])
+    nested = ExceptionGroup("", [Declined("declined"), ExceptionGroup("", [TerminalError("gone")])])
     inline = Inline()
     handle = inline.start(_fails_by(lambda: nested))
     assert handle.error == "step 'pay' failed: declined; gone"
@@ -171,7 +171,11 @@ def test_a_group_of_nothing_but_terminal_is_terminal() -> None:
 
 
 def test_a_group_of_other_things_is_tried_again() -> None:
-    for mixed in ([Terminal("a"), ValueError("b")], [Terminal("a"), Retryable("b", after=5)], [ValueError("b")]):
+    for mixed in (
+        [TerminalError("a"), ValueError("b")],
+        [TerminalError("a"), RetryableError("b", after=5)],
+        [ValueError("b")],
+    ):
         group = ExceptionGroup("several", mixed)
         assert meant(group) is group
         inline = Inline()
@@ -184,15 +188,17 @@ def _same(error: BaseException) -> BaseException:
 
 
 def test_a_group_that_is_a_signal_itself_stays_what_it_is() -> None:
-    class Both(Terminal, ExceptionGroup[Exception]):
+    class Both(TerminalError, ExceptionGroup[Exception]):
         pass
 
-    assert isinstance(both := Both("no", [ValueError()]), Terminal)
+    assert isinstance(both := Both("no", [ValueError()]), TerminalError)
     assert meant(both) is both
 
 
 def test_a_group_of_nothing_but_retryable_waits_for_the_longest() -> None:
-    group = ExceptionGroup("", [Retryable("busy", after=7), ExceptionGroup("", [Retryable("away", after=900)])])
+    group = ExceptionGroup(
+        "", [RetryableError("busy", after=7), ExceptionGroup("", [RetryableError("away", after=900)])]
+    )
     store = Inline()
     failed = [False]
 
@@ -204,8 +210,8 @@ def test_a_group_of_nothing_but_retryable_waits_for_the_longest() -> None:
     before = store.now
     assert store.start(Saga("odd", Step("pay", pay, compensation=None))).status is SagaStatus.COMPLETED
     assert 890 < (store.now - before).total_seconds() < 930
-    told = meant(ExceptionGroup("", [Retryable("busy"), Retryable("away")]))
-    assert isinstance(told, Retryable)
+    told = meant(ExceptionGroup("", [RetryableError("busy"), RetryableError("away")]))
+    assert isinstance(told, RetryableError)
     assert (str(told), told.after) == ("busy; away", None)
 
 
@@ -261,8 +267,8 @@ def test_a_handler(engine: Engine, kind: type[BaseException]) -> None:
 
 
 def test_a_handler_that_raises_a_group(engine: Engine) -> None:
-    assert _handled(engine, ExceptionGroup("", [Terminal("no")])).end is End.DEAD
-    outcome = _handled(engine, ExceptionGroup("", [Retryable("a", after=3), Retryable("b", after=8)]))
+    assert _handled(engine, ExceptionGroup("", [TerminalError("no")])).end is End.DEAD
+    outcome = _handled(engine, ExceptionGroup("", [RetryableError("a", after=3), RetryableError("b", after=8)]))
     assert (outcome.end, outcome.after) == (End.FAILED, 8)
 
 

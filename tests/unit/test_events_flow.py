@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from sagas import Retry, Retryable, SqlStore, Terminal
+from sagas import Retry, RetryableError, SqlStore, TerminalError
 from sagas.endings import ProcessEnd
 from sagas.errors import (
     BrokerUnavailable,
@@ -147,7 +147,7 @@ def make_shop(
         if command.sku == "broken":
             raise RuntimeError("broken")
         if command.sku == "refused":
-            raise Terminal("no such thing")
+            raise TerminalError("no such thing")
 
     store = SqlStore(f"sqlite:///{folder / 'shop.db'}")
     store.upgrade()
@@ -181,7 +181,7 @@ def fail(_: HandlerContext) -> None:
 
 
 def refuse(_: HandlerContext) -> None:
-    raise Terminal("out of stock")
+    raise TerminalError("out of stock")
 
 
 # -- publishing ---------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_a_handler_publishes_only_what_it_says(shop: Shop) -> None:
 
 @pytest.mark.parametrize(
     ("error", "end"),
-    [(Terminal("no"), End.DEAD), (Retryable("wait", after=7), End.FAILED), (ValueError("x"), End.FAILED)],
+    [(TerminalError("no"), End.DEAD), (RetryableError("wait", after=7), End.FAILED), (ValueError("x"), End.FAILED)],
 )
 def test_what_a_handler_raises(shop: Shop, error: Exception, end: End) -> None:
     def behave(_: HandlerContext) -> None:
@@ -488,7 +488,7 @@ def test_others_do_not_wait_for_what_is_tried_again(shop: Shop) -> None:
 
     def slow(_: HandlerContext) -> None:
         if not go.is_set():
-            raise Retryable(after=0.2)
+            raise RetryableError(after=0.2)
 
     shop.behave["1"] = slow
     with shop.consuming():

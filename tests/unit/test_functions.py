@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, NotRequired, Optional, TypedDict
 import pytest
 from sqlalchemy import text
 
-from sagas import DefinitionError, Retry, Saga, SagaHandle, SagaStatus, SqlStore, Step, StepContext, Terminal
+from sagas import DefinitionError, Retry, Saga, SagaHandle, SagaStatus, SqlStore, Step, StepContext, TerminalError
 from sagas.events import event
 from sagas.functions import finish
 from sagas.testing import Inline
@@ -48,7 +48,7 @@ ORDER = Order("tea", Decimal("1.10"))
 
 
 def fail() -> NoReturn:
-    raise Terminal("no stock")
+    raise TerminalError("no stock")
 
 
 async def refund(amount: Decimal) -> None:
@@ -316,7 +316,7 @@ def test_session_and_context_are_there_and_a_failure_takes_the_effect_back(tmp_p
 
     async def write_and_fail(step: StepContext) -> None:
         await write_and_tell(step)
-        raise Terminal("no")
+        raise TerminalError("no")
 
     ambient.set("of the caller")
     inline = Inline(store)

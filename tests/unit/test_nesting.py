@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sagas.desk import pretty
 from sagas.events.trace import Entry, walk
-from sagas.masking import shown
 from sagas.nesting import DEEPEST, cut, is_too_deep
+from sagas.redaction import shown
 from sagas.values import parse
 
 JSON = st.recursive(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from sagas import Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, SqlStore, Step, StepContext, Terminal
+from sagas import Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, SqlStore, Step, StepContext, TerminalError
 from sagas.checkpoints import HistoryEntry
 from sagas.observers import Attempt, Handling, Observer, Start
 from sagas.testing import Inline
@@ -83,7 +83,7 @@ def nothing() -> None:
 
 
 def decline() -> None:
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def order() -> Saga:
@@ -103,7 +103,7 @@ def test_what_an_observer_is_told_of_a_saga_that_turns_back() -> None:
         ("changed", "RUNNING", "RUNNING", []),
         ("begin", "b", 1),
         ("changed", "RUNNING", "RUNNING", ["step failed"]),
-        ("end", "b", "terminal", "Terminal"),
+        ("end", "b", "terminal", "TerminalError"),
         ("changed", "RUNNING", "COMPENSATING", ["turned back"]),
         ("changed", "COMPENSATING", "COMPENSATING", []),
         ("begin", "a", 1),

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
+from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, TerminalError
 from sagas.contrib.prometheus import Metrics, Snapshot
 from sagas.contrib.prometheus.serving import _address
 from sagas.errors import ConfigurationError, StoreUnavailable
@@ -37,7 +37,7 @@ def nothing() -> None:
 
 
 def decline() -> None:
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def refuse() -> None:
@@ -78,7 +78,7 @@ def sagas(store: SqlStore) -> Iterator[Sagas]:
     @billing.on(StockReserved, breaker=1, breaker_pause=60)
     def bill(event: StockReserved) -> None:
         if event.sku == "gold":
-            raise Terminal("too dear")
+            raise TerminalError("too dear")
 
     events = Events([stock, billing], engine=store.engine, broker=MemoryBroker())
     yield Sagas(app, store, [order(), stuck()], events=events)
@@ -165,8 +165,8 @@ def test_messages_are_counted(registry: Registry, sagas: Sagas) -> None:
         session.commit()
     sagas.events.relay.send()
     assert registry.value("sagas_events_relayed_total") == 1
-    sagas.recovery.sweep()
-    assert registry.value("sagas_sweeps_total") == 1
+    sagas.recovery.run_once()
+    assert registry.value("sagas_recovery_passes_total") == 1
 
 
 # -- the snapshot ---------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_overdue_and_standing_still(registry: Registry, sagas: Sagas, store: Sql
     saga_id = orchestrator.start(saga, None, key=None, correlation_id=None, session=None).record.id
     with store.engine.begin() as connection:
         late = update(schema.sagas).where(schema.sagas.c.id == saga_id)
-        connection.execute(late.values(wake_at=store.now().replace(year=2020), stalls=3))
+        connection.execute(late.values(next_check_at=store.now().replace(year=2020), idle_checks=3))
     registry.register(Snapshot(sagas))
     assert (registry.value("sagas_overdue_seconds") or 0) > 1e7
     assert registry.value("sagas_standing_still", saga="order") == 1

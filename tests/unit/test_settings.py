@@ -97,7 +97,7 @@ UNDECLARED: list[tuple[Saga, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("one", "conf", "says"), UNDECLARED)
 def test_a_queue_that_nobody_declared(store: SqlStore, one: Saga, conf: dict[str, Any], says: str) -> None:
     strict = {"task_create_missing_queues": False, "task_queues": [Queue("celery")]}
-    one._launcher = None
+    one._starter = None
     app = Celery("set", broker="memory://", set_as_current=False)
     app.conf.update({**strict, **conf})
     made = Sagas(app, store, [one])

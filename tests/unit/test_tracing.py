@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from sagas import Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, Terminal
+from sagas import Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, TerminalError
 from sagas.contrib.opentelemetry import Tracing
 from sagas.events import Envelope, Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
@@ -81,7 +81,7 @@ def nothing() -> None:
 
 
 def decline() -> None:
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def refuse() -> None:
@@ -190,7 +190,7 @@ def test_events_of_steps_and_handlers_carry_the_trace_on(spans: Spans, store: Sq
     events = Events([stock, billing], engine=store.engine, broker=MemoryBroker())
     events.observers.add(Tracing(spans.provider))
     inline = traced(spans, store, events)
-    inline.start(Saga("order", Step("reserve", reserve, compensation=None), publish_life=True))
+    inline.start(Saga("order", Step("reserve", reserve, compensation=None), publish_lifecycle=True))
 
     def sent(type_: str) -> str:
         with store.engine.connect() as connection:
@@ -236,7 +236,7 @@ def test_a_handler_that_fails_has_its_error(spans: Spans, store: SqlStore) -> No
 
     @billing.on(StockReserved)
     def bill(event: StockReserved) -> None:
-        raise Terminal("too dear")
+        raise TerminalError("too dear")
 
     events = Events([stock, billing], engine=store.engine, broker=MemoryBroker())
     Sagas(

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from sagas import Direction, NotAllowed, Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, Step, StepStatus
-from sagas.checkpoints import SAGA_MOVES, STEP_MOVES, TERMINAL
+from sagas.checkpoints import FINISHED, SAGA_MOVES, STEP_MOVES
 from sagas.plan import plan
 from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
 
 from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, succeed  # isort: skip  # fmt: skip
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-TIMING = Timing(lease=30, stall=30)
+TIMING = Timing(lease=30, redispatch_after=30)
 
 
 def nothing() -> None: ...
@@ -41,7 +41,7 @@ FULL = Saga("full", step("a"), Parallel(step("l"), step("r")), Pivot("p", nothin
 def fresh(saga: Saga) -> SagaRecord:
     return SagaRecord(
         id="s1", name=saga.name, version=1, key="k", outline=saga.outline, correlation_id="s1", input="null",
-        created_at=NOW, updated_at=NOW, ready_at=NOW, wake_at=NOW,
+        created_at=NOW, updated_at=NOW, stage_ready_at=NOW, next_check_at=NOW,
     )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ class Game:
             verdict = self.succeed(name)
         return verdict
 
-    def sweep(self) -> Verdict:
+    def recover(self) -> Verdict:
         return self.take(examine(self.case))
 
     def redispatch(self) -> Verdict:
@@ -121,7 +121,7 @@ def test_forward_to_the_end() -> None:
     assert join(game.case, "l", 1).verdict is Verdict.CONTINUE
     assert game.do("p", "z") is Verdict.CONTINUE
     assert game.ended() is SagaStatus.COMPLETED
-    assert game.record.wake_at is None
+    assert game.record.next_check_at is None
     assert not plan(FULL, game.record)
 
 
@@ -162,24 +162,24 @@ def test_a_message_that_still_waits_stays_good_however_often_recovery_sends_it_a
     game.do("a")
     epoch = game.record.epoch
     for _ in range(8):
-        assert game.record.wake_at is not None
-        game.now = game.record.wake_at
-        assert game.sweep() is Verdict.OVERDUE
-        assert game.redispatch() is Verdict.LAUNCH
+        assert game.record.next_check_at is not None
+        game.now = game.record.next_check_at
+        assert game.recover() is Verdict.OVERDUE
+        assert game.redispatch() is Verdict.DISPATCH
         assert plan(LINE, game.record).epoch == epoch
     assert game.claim("b", epoch) is Verdict.ACT
     assert game.claim("b", epoch) is Verdict.GO_AWAY
     game.succeed("b")
     assert game.claim("b", epoch) is Verdict.SETTLED
-    assert game.record.stalls == 0
+    assert game.record.idle_checks == 0
 
 
 def test_terminal_turns_back_and_undoes_in_reverse() -> None:
     game = Game(LINE)
     game.do("a", "b")
     game.claim("c")
-    assert game.fail("c", Outcome.TERMINAL) is Verdict.FAILED
-    assert game.report("c") is Verdict.LAUNCH
+    assert game.fail("c", Outcome.FINISHED) is Verdict.FAILED
+    assert game.report("c") is Verdict.DISPATCH
     assert game.ended() is SagaStatus.COMPENSATING
     assert left(LINE, game.record) == (("c",), ("b",), ("a",))
     assert game.claim("a") is Verdict.GO_AWAY
@@ -204,7 +204,7 @@ def test_a_report_of_a_dead_claim_is_believed_at_once() -> None:
     game = Game(LINE)
     game.claim("a")
     game.wait(TIMING.lease + 1)
-    assert game.report("a") is Verdict.LAUNCH
+    assert game.report("a") is Verdict.DISPATCH
     assert (game.record.step("a").lost, game.record.step("a").failures) == (1, 0)
 
 
@@ -217,12 +217,12 @@ def test_a_report_leaves_a_living_undo_and_a_living_sibling_alone() -> None:
     for name in ("l", "r"):
         assert game.report(name) is Verdict.GO_AWAY
     assert game.record is before
-    game.fail("l", Outcome.TERMINAL)
+    game.fail("l", Outcome.FINISHED)
     game.succeed("r")
-    game.sweep()
+    game.recover()
     game.claim("r")
     before = game.record
-    assert before.step("r").status is StepStatus.UNDOING
+    assert before.step("r").status is StepStatus.COMPENSATING
     assert game.report("r") is Verdict.GO_AWAY
     assert game.record is before
 
@@ -231,10 +231,10 @@ def test_a_retry_is_due_later() -> None:
     game = Game(LINE)
     game.claim("a")
     assert game.fail("a") is Verdict.RETRY
-    assert game.record.wake_at == NOW + timedelta(seconds=1)
+    assert game.record.next_check_at == NOW + timedelta(seconds=1)
     assert game.claim("a") is Verdict.GO_AWAY
     game.wait(1)
-    assert game.sweep() is Verdict.LAUNCH
+    assert game.recover() is Verdict.DISPATCH
     assert game.claim("a") is Verdict.ACT
     assert game.record.step("a").attempt == 2
     assert game.fail("a") is Verdict.FAILED
@@ -245,7 +245,7 @@ def test_what_was_between_two_attempts_is_in_doubt_when_turning_back() -> None:
     game = Game(LINE)
     game.claim("a")
     game.fail("a")
-    assert game.take(cancel(game.case, "no")) is Verdict.LAUNCH
+    assert game.take(cancel(game.case, "no")) is Verdict.DISPATCH
     assert game.status("a") is StepStatus.IN_DOUBT
 
 
@@ -254,9 +254,9 @@ def test_a_late_success_is_undone() -> None:
     game.claim("a")
     owner = game.owners["a"]
     game.take(cancel(game.case, "no"))
-    assert not plan(LINE, game.record)  # its action is still at work: nothing to launch yet
+    assert not plan(LINE, game.record)  # its action is still at work: nothing to dispatch yet
     assert game.claim("a") is Verdict.GO_AWAY
-    assert game.succeed("a", owner) is Verdict.LAUNCH
+    assert game.succeed("a", owner) is Verdict.DISPATCH
     assert game.status("a") is StepStatus.IN_DOUBT
     assert game.record.step("a").result == "1"
     game.do("a")
@@ -269,10 +269,10 @@ def test_a_success_after_the_compensation_reopens_the_saga() -> None:
     owner = game.owners["a"]
     game.take(cancel(game.case, "no"))
     game.wait(31)  # its worker is believed dead
-    assert game.sweep() is Verdict.LAUNCH
+    assert game.recover() is Verdict.DISPATCH
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
-    assert game.succeed("a", owner) is Verdict.LAUNCH
+    assert game.succeed("a", owner) is Verdict.DISPATCH
     assert game.ended() is SagaStatus.COMPENSATING
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
@@ -284,7 +284,7 @@ def test_a_success_while_it_is_being_undone_voids_that_claim() -> None:
     action = game.owners["a"]
     game.take(cancel(game.case, "no"))
     game.wait(31)
-    game.sweep()
+    game.recover()
     game.claim("a")
     undo = game.owners["a"]
     game.succeed("a", action)
@@ -299,11 +299,11 @@ def test_a_failed_branch_waits_for_its_siblings() -> None:
     game.do("a")
     game.claim("l")
     game.claim("r")
-    assert game.fail("l", Outcome.TERMINAL) is Verdict.PARTED
-    assert game.sweep() is Verdict.GO_AWAY
+    assert game.fail("l", Outcome.FINISHED) is Verdict.PARTED
+    assert game.recover() is Verdict.GO_AWAY
     assert game.succeed("r") is Verdict.CLOSED
     assert join(game.case, "l", 1).verdict is Verdict.FAILED
-    assert game.report("l") is Verdict.LAUNCH
+    assert game.report("l") is Verdict.DISPATCH
     assert left(FULL, game.record) == (("l", "r"), ("a",))
 
 
@@ -311,7 +311,7 @@ def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
     game = Game(FULL)
     game.do("a")
     game.claim("l")
-    assert game.fail("l", Outcome.TERMINAL) is Verdict.CLOSED
+    assert game.fail("l", Outcome.FINISHED) is Verdict.CLOSED
     assert game.claim("r") is Verdict.GO_AWAY
     game.report("l")
     assert left(FULL, game.record) == (("l",), ("a",))
@@ -321,11 +321,11 @@ def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
     game = Game(FULL)
     game.do("a")
     game.claim("l")
-    game.now = game.record.wake_at or game.now
+    game.now = game.record.next_check_at or game.now
     game.take(Change(replace(game.record, steps={**game.record.steps, "l": replace(game.record.steps["l"], lease_until=game.now + timedelta(9))}), Verdict.ACT))  # fmt: skip
     epoch = game.record.epoch
-    assert game.sweep() is Verdict.OVERDUE
-    assert game.redispatch() is Verdict.LAUNCH
+    assert game.recover() is Verdict.OVERDUE
+    assert game.redispatch() is Verdict.DISPATCH
     assert game.record.epoch == epoch
     assert left(FULL, game.record)[0] == ("r",)
 
@@ -340,7 +340,7 @@ def test_a_pivot_in_doubt_is_stuck() -> None:
         if verdict is Verdict.RETRY:
             with pytest.raises(NotAllowed):
                 cancel(game.case, "no")
-            game.sweep()
+            game.recover()
     assert game.ended() is SagaStatus.STUCK
     assert game.last is not None
     assert [letter.step for letter in game.last.dead_letters] == ["p"]
@@ -354,8 +354,8 @@ def test_a_refused_pivot_turns_back() -> None:
     game = Game(FULL)
     game.do("a", "l", "r")
     game.claim("p")
-    game.fail("p", Outcome.TERMINAL)
-    assert game.report("p") is Verdict.LAUNCH
+    game.fail("p", Outcome.FINISHED)
+    assert game.report("p") is Verdict.DISPATCH
     assert left(FULL, game.record) == (("l", "r"), ("a",))
 
 
@@ -379,11 +379,11 @@ def test_waiting_doubles_and_is_bounded(again: bool) -> None:
     gaps: list[float] = []
     for _ in range(8):
         game.wait(30 if not gaps else gaps[-1])
-        assert game.sweep() is Verdict.OVERDUE
+        assert game.recover() is Verdict.OVERDUE
         if again:
-            assert game.redispatch() is Verdict.LAUNCH
-        assert game.record.wake_at is not None
-        gaps.append((game.record.wake_at - game.now).total_seconds())
+            assert game.redispatch() is Verdict.DISPATCH
+        assert game.record.next_check_at is not None
+        gaps.append((game.record.next_check_at - game.now).total_seconds())
     assert gaps == [60, 120, 240, 480, 960, 960, 960, 960]
 
 
@@ -391,26 +391,26 @@ def test_a_look_before_its_time_changes_nothing() -> None:
     game = Game(LINE)
     game.wait(29)
     before = game.case.record
-    assert game.sweep() is Verdict.GO_AWAY
-    assert game.record == replace(before, wake_at=NOW + timedelta(seconds=30))
+    assert game.recover() is Verdict.GO_AWAY
+    assert game.record == replace(before, next_check_at=NOW + timedelta(seconds=30))
     game.do("a")
     game.wait(10)
-    assert game.sweep() is Verdict.GO_AWAY  # the saga is old, and its next step has just become ready
-    assert game.record.wake_at == game.now + timedelta(seconds=20)
+    assert game.recover() is Verdict.GO_AWAY  # the saga is old, and its next step has just become ready
+    assert game.record.next_check_at == game.now + timedelta(seconds=20)
 
 
 def test_what_the_mark_of_recovery_says_is_not_believed() -> None:
     game = Game(LINE)
     game.wait(30)
-    game.record = replace(game.record, wake_at=game.now + timedelta(seconds=10))  # as `due` leaves it
-    assert game.sweep() is Verdict.OVERDUE
-    assert game.record.wake_at == game.now + timedelta(seconds=60)
+    game.record = replace(game.record, next_check_at=game.now + timedelta(seconds=10))  # as `due` leaves it
+    assert game.recover() is Verdict.OVERDUE
+    assert game.record.next_check_at == game.now + timedelta(seconds=60)
 
 
 def test_what_has_moved_on_is_not_sent_again() -> None:
     game = Game(LINE)
     game.wait(30)
-    assert game.sweep() is Verdict.OVERDUE
+    assert game.recover() is Verdict.OVERDUE
     sent = game.case.record.sent_at(game.record.step("a"))
     game.do("a")
     for name in ("a", "b"):
@@ -421,16 +421,16 @@ def test_what_has_moved_on_is_not_sent_again() -> None:
 def test_a_message_that_no_broker_takes_is_shown_and_tried_again(answers: bool) -> None:
     game = Game(LINE)
     game.wait(30)
-    game.sweep()
+    game.recover()
     game.redispatch()
     game.take(not_sent(game.case, "no queue 'typo'", broker_answers=answers))
     assert game.record.error == game.record.step("a").error == "not sent: no queue 'typo'"
     assert game.last is not None
     assert [entry.what for entry in game.last.history] == (["not sent"] if answers else [])
     waits = 60 if answers else 30
-    assert game.record.wake_at == game.now + timedelta(seconds=waits)
+    assert game.record.next_check_at == game.now + timedelta(seconds=waits)
     game.wait(waits)
-    assert game.sweep() is Verdict.OVERDUE
+    assert game.recover() is Verdict.OVERDUE
     game.do("a")
     assert game.last.record.error is None
     assert game.last.record.step("a").error is None
@@ -441,10 +441,10 @@ def test_a_retry_that_no_broker_took_has_no_message() -> None:
     game.claim("a")
     game.fail("a")
     game.wait(1)
-    assert game.sweep() is Verdict.LAUNCH
+    assert game.recover() is Verdict.DISPATCH
     game.take(not_sent(game.case, "away", broker_answers=False))
     game.wait(30)
-    assert game.sweep() is Verdict.LAUNCH  # nothing has to be found out
+    assert game.recover() is Verdict.DISPATCH  # nothing has to be found out
 
 
 LATE = [Outcome.FAILED, Outcome.IN_DOUBT]
@@ -456,12 +456,12 @@ def test_only_terminal_says_that_a_late_attempt_had_no_effect(outcome: Outcome) 
     game.claim("a")
     late = game.owners["a"]
     game.wait(40)
-    game.sweep()
+    game.recover()
     assert game.ended() is SagaStatus.COMPENSATING
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
-    assert game.fail("a", Outcome.TERMINAL, late) is Verdict.GO_AWAY
-    assert game.fail("a", outcome, late) is Verdict.LAUNCH
+    assert game.fail("a", Outcome.FINISHED, late) is Verdict.GO_AWAY
+    assert game.fail("a", outcome, late) is Verdict.DISPATCH
     assert game.ended() is SagaStatus.COMPENSATING
     assert game.status("a") is StepStatus.IN_DOUBT
     assert game.record.step("a").result is None
@@ -474,11 +474,11 @@ def test_a_late_end_keeps_the_result_that_is_known() -> None:
     game.claim("a")
     late = game.owners["a"]
     game.wait(31)
-    game.sweep()
+    game.recover()
     game.do("a")
     game.take(cancel(game.case, "no"))
     game.do("a")
-    assert game.fail("a", Outcome.FAILED, late) is Verdict.LAUNCH
+    assert game.fail("a", Outcome.FAILED, late) is Verdict.DISPATCH
     assert game.record.step("a").result == "1"
 
 
@@ -489,7 +489,7 @@ def test_a_late_end_of_a_compensation_changes_nothing() -> None:
     game.claim("a")
     late = game.owners["a"]
     game.wait(31)
-    game.sweep()
+    game.recover()
     game.do("a")
     before = game.record
     assert game.fail("a", Outcome.FAILED, late) is Verdict.GO_AWAY
@@ -502,7 +502,7 @@ def test_a_late_end_of_a_stuck_pivot_is_told_to_the_person_who_decides() -> None
     game.claim("p")
     late = game.owners["p"]
     game.wait(40)
-    game.sweep()
+    game.recover()
     assert game.ended() is SagaStatus.STUCK
     game.fail("p", Outcome.FAILED, late)
     assert game.last is not None
@@ -516,9 +516,9 @@ def test_a_pivot_that_ends_late_in_a_saga_that_is_undone_takes_a_person(outcome:
     game.claim("p")
     late = game.owners["p"]
     game.wait(31)
-    game.sweep()
+    game.recover()
     game.claim("p")
-    game.fail("p", Outcome.TERMINAL)
+    game.fail("p", Outcome.FINISHED)
     game.report("p")
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
@@ -546,7 +546,7 @@ def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
                 game.fail(late, dice.choice(list(Outcome)), owner)
             case 6:
                 game.wait(dice.choice([0.1, 2, 31, 400]))
-                game.sweep()
+                game.recover()
             case 7:
                 game.report(name)
             case 8 if dice.random() < 0.1:
@@ -556,7 +556,7 @@ def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
                     pass
         _check(saga, game.record)
     for _ in range(200):  # then only the sweep and willing workers are left
-        if game.record.status in TERMINAL:
+        if game.record.status in FINISHED:
             break
         if game.record.status is SagaStatus.STUCK:
             [name, *_] = [s.name for s in game.record.steps.values() if s.status is StepStatus.STUCK]
@@ -564,20 +564,20 @@ def test_any_order_of_events_ends_well(saga: Saga, seed: int) -> None:
         for name in {name for stage in plan(saga, game.record).stages for name in stage.steps}:
             if game.claim(name) is Verdict.ACT:
                 game.succeed(name)
-        if game.record.wake_at is not None:
-            game.now = max(game.now, game.record.wake_at)
-            game.sweep()
+        if game.record.next_check_at is not None:
+            game.now = max(game.now, game.record.next_check_at)
+            game.recover()
         _check(saga, game.record)
-    assert game.record.status in TERMINAL
+    assert game.record.status in FINISHED
 
 
 def _check(saga: Saga, record: SagaRecord) -> None:
     statuses = {state.status for state in record.steps.values()}
     if record.status is SagaStatus.COMPENSATED:
-        assert not statuses & {StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT, StepStatus.UNDOING}
+        assert not statuses & {StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT, StepStatus.COMPENSATING}
     if record.status is SagaStatus.COMPLETED:
         assert {record.step(name).status for name in saga.steps} <= {StepStatus.DONE, StepStatus.SKIPPED}
-    assert (record.wake_at is None) == (record.status in TERMINAL or record.status is SagaStatus.STUCK)
+    assert (record.next_check_at is None) == (record.status in FINISHED or record.status is SagaStatus.STUCK)
     assert (StepStatus.STUCK in statuses) or record.status is not SagaStatus.STUCK
     if (pivot := saga.pivot) and record.step(pivot.name).status is StepStatus.DONE:
         assert record.direction is Direction.FORWARD
@@ -607,9 +607,9 @@ def test_a_pivot_that_lands_in_a_saga_that_is_undone_takes_a_person() -> None:
     game.claim("p")
     lost = game.owners["p"]
     game.wait(31)
-    game.sweep()
+    game.recover()
     game.claim("p")
-    game.fail("p", Outcome.TERMINAL)
+    game.fail("p", Outcome.FINISHED)
     game.report("p")
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
@@ -622,7 +622,7 @@ def test_a_step_that_lost_its_worker_is_not_one_that_never_began() -> None:
     game = Game(Saga("s", step("a", start_timeout=5)))
     game.claim("a")
     game.wait(31)
-    assert game.sweep() is Verdict.LAUNCH
+    assert game.recover() is Verdict.DISPATCH
     assert game.status("a") is StepStatus.PENDING
     assert game.claim("a") is Verdict.ACT
 
@@ -631,7 +631,7 @@ def test_a_step_that_nobody_takes_is_given_up_once() -> None:
     game = Game(Saga("s", Pivot("p", nothing), Step("z", nothing, start_timeout=5)))
     game.do("p")
     game.wait(6)
-    game.sweep()
+    game.recover()
     assert game.ended() is SagaStatus.STUCK
     assert game.last is not None
     assert [entry.what for entry in game.last.history] == ["not started", "stuck"]
@@ -649,8 +649,8 @@ def test_what_was_written_in_the_future_begins_to_wait_now() -> None:
     state = record.step("a")
     assert (state.lease_until, state.deadline) == (back + timedelta(seconds=30), back + timedelta(seconds=100))
     assert (record.updated_at, record.deadline) == (back, back + timedelta(seconds=500))
-    assert record.wake_at is not None
-    assert record.wake_at <= back + timedelta(seconds=30)
+    assert record.next_check_at is not None
+    assert record.next_check_at <= back + timedelta(seconds=30)
     assert rewound(record, back) is record
 
 

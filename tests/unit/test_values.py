@@ -34,7 +34,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from sagas import DefinitionError, KeyReused, Saga, Step
+from sagas import DefinitionError, KeyConflict, Saga, Step
 from sagas.testing import Inline
 from sagas.values import DEEPEST, NO_TYPE, check_type, convert, dump, load, same
 
@@ -493,7 +493,7 @@ def test_the_same_key_and_input_is_the_same_start_without_equality() -> None:
     inline = Inline()
     first = inline.start(saga, {"n": 1}, key="k")
     assert inline.start(saga, {"n": 1, "items": []}, key="k").id == first.id
-    with pytest.raises(KeyReused):
+    with pytest.raises(KeyConflict):
         inline.start(saga, NoEquality(2), key="k")
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import F
 
-from sagas import Pivot, Retry, Saga, Step, StepContext, Terminal
+from sagas import Pivot, Retry, Saga, Step, StepContext, TerminalError
 from sagas.contrib.django import atomic
 from shop.models import Order, Payment, Product
 
@@ -38,7 +38,7 @@ def reserve(product: int, quantity: int, step: StepContext) -> int:
     with atomic(step):
         reserved = Product.objects.filter(pk=product, left__gte=quantity).update(left=F("left") - quantity)
     if not reserved:
-        raise Terminal("out of stock")
+        raise TerminalError("out of stock")
     return quantity
 
 
@@ -52,7 +52,7 @@ def release(product: int, result: int | None, step: StepContext) -> None:
 def authorize(amount: Decimal, card: str, step: StepContext) -> str:
     _work()
     if card == "declined":
-        raise Terminal("the bank said no")
+        raise TerminalError("the bank said no")
     payment, _ = Payment.objects.get_or_create(
         key=step.idempotency_key, defaults={"amount": amount, "status": "authorized"}
     )

@@ -5,7 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from sagas import KeyReused, SagaRecord, SagaStatus
+from sagas import KeyConflict, SagaRecord, SagaStatus
 from sagas.contrib.django import sagas
 from shop.models import Order, Product
 from shop.sagas import place_order
@@ -36,7 +36,7 @@ def place(request: HttpRequest) -> HttpResponse:
         with transaction.atomic():  # the order and its saga are there together, or not at all
             place_order.start(given, key=str(number))  # or finds the saga of this order: a form may come twice
             order, _ = Order.objects.get_or_create(number=number, defaults={"product": product, "quantity": quantity})
-    except KeyReused:
+    except KeyConflict:
         return HttpResponse("Another order was placed with this form: reload the page.", status=409)
     return redirect("order", order.pk)
 

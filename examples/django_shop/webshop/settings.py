@@ -91,8 +91,8 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
 # Shorter than one would have them in earnest, so that a killed worker is followed while one looks.
 CELERY_SAGAS_LEASE = 4
-CELERY_SAGAS_STALL_AFTER = 4
-CELERY_SAGAS_MASKED = ["card"]
+CELERY_SAGAS_REDISPATCH_AFTER = 4
+CELERY_SAGAS_REDACT = ["card"]
 
 #: Seconds that each step takes, so that there is something to see.
 SHOP_STEP_SECONDS = float(os.environ.get("SHOP_STEP_SECONDS", "1"))

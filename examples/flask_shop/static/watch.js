@@ -9,7 +9,7 @@ const told = {
   STUCK: "We are looking into it. You need not do anything.",
 };
 const states = {DONE: "done", PENDING: "pending", RUNNING: "running", FAILED: "refused", IN_DOUBT: "in doubt",
-  UNDOING: "undoing", UNDONE: "undone", SKIPPED: "skipped", STUCK: "stuck"};
+  COMPENSATING: "undoing", COMPENSATED: "undone", SKIPPED: "skipped", STUCK: "stuck"};
 
 function show({status, steps, error}) {
   saga.dataset.status = status;

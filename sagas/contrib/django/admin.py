@@ -29,7 +29,7 @@ from sagas.desk import LONGEST_REASON, Action, Choice, Desk, pretty
 from sagas.errors import SagaError, SagaNotFound
 from sagas.outline import steps_of
 from sagas.stores import Filter
-from sagas.stores.lists import MANY_STALLS
+from sagas.stores.lists import MANY_IDLE_CHECKS
 from sagas.text import is_clean
 from sagas.values import parse
 
@@ -100,7 +100,7 @@ class _Status(admin.SimpleListFilter):
                 return queryset
             case "attention":  # as `sagas.stores.lists` has it
                 letters = DeadLetter.objects.filter(saga=OuterRef("pk"), resolved_at=None)
-                still = Q(wake_at__isnull=False, stalls__gte=MANY_STALLS)
+                still = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
                 return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | still)
             case status:
                 return queryset.filter(status=status)

@@ -24,11 +24,11 @@ class Settings:
     database: str = "default"  #: the alias in `DATABASES` of the database that sagas are kept in
     events: str = ""  #: an `Events` object, as a dotted path: "shop.events.events"
     lease: float = 30.0  #: this and the rest: see `Sagas`
-    stall_after: float = 30.0
-    sweep_interval: float = 1.0
+    redispatch_after: float = 30.0
+    recovery_interval: float = 1.0
     max_payload: int = 1_048_576
-    follow_on: bool = True
-    masked: Collection[str] = ()
+    run_next_inline: bool = True
+    redact: Collection[str] = ()
 
 
 _TYPES = typing.get_type_hints(Settings)

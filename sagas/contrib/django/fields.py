@@ -10,7 +10,7 @@ __all__ = ["PayloadField"]
 
 
 class PayloadField(models.TextField):
-    """Text that may hold masked values or is encrypted: it can be read, and not looked up.
+    """Text that may hold redacted values or is encrypted: it can be read, and not looked up.
 
     In an admin everybody who may look at a list may filter it by the URL (`?input__contains=4111`), and a list that
     is empty or not tells them what they must not see.

@@ -48,7 +48,7 @@ class Project:
             logger.error("sagas are not set up: %r", failure)  # noqa: TRY400 - who asks for them gets it all
             self.failure = failure
             for saga in found:
-                saga._launcher = _Refusing(self)  # noqa: SLF001
+                saga._starter = _Refusing(self)  # noqa: SLF001
 
     def get(self) -> Sagas:
         """Return them. Raises `ConfigurationError` where something is wrong, or Django is not set up yet."""
@@ -96,11 +96,11 @@ def _assemble(found: list[Saga]) -> Sagas:
         DjangoStore(settings.database),
         found,
         lease=settings.lease,
-        stall_after=settings.stall_after,
-        sweep_interval=settings.sweep_interval,
+        redispatch_after=settings.redispatch_after,
+        recovery_interval=settings.recovery_interval,
         max_payload=settings.max_payload,
-        follow_on=settings.follow_on,
-        masked=settings.masked,
+        run_next_inline=settings.run_next_inline,
+        redact=settings.redact,
         events=_events(settings.events),
     )
 

@@ -44,7 +44,7 @@ class DjangoStore(SqlStore):
                 return
         if not transaction.get_autocommit(using=self.alias) and not connections[self.alias].in_atomic_block:
             # Django takes it only within a block, and calls it when autocommit is turned on again after the commit.
-            # Where that never happens, recovery launches the saga after `stall_after`.
+            # Where that never happens, recovery dispatches the saga after `redispatch_after`.
             with transaction.atomic(using=self.alias):
                 transaction.on_commit(then, using=self.alias)
             return

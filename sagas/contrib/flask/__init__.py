@@ -1,7 +1,7 @@
 """Sagas in a Flask app with Flask-SQLAlchemy: `FlaskSagas(db, [place_order]).init_app(app)`. See `docs/flask.md`."""
 
+from sagas.contrib.flask.current import AppSagas, current_sagas
 from sagas.contrib.flask.extension import FlaskSagas
-from sagas.contrib.flask.launcher import AppSagas, current_sagas
 from sagas.contrib.flask.status import status_blueprint
 
 __all__ = ["AppSagas", "FlaskSagas", "current_sagas", "status_blueprint"]

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sagas.app import Sagas
 from sagas.contrib.flask.celery import celery_of
 from sagas.contrib.flask.commands import group_for
-from sagas.contrib.flask.launcher import AppSagas, tell_of_uncommitted
+from sagas.contrib.flask.current import AppSagas, tell_of_uncommitted
 from sagas.contrib.flask.store import FlaskStore, adopt_sessions
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
@@ -37,7 +37,7 @@ class FlaskSagas:
     `events`: given the engine, in the app's context, returns the `Events` that steps publish through.
     `app`: left out, call `init_app` for each app.
 
-    `place_order.start(...)` then joins the transaction of `db.session`: the saga is launched when you commit that, and
+    `place_order.start(...)` then joins the transaction of `db.session`: the saga is dispatched when you commit that, and
     is gone when you roll it back. Steps run in an app context, and their `db.session` is their `step.session`.
 
     Settings: `CELERY`, a mapping of Celery's own; and each option of `Sagas`, as in `SAGAS_LEASE = 60`.

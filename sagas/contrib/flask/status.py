@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from flask import Blueprint, Response, jsonify, request
 
 from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
-from sagas.contrib.flask.launcher import current_sagas
+from sagas.contrib.flask.current import current_sagas
 from sagas.errors import PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.outline import steps_of
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sagas.checkpoints import SagaStatus
-from sagas.stores import Filter, SqlStore, Tally
+from sagas.stores import Filter, SqlStore, StatusCount
 
 __all__ = ["Counts", "Snapshot"]
 
@@ -25,7 +25,7 @@ _AMONG = 1000
 class Snapshot:
     """The counts of one moment."""
 
-    tallies: Sequence[Tally]
+    tallies: Sequence[StatusCount]
     attention: int  #: how many need a person
     ended_per_minute: int
     at_least: bool  #: there may have ended more than were looked at

@@ -10,7 +10,7 @@ from sagas.desk import Desk
 from sagas.drawing import render
 from sagas.stores import InFlight
 
-__all__ = ["Known", "Stranger", "look"]
+__all__ = ["Known", "UnknownDefinition", "look"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
+class UnknownDefinition:
     """Sagas in flight that the running code cannot bring on."""
 
     flight: InFlight
     outline: str | None  #: of the definition that has their name and version; None where there is none
 
 
-def look(desk: Desk) -> tuple[list[Known], list[Stranger]]:
+def look(desk: Desk) -> tuple[list[Known], list[UnknownDefinition]]:
     """Ask the database what is in flight."""
     flights = desk.store.in_flight()
     definitions = desk.sagas.orchestrator.sagas
@@ -46,5 +46,5 @@ def look(desk: Desk) -> tuple[list[Known], list[Stranger]]:
     for flight in flights:
         saga = definitions.get((flight.name, flight.version))
         if saga is None or saga.outline != flight.outline:
-            strangers.append(Stranger(flight, None if saga is None else saga.outline))
+            strangers.append(UnknownDefinition(flight, None if saga is None else saga.outline))
     return known, strangers

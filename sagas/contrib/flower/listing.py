@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from sagas.checkpoints import TERMINAL, SagaStatus, SagaSummary
+from sagas.checkpoints import FINISHED, SagaStatus, SagaSummary
 from sagas.desk import Desk
 from sagas.errors import AmbiguousSaga, SagaNotFound
 from sagas.stores import EVERYTHING, Filter
-from sagas.stores.lists import MANY_STALLS, SETTLED
+from sagas.stores.lists import MANY_IDLE_CHECKS, SETTLED
 
 __all__ = ["AGES", "PAGE", "Asked", "Listing", "age", "find", "look"]
 
@@ -65,7 +65,7 @@ class Asked:
         statuses = frozenset({SagaStatus(self.status)}) if self.status else frozenset()
         if self.step and not statuses:
             # The finished stand nowhere. Without them, and they are by far the most, the answer comes from an index.
-            statuses = frozenset(SagaStatus) - TERMINAL
+            statuses = frozenset(SagaStatus) - FINISHED
         return Filter(
             name=self.saga or None,
             statuses=statuses,
@@ -99,7 +99,7 @@ class Listing:
     @staticmethod
     def trouble(record: SagaSummary) -> str:
         """Return its error; or, where it stands still, that."""
-        if record.error is None and record.stalls >= MANY_STALLS and record.wake_at is not None:
+        if record.error is None and record.idle_checks >= MANY_IDLE_CHECKS and record.next_check_at is not None:
             return "stands still: no worker has begun its next step for a long time"
         return record.trouble or ""
 

@@ -29,7 +29,7 @@ EXPLAINED = {
     Action.DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
     Action.COMPENSATE: "The pivot counts as not done: be sure of that. The saga turns back and undoes what has begun.",
     Action.CANCEL: "The saga turns back and undoes what has begun, last first.",
-    Action.RESUME: "What is left is launched now, without waiting for a retry or for recovery.",
+    Action.RESUME: "What is left is dispatched now, without waiting for a retry or for recovery.",
 }
 
 

@@ -11,7 +11,7 @@ from sagas.drawing import Look, look_of
 
 __all__ = ["Bar", "Mark", "Row", "timeline"]
 
-_BACK = frozenset({StepStatus.UNDOING, StepStatus.UNDONE})
+_BACK = frozenset({StepStatus.COMPENSATING, StepStatus.COMPENSATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _start(step: StepRecord) -> datetime:
 
 def _end(step: StepRecord, record: SagaSummary, now: datetime) -> datetime:
     """Return when it ended; one that is at work or waits for its next attempt goes on until now."""
-    goes_on = step.held or step.status in (StepStatus.PENDING, StepStatus.UNDOING)
+    goes_on = step.held or step.status in (StepStatus.PENDING, StepStatus.COMPENSATING)
     if step.finished_at is not None and not goes_on:
         return max(step.finished_at, _start(step))
-    return max(record.updated_at if record.wake_at is None else now, _start(step))
+    return max(record.updated_at if record.next_check_at is None else now, _start(step))

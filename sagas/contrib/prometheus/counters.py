@@ -56,7 +56,7 @@ class Metrics(Observer):
         self._failures = counter(
             "sagas_recovery_failures_total", "Times that recovery could not deal with a saga.", "saga"
         )
-        self._sweeps = counter("sagas_sweeps_total", "Looks of recovery at what was due.")
+        self._passes = counter("sagas_recovery_passes_total", "Looks of recovery at what was due.")
         self._deliveries = counter("sagas_event_deliveries_total", "How deliveries of messages ended.", "queue", "end")
         self._handling = histogram(
             "sagas_event_handling_seconds", "How long a handler took, with its transaction.", "queue", "outcome"
@@ -113,11 +113,11 @@ class Metrics(Observer):
                     if ended.owner != state.owner and ended.failures > state.failures:
                         self._recovery.labels(name, "timeout").inc()
 
-    def swept(self, launched: Sequence[SagaRecord]) -> None:
+    def recovered(self, dispatched: Sequence[SagaRecord]) -> None:
         with _GATE:
-            self._sweeps.inc()
-            for record in launched:
-                self._recovery.labels(record.name, "relaunch").inc()
+            self._passes.inc()
+            for record in dispatched:
+                self._recovery.labels(record.name, "redispatch").inc()
 
     def recovery_failed(self, saga: str) -> None:
         with _GATE:

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from sagas.app import Sagas
-from sagas.checkpoints import TERMINAL, SagaStatus
+from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.desk import Desk
 from sagas.events.breakers import BreakerState
 from sagas.stores import SqlStore
@@ -22,7 +22,7 @@ __all__ = ["Snapshot"]
 
 logger = logging.getLogger(__name__)
 
-_UNFINISHED = tuple(status.value for status in SagaStatus if status not in TERMINAL)
+_UNFINISHED = tuple(status.value for status in SagaStatus if status not in FINISHED)
 
 
 class Snapshot(Collector):

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from sagas import Retry, SagaError, SagaHandle, StepContext, StoreUnavailable, Terminal
+from sagas import Retry, SagaError, SagaHandle, StepContext, StoreUnavailable, TerminalError
 from sagas import Saga as Definition
 from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
@@ -26,7 +26,7 @@ from sagas.contrib.django.models import Saga
 from tests.django_project.orders.events import OrderPlaced
 from tests.django_project.orders.models import Effect, Order
 from tests.django_project.orders.sagas import place_order
-from tests.django_project.orders.tests import Committing, elsewhere, given, launches
+from tests.django_project.orders.tests import Committing, dispatches, elsewhere, given
 from tests.servers import wait_for
 
 #: What a view or a worker may see of a database that is gone.
@@ -170,7 +170,7 @@ def catching(step: StepContext) -> None:
 def declining(step: StepContext) -> None:
     with suppress(*LOST), atomic(step):
         Effect.objects.create(what="never")
-    raise Terminal("declined")
+    raise TerminalError("declined")
 
 
 def closing(step: StepContext) -> None:
@@ -214,7 +214,7 @@ class LosingConnections(Committing):
         for saga in SAGAS:
             if (saga.name, 1) not in known:
                 sagas.register(saga)
-        with launches():  # what is asked once a process is asked
+        with dispatches():  # what is asked once a process is asked
             self.first = place_order.start(given("0"), key="0")
         self._age = connection.settings_dict["CONN_MAX_AGE"]
         self.ages = [0] if connection.settings_dict["OPTIONS"].get("pool") else [0, 60, None]
@@ -231,7 +231,7 @@ class LosingConnections(Committing):
             connection.close()
             connection.ensure_connection()
             blow = Blow(at)
-            with launches(), blow, suppress(*LOST, SQLAlchemyError):
+            with dispatches(), blow, suppress(*LOST, SQLAlchemyError):
                 do()
             with self.subTest(at=at, age=age):
                 assert_usable()
@@ -259,7 +259,7 @@ class LosingConnections(Committing):
         if connection.vendor != "postgresql":
             self.skipTest("where nobody listens, the server ends it as it ends others")
         for call in (alone, read, lambda: publish(OrderPlaced(number="1"))):
-            with launches(), self.assertRaises(OperationalError) as caught, transaction.atomic():
+            with dispatches(), self.assertRaises(OperationalError) as caught, transaction.atomic():
                 Order.objects.create(number="1")
                 with connection.cursor() as cursor:
                     cursor.execute("select pg_backend_pid()")
@@ -277,7 +277,7 @@ class LosingConnections(Committing):
 
             def fresh(saga: Definition = saga, handles: list[SagaHandle] = handles) -> None:
                 self.fresh()
-                with launches():
+                with dispatches():
                     handles.append(saga.start(given("1") if saga is place_order else None, key="1"))
 
             def act(saga: Definition = saga, handles: list[SagaHandle] = handles) -> None:

@@ -11,7 +11,7 @@ from typing import TypedDict
 from django.conf import settings
 from django.db import transaction
 
-from sagas import Pivot, Retry, Saga, Step, StepContext, Terminal
+from sagas import Pivot, Retry, Saga, Step, StepContext, TerminalError
 from sagas.contrib.django import atomic
 from tests.django_project.orders.models import Effect, Order
 
@@ -39,7 +39,7 @@ def _fault(fault: str, step: StepContext) -> None:
         case "raise":
             raise RuntimeError("after its effect")
         case "declined":
-            raise Terminal("card declined")
+            raise TerminalError("card declined")
         case "hook":
             transaction.on_commit(lambda: 1 / 0)
         case "slow":
@@ -69,7 +69,7 @@ def charge(number: str, card: str, fault: str, step: StepContext) -> str:
     if fault == "quotes_card":
         raise RuntimeError(f"the bank says: {{'card': {card!r}}} is unknown")
     if fault == "declined":
-        raise Terminal("card declined")
+        raise TerminalError("card declined")
     if fault == "broken_charge":
         raise RuntimeError("the bank is away")
     return f"charged {number}"

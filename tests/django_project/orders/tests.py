@@ -40,7 +40,7 @@ from sqlalchemy.orm import Session
 
 from sagas import (
     ConfigurationError,
-    KeyReused,
+    KeyConflict,
     NotAllowed,
     Retry,
     SagaHandle,
@@ -72,10 +72,10 @@ def given(number: str, fault: str = "") -> Placed:
 
 
 @contextmanager
-def launches() -> Iterator[list[str]]:
+def dispatches() -> Iterator[list[str]]:
     """Collect the names of the steps that are sent to the broker, instead of sending them."""
     sent: list[str] = []
-    with mock.patch.object(sagas.canvas, "launch", lambda plan: sent.extend(sum(plan.stages[:1], ()))):
+    with mock.patch.object(sagas.canvas, "dispatch", lambda plan: sent.extend(sum(plan.stages[:1], ()))):
         yield sent
 
 
@@ -100,7 +100,7 @@ class Committing(TransactionTestCase):
 
 class InTransactions(Committing):
     def test_the_row_the_saga_and_the_event_commit_together(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             with transaction.atomic():
                 Order.objects.create(number="1")
                 handle = place_order.start(given("1"), key="1")
@@ -113,7 +113,7 @@ class InTransactions(Committing):
         assert OutboxMessage.objects.count() == 1
 
     def test_and_roll_back_together(self) -> None:
-        with launches() as sent, self.assertRaises(Stopped), transaction.atomic():
+        with dispatches() as sent, self.assertRaises(Stopped), transaction.atomic():
             Order.objects.create(number="1")
             handle = place_order.start(given("1"))
             publish(OrderPlaced(number="1"))
@@ -125,7 +125,7 @@ class InTransactions(Committing):
         assert not OutboxMessage.objects.exists()
 
     def test_a_savepoint_takes_its_saga_along(self) -> None:
-        with launches() as sent, transaction.atomic():
+        with dispatches() as sent, transaction.atomic():
             with self.assertRaises(Stopped), transaction.atomic():
                 place_order.start(given("1"))
                 raise Stopped
@@ -134,20 +134,20 @@ class InTransactions(Committing):
         assert [saga.id for saga in Saga.objects.all()] == [kept.id]
 
     def test_outside_of_a_transaction_it_is_launched_at_once(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             handle = place_order.start(given("1"))
             assert sent == ["reserve"]
         assert handle.status is SagaStatus.PENDING
 
     def test_a_transaction_on_another_database_is_another(self) -> None:
-        with launches() as sent, self.assertRaises(Stopped), transaction.atomic(using="other"):
+        with dispatches() as sent, self.assertRaises(Stopped), transaction.atomic(using="other"):
             place_order.start(given("1"))
             assert sent == ["reserve"]
             raise Stopped
         assert Saga.objects.count() == 1
 
     def test_with_autocommit_off_it_is_the_caller_who_commits(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             for end in (transaction.rollback, transaction.commit):
                 transaction.set_autocommit(False)
                 try:
@@ -163,12 +163,12 @@ class InTransactions(Committing):
         assert sent == ["reserve"]
 
     def test_what_is_refused_costs_the_caller_nothing(self) -> None:
-        with launches():
+        with dispatches():
             first = place_order.start(given("1"), key="1")
             with transaction.atomic():
                 Order.objects.create(number="1")
                 assert place_order.start(given("1"), key="1") == first
-                with self.assertRaises(KeyReused):
+                with self.assertRaises(KeyConflict):
                     place_order.start(given("2"), key="1")
                 with self.assertRaises(DBAPIError), engine().begin() as own:  # SQLAlchemy's own, by one's own will
                     own.execute(text("insert into no_such_table values (1)"))
@@ -177,7 +177,7 @@ class InTransactions(Committing):
 
     def test_atomic_requests(self) -> None:
         client = Client(raise_request_exception=False)
-        with launches() as sent, mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+        with dispatches() as sent, mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
             assert client.get("/order/", {"number": "1", "fail": ""}).status_code == 500
             assert not Saga.objects.exists()
             assert sent == []
@@ -186,13 +186,13 @@ class InTransactions(Committing):
         assert [order.number for order in Order.objects.all()] == ["2"]
 
     async def test_an_async_view(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             answer = await AsyncClient().get("/order-async/", {"number": "1"})
         assert answer.content.endswith(b"PENDING")
         assert sent == ["reserve"]
 
     def test_operators_launch_after_the_commit_too(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             handle = place_order.start(given("1"))
             with transaction.atomic():
                 Desk(sagas).act(Action.RESUME, handle.id, by="ann", reason="now")
@@ -221,7 +221,7 @@ class InTransactions(Committing):
         if connection.vendor == "sqlite":
             self.skipTest("SQLite has one writer, so nobody can turn the saga back meanwhile")
 
-        with launches():
+        with dispatches():
             handle = place_order.start(given("1", "overtaken"))
             turned = mock.Mock(side_effect=lambda *_: elsewhere(handle.cancel))
             with mock.patch("tests.django_project.orders.sagas._fault", turned):
@@ -307,7 +307,7 @@ class InTransactions(Committing):
         assert not connection.in_atomic_block
 
     def test_the_runner_empties_the_tables_but_for_the_shards(self) -> None:
-        with launches():
+        with dispatches():
             place_order.start(given("1"))
         call_command("flush", interactive=False, verbosity=0)
         assert not Saga.objects.exists()
@@ -316,7 +316,7 @@ class InTransactions(Committing):
 
     def test_an_engine_that_asked_before_counts_no_queries_of_its_own(self) -> None:
         counts = []
-        with launches():
+        with dispatches():
             for number in ("1", "2"):
                 with self.assertNumQueries(_Any()) as counted, transaction.atomic():
                     place_order.start(given(number))
@@ -328,7 +328,7 @@ class InTransactions(Committing):
     def test_a_connection_that_was_lost_is_renewed(self) -> None:
         if connection.vendor != "postgresql":
             self.skipTest("only PostgreSQL lets it be cut here")
-        with launches():
+        with dispatches():
             place_order.start(given("1"))
             with connections["default"].cursor() as cursor:
                 cursor.execute("select pg_backend_pid()")
@@ -337,7 +337,7 @@ class InTransactions(Committing):
             assert place_order.start(given("2")).status is SagaStatus.PENDING
 
     def test_moments_keep_their_time_zone(self) -> None:
-        with launches():
+        with dispatches():
             handle = place_order.start(given("1"))
         assert abs((sagas.store.now() - handle.record.created_at).total_seconds()) < 60
         with engine().connect() as own:
@@ -351,7 +351,7 @@ class Refusals(Committing):
     """What callers are told is what Django's people catch, and an error of the library; never one of SQLAlchemy's."""
 
     def setUp(self) -> None:
-        with launches():
+        with dispatches():
             self.handle = place_order.start(given("1"), key="1")
         self.calls: dict[str, Callable[[], object]] = {
             "start": lambda: place_order.start(given("2"), key="2"),
@@ -369,7 +369,7 @@ class Refusals(Committing):
 
     def refused(self, names: set[str], said: str, error: type[Exception]) -> None:
         for name in names:
-            with self.subTest(name), launches(), transaction.atomic():
+            with self.subTest(name), dispatches(), transaction.atomic():
                 with self.assertRaisesRegex(DatabaseError, said) as caught:
                     self.calls[name]()
                 assert isinstance(caught.exception, error), caught.exception
@@ -379,7 +379,7 @@ class Refusals(Committing):
 
     def test_in_a_block_that_has_failed(self) -> None:
         for name, call in self.calls.items():
-            with self.subTest(name), launches(), transaction.atomic():
+            with self.subTest(name), dispatches(), transaction.atomic():
                 with suppress(DatabaseError), connection.cursor() as cursor:
                     cursor.execute("select nonsense")
                 if connection.vendor != "postgresql":  # the others go on
@@ -410,7 +410,7 @@ class Refusals(Committing):
         if connection.vendor == "sqlite":
             self.skipTest("it is never away")
         connection.close()
-        with mock.patch.dict(connection.settings_dict, PORT="1"), launches():
+        with mock.patch.dict(connection.settings_dict, PORT="1"), dispatches():
             for name, call in self.calls.items():
                 with self.subTest(name), self.assertRaises(OperationalError) as caught:
                     call()
@@ -445,7 +445,7 @@ class InOneTransaction(TestCase):
     """Django's `TestCase`: everything is in a transaction that is rolled back."""
 
     def test_what_follows_the_commit_can_be_seen(self) -> None:
-        with launches() as sent:
+        with dispatches() as sent:
             with self.captureOnCommitCallbacks(execute=True):
                 handle = place_order.start(given("1"))
                 assert sent == []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagas import Sagas, SagaStatus
-from sagas.checkpoints import TERMINAL, HistoryEntry, SagaRecord
+from sagas.checkpoints import FINISHED, HistoryEntry, SagaRecord
 from sagas.errors import SagaNotFound
 from tests.rig import TAKEOVERS, Effect
 
@@ -105,7 +105,7 @@ def _of_one(
         steps = sagas.orchestrator.definition(record).steps
         if any(last.get(step) != "do" for step in steps):
             yield "completed without its effects"
-    elif record.status not in TERMINAL:
+    elif record.status not in FINISHED:
         yield "not at its end"
     takeovers = Counter(entry.step for entry in history if entry.what in TAKEOVERS)
     for event in ("do", "undo"):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sagas import SagaStatus
-from sagas.checkpoints import TERMINAL, StepStatus
+from sagas.checkpoints import FINISHED, StepStatus
 from sagas.errors import NotAllowed, StoreUnavailable
 from tests.conftest import Rig
 from tests.faults.long.judge import Blow, Verdict, judge
@@ -29,7 +29,7 @@ from tests.servers import Postgres, RabbitMQ, Redis, wait_for
 
 FULL = ("one", "left", "right", "free", "four", "pivot", "last")
 LINE = ("one", "two", "three")
-UNDONE = {"full": ("one", "left", "right", "four"), "line": LINE}
+COMPENSATED = {"full": ("one", "left", "right", "four"), "line": LINE}
 
 #: What docs/operations.md advises, so that a broker that falls silent is noticed; in small.
 BROKERS: dict[str, dict[str, Any]] = {
@@ -174,7 +174,7 @@ class Storm:
             faults[dice.choice([step for step in steps if (step, kind) != ("last", "terminal")])] = kind
             if kind == "terminal" and dice.random() < 0.3:
                 undo = dice.choice(["error:2", "second", "kill_after:1" if kills == 1 else "error:1"])
-                faults[f"{dice.choice(UNDONE[name])}.undo"] = undo
+                faults[f"{dice.choice(COMPENSATED[name])}.undo"] = undo
         return faults
 
     def _start_sagas(self) -> None:
@@ -324,7 +324,7 @@ class Storm:
         while open_ and time.monotonic() - begun < self.settings.calm and not self.errors:
             for saga_id in list(open_):
                 record = sagas.load(saga_id)
-                if record.status in TERMINAL:
+                if record.status in FINISHED:
                     open_.discard(saga_id)
                 for step in record.steps.values() if record.status is SagaStatus.STUCK else ():
                     if step.status is StepStatus.STUCK and repaired[saga_id, step.name] < REPAIRS:

@@ -16,7 +16,7 @@ from sagas import (
     Parallel,
     Pivot,
     Retry,
-    Retryable,
+    RetryableError,
     Saga,
     SagaHandle,
     SagaRecord,
@@ -27,7 +27,7 @@ from sagas import (
     Step,
     StepContext,
     StepRecord,
-    Terminal,
+    TerminalError,
 )
 from sagas.contrib.flask import AppSagas, FlaskSagas, current_sagas, status_blueprint
 from sagas.desk import Action, Desk
@@ -59,7 +59,7 @@ class OrderPlaced:
 
 def reserve(sku: str, step: StepContext) -> str:
     if step.attempt > 3:
-        raise Terminal("no more")
+        raise TerminalError("no more")
     session: Session = step.session
     session.flush()
     step.emit(OrderPlaced(order_id=step.key), key=sku)
@@ -84,7 +84,7 @@ class Answer:
 asynchronous = Saga(
     "asynchronous",
     Step("ask", ask, compensation=Answer(), timeout=timedelta(seconds=5), retry=Retry(delay=timedelta(seconds=1))),
-    Pivot("tell", lambda: Retryable(after=timedelta(seconds=1)).after),
+    Pivot("tell", lambda: RetryableError(after=timedelta(seconds=1)).after),
     input=Order,
 )
 

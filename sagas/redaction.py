@@ -1,4 +1,4 @@
-"""Values that operators must not see: fields of inputs and results that `Sagas(masked=[...])` names."""
+"""Values that operators must not see: fields of inputs and results that `Sagas(redact=[...])` names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from sagas.nesting import cut
 
-__all__ = ["MASK", "Masking", "shown"]
+__all__ = ["MASK", "Redaction", "shown"]
 
-#: What is shown in the place of a masked value.
+#: What is shown in the place of a redacted value.
 MASK = "•••"
 
 #: A shorter value is not looked for in error texts: it would be found in words that have nothing to do with it.
@@ -18,7 +18,7 @@ _SHORTEST = 4
 
 
 def shown(payload: str, names: frozenset[str]) -> Any:
-    """Return the JSON value of an input or a result, without what is masked and without what lies too deep.
+    """Return the JSON value of an input or a result, without what is redacted and without what lies too deep.
 
     Returns a text that says so for a payload that is not JSON.
 
@@ -39,12 +39,12 @@ def _hidden(value: Any, names: frozenset[str]) -> Any:
     return [_hidden(inner, names) for inner in value] if isinstance(value, list) else value
 
 
-class Masking:
-    """Takes the masked values of one saga out of text: of errors, which end up in many places.
+class Redaction:
+    """Takes the redacted values of one saga out of text: of errors, which end up in many places.
 
     `payloads`: the JSON of the saga's input and results, which hold the values.
 
-    >>> Masking(frozenset({"card"}), ['{"card": "4111-22"}']).text("card 4111-22 declined")
+    >>> Redaction(frozenset({"card"}), ['{"card": "4111-22"}']).text("card 4111-22 declined")
     'card ••• declined'
     """
 
@@ -56,7 +56,7 @@ class Masking:
         return bool(self._secrets)
 
     def text(self, text: str) -> str:
-        """Return text with `MASK` in the place of each masked value of four characters or more."""
+        """Return text with `MASK` in the place of each redacted value of four characters or more."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return text

@@ -1,4 +1,4 @@
-"""What `Sagas(masked=[...])` names is told nowhere: the whole of the database, of the logs and of what operators see.
+"""What `Sagas(redact=[...])` names is told nowhere: the whole of the database, of the logs and of what operators see.
 
 The store encrypts, so that not a byte of the database may hold it either.
 """
@@ -28,7 +28,7 @@ from sagas.desk import Action, Desk
 from sagas.errors import InvalidInput
 from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.masking import MASK, Masking
+from sagas.redaction import MASK, Redaction
 from sagas.stores import Filter
 from sagas.stores.encryption import AesGcm
 
@@ -80,9 +80,13 @@ def definitions() -> tuple[Saga, Saga]:
     """Return one that is stuck at its pivot, and one that is stuck on its way back."""
     first = Step("reserve", reserve, compensation=release, compensation_retry=QUICK)
     return (
-        Saga("at_pivot", first, Pivot("charge", charge, retry=QUICK), input=Placed, publish_life=True),
+        Saga("at_pivot", first, Pivot("charge", charge, retry=QUICK), input=Placed, publish_lifecycle=True),
         Saga(
-            "backward", first, Step("charge", charge, compensation=None, retry=QUICK), input=Placed, publish_life=True
+            "backward",
+            first,
+            Step("charge", charge, compensation=None, retry=QUICK),
+            input=Placed,
+            publish_lifecycle=True,
         ),
     )
 
@@ -110,8 +114,8 @@ def desk(tmp_path: Path, spans: InMemorySpanExporter) -> Iterator[Desk]:
     events = Events([Service("shop", publishes=[Reserved])], engine=store.engine, broker=MemoryBroker())
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    masked = ["card", "account"]
-    yield Desk(Sagas(app, store, definitions(), events=events, masked=masked, observers=[Tracing(provider)]))
+    redact = ["card", "account"]
+    yield Desk(Sagas(app, store, definitions(), events=events, redact=redact, observers=[Tracing(provider)]))
     app.close()
     store.engine.dispose()
 
@@ -170,7 +174,9 @@ def test_a_result_that_an_operator_gives_is_not_quoted(desk: Desk) -> None:
 
 
 def test_short_values_and_other_names_stay() -> None:
-    masking = Masking(frozenset({"cvc", "card"}), ['{"cvc": "123", "number": 1234, "card": {"n": 55555, "ok": true}}'])
-    assert masking.text("123 1234 55555 true") == "123 1234 ••• true"
-    assert not Masking(frozenset(), ['{"card": "4111"}'])
-    assert not Masking(frozenset({"card"}), ["not JSON", '"text"'])
+    redaction = Redaction(
+        frozenset({"cvc", "card"}), ['{"cvc": "123", "number": 1234, "card": {"n": 55555, "ok": true}}']
+    )
+    assert redaction.text("123 1234 55555 true") == "123 1234 ••• true"
+    assert not Redaction(frozenset(), ['{"card": "4111"}'])
+    assert not Redaction(frozenset({"card"}), ["not JSON", '"text"'])
