@@ -162,6 +162,7 @@ def sagas() -> list[Saga]:
     short = Saga("short", _step("one"), _step("two", timeout=20), input=Faults, timeout=1.5)
     nobody = Saga("nobody", _step("one"), _step("two", queue="nobody", start_timeout=1.0), input=Faults)
     later = Saga("later", _step("one", queue="nobody"), input=Faults)
+    served = Saga("served", _step("one"), _step("two", queue="nobody"), input=Faults)
     once = Saga("once", _step("one", max_deliveries=1), _step("two", timeout=20, max_deliveries=1), input=Faults)
     awaits = Saga(
         "awaits",
@@ -170,7 +171,7 @@ def sagas() -> list[Saga]:
         _async_step("two"),
         input=Faults,
     )
-    return [line, full, waits, long, short, nobody, once, later, awaits]
+    return [line, full, waits, long, short, nobody, once, later, served, awaits]
 
 
 #: As long as brokers take it.

@@ -41,11 +41,11 @@ def test_another_queue_is_left_to_its_workers(make_rig: MakeRig) -> None:
     rig = make_rig()
     here = rig.worker("-Q", rig.settings["options"]["task_default_queue"])
     there = rig.worker("-Q", "nobody")
-    handle = rig.start("nobody")
+    handle = rig.start("served")
     rig.assert_done(handle)
-    assert "nobody.one[" in here.output()
-    assert "nobody.two[" in there.output()
-    assert "nobody.two[" not in here.output()
+    assert "served.one[" in here.output()
+    assert "served.two[" in there.output()
+    assert "served.two[" not in here.output()
 
 
 EXPECTED = {
