@@ -8,7 +8,7 @@ from typing import Any
 
 from sagas.events import Envelope, Service, event, type_of
 from sagas.events.cloudevents import from_structured, to_structured
-from sagas.events.guards import Guards
+from sagas.events.guards import StormGuard
 from sagas.events.local import LocalBus
 
 _CALLS = 20_000
@@ -29,7 +29,7 @@ def main() -> None:
         bus.subscribe(OrderPlaced, lambda event: event.quantity)
     billing.on(OrderPlaced, name="bill")(lambda event: event.quantity)
     [subscription] = billing.subscriptions
-    hops, rate = Guards(), Guards(rate="1000000/second")
+    hops, rate = StormGuard(), StormGuard(rate="1000000/second")
     for what, call in {
         "wrap an event, its data checked": lambda: Envelope.wrap(placed, source="orders", key="o-1"),
         "encode and decode an envelope": lambda: Envelope.decode(envelope.encode()),

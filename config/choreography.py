@@ -12,7 +12,7 @@ from sagas.events import Events
 from sagas.events.brokers import Broker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.brokers.redis_streams import RedisBroker
-from sagas.events.guards import Guards
+from sagas.events.guards import StormGuard
 from tasks import tables
 from tasks.choreography import SERVICES
 from tasks.fulfilment import fulfil_order
@@ -37,7 +37,7 @@ events = Events(
     engine=store.engine,
     broker=_broker(settings.broker_url),
     exchange="shop.events",
-    guards=Guards(max_hops=16),
+    guards=StormGuard(max_hops=16),
 )
 
 sagas = Sagas(app, store, [fulfil_order], events=events)

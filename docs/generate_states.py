@@ -62,8 +62,8 @@ text { font: 12px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; 
 }
 """
 KINDS = {
-    "COMPLETED": "good", "DONE": "good", "COMPENSATING": "back", "COMPENSATED": "back", "COMPENSATING": "back",
-    "COMPENSATED": "back", "STUCK": "bad", "FAILED": "bad", "IN_DOUBT": "bad",
+    "COMPLETED": "good", "DONE": "good", "COMPENSATING": "back", "COMPENSATED": "back",
+    "STUCK": "bad", "FAILED": "bad", "IN_DOUBT": "bad",
 }  # fmt: skip
 
 

@@ -48,7 +48,8 @@ class Sagas(Generic[StoreT_co]):
     `redact`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
     exception quotes one, it is taken out of the error, too.
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
-    `run_next_inline`: let a worker that has done a step run the next one too, without the broker, if it serves its queue.
+    `run_next_inline`: let a worker that has done a step run the next one too, without a message, if it serves the
+        queue of that step.
 
     Recovery after a worker's death takes at most `lease` + `recovery_interval` and the time to send a message; after a
     lost message `redispatch_after` instead of `lease`. A worker that dies while it recovers others adds 10 s.
@@ -180,39 +181,41 @@ class Sagas(Generic[StoreT_co]):
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
 
-    def cancel(self, saga_id: str, reason: str = "cancelled", *, by: str | None = None) -> SagaRecord:
+    def cancel(self, saga_id: str, reason: str = "cancelled", *, actor: str | None = None) -> SagaRecord:
         """Turn a saga back. Raises `NotAllowed` when it can no longer be undone."""
-        return self._dispatch(self.orchestrator.cancel(saga_id, reason, by))
+        return self._dispatch(self.orchestrator.cancel(saga_id, reason, actor))
 
-    def retry(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+    def retry(self, saga_id: str, step: str, *, reason: str, actor: str | None = None) -> SagaRecord:
         """Try a stuck step again, with all its attempts. Raises `NotAllowed` when it is not stuck."""
-        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.RETRY, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.RETRY, reason=reason, actor=actor))
 
-    def skip(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+    def skip(self, saga_id: str, step: str, *, reason: str, actor: str | None = None) -> SagaRecord:
         """Leave a stuck step as it is and go on with the rest. Raises `NotAllowed` when it is not stuck."""
-        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.SKIP, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.SKIP, reason=reason, actor=actor))
 
     def mark_done(
-        self, saga_id: str, step: str, *, reason: str, by: str | None = None, result: Any = None
+        self, saga_id: str, step: str, *, reason: str, actor: str | None = None, result: Any = None
     ) -> SagaRecord:
         """Take a stuck step as done (or, going backward, as undone) by hand, with the result that later steps need.
 
         Raises `NotAllowed` when it is not stuck, `InvalidInput` when the result is not what its action declares.
         """
-        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, by=by, result=result))
+        return self._dispatch(
+            self.orchestrator.repair(saga_id, step, Repair.DONE, reason=reason, actor=actor, result=result)
+        )
 
-    def mark_failed(self, saga_id: str, step: str, *, reason: str, by: str | None = None) -> SagaRecord:
+    def mark_failed(self, saga_id: str, step: str, *, reason: str, actor: str | None = None) -> SagaRecord:
         """Take a stuck pivot as not done, by hand, and turn the saga back. Raises `NotAllowed` for any other step."""
-        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, by=by))
+        return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, actor=actor))
 
-    def resume(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
+    def resume(self, saga_id: str, *, reason: str, actor: str | None = None) -> SagaRecord:
         """Launch what is left of a saga now, without waiting for its retry or for recovery.
 
         Raises `NotAllowed` when nothing is left, it is stuck, or a worker is at work on it.
         """
-        return self._dispatch(self.orchestrator.resume(saga_id, reason, by))
+        return self._dispatch(self.orchestrator.resume(saga_id, reason, actor))
 
-    def compensate(self, saga_id: str, *, reason: str, by: str | None = None) -> SagaRecord:
+    def compensate(self, saga_id: str, *, reason: str, actor: str | None = None) -> SagaRecord:
         """Turn a saga back, also one that is stuck at its pivot: that counts as not done.
 
         Raises `NotAllowed` when it can no longer be undone.
@@ -220,8 +223,8 @@ class Sagas(Generic[StoreT_co]):
         record = self.store.load(saga_id)
         pivot = self.orchestrator.definition(record).pivot
         if record.status is SagaStatus.STUCK and pivot and record.step(pivot.name).status is StepStatus.STUCK:
-            return self.mark_failed(saga_id, pivot.name, reason=reason, by=by)
-        return self.cancel(saga_id, reason, by=by)
+            return self.mark_failed(saga_id, pivot.name, reason=reason, actor=actor)
+        return self.cancel(saga_id, reason, actor=actor)
 
     def _dispatch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
         self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))

@@ -87,7 +87,7 @@ _CLOSED = Verdict.CLOSED.value
 
 def task_name(saga: Saga, step: str, direction: Direction) -> str:
     """Return the name of the Celery task that runs a step, or undoes it."""
-    return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.undo"
+    return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.compensate"
 
 
 def task_id(saga_id: str, step: str, direction: Direction, dispatch: int, helper: str | None = None) -> str:
@@ -97,11 +97,13 @@ def task_id(saga_id: str, step: str, direction: Direction, dispatch: int, helper
     revoked can be sent anew.
 
     >>> task_id("0198", "pay", Direction.BACKWARD, 2)
-    '0198:pay:undo:2'
+    '0198:pay:compensate:2'
     """
     if helper is not None:
         return f"{saga_id}:{helper}:{step}:{dispatch}"
-    return f"{saga_id}:{step}:{dispatch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:undo:{dispatch}"
+    return (
+        f"{saga_id}:{step}:{dispatch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:compensate:{dispatch}"
+    )
 
 
 class Canvas:

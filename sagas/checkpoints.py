@@ -188,7 +188,7 @@ class StepRecord:
     stage: int = 0  #: the stage of the definition, from 0
     kind: str = "step"  #: what it waits for
     status: StepStatus = StepStatus.PENDING
-    position: int = 0  #: its place in the order of start, from 1; 0 while it has not begun
+    started_seq: int = 0  #: its place in the order of start, from 1; 0 while it has not begun
     failures: int = 0  #: attempts that reported a failure or ran out of time, in this direction
     lost: int = 0  #: deliveries that ended in silence, in this direction
     owner: str | None = None  #: the claim that holds it
@@ -214,7 +214,7 @@ class StepRecord:
     @property
     def attempts(self) -> int:
         """How many attempts have begun, in the direction that the saga goes, since an operator last had it retried."""
-        if not self.position:
+        if not self.started_seq:
             return 0
         one_more = self.held or self.status in (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.IN_DOUBT)
         return self.failures + self.lost + one_more
@@ -313,7 +313,7 @@ class HistoryEntry:
     epoch: int
     step: str | None = None
     detail: str = ""
-    by: str | None = None  #: the operator, where it was one
+    actor: str | None = None  #: the operator, where it was one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +328,7 @@ class DeadLetter:
     resolved_at: datetime | None = None
     resolution: str | None = None
     reason: str | None = None
-    by: str | None = None
+    actor: str | None = None
 
 
 _SUMMARY_FIELDS = tuple(field.name for field in fields(SagaSummary))

@@ -32,7 +32,7 @@ class Part:
 def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
     """Return what a step's action and its compensation look like, in a saga that goes this way."""
     back = direction is Direction.BACKWARD
-    to_undo = Part("waiting", "to be undone") if back and step.position else Part()
+    to_undo = Part("waiting", "to be undone") if back and step.started_seq else Part()
     # Once a step is being undone, only its result tells what its action came to.
     acted = Part("done", "done") if step.result is not None else Part("failed", "no result")
     attempt = f"attempt {step.attempt}"

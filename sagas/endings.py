@@ -102,8 +102,8 @@ def interruptible() -> Iterator[None]:
 def meant(error: BaseException) -> BaseException:
     """Return what a group of exceptions says: the same as those in it, if all of them say the same.
 
-    A group of nothing but `TerminalError` is `TerminalError`, one of nothing but `RetryableError` is `RetryableError` with the longest
-    wait. Any other group, and what is no group, comes back as it is.
+    A group of nothing but `TerminalError` is a `TerminalError`. A group of nothing but `RetryableError` is a
+    `RetryableError` with the longest wait. Any other group, and what is no group, comes back as it is.
 
     >>> meant(ExceptionGroup("", [RetryableError("busy", after=1), RetryableError("away", after=9)])).after
     9.0

@@ -17,7 +17,7 @@ __all__ = ["SagaHandle"]
 _FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
 
 
-class _Desk(Protocol):
+class _Operations(Protocol):
     """What a handle needs of the app behind it."""
 
     def load(self, saga_id: str) -> SagaRecord: ...
@@ -33,11 +33,11 @@ class SagaHandle:
     <SagaStatus.COMPLETED: 'COMPLETED'>
     """
 
-    __slots__ = ("_desk", "id")
+    __slots__ = ("_operations", "id")
 
-    def __init__(self, saga_id: str, desk: _Desk) -> None:
+    def __init__(self, saga_id: str, operations: _Operations) -> None:
         self.id = saga_id
-        self._desk = desk
+        self._operations = operations
 
     def __repr__(self) -> str:
         return f"<SagaHandle {self.id}>"
@@ -51,7 +51,7 @@ class SagaHandle:
     @property
     def record(self) -> SagaRecord:
         """Everything that is stored of the saga, read now. Raises `SagaNotFound` when it is not there."""
-        return self._desk.load(self.id)
+        return self._operations.load(self.id)
 
     @property
     def status(self) -> SagaStatus:
@@ -72,7 +72,7 @@ class SagaHandle:
         if record.status is not SagaStatus.COMPLETED:
             why = f": {record.error}" if record.error else ""
             raise SagaNotCompleted(f"saga {record.name!r} ({self.id}) is {record.status} and has no result{why}")
-        return self._desk.result(record)
+        return self._operations.result(record)
 
     def wait(self, timeout: float | timedelta | None = None) -> SagaStatus:
         """Wait until the saga is COMPLETED, COMPENSATED or STUCK and return which.
@@ -107,4 +107,4 @@ class SagaHandle:
         A saga that is already going back, or has been undone, stays as it is.
         Raises `NotAllowed` when it is completed, or at or past its pivot.
         """
-        return self._desk.cancel(self.id, reason).status
+        return self._operations.cancel(self.id, reason).status

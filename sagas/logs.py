@@ -91,7 +91,7 @@ class _Logs(Observer):
                 return _at_work(
                     saga=record.name,
                     saga_id=record.id,
-                    step=f"{work.step}.undo" if work.undoes else work.step,
+                    step=f"{work.step}.compensate" if work.undoes else work.step,
                     attempt=work.number,
                     correlation_id=record.correlation_id,
                 )

@@ -56,5 +56,5 @@ def settled(saga: Saga, step: StepRecord, direction: Direction) -> bool:
         return step.status in _FORWARD_SETTLED
     if step.status is StepStatus.RUNNING:
         return False  # its action is still at work: what it leaves behind is not known yet
-    never_began = step.status is StepStatus.FAILED and not step.position
+    never_began = step.status is StepStatus.FAILED and not step.started_seq
     return saga.steps[step.node].compensation is None or never_began or step.status not in _TO_UNDO

@@ -284,7 +284,7 @@ class Orchestrator:
                 redaction = self._masking(claim.record)
                 failure = _failure(error, redaction)
                 seen.end(failure.outcome.value, error, redaction)
-                if failure.outcome is not Outcome.FINISHED:
+                if failure.outcome is not Outcome.TERMINAL:
                     told = "\n" + redaction.text("".join(traceback.format_exception(error))) if redaction else ""
                     logger.info(
                         "saga %s, step %s: attempt failed%s", saga_id, name, told, exc_info=None if told else error
@@ -415,20 +415,20 @@ class Orchestrator:
 
     # -- people -------------------------------------------------------------------------------------------------
 
-    def cancel(self, saga_id: str, reason: str, by: str | None = None) -> Next:
-        reason, by = _said(reason), _named(by)
-        return self._change(saga_id, lambda case: transitions.cancel(case, reason, by))
+    def cancel(self, saga_id: str, reason: str, actor: str | None = None) -> Next:
+        reason, actor = _said(reason), _named(actor)
+        return self._change(saga_id, lambda case: transitions.cancel(case, reason, actor))
 
-    def resume(self, saga_id: str, reason: str, by: str | None = None) -> Next:
-        reason, by = _said(reason), _named(by)
-        return self._change(saga_id, lambda case: transitions.resume(case, reason, by))
+    def resume(self, saga_id: str, reason: str, actor: str | None = None) -> Next:
+        reason, actor = _said(reason), _named(actor)
+        return self._change(saga_id, lambda case: transitions.resume(case, reason, actor))
 
     def repair(
-        self, saga_id: str, step: str, how: Repair, *, reason: str, by: str | None = None, result: Any = None
+        self, saga_id: str, step: str, how: Repair, *, reason: str, actor: str | None = None, result: Any = None
     ) -> Next:
         if not reason.strip():
             raise NotAllowed(f"saga {saga_id}, step {step!r}: say why; it is kept with the saga")
-        reason, by = _said(reason), _named(by)
+        reason, actor = _said(reason), _named(actor)
 
         def decide(case: Case) -> Change:
             text = None
@@ -442,7 +442,7 @@ class Orchestrator:
                         f"saga {case.record.name!r}, result of step {step!r}: {size:,} bytes are more than "
                         f"max_payload={self.max_payload:,}"
                     )
-            return transitions.repair(case, step, how, reason, by=by, result=text)
+            return transitions.repair(case, step, how, reason, actor=actor, result=text)
 
         return self._change(saga_id, decide, step=step)
 
@@ -638,8 +638,8 @@ def _said(reason: str) -> str:
     return clean(reason, _LONGEST_ERROR)
 
 
-def _named(by: str | None) -> str | None:
-    return None if by is None else clean(by, _LONGEST_KEY)
+def _named(actor: str | None) -> str | None:
+    return None if actor is None else clean(actor, _LONGEST_KEY)
 
 
 def _failure(error: BaseException, redaction: Redaction) -> Failure:
@@ -649,7 +649,7 @@ def _failure(error: BaseException, redaction: Redaction) -> Failure:
     text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
     match error:
         case TerminalError():
-            return Failure(Outcome.FINISHED, said or text)
+            return Failure(Outcome.TERMINAL, said or text)
         case RetryableError():
             return Failure(Outcome.FAILED, said or text, error.after)
         case UnserialisableResult() | _Fenced():

@@ -23,7 +23,8 @@ _MOST_HELD_BACK = 10_000
 #: How often the wait for the next probe is doubled while none arrives.
 _MOST_DOUBLINGS = 20
 
-#: A message leaves this many seconds, at the most, after what was stored about it; or half of `redispatch_after`, if that is less.
+#: A message leaves at most this many seconds after what was stored about it; or half of `redispatch_after`, if that is
+#: less.
 _SENDING = 5.0
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 #: What the history says when a step was given to somebody else, or tried again.
-TAKEOVERS = ("lost", "step failed", "undo failed", "landed late", "operator: retry")
+TAKEOVERS = ("lost", "step failed", "compensation failed", "late outcome", "operator: retry")
 #: What a step may raise that is no `Exception`.
 NO_EXCEPTIONS: Mapping[str, type[BaseException]] = {
     kind.__name__: kind
@@ -44,7 +44,7 @@ QUICK = Retry(max_attempts=3, delay=0.05, jitter=0)
 
 @dataclass
 class Faults:
-    """What goes wrong: step (or step.undo) -> kind, or kind:times (attempts that it happens in)."""
+    """What goes wrong: step (or step.compensate) -> kind, or kind:times (attempts that it happens in)."""
 
     faults: dict[str, str] = field(default_factory=dict)
     note: str = ""
@@ -82,7 +82,7 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             time.sleep(1)
         case "away" if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
             raise RuntimeError("the bank is away")
-    _write("undo" if what.endswith(".undo") else "do", what, step, known)
+    _write("undo" if what.endswith(".compensate") else "do", what, step, known)
     match kind:
         case "kill_after":
             _die()
@@ -113,7 +113,7 @@ def _step(name: str, *, undo: bool = True, kind: type[Step] = Step, **options: A
         return Receipt(name, step.attempt)
 
     def compensation(faults: dict[str, str], step: StepContext, result: Receipt | None) -> None:
-        act(f"{name}.undo", faults, step, result)
+        act(f"{name}.compensate", faults, step, result)
 
     options = {"retry": QUICK, "timeout": 3, **options}
     if kind is Step:
@@ -129,7 +129,7 @@ def _async_step(name: str) -> Step:
 
     async def compensation(faults: dict[str, str], step: StepContext, result: Receipt | None) -> None:
         await asyncio.sleep(0.01)
-        act(f"{name}.undo", faults, step, result)
+        act(f"{name}.compensate", faults, step, result)
 
     @functools.wraps(compensation)
     def hidden(**given: Any) -> Any:  # nothing tells that it is async before it is called

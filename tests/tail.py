@@ -116,7 +116,7 @@ def run(url: str, folder: Path) -> None:
 
 def begun(store: EventStore, folder: Path) -> None:
     """Note that this process is at work: it may be killed now."""
-    store.horizon()
+    store.safe_position()
     (folder / f"begun-{os.getpid()}").touch()
 
 

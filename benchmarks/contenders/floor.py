@@ -25,7 +25,8 @@ values (%(id)s, 'bench', 1, %(id)s, %(shape)s, %(id)s, '{"payload":""}', 'PENDIN
         0, now(), now(), now(), now() + interval '30 s')
 """
 CHANGE = """
-update sagas_saga set status = %(status)s, revision = revision + 1, updated_at = now(), stage_ready_at = now(), next_check_at = {}
+update sagas_saga
+set status = %(status)s, revision = revision + 1, updated_at = now(), stage_ready_at = now(), next_check_at = {}
 where id = %(id)s and revision = %(revision)s
 """
 CLAIM = """

@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response
 from examples.flask_shop.models import Bank, db
 from sagas import DefinitionMissing, NotAllowed, SagaNotFound
 from sagas.contrib.flask import current_sagas
-from sagas.desk import Action, Desk
+from sagas.operations import Action, Operations
 from sagas.stores import Filter
 
 __all__ = ["admin"]
@@ -46,27 +46,27 @@ def login() -> str | Response:
 
 
 @admin.get("/")
-def desk() -> str:
-    desk = Desk(current_sagas())
-    records = desk.store.select(Filter(attention=True), with_steps=True, limit=50)
+def operations() -> str:
+    operations = Operations(current_sagas())
+    records = operations.store.select(Filter(attention=True), with_steps=True, limit=50)
     rows = [
         {
             "record": record,
-            "input": desk.shown(desk.store.payloads(record.id).input),  # without the card
-            "choices": desk.choices(record),
+            "input": operations.shown(operations.store.payloads(record.id).input),  # without the card
+            "choices": operations.allowed_actions(record),
         }
         for record in records
     ]
     away = db.session.get_one(Bank, 1).away
-    return render_template("admin.html", rows=rows, words=WORDS, tally=desk.store.tally(), away=away)
+    return render_template("admin.html", rows=rows, words=WORDS, tally=operations.store.tally(), away=away)
 
 
 @admin.post("/sagas/<saga_id>")
 def act(saga_id: str) -> Response:
     action, _, step = request.form["choice"].partition(":")
     try:
-        record = Desk(current_sagas()).act(
-            Action(action), saga_id, by="admin", reason=request.form.get("reason", ""), step=step or None
+        record = Operations(current_sagas()).act(
+            Action(action), saga_id, actor="admin", reason=request.form.get("reason", ""), step=step or None
         )
     except (NotAllowed, SagaNotFound, DefinitionMissing, ValueError) as error:
         flash(str(error))

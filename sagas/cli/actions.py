@@ -16,8 +16,8 @@ from sagas.cli.listing import show_sagas
 from sagas.cli.options import Where, filters, signed
 from sagas.cli.rows import row
 from sagas.cli.tables import AS_JSON, document, line, readable, terminal
-from sagas.desk import Action, Desk, Outcome
 from sagas.errors import SagaError
+from sagas.operations import Action, ActionResult, Operations
 from sagas.stores import Filter
 from sagas.values import parse
 
@@ -69,7 +69,7 @@ class _Order:
 
     action: Action
     reason: str
-    by: str
+    actor: str
     step: str | None = None
     result: Any = None
 
@@ -108,31 +108,33 @@ def _command(action: Action) -> click.Command:
         sagas: Sequence[str],
         where: Where,
         reason: str,
-        by: str,
+        actor: str,
         limit: int,
         dry_run: bool,
         yes: bool,
         as_json: bool,
         result: str | None = None,
     ) -> None:
-        order = _Order(action=action, reason=reason, by=by, step=where.step if on_step else None, result=_json(result))
+        order = _Order(
+            action=action, reason=reason, actor=actor, step=where.step if on_step else None, result=_json(result)
+        )
         _check(order, sagas, where)
-        desk = Desk(obj.app.sagas)
+        operations = Operations(obj.app.sagas)
         if sagas:
             # All of them are known before anything is done to one.
-            ids = list(dict.fromkeys(desk.store.resolve(saga).id for saga in sagas))
+            ids = list(dict.fromkeys(operations.store.resolve(saga).id for saga in sagas))
             chosen = Filter()
         else:
-            chosen = where.at(desk.store.now())
+            chosen = where.at(operations.store.now())
             chosen = replace(chosen, statuses=chosen.statuses or _STATUSES[action])
-            ids = _found(desk, chosen, limit)
+            ids = _found(operations, chosen, limit)
         if dry_run:
-            _show_which(desk, ids, as_json=as_json, most=len(ids))
+            _show_which(operations, ids, as_json=as_json, most=len(ids))
             click.echo(f"would {action} {len(ids)}", err=True)
             return
         if not sagas and not yes:
-            _agree(desk, action, ids)
-        _carry_out(desk, order, ids, chosen, as_json=as_json, bulk=not sagas)
+            _agree(operations, action, ids)
+        _carry_out(operations, order, ids, chosen, as_json=as_json, bulk=not sagas)
 
     if action is Action.DONE:
         about = "What the step would have returned, as JSON, if a later one needs it."
@@ -156,48 +158,52 @@ def _check(order: _Order, sagas: Sequence[str], where: Where) -> None:
         raise click.UsageError("say which: IDs, or options that choose, such as --saga or --error; not simply all")
 
 
-def _found(desk: Desk, chosen: Filter, limit: int) -> list[str]:
+def _found(operations: Operations, chosen: Filter, limit: int) -> list[str]:
     """Return the ids of those that fit, oldest first."""
     ids: list[str] = []
     while len(ids) < limit:
         wanted = min(_PAGE, limit - len(ids))
-        page = desk.store.select(chosen, after=ids[-1] if ids else "", limit=wanted)
+        page = operations.store.select(chosen, after=ids[-1] if ids else "", limit=wanted)
         ids += [record.id for record in page]
         if len(page) < wanted:
             break
     if not ids:
         raise Refusal("no saga fits: nothing was done")
-    if len(ids) == limit and (there := desk.store.count(chosen)) > limit:
+    if len(ids) == limit and (there := operations.store.count(chosen)) > limit:
         click.echo(f"{there} fit; this is about the oldest {limit} of them (--limit)", err=True)
     return ids
 
 
-def _show_which(desk: Desk, ids: Sequence[str], *, as_json: bool, most: int) -> None:
+def _show_which(operations: Operations, ids: Sequence[str], *, as_json: bool, most: int) -> None:
     shown = list(ids[:most])
     rows = []
     for start in range(0, len(shown), _PAGE):
         page = Filter(ids=tuple(shown[start : start + _PAGE]))
-        rows += [row(desk, each) for each in desk.store.select(page, after="", limit=_PAGE, with_steps=True)]
-    show_sagas(desk, rows, as_json=as_json)
+        rows += [
+            row(operations, each) for each in operations.store.select(page, after="", limit=_PAGE, with_steps=True)
+        ]
+    show_sagas(operations, rows, as_json=as_json)
     if len(ids) > most:
         click.echo(f"and {len(ids) - most} more", err=True)
 
 
-def _agree(desk: Desk, action: Action, ids: Sequence[str]) -> None:
+def _agree(operations: Operations, action: Action, ids: Sequence[str]) -> None:
     if sys.stdin.isatty():
-        _show_which(desk, ids, as_json=False, most=_SHOWN)
+        _show_which(operations, ids, as_json=False, most=_SHOWN)
     agree(f"{action} {'this saga' if len(ids) == 1 else f'these {len(ids)} sagas'}?")
 
 
-def _outcomes(desk: Desk, order: _Order, ids: Sequence[str], chosen: Filter) -> Iterator[tuple[str, Outcome | None]]:
+def _outcomes(
+    operations: Operations, order: _Order, ids: Sequence[str], chosen: Filter
+) -> Iterator[tuple[str, ActionResult | None]]:
     """Do it to each; None for one that no longer fits what was chosen: somebody else was quicker."""
     for start in range(0, len(ids), _PAGE):
         page = tuple(ids[start : start + _PAGE])
         waiting = iter(page)
-        for outcome in desk.act_on_all(
+        for outcome in operations.act_on_all(
             order.action,
             replace(chosen, ids=page),
-            by=order.by,
+            actor=order.actor,
             reason=order.reason,
             limit=len(page),
             step=order.step,
@@ -212,7 +218,9 @@ def _outcomes(desk: Desk, order: _Order, ids: Sequence[str], chosen: Filter) -> 
             yield saga_id, None
 
 
-def _carry_out(desk: Desk, order: _Order, ids: list[str], chosen: Filter, *, as_json: bool, bulk: bool) -> None:
+def _carry_out(
+    operations: Operations, order: _Order, ids: list[str], chosen: Filter, *, as_json: bool, bulk: bool
+) -> None:
     rows: list[dict[str, Any]] = []
     tty = None if as_json else terminal()
     progress = tty.bar(order.action.value, len(ids)) if tty is not None and bulk else None
@@ -220,7 +228,7 @@ def _carry_out(desk: Desk, order: _Order, ids: list[str], chosen: Filter, *, as_
     ids.sort()  # as they are done: the oldest first
     try:
         with progress or nullcontext():
-            for saga_id, outcome in _outcomes(desk, order, ids, chosen):
+            for saga_id, outcome in _outcomes(operations, order, ids, chosen):
                 rows.append(_row(saga_id, outcome, order.action))
                 say(rows[-1])
     except SagaError as error:
@@ -238,7 +246,7 @@ def _carry_out(desk: Desk, order: _Order, ids: list[str], chosen: Filter, *, as_
         raise click.exceptions.Exit(1)
 
 
-def _row(saga_id: str, outcome: Outcome | None, action: Action) -> dict[str, Any]:
+def _row(saga_id: str, outcome: ActionResult | None, action: Action) -> dict[str, Any]:
     if outcome is None:
         error = f"it no longer fits what was chosen, so that nothing was done to {action} it"
         return {"id": saga_id, "saga": None, "key": None, "outcome": "refused", "status": None, "error": error}

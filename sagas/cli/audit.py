@@ -10,7 +10,7 @@ import click
 from sagas.cli.command import Command
 from sagas.cli.options import DURATION, TEXT
 from sagas.cli.tables import AS_JSON, document, lines, terminal
-from sagas.desk import Desk
+from sagas.operations import Operations
 
 __all__ = ["audit"]
 
@@ -19,11 +19,11 @@ __all__ = ["audit"]
     cls=Command,
     short_help="List what operators did, to which sagas, and why.",
     epilog="""
-        celery -A yourapp sagas audit --by ann --since 7d
+        celery -A yourapp sagas audit --actor ann --since 7d
         celery -A yourapp sagas audit --saga place_order --json
     """,
 )
-@click.option("--by", type=TEXT, metavar="NAME", help="By this operator.")
+@click.option("--actor", type=TEXT, metavar="NAME", help="By this operator.")
 @click.option("--saga", type=TEXT, metavar="NAME", help="To sagas of this definition.")
 @click.option("--since", type=DURATION, help="No longer ago than 90s, 10m, 2h, 3d, 1w.")
 @click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True, help="At most so many.")
@@ -32,7 +32,7 @@ __all__ = ["audit"]
 @click.pass_obj
 def audit(
     obj: Any,
-    by: str | None,
+    actor: str | None,
     saga: str | None,
     since: timedelta | None,
     limit: int,
@@ -43,26 +43,26 @@ def audit(
 
     What was done to sagas that have been deleted since is gone with them; who deleted them is kept: `db audit`.
     """
-    store = Desk(obj.app.sagas).store
+    store = Operations(obj.app.sagas).store
     earliest = None if since is None else store.now() - since
     rows = [
         {
-            "number": deed.number,
-            "at": deed.entry.at,
-            "by": deed.entry.by,
-            "what": deed.entry.what,
-            "id": deed.saga_id,
-            "saga": deed.name,
-            "key": deed.key,
-            "step": deed.entry.step,
-            "reason": deed.entry.detail,
+            "number": entry.number,
+            "at": entry.entry.at,
+            "actor": entry.entry.actor,
+            "what": entry.entry.what,
+            "id": entry.saga_id,
+            "saga": entry.name,
+            "key": entry.key,
+            "step": entry.entry.step,
+            "reason": entry.entry.detail,
         }
-        for deed in store.audit(by=by, name=saga, since=earliest, limit=limit, before=before)
+        for entry in store.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
     ]
     if as_json:
         document(rows)
     elif rows and (tty := terminal()) is not None:
-        tty.console().print(tty.deeds(rows))
+        tty.console().print(tty.audit_entries(rows))
     else:
         lines(rows)
     if not rows:

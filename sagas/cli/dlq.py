@@ -12,7 +12,7 @@ from sagas.cli.command import agree
 from sagas.cli.options import signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.errors import SagaError
-from sagas.events.deadletters import DeadLetter
+from sagas.events.deadletters import EventDeadLetter
 
 __all__ = ["dlq"]
 
@@ -81,29 +81,37 @@ def show_letters(obj: Any, ids: Sequence[int], as_json: bool) -> None:
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
 @click.pass_obj
 def replay(
-    obj: Any, /, ids: Sequence[int], reason: str, by: str, dry_run: bool, yes: bool, rate: float | None, **filters: Any
+    obj: Any,
+    /,
+    ids: Sequence[int],
+    reason: str,
+    actor: str,
+    dry_run: bool,
+    yes: bool,
+    rate: float | None,
+    **filters: Any,
 ) -> None:
     """Have messages handled once more: those of these IDS, or all that the options choose."""
     events = obj.app.sagas.events
     letters = _chosen(events, ids, filters)
-    would = events.replay(letters, reason=reason, by=by)
+    would = events.replay(letters, reason=reason, actor=actor)
     left_out = len(letters) - len(would)
     if left_out:
         click.echo(f"{left_out} left out: resolved, no envelope, or parked behind another of the same key", err=True)
     if _agreed("replay", would, dry_run, yes):
-        sent = events.replay(would, reason=reason, by=by, rate=rate, dry_run=False)
+        sent = events.replay(would, reason=reason, actor=actor, rate=rate, dry_run=False)
         click.echo(f"{len(sent)} replayed")
 
 
 @dlq.command()
 @_decides
 @click.pass_obj
-def discard(obj: Any, /, ids: Sequence[int], reason: str, by: str, dry_run: bool, yes: bool, **filters: Any) -> None:
+def discard(obj: Any, /, ids: Sequence[int], reason: str, actor: str, dry_run: bool, yes: bool, **filters: Any) -> None:
     """Decide that messages will not be handled: those of these IDS, or all that the options choose."""
     events = obj.app.sagas.events
     letters = [letter for letter in _chosen(events, ids, filters) if letter.resolved_at is None]
     if _agreed("discard", letters, dry_run, yes):
-        gone = events.discard(letters, reason=reason, by=by)
+        gone = events.discard(letters, reason=reason, actor=actor)
         click.echo(f"{len(gone)} discarded")
 
 
@@ -120,7 +128,7 @@ def _collect(events: Any) -> None:
         )
 
 
-def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequence[DeadLetter]:
+def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequence[EventDeadLetter]:
     chosen = [name for name, value in filters.items() if value is not None and name != "limit"]
     if ids and chosen:
         raise click.UsageError("give IDS or options that choose, not both")
@@ -128,11 +136,11 @@ def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequenc
         raise click.UsageError("say which: IDS, --queue, --type, --key or --correlation-id")
     if not ids:
         _collect(events)
-    found: Sequence[DeadLetter] = events.dead_letters(ids) if ids else events.dead_letters(**filters)
+    found: Sequence[EventDeadLetter] = events.dead_letters(ids) if ids else events.dead_letters(**filters)
     return found
 
 
-def _agreed(what: str, letters: Sequence[DeadLetter], dry_run: bool, yes: bool) -> bool:
+def _agreed(what: str, letters: Sequence[EventDeadLetter], dry_run: bool, yes: bool) -> bool:
     show([_row(letter, whole=False) for letter in letters])
     if dry_run or not letters:
         click.echo(f"would {what} {len(letters)}" if letters else f"nothing to {what}")
@@ -142,7 +150,7 @@ def _agreed(what: str, letters: Sequence[DeadLetter], dry_run: bool, yes: bool) 
     return True
 
 
-def _row(letter: DeadLetter, *, whole: bool) -> dict[str, Any]:
+def _row(letter: EventDeadLetter, *, whole: bool) -> dict[str, Any]:
     if not whole:
         row = {
             name: getattr(letter, name) for name in ("id", "queue", "type", "key", "attempts", "behind", "created_at")

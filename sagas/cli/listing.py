@@ -11,7 +11,7 @@ from sagas.cli.command import Command
 from sagas.cli.options import TEXT, Where, filters
 from sagas.cli.rows import row
 from sagas.cli.tables import AS_JSON, document, lines, terminal
-from sagas.desk import Desk
+from sagas.operations import Operations
 from sagas.stores import Filter
 
 __all__ = ["counted", "list_", "show_sagas"]
@@ -39,36 +39,38 @@ def list_(obj: Any, /, where: Where, limit: int, before: str | None, counts: boo
 
     To a terminal, a table. To a pipe, lines with tabs between the fields and a first line that names them.
     """
-    desk = Desk(obj.app.sagas)
-    chosen = where.at(desk.store.now())
+    operations = Operations(obj.app.sagas)
+    chosen = where.at(operations.store.now())
     if counts:
         if before is not None:
             raise click.UsageError("--counts has no pages: leave --before out")
-        _show_counts(counted(desk, chosen), as_json=as_json)
+        _show_counts(counted(operations, chosen), as_json=as_json)
         return
-    records = desk.store.select(chosen, limit=limit, before=before, with_steps=True)
-    show_sagas(desk, [row(desk, record) for record in records], as_json=as_json)
+    records = operations.store.select(chosen, limit=limit, before=before, with_steps=True)
+    show_sagas(operations, [row(operations, record) for record in records], as_json=as_json)
     if not records:
-        known = sorted({name for name, _ in desk.sagas.orchestrator.sagas})
+        known = sorted({name for name, _ in operations.sagas.orchestrator.sagas})
         hint = f"; this app has {', '.join(known)}" if where.saga and where.saga not in known else ""
         click.echo(f"no saga fits{hint}", err=True)
     elif len(records) == limit:
         click.echo(f"there may be more: repeat it with --before {records[-1].id}", err=True)
 
 
-def show_sagas(desk: Desk, rows: Sequence[dict[str, Any]], *, as_json: bool = False) -> None:
+def show_sagas(operations: Operations, rows: Sequence[dict[str, Any]], *, as_json: bool = False) -> None:
     """Print a list of sagas."""
     if as_json:
         document(rows)
     elif rows and (tty := terminal()) is not None:
-        tty.console().print(tty.sagas(rows, desk.store.now()))
+        tty.console().print(tty.sagas(rows, operations.store.now()))
     else:
         lines(rows)
 
 
-def counted(desk: Desk, chosen: Filter) -> list[dict[str, Any]]:
+def counted(operations: Operations, chosen: Filter) -> list[dict[str, Any]]:
     """Return how many sagas fit, by name and status."""
-    return [{"saga": each.name, "status": each.status.value, "count": each.count} for each in desk.store.tally(chosen)]
+    return [
+        {"saga": each.name, "status": each.status.value, "count": each.count} for each in operations.store.tally(chosen)
+    ]
 
 
 def _show_counts(rows: list[dict[str, Any]], *, as_json: bool) -> None:

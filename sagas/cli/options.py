@@ -16,7 +16,7 @@ from celery.bin.base import CeleryOption
 
 from sagas.checkpoints import SagaStatus
 from sagas.cli.command import Refusal
-from sagas.desk import LONGEST_REASON
+from sagas.operations import LONGEST_REASON
 from sagas.stores import Filter
 from sagas.values import parse
 
@@ -131,8 +131,8 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def signed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command what is kept with whatever an operator does: `reason` and `by`."""
-    command = click.option("--by", type=TEXT, callback=_who, metavar="NAME", help="Who; left out, you.")(command)
+    """Give a command what is kept with whatever an operator does: `reason` and `actor`."""
+    command = click.option("--actor", type=TEXT, callback=_who, metavar="NAME", help="Who; left out, you.")(command)
     reason = click.option(
         "--reason", type=TEXT, required=True, callback=_why, help="Why; it is kept with the saga."
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _who(_context: click.Context, _parameter: click.Parameter, value: str | None
         try:
             value = getpass.getuser()
         except (OSError, KeyError, ImportError):  # in a container without a user of its own
-            raise click.UsageError("this system does not know your name; say it with --by") from None
+            raise click.UsageError("this system does not know your name; say it with --actor") from None
     if len(value) > _LONGEST_NAME:
         raise click.BadParameter(f"a name has at most {_LONGEST_NAME} characters")
     return value

@@ -14,10 +14,10 @@ from sagas.app import Sagas
 from sagas.cli.command import INTERRUPTED, Command, Refusal, agree
 from sagas.cli.options import JSON_FILE, json_object
 from sagas.definition import Saga
-from sagas.desk import Desk
 from sagas.doctor import broker, workers
 from sagas.endings import ProcessEnd
 from sagas.errors import SagaError
+from sagas.operations import Operations
 from sagas.stores import SqlStore
 from sagas.testing import rehearse as rehearse_saga
 from sagas.testing.rehearsal import unfinished_in
@@ -57,7 +57,7 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes:
     something is not ok, 2 when it could not be rehearsed, and 130 after Ctrl-C.
     """
     app = obj.app.sagas
-    store = Desk(app).store
+    store = Operations(app).store
     definition = _newest(app.orchestrator.sagas.values(), saga)
     given = None if file is None else json_object(file)
     snapshot = None if state is None else _function(state)

@@ -14,7 +14,7 @@ from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.cli.command import Command, Refusal, agree
 from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
-from sagas.desk import Desk
+from sagas.operations import Operations
 from sagas.stores import retention
 from sagas.stores.archive import Archive
 from sagas.stores.audit import audit as entries
@@ -50,7 +50,7 @@ def purge(
     dry_run: bool,
     yes: bool,
     reason: str,
-    by: str,
+    actor: str,
 ) -> None:
     """Delete finished sagas, with their steps and history, oldest first.
 
@@ -59,7 +59,7 @@ def purge(
 
     Keep sagas for longer than any action may hang, and than a key may be used again: a deleted key starts a new saga.
     """
-    store = Desk(obj.app.sagas).store
+    store = Operations(obj.app.sagas).store
     which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or FINISHED, name=saga)
     count = retention.count_expired(store, which)
     click.echo(f"{count:,} {which}", err=True)
@@ -71,7 +71,7 @@ def purge(
     total = 0
     try:
         with nullcontext() if file is None else Archive(file) as archive:
-            for deleted in retention.purge(store, which, reason=reason, by=by, archive=archive, batch=batch):
+            for deleted in retention.purge(store, which, reason=reason, actor=actor, archive=archive, batch=batch):
                 total += deleted
                 click.echo(f"{total:,} of {count:,}", err=True)
     except OSError as error:
@@ -82,13 +82,13 @@ def purge(
 @click.command(cls=Command)
 @signed
 @click.pass_obj
-def reencrypt(obj: Any, reason: str, by: str) -> None:
+def reencrypt(obj: Any, reason: str, actor: str) -> None:
     """Encrypt anew what is stored plain, or with an old key. Workers may run; it may be interrupted and repeated.
 
     When it is through, old keys are needed for archives only.
     """
-    store, written, unreadable = Desk(obj.app.sagas).store, 0, 0
-    for progress in reencrypt_all(store, reason=reason, by=by):
+    store, written, unreadable = Operations(obj.app.sagas).store, 0, 0
+    for progress in reencrypt_all(store, reason=reason, actor=actor):
         for error in progress.unreadable:
             click.echo(str(error), err=True)
         written, unreadable = progress.written, unreadable + len(progress.unreadable)
@@ -108,4 +108,4 @@ def reencrypt(obj: Any, reason: str, by: str) -> None:
 @click.pass_obj
 def audit(obj: Any, limit: int, as_json: bool) -> None:
     """List what was done to the sagas as a whole, newest first: purges, encryption."""
-    show([asdict(entry) for entry in entries(Desk(obj.app.sagas).store, limit)], as_json=as_json)
+    show([asdict(entry) for entry in entries(Operations(obj.app.sagas).store, limit)], as_json=as_json)

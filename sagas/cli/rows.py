@@ -7,8 +7,8 @@ from typing import Any
 
 from sagas.checkpoints import FINISHED, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.commands import command
-from sagas.desk import Action, Choice, Desk
 from sagas.errors import DefinitionMissing
+from sagas.operations import Action, AllowedAction, Operations
 from sagas.outline import steps_of
 from sagas.plan import plan
 
@@ -17,7 +17,7 @@ __all__ = ["described", "in_order", "row", "stands_at"]
 _AT_WORK = (StepStatus.RUNNING, StepStatus.COMPENSATING)
 
 
-def row(desk: Desk, record: SagaSummary) -> dict[str, Any]:
+def row(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return what lists show of a saga, for programs. `record`: with its steps."""
     return {
         "id": record.id,
@@ -26,14 +26,14 @@ def row(desk: Desk, record: SagaSummary) -> dict[str, Any]:
         "key": record.key,
         "correlation_id": record.correlation_id,
         "status": record.status.value,
-        "step": stands_at(desk, record),
+        "step": stands_at(operations, record),
         "created_at": record.created_at,
         "updated_at": record.updated_at,
         "error": record.trouble,
     }
 
 
-def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
+def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
     """Return the steps that a saga stands at: those that are stuck or at work, or else those that come next."""
     if record.status in FINISHED:
         return []
@@ -42,31 +42,31 @@ def stands_at(desk: Desk, record: SagaSummary) -> list[str]:
     if begun:
         return begun
     try:
-        left = plan(desk.sagas.orchestrator.definition(record), record)
+        left = plan(operations.sagas.orchestrator.definition(record), record)
     except DefinitionMissing:
         return [step.name for step in in_order(record) if step.status is StepStatus.PENDING]
     return list(left.stages[0].steps) if left else []
 
 
-def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
+def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
-    payloads = desk.store.payloads(record.id)
+    payloads = operations.store.payloads(record.id)
     missing = None
     try:
-        desk.sagas.orchestrator.definition(record)
+        operations.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
         missing = str(error)
     return {
-        **row(desk, record),
+        **row(operations, record),
         "direction": record.direction.value,
         "deadline": record.deadline,
         "definition_missing": missing,
-        "choices": [
+        "allowed_actions": [
             {"action": choice.action.value, "step": choice.step, "command": _command(choice, record)}
-            for choice in desk.choices(record)
+            for choice in operations.allowed_actions(record)
         ],
-        "steps": [_step(step, desk.shown(payloads.results.get(step.name))) for step in steps_of(record)],
-        "input": desk.shown(payloads.input),
+        "steps": [_step(step, operations.shown(payloads.results.get(step.name))) for step in steps_of(record)],
+        "input": operations.shown(payloads.input),
         "dead_letters": [
             {
                 "step": letter.step,
@@ -74,7 +74,7 @@ def described(desk: Desk, record: SagaSummary) -> dict[str, Any]:
                 "created_at": letter.created_at,
                 "error": letter.error,
             }
-            for letter in desk.store.dead_letters(record.id)
+            for letter in operations.store.dead_letters(record.id)
         ],
     }
 
@@ -95,7 +95,7 @@ def _step(step: StepRecord, result: Any) -> Mapping[str, Any]:
     }
 
 
-def _command(choice: Choice, record: SagaSummary) -> str:
+def _command(choice: AllowedAction, record: SagaSummary) -> str:
     words = [choice.action.value, record.id]
     if choice.step is not None:
         words += ["--step", choice.step]

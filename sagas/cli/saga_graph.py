@@ -9,9 +9,9 @@ import click
 from sagas.checkpoints import SagaSummary
 from sagas.cli.command import Refusal
 from sagas.definition import Saga
-from sagas.desk import Desk
 from sagas.drawing import FORMATS, render
 from sagas.errors import SagaError
+from sagas.operations import Operations
 
 __all__ = ["draw_saga"]
 
@@ -36,7 +36,7 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
         definition: Saga = known[text, max(versions) if version is None else version]
         return definition
     try:
-        return Desk(sagas).store.resolve(text)
+        return Operations(sagas).store.resolve(text)
     except SagaError as error:
         names = ", ".join(sorted({name for name, _ in known})) or "none"
         raise Refusal(f"{error}; nor is it one of the definitions: {names}") from error

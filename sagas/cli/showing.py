@@ -10,12 +10,12 @@ import click
 from sagas.cli.command import Command
 from sagas.cli.rows import described
 from sagas.cli.tables import AS_JSON, document, lines, terminal
-from sagas.desk import Desk
+from sagas.operations import Operations
 
 __all__ = ["history", "show"]
 
 #: What has a table of its own.
-_TABLES = ("choices", "steps", "dead_letters")
+_TABLES = ("allowed_actions", "steps", "dead_letters")
 
 
 @click.command(
@@ -36,12 +36,12 @@ def show(obj: Any, saga: str, as_json: bool) -> None:
     ID is its id, the start of its id, or its key, where that is of one saga only. The commands that are shown can be
     copied: put your reason in.
     """
-    desk = Desk(obj.app.sagas)
-    told = described(desk, desk.store.resolve(saga))
+    operations = Operations(obj.app.sagas)
+    told = described(operations, operations.store.resolve(saga))
     if as_json:
         document(told)
     elif (tty := terminal()) is not None:
-        tty.show(told, desk.store.now())
+        tty.show(told, operations.store.now())
     else:
         _in_lines(told)
 
@@ -79,18 +79,18 @@ def history(obj: Any, saga: str, as_json: bool) -> None:
 
     ID is its id, the start of its id, or its key.
     """
-    desk = Desk(obj.app.sagas)
-    record = desk.store.resolve(saga)
+    operations = Operations(obj.app.sagas)
+    record = operations.store.resolve(saga)
     rows = [
         {
             "at": entry.at,
             "what": entry.what,
             "step": entry.step,
-            "by": entry.by,
+            "actor": entry.actor,
             "epoch": entry.epoch,
             "detail": entry.detail,
         }
-        for entry in desk.store.history(record.id)
+        for entry in operations.store.history(record.id)
     ]
     if as_json:
         document(rows)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sagas.checkpoints import SagaStatus
 from sagas.cli.tables import ago, readable
-from sagas.desk import pretty
+from sagas.operations import pretty
 
 __all__ = [
     "bar",
@@ -25,7 +25,7 @@ __all__ = [
     "board",
     "console",
     "counts",
-    "deeds",
+    "audit_entries",
     "history",
     "live",
     "outcome",
@@ -41,8 +41,6 @@ _STYLES = {
     "COMPLETED": "green",
     "DONE": "green",
     "COMPENSATING": "yellow",
-    "COMPENSATING": "yellow",
-    "COMPENSATED": "magenta",
     "COMPENSATED": "magenta",
     "SKIPPED": "magenta",
     "FAILED": "red",
@@ -157,9 +155,9 @@ def show(saga: Mapping[str, Any], now: datetime) -> None:
     """Print one saga: how it is and why, what may be done about it, and then the rest."""
     screen = console()
     screen.print(_head(saga, now))
-    if saga["choices"]:
+    if saga["allowed_actions"]:
         screen.print(Text("\nWhat may be done", "bold"))
-    for choice in saga["choices"]:
+    for choice in saga["allowed_actions"]:
         # The terminal breaks the line where it must, so that the command is copied in one piece.
         screen.print(Text(f"  {readable(choice['command'])}", "cyan"), soft_wrap=True)
     screen.print(Text("\nSteps", "bold"), _steps(saga["steps"], now), sep="\n")
@@ -236,10 +234,10 @@ def _about(step: Mapping[str, Any], now: datetime) -> list[Text]:
 def history(rows: Sequence[Mapping[str, Any]]) -> Group:
     """Return what happened to a saga."""
     return blocks(
-        ("at (UTC)", "what", "step", "by"),
+        ("at (UTC)", "what", "step", "actor"),
         [
             (
-                (Text(_moment(row["at"])), _text(row["what"]), _text(row["step"]), _text(row["by"], "bold")),
+                (Text(_moment(row["at"])), _text(row["what"]), _text(row["step"]), _text(row["actor"], "bold")),
                 _details(row["detail"]),
             )
             for row in rows
@@ -247,13 +245,13 @@ def history(rows: Sequence[Mapping[str, Any]]) -> Group:
     )
 
 
-def deeds(rows: Sequence[Mapping[str, Any]]) -> Group:
+def audit_entries(rows: Sequence[Mapping[str, Any]]) -> Group:
     """Return what operators did."""
     return blocks(
-        ("at (UTC)", "by", "what", "step"),
+        ("at (UTC)", "actor", "what", "step"),
         [
             (
-                (Text(_moment(row["at"])), _text(row["by"], "bold"), _text(row["what"]), _text(row["step"])),
+                (Text(_moment(row["at"])), _text(row["actor"], "bold"), _text(row["what"]), _text(row["step"])),
                 (_text(f"{row['id']} {row['saga']} {row['key']}", "dim"), *_details(row["reason"])),
             )
             for row in rows

@@ -20,8 +20,8 @@ from sagas.cli.options import DURATION, Where, filters
 from sagas.cli.rows import described, in_order, row
 from sagas.cli.tables import line, plain, terminal
 from sagas.commands import command
-from sagas.desk import Desk
 from sagas.errors import StoreUnavailable
+from sagas.operations import Operations
 from sagas.stores import Filter
 
 __all__ = ["watch"]
@@ -67,16 +67,16 @@ def watch(
     """
     if wanted is not None and where:
         raise click.UsageError("give an ID or options that choose, not both")
-    desk = Desk(obj.app.sagas)
+    operations = Operations(obj.app.sagas)
     give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
     tty = None if as_json else terminal()
     try:
         with _interruptible() as interrupted:
             looks = _looks(interval.total_seconds(), give_up, interrupted)
             if wanted is None:
-                _watch_list(desk, where, limit, tty, as_json, looks)
+                _watch_list(operations, where, limit, tty, as_json, looks)
                 return
-            code = _watch_one(desk, desk.store.resolve(wanted), tty, as_json, looks)
+            code = _watch_one(operations, operations.store.resolve(wanted), tty, as_json, looks)
     except KeyboardInterrupt:
         code = INTERRUPTED
     raise click.exceptions.Exit(code)
@@ -133,22 +133,22 @@ class _View(Protocol):
     def away(self, error: StoreUnavailable) -> None: ...
 
 
-def _watch_one(desk: Desk, record: SagaSummary, tty: Any, as_json: bool, looks: Iterator[None]) -> int:
+def _watch_one(operations: Operations, record: SagaSummary, tty: Any, as_json: bool, looks: Iterator[None]) -> int:
     if tty is None:
-        return _follow(desk, record, _Lines(desk, as_json=as_json), looks)
+        return _follow(operations, record, _Lines(operations, as_json=as_json), looks)
     with tty.live("") as live:
-        code = _follow(desk, record, _Page(desk, tty, live), looks)
+        code = _follow(operations, record, _Page(operations, tty, live), looks)
     if code == _ENDS[SagaStatus.STUCK]:
         click.echo(f"\nwhat may be done about it: {command('show', record.id)}")
     return code
 
 
-def _follow(desk: Desk, record: SagaSummary, view: _View, looks: Iterator[None]) -> int:
+def _follow(operations: Operations, record: SagaSummary, view: _View, looks: Iterator[None]) -> int:
     before: SagaSummary | None = None
     for _ in looks:
         with _patient(view.away):
             if before is not None:
-                record = desk.store.summary(record.id)
+                record = operations.store.summary(record.id)
             view.show(before, record)
             before = record
             if record.status in AT_REST:
@@ -159,8 +159,8 @@ def _follow(desk: Desk, record: SagaSummary, view: _View, looks: Iterator[None])
 class _Lines:
     """A line for each change: of the saga, with `step` empty, and of each of its steps."""
 
-    def __init__(self, desk: Desk, *, as_json: bool) -> None:
-        self._desk = desk
+    def __init__(self, operations: Operations, *, as_json: bool) -> None:
+        self._operations = operations
         self._as_json = as_json
 
     def show(self, before: SagaSummary | None, record: SagaSummary) -> None:
@@ -194,12 +194,12 @@ def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[s
 class _Page:
     """The saga on a terminal, drawn again at each look: ages go on while nothing happens."""
 
-    def __init__(self, desk: Desk, tty: Any, live: Any) -> None:
-        self._desk, self._tty, self._live = desk, tty, live
+    def __init__(self, operations: Operations, tty: Any, live: Any) -> None:
+        self._operations, self._tty, self._live = operations, tty, live
 
     def show(self, before: SagaSummary | None, record: SagaSummary) -> None:  # noqa: ARG002 - it shows all of it
-        saga = described(self._desk, record)
-        self._live.update(self._tty.watched(saga, self._desk.store.now()), refresh=True)
+        saga = described(self._operations, record)
+        self._live.update(self._tty.watched(saga, self._operations.store.now()), refresh=True)
 
     def away(self, error: StoreUnavailable) -> None:
         self._live.console.print(f"{error}; still trying", markup=False, style="red")
@@ -208,33 +208,37 @@ class _Page:
 # -- a list ---------------------------------------------------------------------------------------------------------
 
 
-def _watch_list(desk: Desk, where: Where, limit: int, tty: Any, as_json: bool, looks: Iterator[None]) -> None:
+def _watch_list(
+    operations: Operations, where: Where, limit: int, tty: Any, as_json: bool, looks: Iterator[None]
+) -> None:
     if tty is None:
-        _follow_list(desk, where, limit, as_json, looks)
+        _follow_list(operations, where, limit, as_json, looks)
         return
     with tty.live("") as live:
         for _ in looks:
             with _patient(lambda error: live.console.print(f"{error}; still trying", markup=False, style="red")):
-                now = desk.store.now()
+                now = operations.store.now()
                 chosen = where.at(now)
-                found = [row(desk, record) for record in desk.store.select(chosen, limit=limit, with_steps=True)]
-                live.update(tty.board(counted(desk, chosen), found, now), refresh=True)
+                found = [
+                    row(operations, record) for record in operations.store.select(chosen, limit=limit, with_steps=True)
+                ]
+                live.update(tty.board(counted(operations, chosen), found, now), refresh=True)
 
 
-def _follow_list(desk: Desk, where: Where, limit: int, as_json: bool, looks: Iterator[None]) -> None:
+def _follow_list(operations: Operations, where: Where, limit: int, as_json: bool, looks: Iterator[None]) -> None:
     """Print those that fit, then each again when it has changed, also when it no longer fits because of that."""
     known: dict[str, int] = {}
     named = as_json
     for _ in looks:
         with _patient(_warn):
-            chosen = where.at(desk.store.now())
-            found = list(desk.store.select(chosen, limit=limit, with_steps=True))
+            chosen = where.at(operations.store.now())
+            found = list(operations.store.select(chosen, limit=limit, with_steps=True))
             there = {record.id for record in found}
             gone = tuple(saga_id for saga_id in known if saga_id not in there)
             if gone:
-                found += desk.store.select(Filter(ids=gone), limit=len(gone), with_steps=True)
+                found += operations.store.select(Filter(ids=gone), limit=len(gone), with_steps=True)
             changed = [record for record in reversed(found) if known.get(record.id) != record.revision]
-            for each in [row(desk, record) for record in changed]:
+            for each in [row(operations, record) for record in changed]:
                 if not named:
                     click.echo("\t".join(each))
                     named = True

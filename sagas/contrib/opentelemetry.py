@@ -35,7 +35,7 @@ class Tracing(Observer):
 
     - `start place_order`, where it is started: a child of the span that is active there. The saga keeps its name, and
       everything below is its child, in whatever process and however much later.
-    - `place_order.reserve_stock`, `place_order.reserve_stock.undo`: one an attempt. It is active while the step's
+    - `place_order.reserve_stock`, `place_order.reserve_stock.compensate`: one an attempt. It is active while the step's
       function runs, so that what that calls is its child.
     - `place_order lost`, `... turned back`, `... operator: retry`: what the saga's history says, without a duration.
     - `place_order COMPLETED`, or COMPENSATED or STUCK: from when it was stored until then.
@@ -76,7 +76,7 @@ class Tracing(Observer):
             "sagas.attempt": attempt.number,
             "sagas.epoch": record.epoch,
         }
-        name = f"{record.name}.{attempt.step}" + (".undo" if attempt.undoes else "")
+        name = f"{record.name}.{attempt.step}" + (".compensate" if attempt.undoes else "")
         parent = _context({"traceparent": record.traceparent})
         with self._tracer.start_as_current_span(
             name,
@@ -127,8 +127,8 @@ class Tracing(Observer):
         """Put a line of the history into the trace."""
         about: dict[str, str | int] = {**_about(record), "sagas.epoch": entry.epoch}
         # What landed late is told with its result.
-        detail = None if entry.what == "landed late" else entry.detail
-        told = {"sagas.step": entry.step, "sagas.operator": entry.by, "sagas.detail": detail}
+        detail = None if entry.what == "late outcome" else entry.detail
+        told = {"sagas.step": entry.step, "sagas.operator": entry.actor, "sagas.detail": detail}
         about |= {name: value for name, value in told.items() if value is not None}
         at = _nanoseconds(entry.at)
         self._tracer.start_span(f"{record.name} {entry.what}", parent, attributes=about, start_time=at).end(at)

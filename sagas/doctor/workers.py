@@ -155,11 +155,12 @@ def _set_up(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
                 f"worker {worker.name} has {given}, which its pool ({about['pool']}) ignores",
                 "use Step(timeout=): it holds on every pool",
             )
-        if (about["lease"], about["redispatch_after"]) != (timing.lease, timing.redispatch_after):
+        ours = (timing.lease, timing.redispatch_after)
+        if ours != (theirs := (about["lease"], about["redispatch_after"])):
             yield warning(
                 "timing-differs",
-                f"worker {worker.name} has lease={about['lease']:g} and redispatch_after={about['redispatch_after']:g}, and this "
-                f"app {timing.lease:g} and {timing.redispatch_after:g}: how soon a saga is recovered depends on who did it last",
+                f"worker {worker.name} has lease={theirs[0]:g} and redispatch_after={theirs[1]:g}, this app has "
+                f"{ours[0]:g} and {ours[1]:g}: how soon a saga is recovered depends on which process saved it last",
                 "give all processes of one database the same",
             )
 

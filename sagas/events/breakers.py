@@ -10,7 +10,7 @@ from typing import Any
 
 from sagas.events.services import Subscription
 
-__all__ = ["Breaker", "BreakerState", "Breakers"]
+__all__ = ["CircuitBreaker", "BreakerState", "CircuitBreakers"]
 
 
 class BreakerState(enum.StrEnum):
@@ -21,7 +21,7 @@ class BreakerState(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Breaker:
+class CircuitBreaker:
     """Counts the failures in a row of one queue in this process, and says how long to leave the queue alone.
 
     Whoever reads the queue asks `wait` before each message, and tells of each message how it went. After `failures` in
@@ -31,7 +31,7 @@ class Breaker:
     Not a call that is wrapped, as with other breakers: a queue that must not be read is not read, so that nothing is
     fetched to be given back.
 
-    >>> breaker = Breaker(failures=2, pause=30)
+    >>> breaker = CircuitBreaker(failures=2, pause=30)
     >>> breaker.failed(), breaker.wait(), breaker.failed(), breaker.wait() > 29
     (None, 0.0, None, True)
     >>> breaker.state
@@ -96,7 +96,7 @@ class Breaker:
         return BreakerState.OPEN if time.monotonic() < until else BreakerState.HALF_OPEN
 
 
-class Breakers:
+class CircuitBreakers:
     """The breakers of this process, one a queue, as the subscriptions declare them.
 
     A subscription without `breaker` gets one that never opens, and so does one that compensates: what undoes things is
@@ -104,15 +104,15 @@ class Breakers:
     """
 
     def __init__(self) -> None:
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
         self._lock = threading.Lock()
 
-    def of(self, subscription: Subscription) -> Breaker:
+    def of(self, subscription: Subscription) -> CircuitBreaker:
         """Return the breaker of a subscription: always the same."""
         with self._lock:
             if subscription.queue not in self._breakers:
                 failures = None if subscription.compensates else subscription.breaker
-                self._breakers[subscription.queue] = Breaker(failures=failures, pause=subscription.breaker_pause)
+                self._breakers[subscription.queue] = CircuitBreaker(failures=failures, pause=subscription.breaker_pause)
             return self._breakers[subscription.queue]
 
     def snapshot(self) -> Mapping[str, Mapping[str, Any]]:

@@ -17,16 +17,16 @@ from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
 from sagas.events.bindings import Bindings, Difference
-from sagas.events.breakers import Breakers
+from sagas.events.breakers import CircuitBreakers
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.cloudevents import Wire
 from sagas.events.consumer import Admits, Consumer, Consumers, Runner
-from sagas.events.deadletters import DeadLetter, DeadLetters
+from sagas.events.deadletters import DeadLetters, EventDeadLetter
 from sagas.events.envelope import Envelope
 from sagas.events.givenup import collect
 from sagas.events.guards import default_guards
 from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
-from sagas.events.life import life
+from sagas.events.lifecycle import lifecycle_events
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
@@ -53,9 +53,9 @@ class Events:
     `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share;
         that of a `SqlStore`, or one of your own. `broker`: what carries messages between processes.
     `exchange`: the name that all of its topics are under.
-    `guards`: against storms, `sagas.events.guards.Guards(...)`; left out, a message that more than 32 messages, or
+    `guards`: against storms, `sagas.events.guards.StormGuard(...)`; left out, a message that more than 32 messages, or
         more than 8 of its own type, led to becomes a dead letter; None: no limits.
-    `window`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
+    `prefetch`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
     `relay_interval`: seconds between two looks of a relay at an empty outbox.
     `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
         code has.
@@ -79,7 +79,7 @@ class Events:
         broker: Broker,
         exchange: str = "sagas.events",
         guards: Admits | Literal["default"] | None = "default",
-        window: int = 20,
+        prefetch: int = 20,
         concurrency: int = 4,
         relay_interval: float | timedelta = 0.2,
         store: EventStore | None = None,
@@ -97,9 +97,9 @@ class Events:
         self.broker = broker
         self.exchange = exchange
         self.guards = default_guards() if guards == "default" else guards
-        self.breakers = Breakers()
+        self.breakers = CircuitBreakers()
         self.observers = Observers()  #: those of `Sagas(observers=)`
-        self._window = whole_number(window, "Events: window", ConfigurationError)
+        self._prefetch = whole_number(prefetch, "Events: prefetch", ConfigurationError)
         self._concurrency = whole_number(concurrency, "Events: concurrency", ConfigurationError)
         queues = {subscription.queue: subscription for subscription in self.subscriptions}
         renamed = {old: queue for queue, subscription in queues.items() for old in subscription.was}
@@ -239,7 +239,10 @@ class Events:
     def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
         """Return the rows of the outbox for what a change of a saga has to tell of its life."""
         cause = after.cause()
-        return [self.prepare(message, key=after.id, cause=cause, source=SAGAS) for message in life(before, after)]
+        return [
+            self.prepare(message, key=after.id, cause=cause, source=SAGAS)
+            for message in lifecycle_events(before, after)
+        ]
 
     def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:
         """Return metadata with the active span, if there is one. What the caller says himself comes first."""
@@ -396,7 +399,7 @@ class Events:
                 dead_letters=self._letters,
                 breaker=self.breakers.of(ours[queue]),
                 guards=self.guards,
-                window=self._window,
+                prefetch=self._prefetch,
                 concurrency=self._concurrency,
                 lease=_LEASES * self.broker.lease,
                 alone=alone,
@@ -426,7 +429,7 @@ class Events:
         correlation_id: str | None = None,
         resolved: bool = False,
         limit: int = 100,
-    ) -> Sequence[DeadLetter]:
+    ) -> Sequence[EventDeadLetter]:
         """Return dead letters, oldest first: by their ids; or the open ones, and with `resolved` also the others.
 
         Raises `NotAllowed` for an id that is not there.
@@ -443,13 +446,13 @@ class Events:
 
     def replay(
         self,
-        letters: Iterable[DeadLetter],
+        letters: Iterable[EventDeadLetter],
         *,
         reason: str,
-        by: str | None = None,
+        actor: str | None = None,
         rate: float | None = None,
         dry_run: bool = True,
-    ) -> Sequence[DeadLetter]:
+    ) -> Sequence[EventDeadLetter]:
         """Have messages handled once more, each by the one subscriber that failed. Returns those that are sent.
 
         Nothing is sent unless `dry_run=False`. `rate`: at most so many a second.
@@ -459,14 +462,16 @@ class Events:
         >>> events.replay(events.dead_letters(queue="inventory.reserve_stock"), reason="fixed in 1.2.3", dry_run=False)
         ... # doctest: +SKIP
         """
-        return self._letters.replay(letters, reason=_reason(reason), by=by, rate=rate, dry_run=dry_run)
+        return self._letters.replay(letters, reason=_reason(reason), actor=actor, rate=rate, dry_run=dry_run)
 
-    def discard(self, letters: Iterable[DeadLetter], *, reason: str, by: str | None = None) -> Sequence[DeadLetter]:
+    def discard(
+        self, letters: Iterable[EventDeadLetter], *, reason: str, actor: str | None = None
+    ) -> Sequence[EventDeadLetter]:
         """Decide that messages will not be handled. Returns those that were open. Raises `NotAllowed` without a reason.
 
         In an ordered queue, what was parked behind them goes on.
         """
-        return self._letters.discard(letters, reason=_reason(reason), by=by)
+        return self._letters.discard(letters, reason=_reason(reason), actor=actor)
 
 
 def _reason(reason: str) -> str:

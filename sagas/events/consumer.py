@@ -26,8 +26,8 @@ from typing import Any, Protocol
 from sqlalchemy import Engine
 
 from sagas.errors import BrokerUnavailable, InvalidMessage, QueueMismatch, SagaError, StoreUnavailable
-from sagas.events import leases, suspects
-from sagas.events.breakers import Breaker, BreakerState
+from sagas.events import leases, redeliveries
+from sagas.events.breakers import BreakerState, CircuitBreaker
 from sagas.events.brokers import Broker, Delivery, Reader
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _IDLE, _BUSY = 1.0, 0.02
 
 #: What observers are told when a dead letter is filed; it comes after how the delivery ended.
-BURIED = "buried"
+DEAD_LETTERED = "dead_lettered"
 
 #: What they are told each time that a queue cannot be read, as it is not what is declared.
 DOWN = "down"
@@ -61,10 +61,10 @@ _LONGEST_PAUSE = 30.0
 
 
 class Admits(Protocol):
-    """What a consumer asks of `sagas.events.guards.Guards`."""
+    """What a consumer asks of `sagas.events.guards.StormGuard`."""
 
     def admit(self, envelope: Envelope, subscription: Subscription) -> Any:
-        """Return a verdict: ADMIT, HOLD for `seconds`, or QUARANTINE for a `reason`."""
+        """Return a verdict: ADMIT, THROTTLE for `seconds`, or DEAD_LETTER for a `reason`."""
 
 
 class Runner(Protocol):
@@ -114,7 +114,7 @@ class _Job:
     verdict: str | None = None  #: why it becomes a dead letter, once the database takes that
 
     @property
-    def again(self) -> bool:
+    def redelivered(self) -> bool:
         """Whether it was given out, or begun, before, and nobody heard of it."""
         return self.delivery.deliveries > 1 or self.lost > 0
 
@@ -158,7 +158,8 @@ class Consumer:
     the subscription's `Retry` says; the others of its key wait for it, the rest do not.
 
     `declare`: makes the topology at the broker; called before the queue is read, and after an error.
-    `window`: how many messages are held at once, if any of them can be begun. `concurrency`: how many may run at once.
+    `prefetch`: how many messages are held at once, if any of them can be begun.
+    `concurrency`: how many may run at once.
     `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
         be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
     `collect`: takes what the broker itself gave up of the queue; called now and then.
@@ -174,9 +175,9 @@ class Consumer:
         declare: Callable[[], object],
         runner: Runner,
         dead_letters: DeadLetters,
-        breaker: Breaker,
+        breaker: CircuitBreaker,
         guards: Admits | None = None,
-        window: int = 20,
+        prefetch: int = 20,
         concurrency: int = 4,
         lease: float = 30.0,
         alone: threading.Lock | None = None,
@@ -193,7 +194,7 @@ class Consumer:
         self._dead_letters = dead_letters
         self._breaker = breaker
         self._guards = guards
-        self._window = window
+        self._prefetch = prefetch
         self._concurrency = concurrency
         self._lease = lease
         self._alone = alone or threading.Lock()
@@ -283,9 +284,9 @@ class Consumer:
         fails again and again, would keep those of all the others out.
         """
         held = len(self._lanes.jobs())
-        if held < self._window or self.running >= self._concurrency:
-            return self._window - held
-        return min(self._window, _MOST_HELD - held)
+        if held < self._prefetch or self.running >= self._concurrency:
+            return self._prefetch - held
+        return min(self._prefetch, _MOST_HELD - held)
 
     def _next_due(self, now: float) -> float:
         if self.running:
@@ -404,7 +405,7 @@ class Consumer:
                 unknown[job] = job.envelope.event_id
         if not unknown:
             return
-        begun = suspects.times_begun(self._engine, self.queue, set(unknown.values()))
+        begun = redeliveries.times_begun(self._engine, self.queue, set(unknown.values()))
         for job, event_id in unknown.items():
             job.begun = begun.get(event_id, 0)
 
@@ -429,7 +430,7 @@ class Consumer:
             body=job.delivery.body,
             headers=dict(job.delivery.headers),
             attempt=job.attempts + 1,
-            again=job.again,
+            redelivered=job.redelivered,
             owner=self._owner if self.subscription.ordered else None,
         )
         job.running = True
@@ -456,7 +457,7 @@ class Consumer:
                 if outcome.end is End.HANDLED:
                     self._breaker.succeeded()
                 self._done(job)
-            case End.DEAD:
+            case End.REJECTED:
                 self._bury(job, outcome.error)
             case End.FAILED:
                 self._breaker.failed()
@@ -464,7 +465,7 @@ class Consumer:
             case End.LOST:
                 self._breaker.failed()
                 self._lost(job, outcome)
-            case End.AWAY:
+            case End.DEFERRED:
                 self._rest(outcome.error)
 
     def _failed(self, job: _Job, outcome: Outcome) -> None:
@@ -518,7 +519,7 @@ class Consumer:
                 self.queue, job.name, describe(error),
             )  # fmt: skip
             return False
-        self._observers.delivered(self.queue, BURIED)
+        self._observers.delivered(self.queue, DEAD_LETTERED)
         logger.error("%s: dead letter %d: %s: %s", self.queue, letter, job.name, job.verdict)
         self._done(job)
         return True

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
 from sagas.errors import InvalidMessage, NotAllowed
-from sagas.events import suspects
+from sagas.events import redeliveries
 from sagas.events.brokers import Delivery
 from sagas.events.envelope import Envelope
 from sagas.events.incoming import read
@@ -25,7 +25,7 @@ from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import begun
 from sagas.text import clean, is_clean
 
-__all__ = ["CommandFailed", "DeadLetter", "DeadLetters"]
+__all__ = ["CommandFailed", "EventDeadLetter", "DeadLetters"]
 
 #: In the metadata of a message that is replayed: the id of its dead letter.
 REPLAY_OF = "replayOf"
@@ -69,7 +69,7 @@ class CommandFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
+class EventDeadLetter:
     """A message that one subscriber could not handle, why, and what became of it."""
 
     id: int
@@ -88,7 +88,7 @@ class DeadLetter:
     resolved_at: datetime | None
     resolution: str | None  #: replaying (not handled yet), replayed, discarded
     reason: str | None
-    by: str | None
+    actor: str | None
 
 
 class DeadLetters:
@@ -143,7 +143,7 @@ class DeadLetters:
         behind: int | None = None,
     ) -> int:
         """Do as `file`, in a transaction of the caller's. `behind`: the dead letter that it is parked behind."""
-        suspects.clear_in(connection, queue, envelope.event_id)
+        redeliveries.clear_in(connection, queue, envelope.event_id)
         open_ = select(schema.event_dead_letters).where(
             _TABLE.event_id == envelope.event_id, _TABLE.queue == queue, _TABLE.resolved_at.is_(None)
         )
@@ -158,7 +158,7 @@ class DeadLetters:
                     attempts=known.attempts + attempts,
                     resolution=None,
                     reason=None,
-                    by=None,
+                    actor=None,
                 )
             )
             return known.id
@@ -253,7 +253,7 @@ class DeadLetters:
         correlation_id: str | None = None,
         resolved: bool = False,
         limit: int = 100,
-    ) -> Sequence[DeadLetter]:
+    ) -> Sequence[EventDeadLetter]:
         """Return dead letters, oldest first: the open ones, or with `resolved` also the others."""
         query = select(schema.event_dead_letters).order_by(_TABLE.id).limit(limit)
         asked = {"queue": queue, "type": type, "key": key, "correlation_id": correlation_id}
@@ -264,7 +264,7 @@ class DeadLetters:
                 query = query.where(_TABLE[name] == value)
         return self._rows(query if resolved else query.where(_TABLE.resolved_at.is_(None)))
 
-    def get(self, ids: Iterable[int]) -> Sequence[DeadLetter]:
+    def get(self, ids: Iterable[int]) -> Sequence[EventDeadLetter]:
         """Return dead letters by their ids, oldest first. Raises `NotAllowed` for one that is not there."""
         wanted = set(ids)
         found = self._rows(select(schema.event_dead_letters).where(_TABLE.id.in_(wanted)).order_by(_TABLE.id))
@@ -278,7 +278,7 @@ class DeadLetters:
         with reading(self._engine) as connection:
             return {queue: count for queue, count in connection.execute(query)}  # noqa: C416 - rows are not pairs
 
-    def _rows(self, query: Select[Any]) -> list[DeadLetter]:
+    def _rows(self, query: Select[Any]) -> list[EventDeadLetter]:
         with reading(self._engine) as connection:
             return [_letter(row) for row in connection.execute(query).mappings()]
 
@@ -286,13 +286,13 @@ class DeadLetters:
 
     def replay(
         self,
-        letters: Iterable[DeadLetter],
+        letters: Iterable[EventDeadLetter],
         *,
         reason: str,
-        by: str | None = None,
+        actor: str | None = None,
         rate: float | None = None,
         dry_run: bool = True,
-    ) -> list[DeadLetter]:
+    ) -> list[EventDeadLetter]:
         """Send messages once more, each to the one queue that it failed in. Returns those that are, or would be, sent.
 
         `rate`: at most so many a second. `dry_run`: only say what would be sent.
@@ -305,7 +305,7 @@ class DeadLetters:
             self._check_read(letter)
         if not dry_run:
             self.follow()
-        sent: list[DeadLetter] = []
+        sent: list[EventDeadLetter] = []
         for letter in letters:
             if _envelope(letter) is None or letter.resolved_at is not None or self._parked(letter):
                 continue
@@ -315,11 +315,11 @@ class DeadLetters:
                 with translated(self._engine), self._engine.begin() as connection:
                     if not self._lock(connection, letter.id):
                         continue
-                    self._send(connection, letter, reason=reason, by=by)
+                    self._send(connection, letter, reason=reason, actor=actor)
             sent.append(letter)
         return sent
 
-    def _check_read(self, letter: DeadLetter) -> None:
+    def _check_read(self, letter: EventDeadLetter) -> None:
         envelope = _envelope(letter)
         if letter.queue in self._tracked or not letter.queue or envelope is None or letter.resolved_at is not None:
             return
@@ -333,20 +333,22 @@ class DeadLetters:
             "replay it with that; else discard it"
         )
 
-    def discard(self, letters: Iterable[DeadLetter], *, reason: str, by: str | None = None) -> list[DeadLetter]:
+    def discard(
+        self, letters: Iterable[EventDeadLetter], *, reason: str, actor: str | None = None
+    ) -> list[EventDeadLetter]:
         """Decide that messages will not be handled. Returns those that were open.
 
         Of an ordered queue the next of the key, if one is parked, is sent.
         """
-        discarded: list[DeadLetter] = []
+        discarded: list[EventDeadLetter] = []
         for letter in letters:
             with translated(self._engine), self._engine.begin() as connection:
                 first = self._first(connection, letter.queue, letter.key)
                 if not self._lock(connection, letter.id):
                     continue
-                self._resolve(connection, letter.id, resolution="discarded", reason=reason, by=by)
+                self._resolve(connection, letter.id, resolution="discarded", reason=reason, actor=actor)
                 if first == letter.id and letter.key is not None:
-                    self.release(connection, letter.queue, letter.key, by=by)
+                    self.release(connection, letter.queue, letter.key, actor=actor)
             discarded.append(letter)
         return discarded
 
@@ -357,17 +359,17 @@ class DeadLetters:
         done = update(schema.event_dead_letters).where(*mine)
         resolved = connection.execute(done.values(resolved_at=datetime.now(UTC), resolution="replayed")).rowcount
         if resolved and envelope.key is not None:
-            self.release(connection, queue, envelope.key, by=None)
+            self.release(connection, queue, envelope.key, actor=None)
 
-    def release(self, connection: Connection, queue: str, key: str, *, by: str | None) -> None:
+    def release(self, connection: Connection, queue: str, key: str, *, actor: str | None) -> None:
         """Send the next message of a key that is parked, if there is one."""
         query = _of_key(queue, key).where(_TABLE.behind.is_not(None), _TABLE.resolution.is_(None)).limit(1)
         row = connection.execute(query.with_for_update()).mappings().first()
         if row is not None:
             letter = _letter(row)
-            self._send(connection, letter, reason=f"after dead letter {letter.behind}", by=by)
+            self._send(connection, letter, reason=f"after dead letter {letter.behind}", actor=actor)
 
-    def first(self, connection: Connection, queue: str, key: str) -> DeadLetter | None:
+    def first(self, connection: Connection, queue: str, key: str) -> EventDeadLetter | None:
         """Return the oldest open dead letter of a key, and keep it from being resolved in this transaction."""
         row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
         return None if row is None else _letter(row)
@@ -397,7 +399,7 @@ class DeadLetters:
             return None
         return connection.execute(_of_key(queue, key).with_only_columns(_TABLE.id).limit(1)).scalar()
 
-    def _parked(self, letter: DeadLetter) -> bool:
+    def _parked(self, letter: EventDeadLetter) -> bool:
         if letter.behind is None:
             return False
         with reading(self._engine) as connection:
@@ -408,7 +410,7 @@ class DeadLetters:
         query = select(_TABLE.id).where(_TABLE.id == letter, _TABLE.resolved_at.is_(None))
         return connection.execute(query.with_for_update()).first() is not None
 
-    def _send(self, connection: Connection, letter: DeadLetter, *, reason: str, by: str | None) -> None:
+    def _send(self, connection: Connection, letter: EventDeadLetter, *, reason: str, actor: str | None) -> None:
         envelope = read(letter.body, letter.headers)
         if not letter.event_id:  # it was no envelope to the code that filed it
             named = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
@@ -417,16 +419,16 @@ class DeadLetters:
             about = {**envelope.metadata, REPLAY_OF: letter.id}
             envelope = msgspec.structs.replace(envelope, metadata=about)
             mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
-            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), by=_by(by)))
+            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), actor=_by(actor)))
         else:
-            self._resolve(connection, letter.id, resolution="replayed", reason=reason, by=by)
+            self._resolve(connection, letter.id, resolution="replayed", reason=reason, actor=actor)
         write(connection, envelope, letter.queue or None)
 
     @staticmethod
-    def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, by: str | None) -> None:
+    def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, actor: str | None) -> None:
         mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
         now = datetime.now(UTC)
-        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), by=_by(by)))
+        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), actor=_by(actor)))
 
 
 def replay_of(envelope: Envelope) -> int | None:
@@ -445,21 +447,21 @@ def _columns(envelope: Envelope) -> dict[str, Any]:
     }
 
 
-def _envelope(letter: DeadLetter) -> Envelope | None:
+def _envelope(letter: EventDeadLetter) -> Envelope | None:
     try:
         return read(letter.body, letter.headers)
     except InvalidMessage:
         return None
 
 
-def _is_of(letter: DeadLetter, envelope: Envelope) -> bool:
+def _is_of(letter: EventDeadLetter, envelope: Envelope) -> bool:
     """Tell whether a dead letter is that of a message."""
     theirs = _envelope(letter)
     return theirs is not None and envelope.is_same(theirs)
 
 
-def _by(by: str | None) -> str | None:
-    return None if by is None else clean(by, _LONGEST_BY)
+def _by(actor: str | None) -> str | None:
+    return None if actor is None else clean(actor, _LONGEST_BY)
 
 
 def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
@@ -479,8 +481,8 @@ def _of_key(queue: str, key: str) -> Select[Any]:
     return select(schema.event_dead_letters).where(*where).order_by(_TABLE.id)
 
 
-def _letter(row: RowMapping) -> DeadLetter:
+def _letter(row: RowMapping) -> EventDeadLetter:
     headers = json.loads(row["headers"])
     encoded = headers.pop(_ENCODING, None) == "base64"
     body = base64.b64decode(row["body"]) if encoded else row["body"].encode()
-    return DeadLetter(**{**row, "headers": headers, "body": body})
+    return EventDeadLetter(**{**row, "headers": headers, "body": body})

@@ -13,7 +13,7 @@ import logging
 from sqlalchemy import Engine
 
 from sagas.errors import BrokerUnavailable, InvalidMessage
-from sagas.events import suspects
+from sagas.events import redeliveries
 from sagas.events.brokers import GIVEN_UP, Broker, Delivery
 from sagas.events.deadletters import DeadLetters
 from sagas.events.inbox import MOST_BEGUN
@@ -65,7 +65,7 @@ def _settle(engine: Engine, letters: DeadLetters, subscription: Subscription, de
     except InvalidMessage as unread:
         letters.file_unread(dataclasses.replace(delivery, headers=headers), f"{error}; {unread}")
         return
-    times = suspects.times_begun(engine, delivery.queue, [envelope.event_id]).get(envelope.event_id, 0)
+    times = redeliveries.times_begun(engine, delivery.queue, [envelope.event_id]).get(envelope.event_id, 0)
     if why == _TOO_OFTEN and times <= MOST_BEGUN and not subscription.ordered:
         logger.warning(
             "%s: %s %s was handed over too often, but not begun too often: it goes back into its queue",

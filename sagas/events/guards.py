@@ -16,7 +16,7 @@ from typing import Literal
 
 from sagas.durations import whole_number
 from sagas.errors import ConfigurationError
-from sagas.events.breakers import Breaker, Breakers, BreakerState
+from sagas.events.breakers import BreakerState, CircuitBreaker, CircuitBreakers
 from sagas.events.envelope import Envelope
 from sagas.events.services import Subscription
 
@@ -30,7 +30,7 @@ except ImportError:  # only rates need it
 else:
     _HAS_LIMITS = True
 
-__all__ = ["Admission", "Breaker", "BreakerState", "Breakers", "Guards", "Verdict", "default_guards"]
+__all__ = ["Admission", "CircuitBreaker", "BreakerState", "CircuitBreakers", "StormGuard", "Decision", "default_guards"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,27 +38,27 @@ _log = logging.getLogger(__name__)
 _STORAGE_PAUSE = 5.0
 
 
-class Verdict(enum.StrEnum):
+class Decision(enum.StrEnum):
     """What is to be done with a message before its handler is called."""
 
     ADMIT = "admit"
-    HOLD = "hold"
-    QUARANTINE = "quarantine"
+    THROTTLE = "hold"
+    DEAD_LETTER = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """A verdict on one message."""
 
-    verdict: Verdict
-    seconds: float = 0.0  #: HOLD: for how long; ask again then
-    reason: str = ""  #: QUARANTINE: for the dead letter
+    decision: Decision
+    seconds: float = 0.0  #: THROTTLE: for how long; ask again then
+    reason: str = ""  #: DEAD_LETTER: for the dead letter
 
 
-_ADMITTED = Admission(Verdict.ADMIT)
+_ADMITTED = Admission(Decision.ADMIT)
 
 
-class Guards:
+class StormGuard:
     """Decides of each message whether it may be handled now.
 
     `rate`: how many messages of one type and one source a queue takes, such as "100/second" or "1000/minute": so many
@@ -77,7 +77,7 @@ class Guards:
 
     Raises `ConfigurationError` for settings that make no sense. Safe to use from any thread.
 
-    >>> guards = Guards(max_hops=16, max_repeats=4)
+    >>> guards = StormGuard(max_hops=16, max_repeats=4)
     >>> guards.snapshot()
     {}
     """
@@ -92,14 +92,14 @@ class Guards:
     ) -> None:
         if max_repeats is not None:
             why = 'on_repeat="quarantine" lets none through'
-            whole_number(max_repeats, "Guards: max_repeats", ConfigurationError, why=why)
+            whole_number(max_repeats, "StormGuard: max_repeats", ConfigurationError, why=why)
         if rate is not None and not _HAS_LIMITS:
             raise ConfigurationError(
-                f"Guards(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
+                f"StormGuard(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
             )
-        whole_number(max_hops, "Guards: max_hops", ConfigurationError, why="an event that an event led to has 1")
+        whole_number(max_hops, "StormGuard: max_hops", ConfigurationError, why="an event that an event led to has 1")
         if on_repeat not in ("report", "quarantine"):
-            raise ConfigurationError(f'Guards(on_repeat={on_repeat!r}): it is "report" or "quarantine"')
+            raise ConfigurationError(f'StormGuard(on_repeat={on_repeat!r}): it is "report" or "quarantine"')
         self.max_hops = max_hops
         self.on_repeat = on_repeat
         self.max_repeats = max_repeats
@@ -139,7 +139,7 @@ class Guards:
             seconds = self._over(self._rate, queue, envelope.event_type, envelope.source)
             if seconds > 0:
                 self._count(queue, "held")
-                return Admission(Verdict.HOLD, seconds=seconds)
+                return Admission(Decision.THROTTLE, seconds=seconds)
         self._count(queue, "admitted")
         return _ADMITTED
 
@@ -172,20 +172,20 @@ class Guards:
 
     def _quarantine(self, queue: str, reason: str) -> Admission:
         self._count(queue, "quarantined")
-        return Admission(Verdict.QUARANTINE, reason=reason)
+        return Admission(Decision.DEAD_LETTER, reason=reason)
 
     def _count(self, queue: str, what: str) -> None:
         with self._lock:
             self._counts.setdefault(queue, Counter())[what] += 1
 
 
-def default_guards() -> Guards:
+def default_guards() -> StormGuard:
     """Return what `Events` uses unless it is told otherwise.
 
     A request and its answer, twelve services in a row, and a failed payment that is tried eight times stay far below
     these numbers. Two handlers that answer each other are stopped after eighteen messages.
     """
-    return Guards(max_hops=32, max_repeats=8)
+    return StormGuard(max_hops=32, max_repeats=8)
 
 
 def _chain(envelope: Envelope) -> str:
@@ -196,7 +196,7 @@ def _rate(text: str) -> limits.RateLimitItem:
     try:
         return limits.parse(text)
     except (ValueError, TypeError) as error:  # a TypeError of what is no text
-        raise ConfigurationError(f'Guards(rate={text!r}): {error}; it looks like "100/second"') from error
+        raise ConfigurationError(f'StormGuard(rate={text!r}): {error}; it looks like "100/second"') from error
 
 
 def _storage(url: str) -> limits.storage.Storage:
@@ -204,6 +204,6 @@ def _storage(url: str) -> limits.storage.Storage:
         storage = storage_from_string(url, wrap_exceptions=True)
     except (limits.errors.ConfigurationError, ValueError) as error:
         # Without the URL: it may hold a password.
-        raise ConfigurationError(f'Guards(storage=...): {error}; it looks like "redis://host:6379/0"') from error
+        raise ConfigurationError(f'StormGuard(storage=...): {error}; it looks like "redis://host:6379/0"') from error
     assert isinstance(storage, limits.storage.Storage)
     return storage

@@ -30,7 +30,7 @@ from sagas.errors import (
     TransactionMisuse,
     UnknownVersion,
 )
-from sagas.events import suspects
+from sagas.events import redeliveries
 from sagas.events.bindings import Bindings
 from sagas.events.deadletters import DeadLetters, replay_of
 from sagas.events.envelope import Envelope
@@ -69,8 +69,8 @@ class End(enum.StrEnum):
     UNSUBSCRIBED = "unsubscribed"  #: it is of a type that the queue was unbound from
     PARKED = "parked"  #: behind a dead letter of its key
     FAILED = "failed"  #: try again
-    DEAD = "dead"  #: trying again is no use
-    AWAY = "away"  #: the database did not answer: that says nothing about the message
+    REJECTED = "rejected"  #: trying again is no use
+    DEFERRED = "deferred"  #: the database did not answer: that says nothing about the message
     LOST = "lost"  #: whoever handled it died, or was told to stop: nobody knows how far it got
 
 
@@ -82,7 +82,7 @@ class Call:
     topic: str
     body: bytes
     attempt: int  #: from 1
-    again: bool  #: it was given out before
+    redelivered: bool  #: it was given out before
     headers: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None  #: of an ordered queue: who reads it
 
@@ -122,9 +122,9 @@ class Inbox:
     def handle(self, call: Call) -> Outcome:
         """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
         outcome = self._outcome(call)
-        if call.again and outcome.end not in (End.HANDLED, End.DEAD, End.AWAY):
+        if call.redelivered and outcome.end not in (End.HANDLED, End.REJECTED, End.DEFERRED):
             with suppress(StoreUnavailable, InvalidMessage):  # then it counts as begun once too often
-                suspects.clear(self._engine, call.queue, read(call.body, call.headers).event_id)
+                redeliveries.clear(self._engine, call.queue, read(call.body, call.headers).event_id)
         return outcome
 
     def _outcome(self, call: Call) -> Outcome:
@@ -133,12 +133,12 @@ class Inbox:
         except RetryableError as error:
             return Outcome(End.FAILED, _told(error), error.after)
         except _HOPELESS as error:
-            return Outcome(End.DEAD, _told(error))
+            return Outcome(End.REJECTED, _told(error))
         except StoreUnavailable as error:
-            return Outcome(End.FAILED if self._answers() else End.AWAY, _told(error))
+            return Outcome(End.FAILED if self._answers() else End.DEFERRED, _told(error))
         except DBAPIError as error:
             away = error.connection_invalidated or not self._answers()
-            return Outcome(End.AWAY if away else End.FAILED, _told(error))
+            return Outcome(End.DEFERRED if away else End.FAILED, _told(error))
         except BaseException as error:
             if ends_process(error):
                 raise
@@ -179,7 +179,7 @@ class Inbox:
 
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
-        if call.again and suspects.begin(self._engine, call.queue, envelope.event_id) > MOST_BEGUN:
+        if call.redelivered and redeliveries.begin(self._engine, call.queue, envelope.event_id) > MOST_BEGUN:
             raise TerminalError(
                 f"it was begun {MOST_BEGUN} times and more, and whoever handled it never came back: it seems to kill "
                 "its process"
@@ -244,8 +244,8 @@ class Inbox:
 
     def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
         """Close what is open about a message that is handled."""
-        if call.again:
-            suspects.clear_in(connection, call.queue, envelope.event_id)
+        if call.redelivered:
+            redeliveries.clear_in(connection, call.queue, envelope.event_id)
         if replay_of(envelope) is not None:
             self._dead_letters.handled(connection, call.queue, envelope)
 
@@ -272,7 +272,10 @@ class Inbox:
     def purge(self, older: timedelta) -> int:
         """Forget what was handled longer ago than that. Returns how much. Each thousand is a transaction."""
         before, total = datetime.now(UTC) - older, 0
-        for table, moment in ((schema.inbox, schema.inbox.c.handled_at), (schema.suspects, schema.suspects.c.seen_at)):
+        for table, moment in (
+            (schema.inbox, schema.inbox.c.handled_at),
+            (schema.redeliveries, schema.redeliveries.c.seen_at),
+        ):
             key = tuple(table.primary_key)
             found = select(*key).where(moment < before).order_by(moment).limit(_BATCH)
             gone = delete(table).where(*(column == bindparam(f"key_{column.name}") for column in key))
@@ -371,7 +374,7 @@ def _failed(call: Call, error: BaseException) -> Outcome:
     """Say what came of a call whose handler raised what nothing else is made of."""
     said = meant(error)
     if isinstance(said, TerminalError):
-        return Outcome(End.DEAD, _told(said))
+        return Outcome(End.REJECTED, _told(said))
     logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
     return Outcome(End.FAILED, _told(said), said.after if isinstance(said, RetryableError) else None)
 

@@ -13,7 +13,7 @@ from sagas.stores.transactions import begun
 
 __all__ = ["is_mine", "release", "take"]
 
-_TABLE = schema.readers
+_TABLE = schema.consumer_leases
 
 
 def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:

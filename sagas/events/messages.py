@@ -1,7 +1,7 @@
 """Events and commands: what a message is, before anything carries it.
 
 An event is a fact in the past tense. Its owner publishes it, anybody may listen, and the owner does not care who does.
-A command is a wish in the imperative. One service receives it, and its sender learns when it fails: by
+A command is a request in the imperative. One service receives it, and its sender learns when it fails: by
 `sagas.events.CommandFailed`.
 """
 
@@ -45,7 +45,7 @@ _IRREGULAR = frozenset(
     unsold upheld withdrawn withheld woken won worn written
     """.split()  # noqa: SIM905 - a list of words
 )
-#: What looks like a wish, where it stands first: verbs that services are asked to do things with.
+#: What looks like a request, where it stands first: verbs that services are asked to do things with.
 _IMPERATIVE = frozenset(
     """
     abort accept acknowledge activate add adjust allocate apply approve archive assign attach authorise authorize
@@ -63,7 +63,7 @@ _IMPERATIVE = frozenset(
     write
     """.split()  # noqa: SIM905
 )
-#: Those that look the same as a wish and as a fact: they will do for both.
+#: Those that look the same as a request and as a fact: they will do for both.
 _BOTH = frozenset(
     ["cut", "hit", "login", "logout", "put", "quit", "read", "rerun", "reset", "run", "set", "shut", "split"]
 )
@@ -179,7 +179,7 @@ def event(
     """Declare a class as an event: a fact that its owner publishes.
 
     `name`: `<context>.<entity>.<what happened>`; the context is the service that owns it. A name that reads like a
-        wish gives a `NamingWarning`, unless `check_name=False`.
+        request gives a `NamingWarning`, unless `check_name=False`.
     `version`: raise it for a change that old readers could not bear; additions keep it.
     `failure`: it says that something did not work out; a choreography must handle it.
     `upcasters`: from each old version that may still be read, how to get to the next.
@@ -201,8 +201,9 @@ def event(
         _check_shape(Kind.EVENT, name)
         if check_name and _is_wish(name):
             _warn(
-                f"event {name!r}: {name.rpartition('.')[2]!r} reads like a wish. An event is a fact, best named in the "
-                "past tense, as orders.order.placed; a wish is a command. If the name is right, say check_name=False"
+                f"event {name!r}: {name.rpartition('.')[2]!r} reads like a request. An event is a fact, best named in "
+                "the past tense, as orders.order.placed; a request is a command. If the name is right, say "
+                "check_name=False"
             )
         return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters, was=was)
 
@@ -218,7 +219,7 @@ def command(
     was: Iterable[str] = (),
     check_name: bool = True,
 ) -> Callable[[C], C]:
-    """Declare a class as a command: a wish that one service receives.
+    """Declare a class as a command: a request that one service receives.
 
     `name`: `<context>.<what to do>`; the context is the service that receives it. A name that reads like a fact gives a
         `NamingWarning`, unless `check_name=False`. The rest is as for `event`.
@@ -232,8 +233,8 @@ def command(
         _check_shape(Kind.COMMAND, name)
         if check_name and _is_fact(name):
             _warn(
-                f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. A command is a wish, best named in "
-                "the imperative, as payments.refund_payment; a fact is an event. If the name is right, say "
+                f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. A command is a request, best named "
+                "in the imperative, as payments.refund_payment; a fact is an event. If the name is right, say "
                 "check_name=False"
             )
         return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters, was=was)
@@ -309,7 +310,7 @@ def _check_shape(kind: Kind, name: str) -> None:
 
 
 def _is_wish(name: str) -> bool:
-    """Tell whether the name of an event reads like a wish. Only a guess: names need not be English."""
+    """Tell whether the name of an event reads like a request. Only a guess: names need not be English."""
     words = name.rpartition(".")[2].split("_")
     return words[0] in _IMPERATIVE - _BOTH and not any(map(_is_past, words))
 

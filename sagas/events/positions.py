@@ -2,13 +2,13 @@
 
 A position is given when an event is written, but the event is seen when its transaction commits. Where writers overlap,
 a later position can be seen first; a reader who then remembers it would never see the earlier one. So nobody may read
-past the *horizon*, below which nothing is still to come. Each database has its own way to know it:
+past the *safe position*, below which nothing is still to come. Each database has its own way to know it:
 
 PostgreSQL
     A writer first reads the last position that was given out, and holds an advisory lock of that number until its
     transaction ends. All of its own positions come after it. A reader reads the last position too, and then the locks:
-    the horizon is the lowest of all these numbers. A writer whose position the reader could miss got it before the
-    reader looked, so its lock, taken before that, is still held, or else its events are there to be seen by now.
+    the safe position is the lowest of all these numbers. A writer whose position the reader could miss got it before
+    the reader looked, so its lock, taken before that, is still held, or else its events are there to be seen by now.
     Nobody waits for anybody.
 
 MySQL, MariaDB
@@ -68,7 +68,7 @@ class Writing(abc.ABC):
     def lock(self, connection: Connection, stream: str) -> None:
         """Keep everybody else from appending to a stream until the transaction ends."""
 
-    def horizon(self, connection: Connection) -> int | None:  # noqa: ARG002 - for those who have one
+    def safe_position(self, connection: Connection) -> int | None:  # noqa: ARG002 - for those who have one
         """Return the position up to which nothing is still to come; None where that is so of all that can be seen.
 
         `connection`: one that begins no transaction.
@@ -247,7 +247,7 @@ class _Postgres(Writing):
         connection.execute(self._begin, {"stream": stream})
         connection.execute(self._lock, {"stream": stream})
 
-    def horizon(self, connection: Connection) -> int:
+    def safe_position(self, connection: Connection) -> int:
         # Two statements, so that the locks are read after the position; and before the events, whose snapshot must be
         # younger than both.
         replica, last = connection.execute(self._last).one()
@@ -256,8 +256,8 @@ class _Postgres(Writing):
                 "this database is a replica: it does not know who is writing, so a reader of all events would miss "
                 "some. Read them from the primary"
             )
-        horizon: int = min([last, *(_whole(mark, last) for mark in connection.execute(self._marks).scalars())])
-        return horizon
+        safe_position: int = min([last, *(_whole(mark, last) for mark in connection.execute(self._marks).scalars())])
+        return safe_position
 
 
 def _whole(mark: int, last: int) -> int:

@@ -222,7 +222,7 @@ class Projections:
         stopped, or stops now: then all before the failing event is handled, and `states` tells what failed.
         """
         self.register(projection)
-        until = self.store.horizon()
+        until = self.store.safe_position()
         attempt, failure = 1, None
         while True:
             with self._transaction(projection) as lent:

@@ -304,20 +304,20 @@ class EventStore:
         is shown only when none can come before it any more. It may thus have to wait for older transactions.
         Raises what `read` raises, and `ConfigurationError` on a replica of PostgreSQL, which cannot promise that.
         """
-        until = self.horizon()
+        until = self.safe_position()
         with self._reading() as connection:
             rows = self.rows(connection, after=after, until=until, limit=limit)
         return [self.open(row) for row in rows]
 
-    def horizon(self) -> int | None:
+    def safe_position(self) -> int | None:
         """Return the position up to which nothing is still to come; None where that is so of all that can be seen."""
         with self._reading() as connection:
-            return self._writing.horizon(connection)
+            return self._writing.safe_position(connection)
 
     def rows(self, connection: Connection, *, after: int, until: int | None, limit: int) -> Sequence[StoredRow]:
         """Return events unopened, in the order of their positions.
 
-        `until`: what `horizon` said before the connection began its transaction, or read its first row in it.
+        `until`: what `safe_position` said before the connection began its transaction, or read its first row in it.
         """
         if until is None:
             return connection.execute(_ALL, {"after": after, "limit": limit}).all()

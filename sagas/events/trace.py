@@ -172,10 +172,10 @@ class _Story:
             return self.roots
         handlers = self.handled.get(cause, {})
         if source is None:
-            by = next(iter(handlers.values())) if len(handlers) == 1 else None
+            actor = next(iter(handlers.values())) if len(handlers) == 1 else None
         else:
-            by = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
-        return (by or self.messages[cause]).children
+            actor = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
+        return (actor or self.messages[cause]).children
 
 
 def _found(connection: Connection, table: Table, column: Column[Any], values: Sequence[str]) -> Sequence[Any]:

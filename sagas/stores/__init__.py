@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
 from sagas.stores.codecs import Codec
-from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, StatusCount
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
 from sagas.stores.sql import Payloads, SqlStore
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = [
     "EVERYTHING",
     "CheckpointStore",
     "Codec",
-    "Deed",
+    "AuditEntry",
     "Filter",
     "InFlight",
     "Payloads",

@@ -24,7 +24,7 @@ class AuditEntry:
     """Something that was done to the sagas as a whole, by whom, why, and to how many."""
 
     at: datetime
-    by: str | None
+    actor: str | None
     what: str  #: purge, reencrypt
     detail: str
     reason: str

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sagas.checkpoints import HistoryEntry, SagaStatus
 
-__all__ = ["EVERYTHING", "Deed", "Filter", "InFlight", "StatusCount"]
+__all__ = ["EVERYTHING", "AuditEntry", "Filter", "InFlight", "StatusCount"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class AuditEntry:
     """Something that an operator did to a saga."""
 
     number: int  #: of the entry in the history; goes up with time

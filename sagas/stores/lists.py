@@ -46,7 +46,7 @@ STANDS_STILL = _sagas.next_check_at.is_not(None) & (_sagas.idle_checks >= MANY_I
 
 def _stands_at(step: str) -> ColumnElement[bool]:
     begun = select(_steps.saga_id).where(
-        _steps.node == node_of(step), _steps.position > 0, _steps.status.not_in(SETTLED)
+        _steps.node == node_of(step), _steps.started_seq > 0, _steps.status.not_in(SETTLED)
     )
     return _sagas.id.in_(begun)
 
@@ -113,23 +113,25 @@ def counted(where: Filter) -> Select[Any]:
 
 def tallied(where: Filter) -> Select[Any]:
     """How many of those that fit have each name and status."""
-    by = _sagas.name, _sagas.status
-    return select(*by, func.count().label("count")).where(*filtered(where)).group_by(*by).order_by(*by)
+    actor = _sagas.name, _sagas.status
+    return select(*actor, func.count().label("count")).where(*filtered(where)).group_by(*actor).order_by(*actor)
 
 
-def audited(*, by: str | None, name: str | None, since: datetime | None, limit: int, before: int | None) -> Select[Any]:
+def audited(
+    *, actor: str | None, name: str | None, since: datetime | None, limit: int, before: int | None
+) -> Select[Any]:
     """What operators did, newest first."""
     each: tuple[tuple[object, Callable[[Any], ColumnElement[bool]]], ...] = (
-        (by, _history.by.__eq__),
+        (actor, _history.actor.__eq__),
         (name, _sagas.name.__eq__),
         (since, _history.at.__ge__),
         (before, _history.id.__lt__),
     )
-    asked = [fits(value) for value, fits in each if value is not None] if _are_clean(by, name) else [false()]
+    asked = [fits(value) for value, fits in each if value is not None] if _are_clean(actor, name) else [false()]
     return (
         select(schema.history, _sagas.name, _sagas.key)
         .join(schema.sagas, _sagas.id == _history.saga_id)
-        .where(_history.by.is_not(None), *asked)
+        .where(_history.actor.is_not(None), *asked)
         .order_by(_history.id.desc())
         .limit(limit)
     )
@@ -143,17 +145,17 @@ def ended(status: SagaStatus, since: datetime, among: int) -> Select[Any]:
 
 def in_flight() -> Select[Any]:
     """The unfinished, by what they were started with and their status."""
-    by = _sagas.name, _sagas.version, _sagas.outline, _sagas.status
+    actor = _sagas.name, _sagas.version, _sagas.outline, _sagas.status
     return (
         select(
-            *by,
+            *actor,
             func.count().label("count"),
             func.min(_sagas.created_at).label("oldest"),
             func.min(_sagas.id).label("example"),  # ids go up with time
         )
         .where(_sagas.status.in_(_UNFINISHED))
-        .group_by(*by)
-        .order_by(*by)
+        .group_by(*actor)
+        .order_by(*actor)
     )
 
 

@@ -56,7 +56,7 @@ class Progress:
     unreadable: Sequence[PayloadUnreadable] = ()  #: found since the last one; these stay as they are
 
 
-def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int = 200) -> Iterator[Progress]:
+def reencrypt(store: SqlStore, *, reason: str, actor: str | None = None, batch: int = 200) -> Iterator[Progress]:
     """Write every payload anew that is not encrypted with the current key; yield how far it has come.
 
     What cannot be read is left as it is, and named in the progress; the rest goes on.
@@ -83,7 +83,7 @@ def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int
             with store.writing() as connection:
                 done = _write(connection, stale)
                 if done:
-                    entry = entry or audit.note(connection, _entry(store, reason=reason, by=by))
+                    entry = entry or audit.note(connection, _entry(store, reason=reason, actor=actor))
                     audit.count_up(connection, entry, len(done))
             written += len(done)
             waiting = [each.saga_id for each in stale if each.saga_id not in done]
@@ -97,8 +97,10 @@ def reencrypt(store: SqlStore, *, reason: str, by: str | None = None, batch: int
         time.sleep(time.monotonic() - began)  # workers get at least half of the time
 
 
-def _entry(store: SqlStore, *, reason: str, by: str | None) -> audit.AuditEntry:
-    return audit.AuditEntry(at=store.now(), by=by, what="reencrypt", detail=repr(store.codec), reason=reason, count=0)
+def _entry(store: SqlStore, *, reason: str, actor: str | None) -> audit.AuditEntry:
+    return audit.AuditEntry(
+        at=store.now(), actor=actor, what="reencrypt", detail=repr(store.codec), reason=reason, count=0
+    )
 
 
 def _page(store: SqlStore, after: str, limit: int) -> Sequence[str]:

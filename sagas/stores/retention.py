@@ -75,7 +75,7 @@ def count_expired(store: SqlStore, which: Expired) -> int:
 
 
 def purge(
-    store: SqlStore, which: Expired, *, reason: str, by: str | None = None, archive: Archive | None = None,
+    store: SqlStore, which: Expired, *, reason: str, actor: str | None = None, archive: Archive | None = None,
     batch: int = 1000,
 ) -> Iterator[int]:  # fmt: skip
     """Delete sagas that have been kept for long enough, oldest first; yield how many after each transaction.
@@ -102,7 +102,7 @@ def purge(
                 archive.write(_read(connection, ids))
             if ids:
                 _delete(connection, ids)
-                entry = entry or audit.note(connection, _entry(store, which, archive, reason=reason, by=by))
+                entry = entry or audit.note(connection, _entry(store, which, archive, reason=reason, actor=actor))
                 audit.count_up(connection, entry, len(ids))
         after = page[-1]
         yield len(ids)
@@ -129,10 +129,10 @@ def forget(store: SqlStore, correlation_id: str) -> int:
 
 
 def _entry(
-    store: SqlStore, which: Expired, archive: Archive | None, *, reason: str, by: str | None
+    store: SqlStore, which: Expired, archive: Archive | None, *, reason: str, actor: str | None
 ) -> audit.AuditEntry:
     detail = f"{which}, {'not archived' if archive is None else f'archived in {archive.path}'}"
-    return audit.AuditEntry(at=store.now(), by=by, what="purge", detail=detail, reason=reason, count=0)
+    return audit.AuditEntry(at=store.now(), actor=actor, what="purge", detail=detail, reason=reason, count=0)
 
 
 def _expired(which: Expired, before: datetime) -> list[ColumnElement[bool]]:

@@ -41,9 +41,9 @@ __all__ = [
     "outbox",
     "relay_shards",
     "inbox",
-    "suspects",
+    "redeliveries",
     "bindings",
-    "readers",
+    "consumer_leases",
     "event_dead_letters",
     "event_schemas",
     "streams",
@@ -167,8 +167,8 @@ steps = Table(
     Column("item", Integer),
     Column("stage", Integer, nullable=False),
     Column("kind", String(8), nullable=False),
-    Column("status", String(8), nullable=False),
-    Column("position", Integer, nullable=False),
+    Column("status", String(12), nullable=False),
+    Column("started_seq", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("lost", Integer, nullable=False),
     Column("owner", String(100)),
@@ -202,7 +202,7 @@ history = Table(
     Column("epoch", Integer, nullable=False),
     Column("step", exact(100)),
     Column("detail", LongText, nullable=False),
-    Column("by", String(200)),
+    Column("actor", String(200)),
     Index(None, "saga_id", "id"),
     **MYSQL_OPTIONS,
 )
@@ -219,7 +219,7 @@ dead_letters = Table(
     Column("resolved_at", UtcDateTime),
     Column("resolution", String(50)),
     Column("reason", LongText),
-    Column("by", String(200)),
+    Column("actor", String(200)),
     Index(None, "saga_id", "step"),
     Index(None, "resolved_at"),
     **MYSQL_OPTIONS,
@@ -231,7 +231,7 @@ audit = Table(
     metadata,
     Column("id", Serial, primary_key=True, autoincrement=True),
     Column("at", UtcDateTime, nullable=False),
-    Column("by", String(200)),
+    Column("actor", String(200)),
     Column("what", String(50), nullable=False),
     Column("detail", LongText, nullable=False),
     Column("reason", LongText, nullable=False),
@@ -301,12 +301,12 @@ inbox = Table(
 
 #: Messages that were given out more than once, and how often each was begun: one that kills whoever handles it is found
 #: out by that. A broker's own count also goes up for the innocent that were fetched together with it.
-suspects = Table(
-    "events_suspect",
+redeliveries = Table(
+    "events_redelivery",
     metadata,
     Column("queue", exact(200), primary_key=True),
     Column("event_id", exact(36), primary_key=True),
-    Column("begun", Integer, nullable=False),
+    Column("deliveries", Integer, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
     Index(None, "seen_at"),
     **MYSQL_OPTIONS,
@@ -325,8 +325,8 @@ bindings = Table(
 )
 
 #: Who may read a queue whose messages are handled in order: one process at a time.
-readers = Table(
-    "events_reader",
+consumer_leases = Table(
+    "events_consumer_lease",
     metadata,
     Column("queue", exact(200), primary_key=True),
     Column("owner", String(100), nullable=False),
@@ -353,7 +353,7 @@ event_dead_letters = Table(
     Column("resolved_at", UtcDateTime),
     Column("resolution", String(50)),
     Column("reason", LongText),
-    Column("by", String(200)),
+    Column("actor", String(200)),
     Index(None, "queue", "key"),
     Index(None, "event_id"),
     Index(None, "correlation_id"),

@@ -50,7 +50,7 @@ from sagas.stores import gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
-from sagas.stores.filters import EVERYTHING, Deed, Filter, InFlight, StatusCount
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
 from sagas.stores.transactions import Lent, check, let_go
 from sagas.text import is_clean
 
@@ -411,19 +411,19 @@ class SqlStore:
     def audit(
         self,
         *,
-        by: str | None = None,
+        actor: str | None = None,
         name: str | None = None,
         since: datetime | None = None,
         limit: int = 100,
         before: int | None = None,
-    ) -> Sequence[Deed]:
+    ) -> Sequence[AuditEntry]:
         """Return what operators did, newest first: one of them, to sagas of one name, since a moment.
 
         `before`: the number of a deed, for the next page.
         """
-        rows = self._rows(lists.audited(by=by, name=name, since=since, limit=limit, before=before))
+        rows = self._rows(lists.audited(actor=actor, name=name, since=since, limit=limit, before=before))
         return [
-            Deed(row["id"], row["saga_id"], row["name"], row["key"], HistoryEntry(**_pick(row, _HISTORY_FIELDS)))
+            AuditEntry(row["id"], row["saga_id"], row["name"], row["key"], HistoryEntry(**_pick(row, _HISTORY_FIELDS)))
             for row in rows
         ]
 
@@ -717,5 +717,5 @@ def _file(letter: DeadLetter) -> Any:
     return (
         update(schema.dead_letters)
         .where(table.saga_id == letter.saga_id, table.step == letter.step, table.resolved_at.is_(None))
-        .values(_row(letter, ("resolved_at", "resolution", "reason", "by")))
+        .values(_row(letter, ("resolved_at", "resolution", "reason", "actor")))
     )

@@ -42,7 +42,7 @@ def _assert_status(handle: SagaHandle, wanted: SagaStatus) -> None:
 
 def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
     record = handle.record
-    desk: Any = handle._desk  # noqa: SLF001 - whoever made the handle has the history
+    operations: Any = handle._operations  # noqa: SLF001 - whoever made the handle has the history
     lines = [f"saga {record.name!r} ({record.id}) is {record.status}, not {wanted}"]
     if record.error:
         lines.append(f"because: {record.error}")
@@ -52,7 +52,7 @@ def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
         for state in record.steps.values()
     ]
     lines.append("history:")
-    for entry in desk.store.history(handle.id):
+    for entry in operations.store.history(handle.id):
         where = f" {entry.step}" if entry.step else ""
         lines.append(f"  {entry.at:%H:%M:%S} {entry.what}{where}" + (f": {entry.detail}" if entry.detail else ""))
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
-from sagas.events.life import life
+from sagas.events.lifecycle import lifecycle_events
 from sagas.handle import SagaHandle
 from sagas.orchestrator import Next
 from sagas.plan import Plan
@@ -37,8 +37,8 @@ class Inline:
     """Runs sagas in the calling thread: no broker, no worker, no other thread, and no waiting.
 
     `store`: where the sagas are kept; left out, in memory. Steps that use `step.session` need an `SqlStore`.
-    `lease`, `redispatch_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept, in
-    `emitted`.
+    `lease`, `redispatch_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept,
+    in `emitted`.
 
     A saga need not be registered with an app, and one that is stays as it is. Faults happen in the order in which they
     were asked for, each to the next attempts at its step.
@@ -266,4 +266,4 @@ class _Recorder:
         return {"message": message}
 
     def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
-        return [self.prepare(message) for message in life(before, after)]
+        return [self.prepare(message) for message in lifecycle_events(before, after)]

@@ -85,7 +85,7 @@ class MemoryStore:
         if letter.resolved_at is None:
             self._letters.append(letter)
             return
-        how = {name: getattr(letter, name) for name in ("resolved_at", "resolution", "reason", "by")}
+        how = {name: getattr(letter, name) for name in ("resolved_at", "resolution", "reason", "actor")}
         self._letters = [
             replace(open_, **how)
             if open_.resolved_at is None and (open_.saga_id, open_.step) == (letter.saga_id, letter.step)

@@ -54,7 +54,7 @@ class Verdict(enum.Enum):
 class Outcome(enum.Enum):
     """How an attempt failed."""
 
-    FINISHED = "terminal"  #: it had no effect; do not try again
+    TERMINAL = "terminal"  #: it had no effect; do not try again
     FAILED = "failed"  #: nobody knows what effect it had; try again as the policy says
     IN_DOUBT = "in doubt"  #: nobody knows, and trying again would not tell
 
@@ -157,7 +157,7 @@ class Case:
             return False
         pivot = self.record.step(self.saga.pivot.name)
         return pivot.status in (StepStatus.DONE, StepStatus.SKIPPED, StepStatus.RUNNING, StepStatus.STUCK) or (
-            pivot.status is StepStatus.PENDING and pivot.position > 0
+            pivot.status is StepStatus.PENDING and pivot.started_seq > 0
         )
 
     # -- who waits ----------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Case:
     def start_deadline(self, step: StepRecord) -> datetime | None:
         """Say until when a worker has to begin a step."""
         limit = self.node(step).step.start_timeout
-        if limit is None or not self.forward or (step.position and step.due_at is None):
+        if limit is None or not self.forward or (step.started_seq and step.due_at is None):
             return None  # one that had begun has only lost its worker
         since = max(filter(None, (self.record.stage_ready_at, step.due_at)))
         return since + timedelta(seconds=limit)
@@ -250,10 +250,10 @@ class Case:
             record = replace(record, next_check_at=next_check_at)
         return Change(replace(record, updated_at=self.now), verdict, note, history, dead_letters)
 
-    def entry(self, what: str, step: StepRecord | None, detail: str, by: str | None = None) -> HistoryEntry:
+    def entry(self, what: str, step: StepRecord | None, detail: str, actor: str | None = None) -> HistoryEntry:
         """Return an entry for the saga's history."""
         name = None if step is None else step.name
-        return HistoryEntry(at=self.now, what=what, epoch=self.record.epoch, step=name, detail=detail, by=by)
+        return HistoryEntry(at=self.now, what=what, epoch=self.record.epoch, step=name, detail=detail, actor=actor)
 
     def letter(self, step: StepRecord, **resolved: str | None) -> DeadLetter:
         """Open the dead letter of a step, or close it with how it was resolved."""

@@ -33,7 +33,7 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     """An attempt at a step failed, and its claim is alive: try again, or give the step up."""
     undoing = step.status is StepStatus.COMPENSATING
     node = case.node(step)
-    history = (case.entry("undo failed" if undoing else "step failed", step, failure.error),)
+    history = (case.entry("compensation failed" if undoing else "step failed", step, failure.error),)
     retry = node.compensation_retry if undoing else node.retry
     failures = step.failures + 1
     again = failure.outcome is Outcome.FAILED and failures < retry.max_attempts
@@ -77,8 +77,8 @@ def lose(case: Case, step: StepRecord) -> Change:
         waiting = StepStatus.PENDING if step.status is StepStatus.RUNNING else step.status
         step = released(step, waiting, step.finished_at, lost=lost, error=error)
         return case.set(step).done(Verdict.GO_AWAY, error, history)
-    never_ran = not ran and not step.position
-    status = _given_up(case, step, Outcome.FINISHED if never_ran else Outcome.IN_DOUBT, undoing=undoing)
+    never_ran = not ran and not step.started_seq
+    status = _given_up(case, step, Outcome.TERMINAL if never_ran else Outcome.IN_DOUBT, undoing=undoing)
     step = released(step, status, case.now, lost=lost, error=error)
     return after_step(case.set(step), step, Verdict.FAILED, error, history)
 
@@ -92,7 +92,7 @@ def _expire_unstarted(case: Case, change: Change) -> Change:
         if limit is None or limit > case.now or step.status is not StepStatus.PENDING:
             continue
         error = f"no worker began it within {case.node(step).step.start_timeout:g} s"
-        status = _given_up(case, step, Outcome.IN_DOUBT if step.position else Outcome.FINISHED, undoing=False)
+        status = _given_up(case, step, Outcome.IN_DOUBT if step.started_seq else Outcome.TERMINAL, undoing=False)
         step = released(step, status, case.now, error=error)
         history = (case.entry("not started", step, error),)
         change = change.then(after_step(case.set(step), step, Verdict.FAILED, error, history))
@@ -145,7 +145,7 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
     node = case.node(step)
     if undoing or node.past_pivot:
         return StepStatus.STUCK
-    if outcome is Outcome.FINISHED:
+    if outcome is Outcome.TERMINAL:
         return StepStatus.FAILED
     # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.
     return StepStatus.STUCK if node.step.is_pivot and case.forward else StepStatus.IN_DOUBT
@@ -191,15 +191,15 @@ def _has_no_message(case: Case, step: StepRecord) -> bool:
 
     The message of a step that has not begun comes with the chain, when its stage is reached.
     """
-    begun = step.position > 0 if case.forward else step.status is StepStatus.COMPENSATING
+    begun = step.started_seq > 0 if case.forward else step.status is StepStatus.COMPENSATING
     return step.sent_at is None and (begun or step.lost > 0)
 
 
-def compensate(case: Case, why: str, by: str | None = None) -> Change:
+def compensate(case: Case, why: str, actor: str | None = None) -> Change:
     """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
-    history = (case.entry("turned back", None, why, by),)
+    history = (case.entry("compensation started", None, why, actor),)
     for step in case.record.steps.values():
-        if step.position:
+        if step.started_seq:
             case = case.set(_to_undo(case, step))
     case = case.status(
         SagaStatus.COMPENSATING,
@@ -228,11 +228,11 @@ def _to_undo(case: Case, step: StepRecord) -> StepRecord:
 
 def late_failure(case: Case, step: StepRecord, owner: str, direction: Direction, failure: Failure) -> Change:
     """An attempt that had been given up came to a bad end. Only `TerminalError` says that it had no effect."""
-    if direction is Direction.FORWARD and failure.outcome is not Outcome.FINISHED:
+    if direction is Direction.FORWARD and failure.outcome is not Outcome.TERMINAL:
         if not case.forward:
             return late_success(case, step, owner, None, failure.error)
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
-            history = (case.entry("landed late", step, f"an earlier attempt ended with: {failure.error}"),)
+            history = (case.entry("late outcome", step, f"an earlier attempt ended with: {failure.error}"),)
             return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "it came late", history)
     return case.refuse(f"its claim was taken over; the step is {step.status}")
 
@@ -247,10 +247,10 @@ def late_success(case: Case, step: StepRecord, owner: str, result: str | None, e
     if step.status is StepStatus.DONE or (step.status is StepStatus.RUNNING and step.owner != owner):
         return case.refuse("another delivery of it stands for it, and will be undone")
     how = "" if error is None else f", and ended with: {error}"
-    history = (case.entry("landed late", step, f"it was {step.status}{how}"),)
+    history = (case.entry("late outcome", step, f"it was {step.status}{how}"),)
     letters: tuple[DeadLetter, ...] = ()
     if step.status is StepStatus.STUCK:
-        letters = (case.letter(step, resolution="landed late", reason="its outcome is known: undone once more"),)
+        letters = (case.letter(step, resolution="late outcome", reason="its outcome is known: undone once more"),)
     # Whoever is undoing it now may have looked before it landed: that claim is void, and it is undone once more.
     step = released(
         step,
@@ -276,5 +276,5 @@ def _late_for_good(case: Case, step: StepRecord, error: str | None) -> Change:
     if not case.node(step).step.is_pivot:
         return case.refuse(note)
     letter = replace(case.letter(step), direction=Direction.FORWARD, error=note)
-    history = (case.entry("landed late", step, note),)
+    history = (case.entry("late outcome", step, note),)
     return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, note, history, (letter,))

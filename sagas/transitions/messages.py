@@ -56,7 +56,7 @@ def _granted(case: Case, step: StepRecord, owner: str, history: tuple[HistoryEnt
         lease_until=min(case.now + timedelta(seconds=case.timing.lease), deadline),
         deadline=deadline,
         due_at=None,
-        position=step.position or 1 + max(each.position for each in case.record.steps.values()),
+        started_seq=step.started_seq or 1 + max(each.started_seq for each in case.record.steps.values()),
         started_at=step.started_at or case.now,
     )
     case = case.set(step, idle_checks=0, error=None if case.forward else case.record.error)
@@ -73,7 +73,7 @@ def succeed(case: Case, name: str, owner: str, direction: Direction, result: str
     if step.owner != owner:
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
             # The result is kept where results are, for its history is neither encrypted nor redacted.
-            history = (case.entry("landed late", step, "an earlier attempt succeeded; its result is kept"),)
+            history = (case.entry("late outcome", step, "an earlier attempt succeeded; its result is kept"),)
             case = case.set(replace(step, result=result), updated_at=case.now)
             return Change(case.record, Verdict.GO_AWAY, "it came late", history)
         # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever

@@ -13,7 +13,7 @@ from sagas.transitions.ends import compensate, settle
 __all__ = ["Repair", "cancel", "repair", "resume"]
 
 
-def cancel(case: Case, reason: str, by: str | None = None) -> Change:
+def cancel(case: Case, reason: str, actor: str | None = None) -> Change:
     """Turn a saga back on request."""
     record, pivot = case.record, case.saga.pivot
     if not case.forward:
@@ -23,10 +23,10 @@ def cancel(case: Case, reason: str, by: str | None = None) -> Change:
         if pivot is not None and record.status is not SagaStatus.COMPLETED:
             at = f"its pivot {pivot.name!r} is {record.step(pivot.name).status}"
         raise NotAllowed(f"{case.about} can no longer be undone: {at}")
-    return compensate(case, reason, by=by)
+    return compensate(case, reason, actor=actor)
 
 
-def resume(case: Case, reason: str, by: str | None = None) -> Change:
+def resume(case: Case, reason: str, actor: str | None = None) -> Change:
     """Launch what is left now, without waiting for a retry or for recovery."""
     stage = case.stage
     if case.record.status in AT_REST or not stage:
@@ -39,7 +39,7 @@ def resume(case: Case, reason: str, by: str | None = None) -> Change:
     if not case.waiting:
         why = ", ".join(f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC" for s in stage if s.held)
         raise NotAllowed(f"{case.about} cannot be resumed: {why or 'none of its steps is ready'}")
-    history = (case.entry("operator: resume", None, reason, by),)
+    history = (case.entry("operator: resume", None, reason, actor),)
     return case.on(replace(case.record, idle_checks=0)).done(Verdict.DISPATCH, "resumed", history)
 
 
@@ -53,7 +53,7 @@ class Repair(enum.Enum):
 
 
 def repair(
-    case: Case, name: str, how: Repair, reason: str, *, by: str | None = None, result: str | None = None
+    case: Case, name: str, how: Repair, reason: str, *, actor: str | None = None, result: str | None = None
 ) -> Change:
     """Bring a stuck saga on: try the step again, leave it out, or take it as done, or as failed, by hand."""
     step, stuck = case.record.step(name), case.stuck
@@ -63,14 +63,14 @@ def repair(
             + (f"its stuck step is {stuck[0].name!r}, not {name!r}" if stuck else "none of its steps is stuck")
         )
     step = _repaired(case, step, how, result)
-    history = (case.entry(f"operator: {how.value}", step, reason, by),)
-    letters = (case.letter(step, resolution=how.value, reason=reason, by=by),)
+    history = (case.entry(f"operator: {how.value}", step, reason, actor),)
+    letters = (case.letter(step, resolution=how.value, reason=reason, actor=actor),)
     case = case.set(step)
     if case.stuck:
         record = replace(case.record, updated_at=case.now)
         return Change(record, Verdict.GO_AWAY, "another step is still stuck", history, letters)
     if how is Repair.FAILED:
-        change = compensate(case, f"pivot {name!r} had no effect: {reason}", by=by)
+        change = compensate(case, f"pivot {name!r} had no effect: {reason}", actor=actor)
     else:
         goes_on = SagaStatus.RUNNING if case.forward else SagaStatus.COMPENSATING
         error = None if case.forward else case.record.error

@@ -157,7 +157,7 @@ def test_the_second_is_handled_when_the_first_fails(events: Events) -> None:
         second = threads.submit(events.handle, call(envelope))
         barrier.set()
         # Each of them had the chance to handle it, and nothing is left of either.
-        assert (first.result(40).end, second.result(40).end) == (End.DEAD, End.DEAD)
+        assert (first.result(40).end, second.result(40).end) == (End.REJECTED, End.REJECTED)
     assert effects(events.engine) == []
 
 
@@ -172,7 +172,7 @@ def test_dead_letters(events: Events) -> None:
     barrier.set()
     letters = events._letters
     first, second = publish(events, -2, 2, key="ü💶")
-    assert events.handle(call(first)).end is End.DEAD
+    assert events.handle(call(first)).end is End.REJECTED
     number = letters.file(QUEUE, first, error="torn \x00 \udc80", attempts=1)
     assert letters.file(QUEUE, first, error="torn again", attempts=1) == number
     assert events.handle(call(second)).end is End.PARKED
@@ -182,7 +182,7 @@ def test_dead_letters(events: Events) -> None:
     assert Envelope.decode(torn.body) == first
     assert torn.created_at.tzinfo is UTC
     assert events.dead_letters(queue="other") == events.dead_letters(key="Ü💶") == []
-    assert [letter.id for letter in events.discard([torn], reason="torn", by="me")] == [torn.id]
+    assert [letter.id for letter in events.discard([torn], reason="torn", actor="me")] == [torn.id]
     # What was parked is on its way, marked as what it is, and that resolves it.
     with Session(events.engine) as session:
         body = session.execute(select(schema.outbox.c.body).where(schema.outbox.c.queue == QUEUE)).scalar_one()
@@ -222,7 +222,7 @@ def test_leases(events: Events) -> None:
     with engine.begin() as connection:
         assert leases.is_mine(connection, QUEUE, "a")
         past = datetime.now(UTC) - timedelta(seconds=1)
-        connection.execute(update(schema.readers).values(lease_until=past))
+        connection.execute(update(schema.consumer_leases).values(lease_until=past))
     assert leases.take(engine, QUEUE, "b", 30)
     leases.release(engine, QUEUE, "b")
     with ThreadPoolExecutor(4) as threads:

@@ -84,7 +84,7 @@ UNSTORABLE: Sequence[bytes] = [
     envelope(metadata={"key": "k\0"}), envelope(metadata={"key": "k" * 201}),
     envelope(metadata={"correlationId": "\0"}), envelope(metadata={"correlationId": "c" * 300}),
     envelope(metadata={"causationId": "\udfff"}), envelope(metadata={"hops": 2**70}),
-    envelope(metadata={"hops": -1}), envelope(metadata={"kind": "wish"}), envelope(metadata={"path": [1]}),
+    envelope(metadata={"hops": -1}), envelope(metadata={"kind": "request"}), envelope(metadata={"path": [1]}),
     envelope(metadata={"replayOf": 2**70}), envelope(metadata={"more": float("nan")}),
     envelope(metadata={"more": "\ud800"}), envelope(data=float("inf")), _deep(5_000), _deep(400),
     envelope(data={"number": "x"}), envelope(data="BYTES").replace(b"BYTES", b"\xff"), envelope(version=7),
@@ -199,7 +199,7 @@ def _events(broker: Broker, url: str, *, ordered: bool = False) -> tuple[Events,
     def note(event: OrderPlaced) -> None:
         handled.append(event.number)
 
-    events = Events([orders, shop], engine=store.engine, broker=broker, exchange=f"x.{mark}", window=100)
+    events = Events([orders, shop], engine=store.engine, broker=broker, exchange=f"x.{mark}", prefetch=100)
     events.apply_topology()
     return events, handled, f"{mark}.note"
 
@@ -544,7 +544,7 @@ def test_what_was_only_fetched_comes_back_at_once_and_is_no_suspect(redis_server
             raise ConnectionError("the provider is away")
 
     broker = RedisBroker(redis_server.url, lease=1)
-    events = Events([orders, shop], engine=store.engine, broker=broker, exchange=f"x.{mark}", window=100)
+    events = Events([orders, shop], engine=store.engine, broker=broker, exchange=f"x.{mark}", prefetch=100)
     events.apply_topology()
     with Session(events.engine) as session, session.begin():
         for number in range(100):
@@ -561,7 +561,7 @@ def test_what_was_only_fetched_comes_back_at_once_and_is_no_suspect(redis_server
         wait_for(lambda: broker.depth(f"{mark}.note") == 0, 10, "all are acknowledged")
         assert events.dead_letters() == []
         with events.engine.connect() as connection:
-            assert connection.execute(select(schema.suspects)).all() == []
+            assert connection.execute(select(schema.redeliveries)).all() == []
     finally:
         consumers.stop(5)
         consumers.join(10)

@@ -60,16 +60,16 @@ def test_positions_beyond_what_a_lock_can_name(store: EventStore, last: int) -> 
     with store.engine.begin() as connection:
         connection.execute(select(func.setval("events_event_position_seq", last - 1)))
     store.append(None, "a", deposits(1), expected=NO_STREAM)
-    assert store.horizon() == last
+    assert store.safe_position() == last
     with Session(store.engine) as session:
         store.append(session, "b", deposits(2), expected=NO_STREAM)
         with Session(store.engine) as later:
             store.append(later, "c", deposits(3), expected=NO_STREAM)
             session.commit()
-            assert store.horizon() == last + 1
+            assert store.safe_position() == last + 1
             assert [each.event.cents for each in store.read_all()] == [1, 2]
             later.commit()
-    assert store.horizon() == last + 2
+    assert store.safe_position() == last + 2
 
 
 def test_many_appends_take_one_lock(store: EventStore) -> None:

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from sagas import Pivot, Retry, RetryableError, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus, TerminalError
-from sagas.desk import Action, Desk
+from sagas.operations import Action, Operations
 from sagas.stores import Filter, schema
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import reencrypt
@@ -91,19 +91,19 @@ def test_a_failure_is_counted_when_nobody_can_read_it(store: SqlStore, error: Ex
 @pytest.mark.parametrize("text", ["why\x00", "why \udcff"])
 def test_what_operators_say_is_kept(store: SqlStore, text: str) -> None:
     record, _ = run(store, RuntimeError("x"))
-    desk = desk_of(store)
-    desk.sagas.orchestrator.register(
+    operations = operations_of(store)
+    operations.sagas.orchestrator.register(
         Saga("odd", Step("first", lambda: 1, compensation=lambda: None), Pivot("pay", lambda: 1))
     )
-    desk.act(Action.SKIP, record.id, by=text, reason=text)
-    told = [entry for entry in store.history(record.id) if entry.by]
+    operations.act(Action.SKIP, record.id, actor=text, reason=text)
+    told = [entry for entry in store.history(record.id) if entry.actor]
     assert told
-    assert all(is_clean(entry.detail) and is_clean(entry.by or "") for entry in told)
+    assert all(is_clean(entry.detail) and is_clean(entry.actor or "") for entry in told)
 
 
-def desk_of(store: SqlStore) -> Desk:
+def operations_of(store: SqlStore) -> Operations:
     app = Celery("odd", broker="memory://", set_as_current=False)
-    return Desk(Sagas(app, store, []))
+    return Operations(Sagas(app, store, []))
 
 
 def test_why_it_turned_back_stays_its_error(store: SqlStore) -> None:
@@ -120,9 +120,9 @@ def test_why_it_turned_back_stays_its_error(store: SqlStore) -> None:
     assert record.status is SagaStatus.STUCK
     assert record.error == "step 'pay' failed: card declined"
     assert record.trouble == "step 'book' is stuck: refund refused"
-    desk = desk_of(store)
-    desk.sagas.orchestrator.register(saga)
-    desk.act(Action.SKIP, handle.id, by="ann", reason="written off")
+    operations = operations_of(store)
+    operations.sagas.orchestrator.register(saga)
+    operations.act(Action.SKIP, handle.id, actor="ann", reason="written off")
     record = store.summary(handle.id)
     assert record.status is SagaStatus.COMPENSATED
     assert record.error == record.trouble == "step 'pay' failed: card declined"
@@ -140,10 +140,13 @@ def test_one_payload_that_cannot_be_read_costs_that_saga_alone(store: SqlStore) 
     with store.engine.begin() as connection:
         connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:old:broken"))
     both = SqlStore(store.engine, codec=AesGcm(old | new, current="new"))
-    desk = desk_of(both)
-    desk.sagas.orchestrator.register(saga)
+    operations = operations_of(both)
+    operations.sagas.orchestrator.register(saga)
     where = Filter(name="sealed", ids=(bad.id, good.id))
-    found = {one.record.id: one.error for one in desk.act_on_all(Action.COMPENSATE, where, by="a", reason="r", limit=9)}
+    found = {
+        one.record.id: one.error
+        for one in operations.act_on_all(Action.COMPENSATE, where, actor="a", reason="r", limit=9)
+    }
     assert "is not what was encrypted" in (found[bad.id] or "")
     assert found[good.id] is None
     progress = list(reencrypt(both, reason="rotation"))

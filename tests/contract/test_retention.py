@@ -57,7 +57,7 @@ def add(store: SqlStore, number: int, *, days: float, status: SagaStatus = SagaS
             correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
-    step = StepRecord(node="a", seq=1, status=StepStatus.DONE, position=1, result=f'"receipt-{number}"')
+    step = StepRecord(node="a", seq=1, status=StepStatus.DONE, started_seq=1, result=f'"receipt-{number}"')
     entry = HistoryEntry(at=at, what="x", epoch=1, detail="ü💶")
     letter = DeadLetter(saga_id=stored.id, step="a", direction=Direction.FORWARD, error="e", created_at=at)
     after = replace(stored, status=status, **more).with_step(step)
@@ -93,12 +93,12 @@ def test_only_what_has_ended_long_ago_goes(store: SqlStore) -> None:
     letter = DeadLetter(saga_id=waits, step="a", direction=Direction.FORWARD, error="late", created_at=store.now())
     assert store.save(record, replace(record, epoch=2), dead_letters=[letter])
     assert count_expired(store, WHICH) == 2
-    assert sum(purge(store, WHICH, reason="policy", by="ann")) == 2
+    assert sum(purge(store, WHICH, reason="policy", actor="ann")) == 2
     assert left(store) == sorted([*kept, waits])
     assert rows(store) == [7, 7, 7, 8]
     assert not set(gone) & set(left(store))
     [entry] = audit(store)
-    assert (entry.what, entry.by, entry.reason, entry.count) == ("purge", "ann", "policy", 2)
+    assert (entry.what, entry.actor, entry.reason, entry.count) == ("purge", "ann", "policy", 2)
     assert list(purge(store, WHICH, reason="policy")) == []
     assert len(audit(store)) == 1
 
@@ -311,7 +311,7 @@ def test_a_key_is_rotated(store: SqlStore) -> None:
     both = with_codec(store, AesGcm(OLD | NEW, current="new", reads_plain=True))
     new = add(both, 3, days=1)
     before = {saga: both.load(saga) for saga in (plain, old, new)}
-    assert list(reencrypt(both, reason="rotation", by="ann", batch=2)) == [Progress(2, 2), Progress(3, 2)]
+    assert list(reencrypt(both, reason="rotation", actor="ann", batch=2)) == [Progress(2, 2), Progress(3, 2)]
     assert all(text.startswith("~aesgcm:new:") for text in stored(store))
     only_new = with_codec(store, AesGcm(NEW, current="new"))
     for saga, record in before.items():

@@ -77,7 +77,7 @@ def record(number: int = 1, **changes: Any) -> SagaRecord:
 
 
 STEP = StepRecord(
-    node="a", seq=1, status=StepStatus.RUNNING, position=1, failures=2, lost=3, owner="me",
+    node="a", seq=1, status=StepStatus.RUNNING, started_seq=1, failures=2, lost=3, owner="me",
     lease_until=datetime(2026, 1, 1, tzinfo=UTC), result="1" * 100_000, error="ü💶",
 )  # fmt: skip
 
@@ -229,14 +229,14 @@ def test_history_and_dead_letters(store: SqlStore) -> None:
     at = first.created_at
     entries = [
         HistoryEntry(at=at, what="a", epoch=1, step="s", detail="d"),
-        HistoryEntry(at=at, what="b", epoch=2, by="ann"),
+        HistoryEntry(at=at, what="b", epoch=2, actor="ann"),
     ]
     letter = DeadLetter(saga_id=first.id, step="s", direction=Direction.BACKWARD, error="e", created_at=at)
     second = store.save(first, replace(first, epoch=2), entries, [letter])
     assert second is not None
     assert store.history(first.id) == entries
     assert store.dead_letters() == [letter]
-    resolved = replace(letter, resolved_at=at, resolution="skip", reason="why", by="ann")
+    resolved = replace(letter, resolved_at=at, resolution="skip", reason="why", actor="ann")
     store.save(second, replace(second, epoch=3), [], [resolved])
     assert store.dead_letters() == []
     assert store.dead_letters(unresolved=False) == [resolved]
@@ -265,8 +265,8 @@ def test_filters(store: SqlStore) -> None:
     at = plain.created_at
     waiting = store.insert(record(1))
     old = store.insert(record(2, correlation_id="story", version=2, created_at=at - 2 * HOUR, updated_at=at - HOUR))
-    step = StepRecord(node="pay", seq=1, status=StepStatus.RUNNING, position=1)
-    other = StepRecord(node="ship", seq=2, status=StepStatus.DONE, position=2, result='"100%_sure"')
+    step = StepRecord(node="pay", seq=1, status=StepStatus.RUNNING, started_seq=1)
+    other = StepRecord(node="ship", seq=2, status=StepStatus.DONE, started_seq=2, result='"100%_sure"')
     failed = replace(waiting, error="Bank said: 100%_no").with_step(step).with_step(other)
     assert store.save(waiting, failed) is not None
     for where, expected in (
@@ -344,17 +344,17 @@ def test_counts(store: SqlStore) -> None:
 def test_what_operators_did(store: SqlStore) -> None:
     first, second = store.insert(record(0, name="a", key="k")), store.insert(record(1, name="b"))
     at = first.created_at
-    retried = HistoryEntry(at=at - HOUR, what="operator: retry", epoch=1, step="s", detail="why", by="ann")
-    cancelled = HistoryEntry(at=at, what="turned back", epoch=1, detail="no", by="bob")
+    retried = HistoryEntry(at=at - HOUR, what="operator: retry", epoch=1, step="s", detail="why", actor="ann")
+    cancelled = HistoryEntry(at=at, what="compensation started", epoch=1, detail="no", actor="bob")
     store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what="step failed", epoch=1), retried])
     store.save(second, replace(second, epoch=2), [cancelled])
     newest, oldest = store.audit()
     assert (newest.saga_id, newest.name, newest.entry) == (second.id, "b", cancelled)
     assert (oldest.saga_id, oldest.name, oldest.key, oldest.entry) == (first.id, "a", "k", retried)
-    assert store.audit(by="ann") == store.audit(name="a") == [oldest]
+    assert store.audit(actor="ann") == store.audit(name="a") == [oldest]
     assert store.audit(since=at) == store.audit(limit=1) == [newest]
     assert store.audit(before=newest.number) == [oldest]
-    assert store.audit(by="ann", name="b") == []
+    assert store.audit(actor="ann", name="b") == []
 
 
 def test_tables_that_are_not_there(store: SqlStore) -> None:
@@ -532,7 +532,7 @@ def any_store(request: pytest.FixtureRequest, store: SqlStore) -> Any:
 def test_lists_read_no_payloads(store: SqlStore) -> None:
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
     good, bad = sealed.insert(record(0)), sealed.insert(record(1))
-    done = bad.with_step(StepRecord(node="a", seq=1, status=StepStatus.DONE, position=1, result='"secret"'))
+    done = bad.with_step(StepRecord(node="a", seq=1, status=StepStatus.DONE, started_seq=1, result='"secret"'))
     assert sealed.save(bad, done) is not None
     with store.engine.begin() as connection:
         connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:k:broken"))

@@ -159,8 +159,10 @@ def test_a_story_with_a_saga_in_it(store: SqlStore, tables: Tables) -> None:
         id="saga-1", name="place_order", version=1, key="o-1", outline='[{"step": "pay"}]', correlation_id="o-1", input="{}",
         created_at=START, updated_at=START, stage_ready_at=START,
     )  # fmt: skip
-    step = StepRecord(node="pay", seq=1, status=StepStatus.DONE, position=0, started_at=START + timedelta(seconds=1))
-    failed = HistoryEntry(at=START + timedelta(seconds=9), what="turned back", epoch=1, detail="late", step=None)
+    step = StepRecord(node="pay", seq=1, status=StepStatus.DONE, started_seq=0, started_at=START + timedelta(seconds=1))
+    failed = HistoryEntry(
+        at=START + timedelta(seconds=9), what="compensation started", epoch=1, detail="late", step=None
+    )
     saved = store.insert(record)
     store.save(saved, replace(saved, status=SagaStatus.RUNNING, steps={"pay": step}), [failed])
     paid = tables.publish(Reserved, "stock", correlation_id="o-1", metadata={"causationId": "saga-1:pay"})

@@ -153,7 +153,7 @@ class Rig:
     def handle(self, envelope: Envelope | None = None) -> Outcome:
         self.envelope = envelope or self.envelope
         call = Call(
-            queue="stock.reserve", topic=self.envelope.topic, body=self.envelope.encode(), attempt=1, again=False
+            queue="stock.reserve", topic=self.envelope.topic, body=self.envelope.encode(), attempt=1, redelivered=False
         )
         return self.events.handle(call)
 
@@ -187,7 +187,7 @@ def test_savepoints_are_the_handlers_own(rig: Rig, misdeed: Misdeed) -> None:
 def test_a_handler_may_not_end_its_transaction(rig: Rig, misdeed: Misdeed) -> None:
     rig.misdeed = misdeed
     outcome = rig.handle()
-    assert outcome.end is End.DEAD, outcome
+    assert outcome.end is End.REJECTED, outcome
     assert "TransactionMisuse: handler 'stock.reserve'" in outcome.error
     kept = rig.kept()
     if misdeed.__name__ != "driver_commit":  # which nobody can keep from happening
@@ -251,7 +251,7 @@ def test_a_trigger_that_rolls_back_is_found_out(rig: Rig) -> None:
 def test_ddl_that_commits_is_refused_on_mariadb(rig: Rig, fails: bool) -> None:
     rig.fails = fails
     rig.misdeed = lambda session: session.execute(text("create table if not exists report (n int)"))
-    assert (rig.handle().end, rig.kept()) == (End.DEAD, NOTHING)
+    assert (rig.handle().end, rig.kept()) == (End.REJECTED, NOTHING)
     rig.misdeed = lambda session: session.execute(text("create temporary table if not exists report_now (n int)"))
     if not fails:
         assert (rig.handle().end, rig.kept()) == (End.HANDLED, ALL)
@@ -266,7 +266,7 @@ def test_a_procedure_that_commits_is_found_out(rig: Rig, fails: bool) -> None:
     rig.fails = fails
     rig.misdeed = lambda session: session.execute(text("call closing()"))
     outcome = rig.handle()
-    assert outcome.end is End.DEAD, outcome
+    assert outcome.end is End.REJECTED, outcome
     assert "committed its transaction" in outcome.error
     assert rig.kept() == {"effects": 1, "inbox": 0, "emitted": 1}
 
@@ -319,7 +319,7 @@ def test_another_message_with_the_id_of_a_handled_one_is_reported(rig: Rig) -> N
     assert rig.handle(ours).end is End.HANDLED
     other = Envelope.decode(ours.encode().replace(b'"o-1"', b'"o-2"'))
     outcome = rig.handle(other)
-    assert outcome.end is End.DEAD
+    assert outcome.end is End.REJECTED
     assert "other content" in outcome.error
     assert rig.handle(ours).end is End.SKIPPED
 

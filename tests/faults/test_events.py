@@ -188,7 +188,7 @@ def test_a_dead_letter_holds_back_its_key_alone_until_it_is_replayed(rig: EventR
     wait_for(rig.events.dead_letters, 30, "a dead letter")
     rig.wait_for_done(RESERVE, 1)
     (rig.folder / "mended").touch()
-    rig.events.replay(rig.events.dead_letters(), reason="mended", by="me", dry_run=False)
+    rig.events.replay(rig.events.dead_letters(), reason="mended", actor="me", dry_run=False)
     rig.wait_for_done(CHARGE, 2)
     wait_for(lambda: not rig.events.dead_letters(), 20, "it is resolved")
     assert sorted(number for _, number in rig.done(RESERVE)) == [1, 2]

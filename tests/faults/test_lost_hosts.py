@@ -68,7 +68,7 @@ def events_of(url: str, act: Callable[[], object], broker: MemoryBroker | None =
 
 
 def handles(url: str, body: bytes, act: Callable[[], object]) -> End:
-    call = Call(queue="stock.reserve", topic="orders.order.placed.v1", body=body, attempt=1, again=False)
+    call = Call(queue="stock.reserve", topic="orders.order.placed.v1", body=body, attempt=1, redelivered=False)
     return events_of(url, act).handle(call).end
 
 

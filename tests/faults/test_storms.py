@@ -19,7 +19,7 @@ from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.choreography import graph, problems
 from sagas.events.consumer import InProcess
-from sagas.events.guards import Guards
+from sagas.events.guards import StormGuard
 from sagas.stores import schema
 from tests.servers import RabbitMQ, wait_for
 
@@ -59,7 +59,7 @@ def read(event: Written) -> None: ...
 class Match:
     """The services at work, in threads of this process, and what their tables say."""
 
-    def __init__(self, store: SqlStore, broker: Broker, guards: Guards) -> None:
+    def __init__(self, store: SqlStore, broker: Broker, guards: StormGuard) -> None:
         self.events = Events((ping, pong, calm), engine=store.engine, broker=broker, guards=guards, relay_interval=0.02)
         self.events.apply_topology()
 
@@ -76,14 +76,14 @@ class Match:
             return connection.execute(select(func.count()).where(schema.inbox.c.queue == queue)).scalar_one()
 
 
-Play = Callable[[Guards], Match]
+Play = Callable[[StormGuard], Match]
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
     with ExitStack() as stack:
 
-        def begin(guards: Guards) -> Match:
+        def begin(guards: StormGuard) -> Match:
             if request.param == "memory":
                 store, broker = SqlStore(f"sqlite:///{tmp_path / 'storm.db'}"), MemoryBroker()
                 return _begin(stack, store, broker, guards)
@@ -97,7 +97,7 @@ def play(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Play]:
         yield begin
 
 
-def _begin(stack: ExitStack, store: SqlStore, broker: Broker, guards: Guards) -> Match:
+def _begin(stack: ExitStack, store: SqlStore, broker: Broker, guards: StormGuard) -> Match:
     store.upgrade()
     stack.callback(store.engine.dispose)
     stack.callback(broker.close)
@@ -113,7 +113,7 @@ def _begin(stack: ExitStack, store: SqlStore, broker: Broker, guards: Guards) ->
 
 
 def test_a_storm_ends_at_the_hop_limit(play: Play) -> None:
-    guards = Guards(max_hops=8)
+    guards = StormGuard(max_hops=8)
     match = play(guards)
     match.publish(balls=3, letters=30)
     wait_for(lambda: len(match.events.dead_letters()) == 3 and match.handled("calm.read") == 30, 60, "it is over")
@@ -130,7 +130,7 @@ def test_a_storm_ends_at_the_hop_limit(play: Play) -> None:
 
 
 def test_a_storm_ends_where_it_repeats_itself(play: Play) -> None:
-    match = play(Guards(on_repeat="quarantine"))
+    match = play(StormGuard(on_repeat="quarantine"))
     match.publish(balls=3, letters=0)
     wait_for(lambda: len(match.events.dead_letters()) == 3, 60, "it is over")
     assert (match.handled("pong.give_back"), match.handled("ping.hit_again")) == (3, 3)
@@ -138,7 +138,7 @@ def test_a_storm_ends_where_it_repeats_itself(play: Play) -> None:
 
 
 def test_a_storm_that_goes_on_is_slowed_down_and_the_rest_is_not(play: Play) -> None:
-    guards = Guards(rate="10/second", max_hops=1_000_000)
+    guards = StormGuard(rate="10/second", max_hops=1_000_000)
     match = play(guards)
     began = time.monotonic()
     match.publish(balls=8, letters=0)

@@ -27,11 +27,11 @@ def test_retry(rig: Rig) -> None:
         rig.sagas.retry(handle.id, "one", reason="?")
     with pytest.raises(NotAllowed, match="say why"):
         rig.sagas.retry(handle.id, "two", reason=" ")
-    rig.sagas.retry(handle.id, "two", reason="the bank is back", by="ann")
+    rig.sagas.retry(handle.id, "two", reason="the bank is back", actor="ann")
     assert handle.wait(30) is SagaStatus.STUCK  # attempts begin again at 1, so it is refused again
-    rig.sagas.mark_done(handle.id, "two", reason="refunded by hand", by="ann")
+    rig.sagas.mark_done(handle.id, "two", reason="refunded by hand", actor="ann")
     assert handle.wait(30) is SagaStatus.COMPENSATED
-    history = [(entry.what, entry.by, entry.detail) for entry in rig.sagas.store.history(handle.id)]
+    history = [(entry.what, entry.actor, entry.detail) for entry in rig.sagas.store.history(handle.id)]
     assert ("operator: retry", "ann", "the bank is back") in history
     assert ("operator: done", "ann", "refunded by hand") in history
     assert rig.sagas.store.dead_letters() == []
@@ -42,7 +42,7 @@ def test_skip(rig: Rig) -> None:
     rig.worker()
     handle = rig.start("line", three="terminal", two__undo="error")
     assert handle.wait(30) is SagaStatus.STUCK
-    rig.sagas.skip(handle.id, "two", reason="written off", by="bob")
+    rig.sagas.skip(handle.id, "two", reason="written off", actor="bob")
     assert handle.wait(30) is SagaStatus.COMPENSATED
     assert handle.record.step("two").status == "SKIPPED"
     assert rig.ledger.story(handle.id) == ["one", "two", "-three", "-one"]

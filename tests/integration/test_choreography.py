@@ -21,7 +21,7 @@ from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.choreography import compared, graph, observed
 from sagas.events.consumer import InProcess
-from sagas.events.guards import Guards
+from sagas.events.guards import StormGuard
 from sagas.events.trace import Entry, trace
 from sagas.stores import schema
 from sagas.testing import Inline, rehearse
@@ -127,7 +127,7 @@ def events(tmp_path: Path) -> Iterator[Events]:
     prepare(store)
     tables.ShopSession.configure(bind=store.engine)
     events = Events(
-        SERVICES, engine=store.engine, broker=MemoryBroker(), guards=Guards(max_hops=16), relay_interval=0.02
+        SERVICES, engine=store.engine, broker=MemoryBroker(), guards=StormGuard(max_hops=16), relay_interval=0.02
     )
     events.apply_topology()
     with ThreadPoolExecutor(4) as executor:

@@ -66,8 +66,8 @@ def test_a_stuck_saga_is_found_and_retried(site: str, tmp_path: Path, width: int
     with browser(tmp_path / "profile", width=width, dark=dark) as driver:
         wait = WebDriverWait(driver, 30)
 
-        def click(by: str, what: str) -> None:
-            wait.until(lambda d: d.find_element(by, what)).click()
+        def click(actor: str, what: str) -> None:
+            wait.until(lambda d: d.find_element(actor, what)).click()
 
         def look(name: str) -> None:
             if SCREENSHOTS:

@@ -39,7 +39,7 @@ def test_a_connection_that_is_lost_at_any_moment(request: pytest.FixtureRequest,
 
 
 #: Seconds without the database: longer than the pool waits for a connection, in these settings.
-AWAY = 4.0
+DEFERRED = 4.0
 
 
 @pytest.mark.parametrize("kind", ["prefork-pool", "threads"])
@@ -83,7 +83,7 @@ def _lose_it(shop: Project, folder: Path, sender: Celery, server: Postgres, firs
         (folder / f"go-{name}").touch()
     for number in range(4):
         sender.send_task(NOTE, [f"during {number}"])
-    time.sleep(AWAY)  # nothing tells that nothing can be done
+    time.sleep(DEFERRED)  # nothing tells that nothing can be done
     server.restart()
     for number in range(8):
         sender.send_task(NOTE, [f"after {number}"])

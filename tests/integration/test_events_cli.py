@@ -78,10 +78,10 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
     assert "would replay 1" in run("dlq", "replay", number, "--reason", "x", "--dry-run").stdout
     assert run("dlq", "replay", number, "--reason", "x").exit_code == 2  # nobody said yes
     assert rig.events.outbox_unsent() == 0
-    assert "1 replayed" in run("dlq", "replay", number, "--reason", "mended", "--by", "me", "--yes").stdout
+    assert "1 replayed" in run("dlq", "replay", number, "--reason", "mended", "--actor", "me", "--yes").stdout
     assert rig.events.outbox_unsent() == 1
     [replaying] = rig.events.dead_letters()
-    assert (replaying.resolution, replaying.reason, replaying.by) == ("replaying", "mended", "me")
+    assert (replaying.resolution, replaying.reason, replaying.actor) == ("replaying", "mended", "me")
 
     assert "1 discarded" in run("dlq", "discard", "--key", "k", "--reason", "no", "--yes").stdout
     assert "discarded" in run("dlq", "list", "--resolved").stdout

@@ -106,7 +106,7 @@ def stock(shop: Shop, chrome: Chrome, sku: str) -> int:
     return int(chrome.find_element(By.CSS_SELECTOR, f"#product-{sku} .price .quiet").text.split()[0])
 
 
-def desk(shop: Shop, chrome: Chrome) -> None:
+def operations(shop: Shop, chrome: Chrome) -> None:
     chrome.get(f"{shop.url}/admin/")
     if fields := chrome.find_elements(By.NAME, "password"):
         fields[0].send_keys("admin")
@@ -176,19 +176,19 @@ def test_a_killed_worker_costs_time_only(shop: Shop, chrome: Chrome) -> None:
 
 
 def test_a_stuck_order_is_mended_at_the_desk(shop: Shop, chrome: Chrome) -> None:
-    desk(shop, chrome)
+    operations(shop, chrome)
     chrome.find_element(By.CSS_SELECTOR, "#bank button").click()
     until(chrome, "#bank input[name=away][value=no]")
     try:
         order(shop, chrome, "cup")
         page = chrome.current_url
         assert ends(chrome, "STUCK")["step-capture_payment"] == "STUCK"
-        desk(shop, chrome)
+        operations(shop, chrome)
         text = chrome.find_element(By.TAG_NAME, "main").text
         assert "ConnectionError: the bank does not answer" in text
         assert "card •••" in text
     finally:
-        desk(shop, chrome)
+        operations(shop, chrome)
         chrome.find_element(By.CSS_SELECTOR, "#bank button").click()
         until(chrome, "#bank input[name=away][value=yes]")
     chrome.find_element(By.NAME, "reason").send_keys("the bank is back")

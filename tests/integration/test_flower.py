@@ -68,7 +68,7 @@ def untouched(rig: Rig) -> SagaHandle:
 
 
 def done_by(rig: Rig, saga_id: str) -> list[tuple[str | None, str]]:
-    return [(entry.by, entry.what) for entry in rig.sagas.store.history(saga_id) if entry.by]
+    return [(entry.actor, entry.what) for entry in rig.sagas.store.history(saga_id) if entry.actor]
 
 
 # -- the API ----------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_the_api(rig: Rig, open_flower: FlowerProcess) -> None:
     assert listed["sagas"][0]["stands_at"] == "pivot"
     one = client.get(f"/api/sagas/{handle.id}").json()
     assert (one["saga"], one["status"], one["input"]["faults"]) == ("full", "STUCK", {"pivot": "away"})
-    assert {"action": "retry", "step": "pivot"} in one["choices"]
+    assert {"action": "retry", "step": "pivot"} in one["allowed_actions"]
     assert [letter["step"] for letter in one["dead_letters"]] == ["pivot"]
     assert [step["name"] for step in one["steps"]] == ["one", "left", "right", "free", "four", "pivot", "last"]
     rig.go(handle)
@@ -208,8 +208,8 @@ def test_text_that_cannot_be_stored(rig: Rig, open_flower: FlowerProcess, untouc
         assert (answer.status, problem in answer.text) in ((400, True), (409, True)), form
     assert client.post(path, {"reason": "x", "result": "y" * 2_000_000, "_xsrf": token}).status == 413
     assert done_by(rig, untouched.id) == []
-    by = Client(open_flower.url, login="ann:\xe9")
-    assert by.get("/sagas").status == 200  # nobody has to log in here
+    actor = Client(open_flower.url, login="ann:\xe9")
+    assert actor.get("/sagas").status == 200  # nobody has to log in here
 
 
 def test_what_cannot_be_drawn_is_cut_and_said(rig: Rig, open_flower: FlowerProcess) -> None:
@@ -488,4 +488,4 @@ def test_every_saga_of_the_rig_is_drawn_and_versions_that_differ_are_told(rig: R
     page = client.get(f"/sagas/saga/{handle.id}").text
     assert "its steps were [one &gt; gone]" in page
     assert ">gone</text>" in page  # drawn as it was started
-    assert json.loads(client.get(f"/api/sagas/{handle.id}").text)["choices"] == []
+    assert json.loads(client.get(f"/api/sagas/{handle.id}").text)["allowed_actions"] == []

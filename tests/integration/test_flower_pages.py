@@ -92,7 +92,7 @@ def fill(chrome: Chrome, selector: str, text: str) -> None:
 
 
 def operators(rig: Rig, handle: SagaHandle) -> list[tuple[str, str]]:
-    return [(entry.what, entry.detail) for entry in rig.sagas.store.history(handle.id) if entry.by]
+    return [(entry.what, entry.detail) for entry in rig.sagas.store.history(handle.id) if entry.actor]
 
 
 def test_a_saga_is_watched_from_start_to_finish(rig: Rig, flower: FlowerProcess, chrome: Chrome) -> None:
@@ -149,7 +149,7 @@ def test_one_that_is_not_stuck(rig: Rig, flower: FlowerProcess, chrome: Chrome, 
     page = Page(chrome, flower, handle)
     page.press(button)
     page.shows(shown)
-    assert [what for what, _ in operators(rig, handle)] in (["operator: resume"], ["turned back"])
+    assert [what for what, _ in operators(rig, handle)] in (["operator: resume"], ["compensation started"])
 
 
 def test_what_was_decided_elsewhere_meanwhile(rig: Rig, flower: FlowerProcess, chrome: Chrome) -> None:
@@ -160,7 +160,7 @@ def test_what_was_decided_elsewhere_meanwhile(rig: Rig, flower: FlowerProcess, c
     fill(chrome, "#sg-reason", "too late")
     chrome.find_element(By.ID, "sg-confirm").click()
     page.says("none of its steps is stuck")
-    assert len(operators(rig, handle)) == 0  # `by` was not given there
+    assert len(operators(rig, handle)) == 0  # `actor` was not given there
 
 
 def test_a_result_that_is_no_json_or_of_another_type(
@@ -182,7 +182,7 @@ def test_a_result_that_is_no_json_or_of_another_type(
 
 def test_scripts_in_what_people_write_are_text(rig: Rig, flower: FlowerProcess, chrome: Chrome) -> None:
     handle = rig.saga("later").start(Faults({"one": SCRIPT}, note=SCRIPT), key=f"key {SCRIPT}")
-    rig.sagas.cancel(handle.id, SCRIPT, by=SCRIPT)
+    rig.sagas.cancel(handle.id, SCRIPT, actor=SCRIPT)
     page = Page(chrome, flower, handle)
     assert SCRIPT in page.text("#sg-error")
     assert SCRIPT in page.text("#sg-input ~ pre").replace("\\", "")

@@ -51,7 +51,7 @@ def test_another_queue_is_left_to_its_workers(make_rig: MakeRig) -> None:
 EXPECTED = {
     (f"task-{kind}", step)
     for kind in ("received", "started", "succeeded")
-    for step in ("one:1", "two:1", "three:1", "three:undo:2", "two:undo:2", "one:undo:2")
+    for step in ("one:1", "two:1", "three:1", "three:compensate:2", "two:compensate:2", "one:compensate:2")
 } | {("task-failed", "three:1")}
 
 

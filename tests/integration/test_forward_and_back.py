@@ -78,7 +78,7 @@ def test_after_the_pivot_there_is_no_way_back(rig: Rig) -> None:
     assert handle.wait(30) is SagaStatus.STUCK
     [letter] = rig.sagas.store.dead_letters()
     assert (letter.saga_id, letter.step, letter.direction) == (handle.id, "last", "FORWARD")
-    rig.sagas.mark_done(handle.id, "last", reason="done by phone", by="ann", result=Receipt("by hand", 0))
+    rig.sagas.mark_done(handle.id, "last", reason="done by phone", actor="ann", result=Receipt("by hand", 0))
     rig.assert_done(handle)
     assert handle.result["last"] == Receipt("by hand", 0)
     assert not [line for line in rig.ledger.story(handle.id) if line.startswith("-")]

@@ -64,19 +64,19 @@ def test_purge(store: SqlStore, tmp_path: Path) -> None:
     assert "delete these 2, without an archive?" in asked.stderr
     for wrong in ("soon", "0d"):
         assert run(tmp_path, "purge", "--older-than", wrong, "--reason", "x").returncode != 0
-    words = ("purge", "--older-than", "1h", "--reason", "policy", "--by", "ann", "--yes", "--archive", "a.jsonl.gz")
+    words = ("purge", "--older-than", "1h", "--reason", "policy", "--actor", "ann", "--yes", "--archive", "a.jsonl.gz")
     done = run(tmp_path, *words)
     assert done.stdout == "deleted 2\n", done.stderr
     assert store.count() == 1
     assert len(list(load_archive(tmp_path / "a.jsonl.gz"))) == 2
     assert run(tmp_path, *words).stdout == "deleted 0\n"
     [entry] = json.loads(run(tmp_path, "db", "audit", "--json").stdout)
-    assert (entry["by"], entry["what"], entry["reason"], entry["count"]) == ("ann", "purge", "policy", 2)
+    assert (entry["actor"], entry["what"], entry["reason"], entry["count"]) == ("ann", "purge", "policy", 2)
     assert entry["detail"].endswith("archived in a.jsonl.gz")
 
 
 def test_reencrypt(store: SqlStore, tmp_path: Path) -> None:
-    done = run(tmp_path, "db", "reencrypt", "--reason", "begin", "--by", "ann")
+    done = run(tmp_path, "db", "reencrypt", "--reason", "begin", "--actor", "ann")
     assert done.stdout.startswith("3 sagas are encrypted anew"), done.stderr
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
     assert [sealed.payloads(record.id).results["hello"] for record in sealed.select()] == ['"hi"'] * 3

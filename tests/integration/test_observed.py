@@ -76,7 +76,7 @@ def test_a_worker_counts_traces_and_says_what_it_does(rig: Rig, monkeypatch: pyt
     assert f"INFO [full {good.id} left 1] do left" in output  # what user code says
     assert f"INFO [full {bad.id} one 2] do one" in output
     assert f"INFO [full {bad.id} one 1] saga {bad.id}, step one: attempt failed" in output  # and the engine
-    assert f"INFO [full {bad.id} one.undo 1] undo one.undo" in output
+    assert f"INFO [full {bad.id} one.compensate 1] undo one.compensate" in output
     assert "INFO [- - - -] metrics: http://127.0.0.1" in output
 
 
@@ -131,7 +131,9 @@ def test_messages_are_counted_and_carry_the_trace_through_workers(
         rig.worker("-P", pool, "-c", "2")
         rig.publish(1)
         rig.publish(2, fault="fail")
-        wait_for(lambda: of(scraped(port), "sagas_event_deliveries_total", end="buried") == 1, 30, "the dead letter")
+        wait_for(
+            lambda: of(scraped(port), "sagas_event_deliveries_total", end="dead_lettered") == 1, 30, "the dead letter"
+        )
         rig.wait_for_done("billing.charge", 1)
         wait_for(lambda: of(scraped(port), "sagas_event_deliveries_total", end="handled") == 4, 10, "all is counted")
         metrics = scraped(port)

@@ -21,11 +21,11 @@ from click.testing import CliRunner, Result
 from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step
 from sagas.cli import actions
 from sagas.cli.sagas import sagas as group
-from sagas.desk import Action, Desk
 from sagas.errors import StoreUnavailable
+from sagas.operations import Action, Operations
 from sagas.stores import schema
 from sagas.testing import Inline
-from tests.integration.test_desk import at_pivot, plain, stuck, two_undos, waiting
+from tests.integration.test_operations import at_pivot, plain, stuck, two_undos, waiting
 
 Run = Callable[..., Result]
 COLUMNS = "id saga version key correlation_id status step created_at updated_at error".split()
@@ -42,19 +42,19 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(upgraded: Path, tmp_path: Path) -> Iterator[Desk]:
+def operations(upgraded: Path, tmp_path: Path) -> Iterator[Operations]:
     shutil.copy(upgraded, tmp_path / "sagas.db")
     app = Celery("desk", broker="memory://", set_as_current=False)
     store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    yield Desk(Sagas(app, store, [plain(), at_pivot(), two_undos()], redact=["card"]))
+    yield Operations(Sagas(app, store, [plain(), at_pivot(), two_undos()], redact=["card"]))
     app.close()
     store.engine.dispose()
 
 
 @pytest.fixture
-def run(desk: Desk) -> Run:
+def run(operations: Operations) -> Run:
     celery = click.Group("celery", commands={"sagas": group})
-    obj = SimpleNamespace(app=desk.sagas.app, no_color=False)
+    obj = SimpleNamespace(app=operations.sagas.app, no_color=False)
     return lambda *words, **options: CliRunner().invoke(celery, ("sagas", *words), obj=obj, **options)
 
 
@@ -66,8 +66,8 @@ def cells(result: Result) -> list[list[str]]:
 # -- finding --------------------------------------------------------------------------------------------------------
 
 
-def test_lists_for_programs(desk: Desk, run: Run) -> None:
-    first, second = stuck(desk, at_pivot), waiting(desk)
+def test_lists_for_programs(operations: Operations, run: Run) -> None:
+    first, second = stuck(operations, at_pivot), waiting(operations)
     names, newest, oldest = cells(run("list"))
     assert names == COLUMNS
     assert (newest[0], oldest[0]) == (second, first)
@@ -83,15 +83,15 @@ def test_lists_for_programs(desk: Desk, run: Run) -> None:
     assert cells(run("list", "--before", second))[1][0] == first
 
 
-def test_filters_choose(desk: Desk, run: Run) -> None:
-    undos, pivot = stuck(desk, two_undos), stuck(desk, at_pivot)
-    ended = Inline(desk.store).start(plain(), key="key-1").id
-    at = desk.store.now() - timedelta(hours=3)
+def test_filters_choose(operations: Operations, run: Run) -> None:
+    undos, pivot = stuck(operations, two_undos), stuck(operations, at_pivot)
+    ended = Inline(operations.store).start(plain(), key="key-1").id
+    at = operations.store.now() - timedelta(hours=3)
     record = replace(
-        desk.store.load(waiting(desk)), id="0-old", key="old", version=7, correlation_id="story", created_at=at,
+        operations.store.load(waiting(operations)), id="0-old", key="old", version=7, correlation_id="story", created_at=at,
         updated_at=at + timedelta(hours=1), steps={},
     )  # fmt: skip
-    old = desk.store.insert(record).id
+    old = operations.store.insert(record).id
     new = {undos, pivot, ended}
     for words, expected in (
         (("--status", "stuck"), {undos, pivot}),
@@ -116,8 +116,8 @@ def test_filters_choose(desk: Desk, run: Run) -> None:
     assert "no saga fits; this app has at_pivot, plain, two_undos" in nothing.stderr
 
 
-def test_counts(desk: Desk, run: Run) -> None:
-    stuck(desk, at_pivot), stuck(desk, at_pivot), waiting(desk)
+def test_counts(operations: Operations, run: Run) -> None:
+    stuck(operations, at_pivot), stuck(operations, at_pivot), waiting(operations)
     assert cells(run("list", "--counts")) == [
         ["saga", "status", "count"],
         ["at_pivot", "STUCK", "2"],
@@ -137,8 +137,8 @@ def test_what_cannot_be_asked(run: Run, words: tuple[str, ...]) -> None:
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
-def test_show(desk: Desk, run: Run) -> None:
-    saga = stuck(desk, at_pivot)
+def test_show(operations: Operations, run: Run) -> None:
+    saga = stuck(operations, at_pivot)
     told = json.loads(run("show", saga, "--json").stdout)
     assert list(told)[: len(COLUMNS)] == COLUMNS
     assert [(step["step"], step["status"], step["failures"]) for step in told["steps"]] == [
@@ -146,7 +146,7 @@ def test_show(desk: Desk, run: Run) -> None:
         ("b", "STUCK", 1),
     ]
     assert [letter["step"] for letter in told["dead_letters"]] == ["b"]
-    assert {(each["action"], each["step"]) for each in told["choices"]} == {
+    assert {(each["action"], each["step"]) for each in told["allowed_actions"]} == {
         ("retry", "b"), ("skip", "b"), ("done", "b"), ("compensate", None),
     }  # fmt: skip
     lines = run("show", saga).stdout.splitlines()
@@ -157,24 +157,24 @@ def test_show(desk: Desk, run: Run) -> None:
     )
 
 
-def test_the_commands_that_are_shown_can_be_typed(desk: Desk, run: Run) -> None:
+def test_the_commands_that_are_shown_can_be_typed(operations: Operations, run: Run) -> None:
     kinds: tuple[Callable[[], str], ...] = (
-        lambda: stuck(desk, at_pivot),
-        lambda: stuck(desk, two_undos),
-        lambda: waiting(desk),
+        lambda: stuck(operations, at_pivot),
+        lambda: stuck(operations, two_undos),
+        lambda: waiting(operations),
     )
     for make in kinds:
-        for number in range(len(json.loads(run("show", make(), "--json").stdout)["choices"])):
-            command = json.loads(run("show", make(), "--json").stdout)["choices"][number]["command"]
+        for number in range(len(json.loads(run("show", make(), "--json").stdout)["allowed_actions"])):
+            command = json.loads(run("show", make(), "--json").stdout)["allowed_actions"][number]["command"]
             program, name, *words = shlex.split(command.replace("JSON", "null"))
             assert (program, name) == ("celery", "sagas")
             done = run(*words)
             assert done.exit_code == 0, (command, done.stdout, done.stderr)
 
 
-def test_show_hides_what_is_masked(desk: Desk, run: Run) -> None:
-    saga = Inline(desk.store).start(Saga("hid", Step("a", lambda: {"card": "4111"}, compensation=None))).id
-    with desk.store.engine.begin() as connection:
+def test_show_hides_what_is_masked(operations: Operations, run: Run) -> None:
+    saga = Inline(operations.store).start(Saga("hid", Step("a", lambda: {"card": "4111"}, compensation=None))).id
+    with operations.store.engine.begin() as connection:
         connection.execute(schema.sagas.update().values(input='{"card": "4111", "sku": "tea"}'))
     for form in ((), ("--json",)):
         shown = run("show", saga, *form)
@@ -184,9 +184,9 @@ def test_show_hides_what_is_masked(desk: Desk, run: Run) -> None:
 
 
 @pytest.mark.parametrize("given", ["[" * 500 + "]" * 500, "[" * 100_000, '{"half'], ids=["deep", "deeper", "half"])
-def test_show_and_what_cannot_be_shown(desk: Desk, run: Run, given: str) -> None:
-    saga = waiting(desk)
-    with desk.store.engine.begin() as connection:
+def test_show_and_what_cannot_be_shown(operations: Operations, run: Run, given: str) -> None:
+    saga = waiting(operations)
+    with operations.store.engine.begin() as connection:
         connection.execute(schema.sagas.update().values(input=given))
     said = "cannot be shown: it is not JSON" if "half" in given or len(given) > 1000 else "nested more than 100 levels"
     for words in (("show", saga), ("show", saga, "--json")):
@@ -195,22 +195,22 @@ def test_show_and_what_cannot_be_shown(desk: Desk, run: Run, given: str) -> None
         assert run(*line.split()).exit_code == 0, line
 
 
-def test_history(desk: Desk, run: Run) -> None:
-    saga = stuck(desk, at_pivot)
-    run("skip", saga, "--reason", "written off", "--by", "ann")
+def test_history(operations: Operations, run: Run) -> None:
+    saga = stuck(operations, at_pivot)
+    run("skip", saga, "--reason", "written off", "--actor", "ann")
     names, *rows = cells(run("history", saga))
-    assert names == ["at", "what", "step", "by", "epoch", "detail"]
+    assert names == ["at", "what", "step", "actor", "epoch", "detail"]
     assert [row[1] for row in rows] == ["step failed", "stuck", "operator: skip"]
     assert (rows[-1][3], rows[-1][5]) == ("ann", "written off")
-    assert json.loads(run("history", saga, "--json").stdout)[-1]["by"] == "ann"
-    nothing = run("history", waiting(desk))
+    assert json.loads(run("history", saga, "--json").stdout)[-1]["actor"] == "ann"
+    nothing = run("history", waiting(operations))
     assert nothing.stdout == ""
     assert "nothing beside its plain way forward" in nothing.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "history", "watch"])
-def test_an_id_teaches(desk: Desk, run: Run, command: str) -> None:
-    first, second = stuck(desk, at_pivot), stuck(desk, at_pivot)
+def test_an_id_teaches(operations: Operations, run: Run, command: str) -> None:
+    first, second = stuck(operations, at_pivot), stuck(operations, at_pivot)
     unknown = run(command, "nope")
     assert (unknown.exit_code, unknown.stderr) == (
         2,
@@ -222,8 +222,8 @@ def test_an_id_teaches(desk: Desk, run: Run, command: str) -> None:
     assert second in several.stderr
 
 
-def test_tables_that_are_not_there(desk: Desk, run: Run) -> None:
-    schema.metadata.drop_all(desk.store.engine)
+def test_tables_that_are_not_there(operations: Operations, run: Run) -> None:
+    schema.metadata.drop_all(operations.store.engine)
     refused = run("list")
     assert refused.exit_code == 2
     assert "Bring them up to date with: celery sagas db upgrade" in refused.stderr
@@ -232,39 +232,39 @@ def test_tables_that_are_not_there(desk: Desk, run: Run) -> None:
 # -- watching -------------------------------------------------------------------------------------------------------
 
 
-def test_the_exit_code_says_how_it_ended(desk: Desk, run: Run) -> None:
-    undone = waiting(desk)
+def test_the_exit_code_says_how_it_ended(operations: Operations, run: Run) -> None:
+    undone = waiting(operations)
     run("cancel", undone, "--reason", "x")
     for saga, code in (
-        (Inline(desk.store).start(plain()).id, 0),
+        (Inline(operations.store).start(plain()).id, 0),
         (undone, 1),
-        (stuck(desk, at_pivot), 3),
-        (waiting(desk), 4),
+        (stuck(operations, at_pivot), 3),
+        (waiting(operations), 4),
     ):
         watched = run("watch", saga, "--timeout", "0s")
         assert watched.exit_code == code
         names, *changes = [line.split("\t") for line in watched.stdout.splitlines()]
         assert names == ["at", "step", "status", "failures", "lost", "error"]
-        assert changes[-1][1:3] == ["", desk.store.load(saga).status]
+        assert changes[-1][1:3] == ["", operations.store.load(saga).status]
         objects = [json.loads(line) for line in run("watch", saga, "--timeout", "0s", "--json").stdout.splitlines()]
         assert [each["status"] for each in objects] == [change[2] for change in changes]
 
 
-def test_a_list_is_told_by_its_changes(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = stuck(desk, at_pivot), stuck(desk, at_pivot)
-    select, asked = desk.store.select, iter(range(100))
+def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = stuck(operations, at_pivot), stuck(operations, at_pivot)
+    select, asked = operations.store.select, iter(range(100))
 
     def now_and_then(*given: Any, **options: Any) -> Any:
         match next(asked):
             case 1:
-                desk.act(Action.SKIP, first, by="ann", reason="x")
+                operations.act(Action.SKIP, first, actor="ann", reason="x")
             case 3:
                 raise StoreUnavailable("the database did not answer")
             case 4:
                 raise KeyboardInterrupt
         return select(*given, **options)
 
-    monkeypatch.setattr(desk.store, "select", now_and_then)
+    monkeypatch.setattr(operations.store, "select", now_and_then)
     watched = run("watch", "--status", "stuck", "--interval", "0s")
     assert (watched.exit_code, watched.stderr) == (130, "the database did not answer; still trying\n")
     names, *rows = [line.split("\t") for line in watched.stdout.splitlines()]
@@ -276,25 +276,25 @@ def test_a_list_is_told_by_its_changes(desk: Desk, run: Run, monkeypatch: pytest
 # -- acting ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_action(desk: Desk, run: Run) -> None:
+def test_each_action(operations: Operations, run: Run) -> None:
     for action, saga, ends in (
-        ("retry", stuck(desk, at_pivot), "RUNNING"),
-        ("skip", stuck(desk, at_pivot), "COMPLETED"),
-        ("done", stuck(desk, at_pivot), "COMPLETED"),
-        ("compensate", stuck(desk, at_pivot), "COMPENSATING"),
-        ("cancel", waiting(desk), "COMPENSATED"),
-        ("resume", waiting(desk), "PENDING"),
+        ("retry", stuck(operations, at_pivot), "RUNNING"),
+        ("skip", stuck(operations, at_pivot), "COMPLETED"),
+        ("done", stuck(operations, at_pivot), "COMPLETED"),
+        ("compensate", stuck(operations, at_pivot), "COMPENSATING"),
+        ("cancel", waiting(operations), "COMPENSATED"),
+        ("resume", waiting(operations), "PENDING"),
     ):
-        done = run(action, saga, "--reason", "so it is", "--by", "ann")
+        done = run(action, saga, "--reason", "so it is", "--actor", "ann")
         assert cells(done) == [
-            ["id", "saga", "key", "outcome", "status", "error"], [saga, desk.store.load(saga).name, saga, "done", ends, ""],
+            ["id", "saga", "key", "outcome", "status", "error"], [saga, operations.store.load(saga).name, saga, "done", ends, ""],
         ]  # fmt: skip
         assert done.stderr == "1 done\n"
-        assert [entry.by for entry in desk.store.history(saga)][-1] == "ann"
+        assert [entry.actor for entry in operations.store.history(saga)][-1] == "ann"
 
 
-def test_refusals(desk: Desk, run: Run) -> None:
-    saga, other = stuck(desk, at_pivot), waiting(desk)
+def test_refusals(operations: Operations, run: Run) -> None:
+    saga, other = stuck(operations, at_pivot), waiting(operations)
     done = run("retry", saga, other, saga, "--reason", "x", "--json")
     assert (done.exit_code, done.stderr) == (1, "1 done, 1 refused\n")
     outcomes = {each["id"]: each for each in json.loads(done.stdout)}
@@ -309,7 +309,7 @@ def test_refusals(desk: Desk, run: Run) -> None:
         (("cancel", "--saga", "nope", "--reason", "x", "--yes"), "no saga fits"),
         (("cancel", other, "--reason", " "), "it is empty"),
         (("cancel", other), "Missing option '--reason'"),
-        (("cancel", other, "--reason", "x", "--by", "a" * 201), "at most 200"),
+        (("cancel", other, "--reason", "x", "--actor", "a" * 201), "at most 200"),
         (("done", saga, "--reason", "x", "--result", "r-7"), "is not JSON"),
         (("done", saga, "--reason", "x", "--result", '{"a": NaN}'), "is not JSON"),
         (("done", saga, "--reason", "x", "--result", "[1, -Infinity]"), "is not JSON"),
@@ -320,60 +320,62 @@ def test_refusals(desk: Desk, run: Run) -> None:
     ):
         refused = run(*words)
         assert (refused.exit_code, said in refused.stderr) == (2, True), (words, refused.stderr)
-    assert desk.store.load(other).status is SagaStatus.PENDING
+    assert operations.store.load(other).status is SagaStatus.PENDING
 
 
-def test_a_system_that_does_not_know_its_user(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_know_its_user(
+    operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nobody() -> str:
         raise OSError("no such user")
 
     monkeypatch.setattr("getpass.getuser", nobody)
-    assert "say it with --by" in run("cancel", waiting(desk), "--reason", "x").stderr
-    assert run("cancel", waiting(desk), "--reason", "x", "--by", "ann").exit_code == 0
+    assert "say it with --actor" in run("cancel", waiting(operations), "--reason", "x").stderr
+    assert run("cancel", waiting(operations), "--reason", "x", "--actor", "ann").exit_code == 0
 
 
-def test_in_bulk(desk: Desk, run: Run) -> None:
-    first, second, third = (stuck(desk, at_pivot) for _ in range(3))
-    other = waiting(desk)
+def test_in_bulk(operations: Operations, run: Run) -> None:
+    first, second, third = (stuck(operations, at_pivot) for _ in range(3))
+    other = waiting(operations)
     dry = run("skip", "--saga", "at_pivot", "--reason", "x", "--dry-run")
     assert [row[0] for row in cells(dry)[1:]] == [first, second, third]
     assert dry.stderr == "would skip 3\n"
-    assert desk.store.load(first).status is SagaStatus.STUCK
+    assert operations.store.load(first).status is SagaStatus.STUCK
     some = run("skip", "--error", "bank", "--limit", "2", "--reason", "written off", "--yes")
     assert "3 fit; this is about the oldest 2" in some.stderr
     assert [row[0] for row in cells(some)[1:]] == [first, second]
-    assert [desk.store.load(saga).status for saga in (second, third, other)] == ["COMPLETED", "STUCK", "PENDING"]
+    assert [operations.store.load(saga).status for saga in (second, third, other)] == ["COMPLETED", "STUCK", "PENDING"]
     # Without --status those that could only refuse are left out; with it they are asked.
     assert run("skip", "--older-than", "0s", "--status", "pending", "--reason", "x", "--yes").exit_code == 1
     assert run("cancel", "--older-than", "0s", "--reason", "x", "--yes").exit_code == 0
-    assert [desk.store.load(saga).status for saga in (third, other)] == ["STUCK", "COMPENSATED"]
+    assert [operations.store.load(saga).status for saga in (third, other)] == ["STUCK", "COMPENSATED"]
 
 
-def test_a_step_in_bulk_is_the_only_one_that_is_meant(desk: Desk, run: Run) -> None:
-    saga = stuck(desk, two_undos)
+def test_a_step_in_bulk_is_the_only_one_that_is_meant(operations: Operations, run: Run) -> None:
+    saga = stuck(operations, two_undos)
     assert run("skip", "--step", "a", "--reason", "x", "--yes").exit_code == 0
-    assert [desk.store.load(saga).step(name).status for name in "ab"] == ["SKIPPED", "STUCK"]
+    assert [operations.store.load(saga).step(name).status for name in "ab"] == ["SKIPPED", "STUCK"]
 
 
-def test_more_than_a_page(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_page(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "_PAGE", 2)
-    sagas = [waiting(desk) for _ in range(5)]
+    sagas = [waiting(operations) for _ in range(5)]
     done = run("cancel", "--saga", "plain", "--reason", "x", "--yes")
     assert [row[0] for row in cells(done)[1:]] == sagas
     assert done.stderr == "5 done\n"
 
 
-def test_what_was_chosen_is_what_is_done(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_chosen_is_what_is_done(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look and the deed somebody else repairs one, and another gets stuck that nobody has seen."""
-    unseen = waiting(desk)
-    first, second = stuck(desk, at_pivot), stuck(desk, at_pivot)
+    unseen = waiting(operations)
+    first, second = stuck(operations, at_pivot), stuck(operations, at_pivot)
     found = actions._found
 
     def then_another(*given: Any) -> list[str]:
         ids = found(*given)
-        desk.act(Action.RETRY, first, by="bob", reason="quicker")
-        record = desk.store.load(unseen)
-        desk.store.save(record, replace(record, status=SagaStatus.STUCK))
+        operations.act(Action.RETRY, first, actor="bob", reason="quicker")
+        record = operations.store.load(unseen)
+        operations.store.save(record, replace(record, status=SagaStatus.STUCK))
         return ids
 
     monkeypatch.setattr(actions, "_found", then_another)
@@ -383,47 +385,49 @@ def test_what_was_chosen_is_what_is_done(desk: Desk, run: Run, monkeypatch: pyte
     assert "no longer fits" in done.stdout
 
 
-def test_a_database_that_goes_away_in_between(desk: Desk, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, _ = (waiting(desk) for _ in range(3))
-    cancel = desk.sagas.cancel
+def test_a_database_that_goes_away_in_between(
+    operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = (waiting(operations) for _ in range(3))
+    cancel = operations.sagas.cancel
 
     def until_second(saga_id: str, *given: Any, **options: Any) -> Any:
         if saga_id == second:
             raise StoreUnavailable("the database did not answer: gone")
         return cancel(saga_id, *given, **options)
 
-    monkeypatch.setattr(desk.sagas, "cancel", until_second)
+    monkeypatch.setattr(operations.sagas, "cancel", until_second)
     done = run("cancel", "--saga", "plain", "--reason", "x", "--yes", "--json")
     assert done.exit_code == 2
     assert [each["id"] for each in json.loads(done.stdout)] == [first]
     assert "gone. 1 done, 2 not tried" in done.stderr
 
 
-def test_a_result_by_hand(desk: Desk, run: Run) -> None:
-    saga = stuck(desk, at_pivot)  # its action declares that it returns nothing
+def test_a_result_by_hand(operations: Operations, run: Run) -> None:
+    saga = stuck(operations, at_pivot)  # its action declares that it returns nothing
     wrong = run("done", saga, "--reason", "x", "--result", '"r-7"')
     assert wrong.exit_code == 1
     assert "result of step 'b'" in wrong.stdout
     assert run("done", saga, "--reason", "x", "--result", "null").exit_code == 0
-    back = run("done", stuck(desk, two_undos), "--step", "a", "--reason", "x", "--result", "1")
+    back = run("done", stuck(operations, two_undos), "--step", "a", "--reason", "x", "--result", "1")
     assert "it goes backward" in back.stdout
 
 
-def test_a_result_is_read_as_the_type_that_the_action_declares(desk: Desk, run: Run) -> None:
+def test_a_result_is_read_as_the_type_that_the_action_declares(operations: Operations, run: Run) -> None:
     def pay() -> Decimal:
         raise ValueError("the bank is away")
 
     paid = Saga("paid", Pivot("pay", pay, retry=Retry(max_attempts=1)))
-    desk.sagas.register(paid)
-    saga = Inline(desk.store).start(paid).id
+    operations.sagas.register(paid)
+    saga = Inline(operations.store).start(paid).id
     assert "Invalid decimal" in run("done", saga, "--reason", "x", "--result", '"much"').stdout
     assert run("done", saga, "--reason", "x", "--result", '"4.50"').exit_code == 0
-    assert desk.sagas.handle(saga).result["pay"] == Decimal("4.50")
+    assert operations.sagas.handle(saga).result["pay"] == Decimal("4.50")
 
 
-def test_what_has_turned_back_is_not_turned_back_again(desk: Desk, run: Run) -> None:
+def test_what_has_turned_back_is_not_turned_back_again(operations: Operations, run: Run) -> None:
     for action in ("cancel", "compensate"):
-        refused = run(action, stuck(desk, two_undos), "--reason", "x")
+        refused = run(action, stuck(operations, two_undos), "--reason", "x")
         assert refused.exit_code == 1
         assert "has turned back already: it is STUCK; retry, skip or mark its stuck step" in refused.stdout
 
@@ -431,32 +435,32 @@ def test_what_has_turned_back_is_not_turned_back_again(desk: Desk, run: Run) -> 
 # -- who did what, and starting -------------------------------------------------------------------------------------
 
 
-def test_audit(desk: Desk, run: Run) -> None:
+def test_audit(operations: Operations, run: Run) -> None:
     assert "no operator did anything" in run("audit").stderr
-    first, second = stuck(desk, at_pivot), waiting(desk)
-    run("skip", first, "--reason", "written off", "--by", "ann")
-    run("cancel", second, "--reason", "no", "--by", "bob")
+    first, second = stuck(operations, at_pivot), waiting(operations)
+    run("skip", first, "--reason", "written off", "--actor", "ann")
+    run("cancel", second, "--reason", "no", "--actor", "bob")
     names, newest, oldest = cells(run("audit"))
-    assert names == ["number", "at", "by", "what", "id", "saga", "key", "step", "reason"]
-    assert newest[2:6] == ["bob", "turned back", second, "plain"]
+    assert names == ["number", "at", "actor", "what", "id", "saga", "key", "step", "reason"]
+    assert newest[2:6] == ["bob", "compensation started", second, "plain"]
     assert oldest[2:] == ["ann", "operator: skip", first, "at_pivot", first, "b", "written off"]
-    for words, by in (
-        (("--by", "ann"), ["ann"]),
+    for words, actor in (
+        (("--actor", "ann"), ["ann"]),
         (("--saga", "plain"), ["bob"]),
         (("--since", "1h"), ["bob", "ann"]),
         (("--since", "0s"), []),
         (("--limit", "1"), ["bob"]),
         (("--before", newest[0]), ["ann"]),
     ):
-        assert [each["by"] for each in json.loads(run("audit", *words, "--json").stdout)] == by, words
+        assert [each["actor"] for each in json.loads(run("audit", *words, "--json").stdout)] == actor, words
 
 
-def test_start(desk: Desk, run: Run, tmp_path: Path) -> None:
+def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
     for _ in range(2):
         started = run("start", "plain", "--key", "k-1", "--json")
         [told] = json.loads(started.stdout)
         assert (told["saga"], told["key"], told["status"]) == ("plain", "k-1", "PENDING")
-    assert desk.store.count() == 1
+    assert operations.store.count() == 1
     (tmp_path / "list.json").write_text("[]")
     for words, said in (
         (("start", "nope"), "there is: at_pivot, plain, two_undos"),
@@ -465,7 +469,7 @@ def test_start(desk: Desk, run: Run, tmp_path: Path) -> None:
     ):
         refused = run(*words, input='{"x": 1}')
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
-    assert desk.store.count() == 1
+    assert operations.store.count() == 1
 
 
 @pytest.mark.parametrize("command", ["list", "show", "history", "watch", "audit", "start", *Action])

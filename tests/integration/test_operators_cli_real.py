@@ -51,18 +51,20 @@ def test_a_stuck_saga_is_found_repaired_and_watched_to_its_end(rig: Rig, tmp_pat
     assert (told["id"], told["key"], told["status"], told["step"]) == (handle.id, "order-1", "STUCK", ["last"])
     assert "the bank is away" in told["error"]
 
-    [retry] = [c for c in json.loads(run(rig, "show", "order-1", "--json").stdout)["choices"] if c["action"] == "retry"]
+    [retry] = [
+        c for c in json.loads(run(rig, "show", "order-1", "--json").stdout)["allowed_actions"] if c["action"] == "retry"
+    ]
     typed = f"-m celery -A tests.worker sagas retry {handle.id} --step last --reason WHY"
     assert retry["command"].endswith(typed)
 
     rig.go(handle)  # the bank is back
-    done = run(rig, "retry", "order-1", "--reason", "the bank is back", "--by", "ann")
+    done = run(rig, "retry", "order-1", "--reason", "the bank is back", "--actor", "ann")
     assert done.returncode == 0, done.stderr
     watched = run(rig, "watch", "order-1", "--timeout", "30s")
     assert watched.returncode == 0, (watched.stdout, watched.stderr)
     assert watched.stdout.splitlines()[-1].split("\t")[1:3] == ["", "COMPLETED"]
-    [deed] = json.loads(run(rig, "audit", "--json").stdout)
-    assert (deed["by"], deed["what"], deed["key"]) == ("ann", "operator: retry", "order-1")
+    [entry] = json.loads(run(rig, "audit", "--json").stdout)
+    assert (entry["actor"], entry["what"], entry["key"]) == ("ann", "operator: retry", "order-1")
 
 
 def test_what_is_watched_is_told_as_it_happens(rig: Rig) -> None:

@@ -242,5 +242,5 @@ def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, en
         wait_for(lambda: handle.status is SagaStatus.COMPENSATED, 20, "the saga is at its end")
     assert not charged
     assert handle.record.step("charge").status is StepStatus.COMPENSATED
-    assert "landed late" in [entry.what for entry in store.history(handle.id)]
+    assert "late outcome" in [entry.what for entry in store.history(handle.id)]
     store.engine.dispose()

@@ -24,10 +24,10 @@ from sagas import Pivot, Retry, Saga, SagaHandle, Sagas, SagaStatus, SqlStore, S
 from sagas.cli.sagas import sagas as group
 from sagas.contrib.flower import api, listing, one
 from sagas.contrib.opentelemetry import Tracing
-from sagas.desk import Action, Desk
 from sagas.errors import InvalidInput
 from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
+from sagas.operations import Action, Operations
 from sagas.redaction import MASK, Redaction
 from sagas.stores import Filter
 from sagas.stores.encryption import AesGcm
@@ -91,9 +91,11 @@ def definitions() -> tuple[Saga, Saga]:
     )
 
 
-def start(desk: Desk) -> list[SagaHandle]:
+def start(operations: Operations) -> list[SagaHandle]:
     return [
-        desk.sagas.start_by_name(name, {"number": "7", "card": CARD, "fault": key}, key=key, correlation_id="story")
+        operations.sagas.start_by_name(
+            name, {"number": "7", "card": CARD, "fault": key}, key=key, correlation_id="story"
+        )
         for name, key in (("at_pivot", "pivot"), ("backward", "group"))
     ]
 
@@ -106,7 +108,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, spans: InMemorySpanExporter) -> Iterator[Desk]:
+def operations(tmp_path: Path, spans: InMemorySpanExporter) -> Iterator[Operations]:
     store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}", codec=AesGcm({"1": bytes(32)}, current="1"))
     store.upgrade()
     app = Celery("shop", broker="memory://", set_as_current=False)
@@ -115,7 +117,7 @@ def desk(tmp_path: Path, spans: InMemorySpanExporter) -> Iterator[Desk]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     redact = ["card", "account"]
-    yield Desk(Sagas(app, store, definitions(), events=events, redact=redact, observers=[Tracing(provider)]))
+    yield Operations(Sagas(app, store, definitions(), events=events, redact=redact, observers=[Tracing(provider)]))
     app.close()
     store.engine.dispose()
 
@@ -127,14 +129,14 @@ def assert_hidden(where: str, text: str) -> None:
 
 
 def test_it_is_told_nowhere(
-    desk: Desk, spans: InMemorySpanExporter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    operations: Operations, spans: InMemorySpanExporter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    handles = start(desk)
+    handles = start(operations)
     assert [handle.status for handle in handles] == [SagaStatus.STUCK, SagaStatus.STUCK]
     error = handles[0].record.step("charge").error or ""
     assert error.endswith(f"{MASK} {MASK} {MASK} 7")
-    assert desk.shown(cast("str", desk.store.payloads(handles[0].id).input))["card"] == MASK
+    assert operations.shown(cast("str", operations.store.payloads(handles[0].id).input))["card"] == MASK
 
     assert_hidden("logs", caplog.text)
     assert "attempt failed" in caplog.text
@@ -145,13 +147,13 @@ def test_it_is_told_nowhere(
     assert b"sagas.saga.got_stuck" in database
 
     command_line = click.Group("celery", commands={"sagas": group})
-    obj = SimpleNamespace(app=desk.sagas.app, no_color=False)
+    obj = SimpleNamespace(app=operations.sagas.app, no_color=False)
     for words in (
         "list", "list --json", "list --counts", *(f"{what} pivot" for what in ("show", "show --json", "history")),
         "show group --json", "history group --json", "events trace story", "events trace story --json", "graph pivot",
         "list --error 4111-2222 --json", "events outbox --json", "audit --json", "check", "db audit",
-        "retry pivot --reason again --by ann", "skip group --reason enough --by ann", "audit", "show pivot",
-        f"purge --older-than 0.001s --reason old --by ann --yes --archive {tmp_path / 'archive.jsonl'}",
+        "retry pivot --reason again --actor ann", "skip group --reason enough --actor ann", "audit", "show pivot",
+        f"purge --older-than 0.001s --reason old --actor ann --yes --archive {tmp_path / 'archive.jsonl'}",
     ):  # fmt: skip
         done = CliRunner().invoke(command_line, ["sagas", *words.split()], obj=obj)
         assert done.exit_code in (0, 1), (words, done.output)
@@ -160,16 +162,16 @@ def test_it_is_told_nowhere(
     assert "backward" in archived
     assert_hidden("archive", archived)
 
-    found, handler = one.look(desk, handles[0].id), SimpleNamespace(desk=desk)
+    found, handler = one.look(operations, handles[0].id), SimpleNamespace(operations=operations)
     assert_hidden("flower", json.dumps(api._whole(cast("Any", handler), found)) + repr(found.results) + found.input)
-    rows = listing.look(desk, listing.Asked(view="all")).rows
+    rows = listing.look(operations, listing.Asked(view="all")).rows
     assert_hidden("flower's list", repr(rows))
-    assert desk.store.select(Filter(error="4111-2222")) == []
+    assert operations.store.select(Filter(error="4111-2222")) == []
 
 
-def test_a_result_that_an_operator_gives_is_not_quoted(desk: Desk) -> None:
+def test_a_result_that_an_operator_gives_is_not_quoted(operations: Operations) -> None:
     with pytest.raises(InvalidInput) as refused:
-        desk.act(Action.DONE, start(desk)[0].id, by="ann", reason="by hand", result={"card": CARD})
+        operations.act(Action.DONE, start(operations)[0].id, actor="ann", reason="by hand", result={"card": CARD})
     assert_hidden("the refusal", str(refused.value))
 
 

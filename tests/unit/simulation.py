@@ -207,7 +207,7 @@ class World:
                 return done
 
             change = yield from self._ask(report)
-            if any(entry.what == "landed late" for entry in change.history):
+            if any(entry.what == "late outcome" for entry in change.history):
                 self.late.add(name)
         yield
         match change.verdict:
@@ -246,7 +246,7 @@ class World:
                 or step.compensation is None
             )
             late = self.landed.get(other_name, 0) > 1 or state.status is StepStatus.IN_DOUBT
-            if record.direction is Direction.BACKWARD and not (undone or late or not state.position):
+            if record.direction is Direction.BACKWARD and not (undone or late or not state.started_seq):
                 raise self.wrong(f"{name} is undone, and {other_name} after it is {state.status}")
 
     def _act(self, name: str, direction: Direction, *, late: bool) -> str | Failure | None:
@@ -259,7 +259,7 @@ class World:
             self.tell(f"undo {name}")
             return None if chance > 0.15 else Failure(Outcome.FAILED, "broken")
         if chance < 0.06:
-            return Failure(Outcome.FINISHED, "refused")
+            return Failure(Outcome.TERMINAL, "refused")
         if chance > 0.1:
             self.effects[name] = True
             self.landed[name] = self.landed.get(name, 0) + 1

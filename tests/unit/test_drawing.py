@@ -138,10 +138,10 @@ def test_the_timeline() -> None:
         return AT + timedelta(seconds=seconds)
 
     undone = step("reserve", StepStatus.COMPENSATED, started_at=at(0), finished_at=at(8), result="1")
-    running = step("authorize", StepStatus.RUNNING, position=2, owner="w", started_at=at(4))
+    running = step("authorize", StepStatus.RUNNING, started_seq=2, owner="w", started_at=at(4))
     history = [
         HistoryEntry(at=at(2), what="step failed", epoch=1, step="reserve", detail="once"),
-        HistoryEntry(at=at(4), what="turned back", epoch=1),
+        HistoryEntry(at=at(4), what="compensation started", epoch=1),
     ]
     saga = replace(record(back=True, reserve=undone, authorize=running), next_check_at=at(20))
     first, second = timeline(saga, history, at(10))

@@ -28,7 +28,7 @@ from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.brokers.redis_streams import RedisBroker
-from sagas.events.guards import Guards
+from sagas.events.guards import StormGuard
 from sagas.testing import Inline
 
 
@@ -93,13 +93,13 @@ NUMBERS: dict[str, tuple[Callable[[Any], Any], type[SagaError]]] = {
     "attempts": (lambda value: Retry(max_attempts=value), DefinitionError),
     "deliveries": (lambda value: Step("a", nothing, max_deliveries=value), DefinitionError),
     "payload": (lambda value: sagas(max_payload=value), ConfigurationError),
-    "window": (lambda value: events(window=value), ConfigurationError),
+    "window": (lambda value: events(prefetch=value), ConfigurationError),
     "concurrency": (lambda value: events(concurrency=value), ConfigurationError),
     "breaker": (
         lambda value: Service("billing").on(Placed, name="bill", breaker=value)(lambda event: None),
         DefinitionError,
     ),
-    "hops": (lambda value: Guards(max_hops=value), ConfigurationError),
+    "hops": (lambda value: StormGuard(max_hops=value), ConfigurationError),
     "prefetch": (lambda value: RabbitBroker("amqp://", prefetch=value), ConfigurationError),
     "partitions": (lambda value: KafkaBroker("127.0.0.1:1", partitions=value), ConfigurationError),
 }

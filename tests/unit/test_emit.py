@@ -19,7 +19,7 @@ from sagas import (
     TerminalError,
 )
 from sagas.events import event
-from sagas.events.life import (
+from sagas.events.lifecycle import (
     SagaCompensated,
     SagaCompleted,
     SagaGotStuck,
@@ -40,7 +40,7 @@ class StockReserved:
 
 @event("stock.stock.released")
 class StockReleased:
-    by: str
+    actor: str
 
 
 def reserve(step: StepContext) -> None:
@@ -48,7 +48,7 @@ def reserve(step: StepContext) -> None:
 
 
 def release(step: StepContext) -> None:
-    step.emit(StockReleased(by=step.step))
+    step.emit(StockReleased(actor=step.step))
 
 
 def nothing() -> None:
@@ -84,7 +84,7 @@ def test_an_action_that_was_refused_emits_nothing_and_its_compensation_does() ->
     inline = Inline()
     handle = inline.start(Saga("order", Step("reserve", refused, compensation=release)))
     assert handle.status is SagaStatus.COMPENSATED
-    assert inline.emitted == [StockReleased(by="reserve")]
+    assert inline.emitted == [StockReleased(actor="reserve")]
 
 
 def test_an_action_whose_workers_all_die_emits_nothing() -> None:
@@ -92,7 +92,7 @@ def test_an_action_whose_workers_all_die_emits_nothing() -> None:
     inline.crash_after("reserve", times=None)
     handle = inline.start(Saga("order", Step("reserve", reserve, compensation=release)))
     assert handle.status is SagaStatus.COMPENSATED
-    assert inline.emitted == [StockReleased(by="reserve")]
+    assert inline.emitted == [StockReleased(actor="reserve")]
 
 
 def test_a_success_that_comes_after_the_saga_turned_back_emits_nothing() -> None:
@@ -102,7 +102,7 @@ def test_a_success_that_comes_after_the_saga_turned_back_emits_nothing() -> None
     handle = inline.start(Saga("order", Step("reserve", reserve, compensation=release)))
     assert handle.status is SagaStatus.COMPENSATED
     assert StockReserved(attempt=1) not in inline.emitted
-    assert StockReleased(by="reserve") in inline.emitted
+    assert StockReleased(actor="reserve") in inline.emitted
 
 
 def test_siblings_of_a_stage_each_emit() -> None:

@@ -256,7 +256,7 @@ def _handled(engine: Engine, error: BaseException) -> Any:
     events = Events([shop], engine=engine, broker=MemoryBroker())
     with Session(engine) as session, session.begin():
         envelope = events.publish(session, Placed(order="1"))
-    return events.handle(Call("shop.count", envelope.topic, envelope.encode(), attempt=1, again=False))
+    return events.handle(Call("shop.count", envelope.topic, envelope.encode(), attempt=1, redelivered=False))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OURS if kind is not KeyboardInterrupt])
@@ -267,7 +267,7 @@ def test_a_handler(engine: Engine, kind: type[BaseException]) -> None:
 
 
 def test_a_handler_that_raises_a_group(engine: Engine) -> None:
-    assert _handled(engine, ExceptionGroup("", [TerminalError("no")])).end is End.DEAD
+    assert _handled(engine, ExceptionGroup("", [TerminalError("no")])).end is End.REJECTED
     outcome = _handled(engine, ExceptionGroup("", [RetryableError("a", after=3), RetryableError("b", after=8)]))
     assert (outcome.end, outcome.after) == (End.FAILED, 8)
 

@@ -20,7 +20,7 @@ def fact(name: str, *, failure: bool = False, version: int = 1, upcasters: Any =
     return declare(type(name.replace(".", "_"), (), {}))
 
 
-def wish(name: str) -> type:
+def request(name: str) -> type:
     return command(name, check_name=False)(type(name.replace(".", "_"), (), {}))
 
 
@@ -95,7 +95,7 @@ def test_a_handler_that_emits_what_it_handles(net: Net) -> None:
 
 
 def test_what_nobody_handles(net: Net) -> None:
-    here, elsewhere = wish("d.do"), wish("far.do")
+    here, elsewhere = request("d.do"), request("far.do")
     net.service("d")
     net.service("c", [C, FAILED, here, elsewhere])
     assert net.found() == [
@@ -106,7 +106,7 @@ def test_what_nobody_handles(net: Net) -> None:
 
 
 def test_what_nobody_emits(net: Net) -> None:
-    do = wish("b.do")
+    do = request("b.do")
     net.service("a")
     net.on("b", "wait", A)
     net.on("b", "wait_for_others", D)  # service d is elsewhere
@@ -170,7 +170,7 @@ def test_an_undoing_that_the_failure_does_not_lead_to(net: Net) -> None:
         ("problem", "uncompensated", ("a.x.happened", "b.x.happened", "c.x.failed")),
         ("problem", "uncompensated", ("b.x.happened", "c.x.failed")),
     ]
-    assert "b.undo would have to compensate b.x.happened, but is not reached" in net.problems()[2].text
+    assert "b.compensate would have to compensate b.x.happened, but is not reached" in net.problems()[2].text
 
 
 def test_what_follows_a_failure_needs_no_undoing_of_its_own(net: Net) -> None:
@@ -240,7 +240,7 @@ def test_every_drawing_has_everybody_in_it() -> None:
 
 
 def _tangled(net: Net) -> None:
-    do = wish("b.do")
+    do = request("b.do")
     net.service("a", [A, do])
     net.handles("b", do, B)
     net.on("b", "one", A, B, do)

@@ -135,9 +135,9 @@ def test_we_read_what_the_official_sdk_writes(mode: str) -> None:
     assert envelope.metadata["traceparent"] == "00-ab-cd-01"
     assert through(foreign).event_id == envelope.event_id  # also when it is delivered again
     # Nothing is lost on the way out again.
-    again = http.from_structured_event(http.HTTPMessage({"content-type": CONTENT_TYPE}, to_structured(envelope)))
-    assert again.get_data() == foreign.get_data()
-    assert again.get_attributes().items() >= foreign.get_attributes().items()
+    redelivered = http.from_structured_event(http.HTTPMessage({"content-type": CONTENT_TYPE}, to_structured(envelope)))
+    assert redelivered.get_data() == foreign.get_data()
+    assert redelivered.get_attributes().items() >= foreign.get_attributes().items()
 
 
 def test_an_id_is_unique_only_beside_its_source() -> None:

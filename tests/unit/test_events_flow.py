@@ -246,9 +246,9 @@ def test_a_command_that_nobody_receives_becomes_a_dead_letter_and_blocks_nothing
         wait_for(lambda: shop.seen == ["1", "3"], 5)
         # Later there is somebody: the replay is sent, and that resolves it, for it is handled in another database.
         shop.broker.declare(Events([_payments()], engine=shop.events.engine, broker=shop.broker).topology())
-        shop.events.replay([letter], reason="deployed", by="me", dry_run=False)
+        shop.events.replay([letter], reason="deployed", actor="me", dry_run=False)
         [letter] = shop.events.dead_letters([letter.id])
-        assert (letter.resolution, letter.reason, letter.by) == ("replayed", "deployed", "me")
+        assert (letter.resolution, letter.reason, letter.actor) == ("replayed", "deployed", "me")
         wait_for(lambda: shop.broker.depth("payments.commands") == 1, 5)
 
 
@@ -341,10 +341,10 @@ def test_a_message_is_handled_once(shop: Shop) -> None:
     [envelope] = shop.deliver("1")
     assert shop.call(envelope).end is End.HANDLED
     assert shop.call(envelope).end is End.SKIPPED
-    assert shop.call(envelope, again=True).end is End.SKIPPED
+    assert shop.call(envelope, redelivered=True).end is End.SKIPPED
     assert shop.seen == ["1"]
     assert shop.effects() == ["1"]
-    assert shop.count(schema.suspects) == 0
+    assert shop.count(schema.redeliveries) == 0
 
 
 def test_a_failed_handler_leaves_nothing_behind(shop: Shop) -> None:
@@ -376,13 +376,13 @@ def test_a_handler_publishes_only_what_it_says(shop: Shop) -> None:
     shop.behave["2"] = lambda context: shop.events.publish(context.session, OrderPlaced(order_id="x"))
     for envelope in shop.deliver("1", "2"):
         outcome = shop.call(envelope)
-        assert outcome.end is End.DEAD
+        assert outcome.end is End.REJECTED
         assert "does not say that it emits" in outcome.error
 
 
 @pytest.mark.parametrize(
     ("error", "end"),
-    [(TerminalError("no"), End.DEAD), (RetryableError("wait", after=7), End.FAILED), (ValueError("x"), End.FAILED)],
+    [(TerminalError("no"), End.REJECTED), (RetryableError("wait", after=7), End.FAILED), (ValueError("x"), End.FAILED)],
 )
 def test_what_a_handler_raises(shop: Shop, error: Exception, end: End) -> None:
     def behave(_: HandlerContext) -> None:
@@ -411,20 +411,20 @@ def test_a_message_that_kills_whoever_handles_it_is_not_begun_for_ever(shop: Sho
         patch.setattr("sagas.events.inbox._enter", die)
         for _ in range(MOST_BEGUN):
             with pytest.raises(Killed):
-                shop.call(envelope, again=True)
-        outcome = shop.call(envelope, again=True)
-    assert outcome.end is End.DEAD
+                shop.call(envelope, redelivered=True)
+        outcome = shop.call(envelope, redelivered=True)
+    assert outcome.end is End.REJECTED
     assert "kill" in outcome.error
     # One that was only fetched together with it is as good as new.
     [innocent] = shop.deliver("2")
-    assert shop.call(innocent, again=True).end is End.HANDLED
+    assert shop.call(innocent, redelivered=True).end is End.HANDLED
 
 
 def test_an_unknown_version_waits_for_other_code(shop: Shop) -> None:
     [envelope] = shop.deliver("1")
     newer = Envelope(**{**{f: getattr(envelope, f) for f in envelope.__struct_fields__}, "version": 9})
     outcome = shop.call(newer)
-    assert outcome.end is End.DEAD
+    assert outcome.end is End.REJECTED
     assert "no handler for orders.order.placed.v9" in outcome.error
 
 
@@ -437,7 +437,7 @@ def test_forgetting(shop: Shop) -> None:
     with shop.events.engine.begin() as connection:
         connection.execute(update(schema.outbox).where(schema.outbox.c.sent_at.is_not(None)).values(sent_at=old))
         connection.execute(update(schema.inbox).values(handled_at=old))
-        connection.execute(insert(schema.suspects), {"queue": "q", "event_id": "e", "begun": 1, "seen_at": old})
+        connection.execute(insert(schema.redeliveries), {"queue": "q", "event_id": "e", "begun": 1, "seen_at": old})
     assert shop.events.purge(timedelta(days=1)) == 2 + 2 + 1
     assert (shop.events.outbox_unsent(), shop.count(schema.outbox)) == (1, 1)
 
@@ -669,16 +669,16 @@ def test_a_replay_goes_to_the_one_that_failed_and_is_handled(shop: Shop) -> None
         [letter] = shop.open_letters(1)
         assert shop.events.replay([letter], reason="try") == [letter]  # said, not done
         assert shop.events.dead_letters()[0].resolution is None
-        shop.events.replay([letter], reason="try", by="me", dry_run=False)
+        shop.events.replay([letter], reason="try", actor="me", dry_run=False)
         wait_for(lambda: len(shop.seen) == 2, 5)
         wait_for(lambda: shop.events.dead_letters()[0].resolution is None, 5)  # it failed again: the same one
         assert shop.events.dead_letters()[0].id == letter.id
         shop.behave.clear()
-        shop.events.replay([letter], reason="mended", by="me", dry_run=False)
+        shop.events.replay([letter], reason="mended", actor="me", dry_run=False)
         shop.open_letters(0)
     assert shop.effects() == ["1"]
     [letter] = shop.events.dead_letters([letter.id])
-    assert (letter.resolution, letter.reason, letter.by) == ("replayed", "mended", "me")
+    assert (letter.resolution, letter.reason, letter.actor) == ("replayed", "mended", "me")
     assert letter.resolved_at is not None
     assert shop.events.replay([letter], reason="again", dry_run=False) == []
 
@@ -704,7 +704,7 @@ def test_what_was_discarded_while_it_was_on_its_way_is_not_handled(shop: Shop) -
         [letter] = shop.open_letters(1)
     shop.behave.clear()
     shop.events.replay([letter], reason="x", dry_run=False)
-    shop.events.discard([letter], reason="no", by="me")
+    shop.events.discard([letter], reason="no", actor="me")
     with shop.consuming():
         wait_for(lambda: shop.events.outbox_unsent() == 0 and shop.broker.depth(QUEUE) == 0, 5)
     assert shop.effects() == []

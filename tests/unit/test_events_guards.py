@@ -12,9 +12,9 @@ from sqlalchemy import create_engine
 
 from sagas.errors import ConfigurationError
 from sagas.events import Envelope, Events, Service, breakers, event, guards
-from sagas.events.breakers import Breaker, Breakers, BreakerState
+from sagas.events.breakers import BreakerState, CircuitBreaker, CircuitBreakers
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.events.guards import Guards, Verdict
+from sagas.events.guards import Decision, StormGuard
 
 
 @event("orders.order.placed")
@@ -80,77 +80,77 @@ def chain(*types: type) -> Envelope:
 
 
 def test_without_any_limit_all_is_admitted() -> None:
-    guard = Guards()
-    assert {guard.admit(message(), BILL).verdict for _ in range(1000)} == {Verdict.ADMIT}
+    guard = StormGuard()
+    assert {guard.admit(message(), BILL).decision for _ in range(1000)} == {Decision.ADMIT}
     assert guard.snapshot() == {"billing.bill": {"admitted": 1000, "held": 0, "quarantined": 0, "repeated": 0}}
 
 
 def test_what_is_over_the_rate_waits_until_there_is_room(clock: Clock) -> None:
-    guard = Guards(rate="2/second")
-    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+    guard = StormGuard(rate="2/second")
+    assert guard.admit(message(), BILL).decision is Decision.ADMIT
     clock.now += 0.4
-    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+    assert guard.admit(message(), BILL).decision is Decision.ADMIT
     held = guard.admit(message(), BILL)
-    assert held.verdict is Verdict.HOLD
+    assert held.decision is Decision.THROTTLE
     assert held.seconds == pytest.approx(0.6)  # when the first leaves the window
     clock.now += held.seconds + 0.001
-    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
-    assert guard.admit(message(), BILL).verdict is Verdict.HOLD
+    assert guard.admit(message(), BILL).decision is Decision.ADMIT
+    assert guard.admit(message(), BILL).decision is Decision.THROTTLE
     assert guard.snapshot()["billing.bill"] == {"admitted": 3, "held": 2, "quarantined": 0, "repeated": 0}
 
 
 def test_each_type_source_and_queue_has_its_own_rate(clock: Clock) -> None:
-    guard = Guards(rate="1/minute")
+    guard = StormGuard(rate="1/minute")
     for sent, queue in (
         (message(), BILL),
         (message(ItemReserved), BILL),
         (message(source="imports"), BILL),
         (message(), FILE_AWAY),
     ):
-        assert guard.admit(sent, queue).verdict is Verdict.ADMIT
-        assert guard.admit(sent, queue).verdict is Verdict.HOLD
+        assert guard.admit(sent, queue).decision is Decision.ADMIT
+        assert guard.admit(sent, queue).decision is Decision.THROTTLE
 
 
 def test_compensations_are_not_held(clock: Clock) -> None:
-    guard = Guards(rate="1/minute")
-    assert {guard.admit(message(), GIVE_BACK).verdict for _ in range(10)} == {Verdict.ADMIT}
+    guard = StormGuard(rate="1/minute")
+    assert {guard.admit(message(), GIVE_BACK).decision for _ in range(10)} == {Decision.ADMIT}
 
 
 def test_a_long_chain_is_quarantined_with_its_path() -> None:
-    guard = Guards(max_hops=2)
-    assert guard.admit(chain(OrderPlaced, ItemReserved, ItemReserved), BILL).verdict is Verdict.ADMIT
+    guard = StormGuard(max_hops=2)
+    assert guard.admit(chain(OrderPlaced, ItemReserved, ItemReserved), BILL).decision is Decision.ADMIT
     admission = guard.admit(chain(ItemReserved, ItemReserved, ItemReserved, OrderPlaced), BILL)
-    assert admission.verdict is Verdict.QUARANTINE
+    assert admission.decision is Decision.DEAD_LETTER
     assert "3 messages led to it" in admission.reason
     assert "stock.item.reserved -> orders.order.placed" in admission.reason
     assert guard.snapshot()["billing.bill"]["quarantined"] == 1
-    assert guard.admit(chain(*[OrderPlaced] * 5), GIVE_BACK).verdict is Verdict.QUARANTINE  # else it never ended
+    assert guard.admit(chain(*[OrderPlaced] * 5), GIVE_BACK).decision is Decision.DEAD_LETTER  # else it never ended
 
 
 def test_a_type_that_led_to_itself_is_reported_once_a_chain(caplog: pytest.LogCaptureFixture) -> None:
-    guard = Guards()
+    guard = StormGuard()
     with caplog.at_level(logging.WARNING):
         for length in range(1, 7):
-            assert guard.admit(chain(*[OrderPlaced, ItemReserved] * length), BILL).verdict is Verdict.ADMIT
+            assert guard.admit(chain(*[OrderPlaced, ItemReserved] * length), BILL).decision is Decision.ADMIT
     assert len(caplog.records) == 1
     assert "orders.order.placed -> stock.item.reserved -> orders.order.placed" in caplog.text
     assert guard.snapshot()["billing.bill"]["repeated"] == 5
 
 
 def test_a_type_that_led_to_itself_is_quarantined_when_asked() -> None:
-    guard = Guards(on_repeat="quarantine")
-    assert guard.admit(chain(OrderPlaced, ItemReserved), BILL).verdict is Verdict.ADMIT
+    guard = StormGuard(on_repeat="quarantine")
+    assert guard.admit(chain(OrderPlaced, ItemReserved), BILL).decision is Decision.ADMIT
     admission = guard.admit(chain(OrderPlaced, ItemReserved, OrderPlaced), BILL)
-    assert admission.verdict is Verdict.QUARANTINE
+    assert admission.decision is Decision.DEAD_LETTER
     assert "one of its own type led to it" in admission.reason
     assert guard.snapshot()["billing.bill"] == {"admitted": 1, "held": 0, "quarantined": 1, "repeated": 1}
 
 
 def test_what_is_quarantined_takes_nothing_from_the_rate(clock: Clock) -> None:
-    guard = Guards(rate="1/minute", max_hops=1)
+    guard = StormGuard(rate="1/minute", max_hops=1)
     for _ in range(5):
-        assert guard.admit(chain(*[OrderPlaced] * 4), BILL).verdict is Verdict.QUARANTINE
-    assert guard.admit(message(), BILL).verdict is Verdict.ADMIT
+        assert guard.admit(chain(*[OrderPlaced] * 4), BILL).decision is Decision.DEAD_LETTER
+    assert guard.admit(message(), BILL).decision is Decision.ADMIT
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_what_is_quarantined_takes_nothing_from_the_rate(clock: Clock) -> None:
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        Guards(**settings)
+        StormGuard(**settings)
 
 
 # -- breakers -----------------------------------------------------------------------------------------------------
 
 
 def test_a_breaker_opens_tries_one_and_closes(clock: Clock) -> None:
-    breaker = Breaker(failures=3, pause=30)
+    breaker = CircuitBreaker(failures=3, pause=30)
     breaker.failed()
     breaker.failed()
     breaker.succeeded()  # in a row, or they do not count
@@ -196,7 +196,7 @@ def test_a_breaker_opens_tries_one_and_closes(clock: Clock) -> None:
 
 
 def test_a_half_open_breaker_lets_one_thread_through(clock: Clock) -> None:
-    breaker = Breaker(failures=1, pause=30)
+    breaker = CircuitBreaker(failures=1, pause=30)
     breaker.failed()
     clock.now += 30
     assert breaker.wait() == 0
@@ -208,7 +208,7 @@ def test_a_half_open_breaker_lets_one_thread_through(clock: Clock) -> None:
 
 
 def test_what_began_before_the_breaker_opened_changes_nothing(clock: Clock) -> None:
-    breaker = Breaker(failures=1, pause=30)
+    breaker = CircuitBreaker(failures=1, pause=30)
     breaker.failed()
     clock.now += 10
     breaker.failed()
@@ -217,7 +217,7 @@ def test_what_began_before_the_breaker_opened_changes_nothing(clock: Clock) -> N
 
 
 def test_the_breakers_are_those_of_the_subscriptions() -> None:
-    all_of_them = Breakers()
+    all_of_them = CircuitBreakers()
     assert all_of_them.of(BILL) is all_of_them.of(BILL)
     for subscription in (BILL, FILE_AWAY, GIVE_BACK):
         for _ in range(3):
@@ -243,16 +243,16 @@ def _elsewhere(function: Any) -> Any:
 def test_events_are_guarded_unless_told_otherwise() -> None:
     engine = create_engine("sqlite://")
     default = Events([], engine=engine, broker=MemoryBroker()).guards
-    assert isinstance(default, Guards)
+    assert isinstance(default, StormGuard)
     assert (default.max_hops, default.max_repeats) == (32, 8)
     assert Events([], engine=engine, broker=MemoryBroker(), guards=None).guards is None
 
 
 def test_a_message_that_repeats_too_often_in_its_chain_is_quarantined() -> None:
-    guard = Guards(max_hops=100, max_repeats=2)
-    assert guard.admit(chain(*[OrderPlaced] * 3), BILL).verdict is Verdict.ADMIT
+    guard = StormGuard(max_hops=100, max_repeats=2)
+    assert guard.admit(chain(*[OrderPlaced] * 3), BILL).decision is Decision.ADMIT
     stopped = guard.admit(chain(*[OrderPlaced, ItemReserved] * 3, OrderPlaced), BILL)
-    assert stopped.verdict is Verdict.QUARANTINE
+    assert stopped.decision is Decision.DEAD_LETTER
     assert "max_repeats=2" in stopped.reason
     with pytest.raises(ConfigurationError, match="at least 1"):
-        Guards(max_repeats=0)
+        StormGuard(max_repeats=0)

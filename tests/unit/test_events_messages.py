@@ -34,7 +34,7 @@ def test_facts(name: str) -> None:
 
 @pytest.mark.parametrize("name", "orders.order.place orders.order.proceed payments.refund stock.send_mail".split())
 def test_an_event_that_reads_like_a_wish_gives_a_warning(name: str) -> None:
-    with pytest.warns(NamingWarning, match=r"reads like a wish.*check_name=False") as caught:
+    with pytest.warns(NamingWarning, match=r"reads like a request.*check_name=False") as caught:
         declared = event(name)(type("Wish", (), {}))
     assert type_of(declared).name == name
     assert caught[0].filename == __file__

@@ -19,9 +19,9 @@ def test_deliveries_are_counted_over_the_lives_of_readers(lives: list[list[tuple
     committed = TopicPartition("t", 0, 0, "")
     count: Counter[int] = Counter()
     acknowledged: set[int] = set()
-    for life in lives:
+    for lifecycle_events in lives:
         partition = Partition.of(committed)
-        for size, acks in life:
+        for size, acks in lifecycle_events:
             begin = partition.position
             assert begin is not None
             for offset in range(begin, begin + size):

@@ -81,7 +81,7 @@ def test_a_step_and_its_undo_are_in_each_line(sagas: Sagas, out: io.StringIO) ->
     log.info("outside")
     assert out.getvalue().splitlines() == [
         f"order {saga_id} reserve 1 story of the caller -: reserving",
-        f"order {saga_id} reserve.undo 1 story - -: releasing",
+        f"order {saga_id} reserve.compensate 1 story - -: releasing",
         "- - - - - - -: outside",
     ]
     assert logs.current() == {}
@@ -89,7 +89,7 @@ def test_a_step_and_its_undo_are_in_each_line(sagas: Sagas, out: io.StringIO) ->
 
 def test_a_handler_is_in_each_line(sagas: Sagas, out: io.StringIO) -> None:
     envelope = Envelope.wrap(StockReserved(sku="tea"), source="stock", correlation_id="story")
-    call = Call("billing.bill", envelope.topic, envelope.encode(), attempt=2, again=False)
+    call = Call("billing.bill", envelope.topic, envelope.encode(), attempt=2, redelivered=False)
     assert sagas.events is not None
     assert sagas.events.handle(call).end is End.HANDLED
     assert out.getvalue() == f"- - - 2 story billing.bill {envelope.event_id}: billing\n"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagas.desk import pretty
 from sagas.events.trace import Entry, walk
 from sagas.nesting import DEEPEST, cut, is_too_deep
+from sagas.operations import pretty
 from sagas.redaction import shown
 from sagas.values import parse
 

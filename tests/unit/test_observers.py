@@ -104,7 +104,7 @@ def test_what_an_observer_is_told_of_a_saga_that_turns_back() -> None:
         ("begin", "b", 1),
         ("changed", "RUNNING", "RUNNING", ["step failed"]),
         ("end", "b", "terminal", "TerminalError"),
-        ("changed", "RUNNING", "COMPENSATING", ["turned back"]),
+        ("changed", "RUNNING", "COMPENSATING", ["compensation started"]),
         ("changed", "COMPENSATING", "COMPENSATING", []),
         ("begin", "a", 1),
         ("changed", "COMPENSATING", "COMPENSATED", []),

@@ -157,7 +157,7 @@ def test_messages_are_counted(registry: Registry, sagas: Sagas) -> None:
     assert sagas.events is not None
     for sku in ("tea", "gold"):
         envelope = Envelope.wrap(StockReserved(sku=sku), source="stock")
-        sagas.events.handle(Call("billing.bill", envelope.topic, envelope.encode(), attempt=1, again=False))
+        sagas.events.handle(Call("billing.bill", envelope.topic, envelope.encode(), attempt=1, redelivered=False))
     for outcome in ("handled", "failed"):
         assert registry.value("sagas_event_handling_seconds_count", queue="billing.bill", outcome=outcome) == 1
     with Session(sagas.events.engine) as session:

@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 
-from sagas.events.brokers.shared import Pulse
+from sagas.events.brokers.shared import Heartbeat
 from tests.servers import wait_for
 
 
@@ -26,13 +26,13 @@ def _threads() -> int:
 
 def test_readers_are_kept_alive_until_they_are_closed_or_forgotten() -> None:
     before = _threads()
-    pulse = Pulse(0.03)
+    heartbeat = Heartbeat(0.03)
     closed, forgotten = Reader(), [Reader()]
-    pulse.add(closed)
-    pulse.add(forgotten[0])
+    heartbeat.add(closed)
+    heartbeat.add(forgotten[0])
     wait_for(lambda: closed.beats > 3 and forgotten[0].beats > 3, 10)
     assert _threads() == before + 1
-    pulse.discard(closed)
+    heartbeat.discard(closed)
     forgotten.clear()
 
     def nobody_is_left() -> bool:
@@ -41,24 +41,24 @@ def test_readers_are_kept_alive_until_they_are_closed_or_forgotten() -> None:
 
     wait_for(nobody_is_left, 10, "the thread ends")
     beats = closed.beats
-    pulse.add(closed)
+    heartbeat.add(closed)
     wait_for(lambda: closed.beats > beats, 10, "it begins again")
-    pulse.discard(closed)
+    heartbeat.discard(closed)
 
 
 def test_a_fork_has_a_thread_of_its_own() -> None:
-    pulse = Pulse(0.03)
+    heartbeat = Heartbeat(0.03)
     reader = Reader()
-    pulse.add(reader)
+    heartbeat.add(reader)
     child = os.fork()
     if child == 0:
         try:
-            pulse.reset()
+            heartbeat.reset()
             own = Reader()
-            pulse.add(own)
+            heartbeat.add(own)
             wait_for(lambda: own.beats > 2, 10)
             os._exit(reader.beats > 1000)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    pulse.discard(reader)
+    heartbeat.discard(reader)

@@ -28,7 +28,7 @@ from pydantic import (
 from sagas import SqlStore
 from sagas.errors import SchemaRefused
 from sagas.events import MessageType, event, type_of
-from sagas.events.schema_registry import Verdict, register, review
+from sagas.events.schema_registry import ReviewResult, register, review
 from sagas.events.schema_registry.compatibility import compare
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 
@@ -52,7 +52,7 @@ def readable(registry: SqlSchemaRegistry, writer: MessageType, reader: MessageTy
     [registered] = register([writer], registry, owners=["orders"])
     assert registered.ok, registered.reasons
     [finding] = review([reader], registry, owners=["billing"])
-    return finding.verdict is Verdict.READABLE, " ".join(finding.reasons)
+    return finding.verdict is ReviewResult.READABLE, " ".join(finding.reasons)
 
 
 def small(value: int) -> int:
@@ -179,9 +179,9 @@ def test_unions_that_are_told_apart_by_a_tag_with_a_default(registry: SqlSchemaR
     two = of(pet=Annotated[Cat | Dog, Field(discriminator="kind")])
     three = of(pet=Annotated[Cat | Dog | Fish, Field(discriminator="kind")])
     assert readable(registry, two, three) == (True, "")
-    assert review([two], registry, owners=["orders"])[0].verdict is Verdict.UNCHANGED
+    assert review([two], registry, owners=["orders"])[0].verdict is ReviewResult.UNCHANGED
     [finding] = register([three], registry, owners=["orders"])  # readers of the old code know no fish
-    assert finding.verdict is Verdict.REFUSED
+    assert finding.verdict is ReviewResult.REFUSED
     assert '"fish"' in finding.reasons[0]
 
 
@@ -205,5 +205,5 @@ def test_what_is_nested_too_deep_is_refused_in_words(registry: SqlSchemaRegistry
     for number in range(300):
         model = create_model(f"M{number}", __config__={"frozen": True}, a=(model, ...))
     [finding] = register([type_of(event("orders.order.placed")(model))], registry, owners=["orders"])
-    assert finding.verdict is Verdict.REFUSED
+    assert finding.verdict is ReviewResult.REFUSED
     assert "deep" in finding.reasons[0]

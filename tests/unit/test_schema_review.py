@@ -11,7 +11,7 @@ import pytest
 from sagas import SqlStore
 from sagas.errors import InvalidMessage, UnknownVersion
 from sagas.events import Envelope, MessageType, event, type_of
-from sagas.events.schema_registry import Verdict, register, review
+from sagas.events.schema_registry import ReviewResult, register, review
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 
 
@@ -30,22 +30,22 @@ def registry() -> Iterator[SqlSchemaRegistry]:
 
 def test_what_would_be_registered(registry: SqlSchemaRegistry) -> None:
     [finding] = review([placed(a=int)], registry, owners=["orders"])
-    assert (finding.verdict, finding.revision, finding.ok) == (Verdict.NEW, 1, True)
+    assert (finding.verdict, finding.revision, finding.ok) == (ReviewResult.NEW, 1, True)
     assert registry.subjects() == []
     [finding] = register([placed(a=int)], registry, owners=["orders"])
-    assert (finding.verdict, finding.revision) == (Verdict.NEW, 1)
+    assert (finding.verdict, finding.revision) == (ReviewResult.NEW, 1)
     [finding] = review([placed(a=int)], registry, owners=["orders"])
-    assert (finding.verdict, finding.revision) == (Verdict.UNCHANGED, 1)
+    assert (finding.verdict, finding.revision) == (ReviewResult.UNCHANGED, 1)
     registry.mode = type(registry.mode).BACKWARD
     [finding] = register([placed(a=int | None)], registry, owners=["orders"])
-    assert (finding.verdict, finding.revision) == (Verdict.CHANGED, 2)
+    assert (finding.verdict, finding.revision) == (ReviewResult.CHANGED, 2)
     assert len(registry.revisions("orders.order.placed.v1")) == 2
 
 
 def test_what_is_refused_does_not_stop_the_rest(registry: SqlSchemaRegistry) -> None:
     register([placed(a=int)], registry, owners=["orders"])
     found = register([placed(a=str), placed(2, a=str)], registry, owners=["orders"])
-    assert [finding.verdict for finding in found] == [Verdict.REFUSED, Verdict.NEW]
+    assert [finding.verdict for finding in found] == [ReviewResult.REFUSED, ReviewResult.NEW]
     assert "$.a: revision 1 may write an integer here; the new schema takes a string" in found[0].reasons[0]
     assert not found[0].ok
     assert registry.subjects() == ["orders.order.placed.v1", "orders.order.placed.v2"]
@@ -53,13 +53,13 @@ def test_what_is_refused_does_not_stop_the_rest(registry: SqlSchemaRegistry) -> 
 
 def test_a_consumer_is_held_against_what_the_owner_registered(registry: SqlSchemaRegistry) -> None:
     [finding] = review([placed(a=int)], registry, owners=["billing"])
-    assert (finding.verdict, finding.ok) == (Verdict.UNKNOWN, True)
+    assert (finding.verdict, finding.ok) == (ReviewResult.UNKNOWN, True)
     register([placed(a=int, b=str)], registry, owners=["orders"])
     for fields in ({"a": int}, {"a": float}, {}):
         [finding] = register([placed(**fields)], registry, owners=["billing"])
-        assert finding.verdict is Verdict.READABLE
+        assert finding.verdict is ReviewResult.READABLE
     [finding] = review([placed(a=int, c=str)], registry, owners=["billing"])
-    assert (finding.verdict, finding.ok) == (Verdict.UNREADABLE, False)
+    assert (finding.verdict, finding.ok) == (ReviewResult.UNREADABLE, False)
     assert finding.reasons == ("$.c: this code requires it; revision 1 may leave it out",)
     assert len(registry.revisions("orders.order.placed.v1")) == 1  # a consumer registers nothing
 

@@ -84,7 +84,7 @@ def test_what_has_json_is_not(make: Make, accepted: Any) -> None:
 UNDECLARED: list[tuple[Saga, dict[str, Any], str]] = [
     (saga(queue="bank"), {}, "saga 's', step 'a': .*'bank'.*Step(queue=...) names it".replace("(", r"\(").replace(")", r"\)")),
     (saga(), {"task_routes": {"s.b": "bank"}}, "saga 's', step 'b': .*'bank'.*task_routes send s.b there"),
-    (saga(), {"task_routes": {"s.a.undo": {"queue": "bank"}}}, "saga 's', step 'a': .*task_routes send s.a.undo there"),
+    (saga(), {"task_routes": {"s.a.compensate": {"queue": "bank"}}}, "saga 's', step 'a': .*task_routes send s.a.compensate there"),
     (saga(), {"task_routes": {"sagas.fail": "bank"}}, "saga 's', step 'a': .*task_routes send sagas.fail there"),
     (
         Saga("p", Parallel(Step("l", lambda: 1, compensation=None), Step("r", lambda: 1, compensation=None))),
@@ -182,7 +182,7 @@ SETTINGS = {
 )
 def test_nothing_changes_what_tasks_of_sagas_are(make: Make, options: dict[str, Any]) -> None:
     made = make(saga(), **options)
-    for name in ("s.a", "s.a.undo", "s.b", "sagas.join", "sagas.fail"):
+    for name in ("s.a", "s.a.compensate", "s.b", "sagas.join", "sagas.fail"):
         task = made.app.tasks[name]
         assert {option: getattr(task, option) for option in canvas_module._FIXED} == dict(canvas_module._FIXED)
         assert not hasattr(task, "_orig_run"), "it would be retried"

@@ -74,7 +74,7 @@ def no_doubt(patch: pytest.MonkeyPatch) -> None:
     to_undo = ends._to_undo
 
     def forget(case: Case, step: StepRecord) -> StepRecord:
-        return replace(step, position=0) if step.status is StepStatus.PENDING else to_undo(case, step)
+        return replace(step, started_seq=0) if step.status is StepStatus.PENDING else to_undo(case, step)
 
     patch.setattr(ends, "_to_undo", forget)
 

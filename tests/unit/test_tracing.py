@@ -102,7 +102,7 @@ def test_a_saga_is_one_trace_that_continues_the_callers(spans: Spans, store: Sql
     start = spans.one("start order")
     assert parent(start) == request.get_span_context().span_id
     assert spans.traces() == {start.context.trace_id}
-    below = ["order.a", "order.b", "order step failed", "order turned back", "order.a.undo", "order COMPENSATED"]
+    below = ["order.a", "order.b", "order step failed", "order turned back", "order.a.compensate", "order COMPENSATED"]
     assert sorted(spans.names()) == sorted(["POST /orders", "start order", *below])
     assert {parent(spans.one(name)) for name in below} == {start.context.span_id}
     assert (spans.one("order.b").attributes or {}) == {
@@ -159,7 +159,7 @@ def test_what_an_operator_does_is_in_the_trace(spans: Spans, store: SqlStore) ->
     inline = traced(spans, store)
     once = Retry(max_attempts=1)
     handle = inline.start(Saga("order", Step("a", nothing, compensation=nothing), Pivot("pay", refuse, retry=once)))
-    inline.orchestrator.repair(handle.id, "pay", Repair.DONE, reason="seen at the bank", by="ann")
+    inline.orchestrator.repair(handle.id, "pay", Repair.DONE, reason="seen at the bank", actor="ann")
     told = spans.one("order operator: done").attributes or {}
     assert (told["sagas.operator"], told["sagas.step"], told["sagas.detail"]) == ("ann", "pay", "seen at the bank")
     assert {"order STUCK", "order COMPLETED"} <= set(spans.names())
@@ -205,7 +205,7 @@ def test_events_of_steps_and_handlers_carry_the_trace_on(spans: Spans, store: Sq
     body = sent("stock.stock.reserved")
     assert Envelope.decode(body).metadata["traceparent"] == named(spans.one("order.reserve"))
     assert Envelope.decode(sent("sagas.saga.started")).metadata["traceparent"] == named(spans.one("start order"))
-    call = Call("billing.bill", "stock.stock.reserved.v1", body.encode(), attempt=1, again=False)
+    call = Call("billing.bill", "stock.stock.reserved.v1", body.encode(), attempt=1, redelivered=False)
     assert events.handle(call).end is End.HANDLED
     handling = spans.one("handle billing.bill")
     assert parent(handling) == spans.one("order.reserve").context.span_id
@@ -244,8 +244,8 @@ def test_a_handler_that_fails_has_its_error(spans: Spans, store: SqlStore) -> No
     )
     with Session(store.engine) as session, spans.tracer.start_as_current_span("request"):
         envelope = events.publish(session, StockReserved(sku="tea"))
-    call = Call("billing.bill", envelope.topic, envelope.encode(), attempt=1, again=False)
-    assert events.handle(call).end is End.DEAD
+    call = Call("billing.bill", envelope.topic, envelope.encode(), attempt=1, redelivered=False)
+    assert events.handle(call).end is End.REJECTED
     handling = spans.one("handle billing.bill")
     assert handling.status.status_code is trace.StatusCode.ERROR
     assert parent(handling) == spans.one("request").context.span_id

@@ -178,7 +178,7 @@ def test_terminal_turns_back_and_undoes_in_reverse() -> None:
     game = Game(LINE)
     game.do("a", "b")
     game.claim("c")
-    assert game.fail("c", Outcome.FINISHED) is Verdict.FAILED
+    assert game.fail("c", Outcome.TERMINAL) is Verdict.FAILED
     assert game.report("c") is Verdict.DISPATCH
     assert game.ended() is SagaStatus.COMPENSATING
     assert left(LINE, game.record) == (("c",), ("b",), ("a",))
@@ -217,7 +217,7 @@ def test_a_report_leaves_a_living_undo_and_a_living_sibling_alone() -> None:
     for name in ("l", "r"):
         assert game.report(name) is Verdict.GO_AWAY
     assert game.record is before
-    game.fail("l", Outcome.FINISHED)
+    game.fail("l", Outcome.TERMINAL)
     game.succeed("r")
     game.recover()
     game.claim("r")
@@ -299,7 +299,7 @@ def test_a_failed_branch_waits_for_its_siblings() -> None:
     game.do("a")
     game.claim("l")
     game.claim("r")
-    assert game.fail("l", Outcome.FINISHED) is Verdict.PARTED
+    assert game.fail("l", Outcome.TERMINAL) is Verdict.PARTED
     assert game.recover() is Verdict.GO_AWAY
     assert game.succeed("r") is Verdict.CLOSED
     assert join(game.case, "l", 1).verdict is Verdict.FAILED
@@ -311,7 +311,7 @@ def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
     game = Game(FULL)
     game.do("a")
     game.claim("l")
-    assert game.fail("l", Outcome.FINISHED) is Verdict.CLOSED
+    assert game.fail("l", Outcome.TERMINAL) is Verdict.CLOSED
     assert game.claim("r") is Verdict.GO_AWAY
     game.report("l")
     assert left(FULL, game.record) == (("l",), ("a",))
@@ -344,7 +344,7 @@ def test_a_pivot_in_doubt_is_stuck() -> None:
     assert game.ended() is SagaStatus.STUCK
     assert game.last is not None
     assert [letter.step for letter in game.last.dead_letters] == ["p"]
-    game.take(repair(game.case, "p", Repair.DONE, "seen at the bank", by="ann"))
+    game.take(repair(game.case, "p", Repair.DONE, "seen at the bank", actor="ann"))
     assert game.ended() is SagaStatus.RUNNING
     game.do("z")
     assert game.ended() is SagaStatus.COMPLETED
@@ -354,7 +354,7 @@ def test_a_refused_pivot_turns_back() -> None:
     game = Game(FULL)
     game.do("a", "l", "r")
     game.claim("p")
-    game.fail("p", Outcome.FINISHED)
+    game.fail("p", Outcome.TERMINAL)
     assert game.report("p") is Verdict.DISPATCH
     assert left(FULL, game.record) == (("l", "r"), ("a",))
 
@@ -460,7 +460,7 @@ def test_only_terminal_says_that_a_late_attempt_had_no_effect(outcome: Outcome) 
     assert game.ended() is SagaStatus.COMPENSATING
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
-    assert game.fail("a", Outcome.FINISHED, late) is Verdict.GO_AWAY
+    assert game.fail("a", Outcome.TERMINAL, late) is Verdict.GO_AWAY
     assert game.fail("a", outcome, late) is Verdict.DISPATCH
     assert game.ended() is SagaStatus.COMPENSATING
     assert game.status("a") is StepStatus.IN_DOUBT
@@ -506,7 +506,7 @@ def test_a_late_end_of_a_stuck_pivot_is_told_to_the_person_who_decides() -> None
     assert game.ended() is SagaStatus.STUCK
     game.fail("p", Outcome.FAILED, late)
     assert game.last is not None
-    assert [entry.what for entry in game.last.history] == ["landed late"]
+    assert [entry.what for entry in game.last.history] == ["late outcome"]
 
 
 @pytest.mark.parametrize("outcome", LATE)
@@ -518,7 +518,7 @@ def test_a_pivot_that_ends_late_in_a_saga_that_is_undone_takes_a_person(outcome:
     game.wait(31)
     game.recover()
     game.claim("p")
-    game.fail("p", Outcome.FINISHED)
+    game.fail("p", Outcome.TERMINAL)
     game.report("p")
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED
@@ -609,7 +609,7 @@ def test_a_pivot_that_lands_in_a_saga_that_is_undone_takes_a_person() -> None:
     game.wait(31)
     game.recover()
     game.claim("p")
-    game.fail("p", Outcome.FINISHED)
+    game.fail("p", Outcome.TERMINAL)
     game.report("p")
     game.do("a")
     assert game.ended() is SagaStatus.COMPENSATED

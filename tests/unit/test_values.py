@@ -612,10 +612,10 @@ def test_what_is_none_of_a_choice_is_not_quoted() -> None:
         RED = "red"
 
     @dataclass
-    class Choice:
+    class AllowedAction:
         colour: Colour
         size: Literal["small", 7]
 
     for wrong in ({"colour": "4111"}, {"colour": 'it\'s 4111 "x"'}, {"size": "4111"}, {"size": 4111}, {"size": -4111}):
         with pytest.raises(TypeError, match=r"^Invalid enum value - at `\$\.(colour|size)`$"):
-            convert({"colour": "red", "size": "small", **wrong}, Choice)
+            convert({"colour": "red", "size": "small", **wrong}, AllowedAction)

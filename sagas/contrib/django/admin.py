@@ -25,8 +25,8 @@ from sagas.checkpoints import DeadLetter as Letter
 from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.contrib.django.models import DeadLetter, Saga, Step
 from sagas.contrib.django.project import PROJECT
-from sagas.desk import LONGEST_REASON, Action, Choice, Desk, pretty
 from sagas.errors import SagaError, SagaNotFound
+from sagas.operations import LONGEST_REASON, Action, AllowedAction, Operations, pretty
 from sagas.outline import steps_of
 from sagas.stores import Filter
 from sagas.stores.lists import MANY_IDLE_CHECKS
@@ -236,23 +236,25 @@ class SagaAdmin(admin.ModelAdmin):
         """Show everything of one saga, and the buttons for what may be done to it as it is now."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        desk, record = _desk_and(object_id)
-        payloads = desk.store.payloads(object_id)
-        buttons = [_button(record, choice) for choice in desk.choices(record)]
-        history = desk.store.history(record.id)
+        operations, record = _operations_and(object_id)
+        payloads = operations.store.payloads(object_id)
+        buttons = [_button(record, choice) for choice in operations.allowed_actions(record)]
+        history = operations.store.history(record.id)
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
             "record": record,
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
-            "input": _json(desk.shown(payloads.input)),
+            "input": _json(operations.shown(payloads.input)),
             "facts": {"started": _local(record.created_at), "changed": _local(record.updated_at)},
             "deadline": record.deadline and _local(record.deadline),
-            "steps": [_step(step, _json(desk.shown(payloads.results.get(step.name)))) for step in steps_of(record)],
+            "steps": [
+                _step(step, _json(operations.shown(payloads.results.get(step.name)))) for step in steps_of(record)
+            ],
             "history": [_entry(entry) for entry in reversed(history[-_LAST:])],
             "entries": len(history),
-            "letters": [_letter(each) for each in desk.store.dead_letters(record.id, unresolved=False)],
+            "letters": [_letter(each) for each in operations.store.dead_letters(record.id, unresolved=False)],
         }
         return TemplateResponse(request, "admin/sagas/saga/detail.html", context)
 
@@ -262,8 +264,8 @@ class SagaAdmin(admin.ModelAdmin):
         """Show all that happened to one saga, whoever or whatever did it, newest first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        desk, record = _desk_and(object_id)
-        page = Paginator(desk.store.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
+        operations, record = _operations_and(object_id)
+        page = Paginator(operations.store.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -280,8 +282,8 @@ class SagaAdmin(admin.ModelAdmin):
             raise PermissionDenied
         if action not in list(Action):
             raise Http404
-        desk, record = _desk_and(saga_id)
-        choice = Choice(Action(action), request.GET.get("step") or None)
+        operations, record = _operations_and(saga_id)
+        choice = AllowedAction(Action(action), request.GET.get("step") or None)
         if choice.step is not None and choice.step not in _names_of_steps(record):
             raise Http404
         back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
@@ -290,8 +292,8 @@ class SagaAdmin(admin.ModelAdmin):
         if request.method == "POST" and form.is_valid():
             result, reason = form.cleaned_data.get("result"), form.cleaned_data["reason"]
             try:
-                after = desk.act(
-                    choice.action, saga_id, by=_name(request), reason=reason, step=choice.step, result=result
+                after = operations.act(
+                    choice.action, saga_id, actor=_name(request), reason=reason, step=choice.step, result=result
                 )
             except SagaError as error:
                 form.add_error(None, str(error))
@@ -329,11 +331,13 @@ class SagaAdmin(admin.ModelAdmin):
             return None
         where = Filter(ids=tuple(ids))
         form = _ReasonForm(request.POST if "reason" in request.POST else None)
-        choice = Choice(action)
+        choice = AllowedAction(action)
         if not form.is_valid():
-            return self._ask(request, form, choice, _desk().store.select(where, limit=_MOST), request.get_full_path())
+            return self._ask(
+                request, form, choice, _operations().store.select(where, limit=_MOST), request.get_full_path()
+            )
         reason, done = form.cleaned_data["reason"], 0
-        for outcome in _desk().act_on_all(action, where, by=_name(request), reason=reason, limit=_MOST):
+        for outcome in _operations().act_on_all(action, where, actor=_name(request), reason=reason, limit=_MOST):
             if outcome.error is None:
                 done += 1
                 self._log(request, outcome.record.id, choice, reason)
@@ -347,7 +351,7 @@ class SagaAdmin(admin.ModelAdmin):
         return None
 
     def _ask(
-        self, request: HttpRequest, form: forms.Form, choice: Choice, records: Sequence[SagaSummary], back: str
+        self, request: HttpRequest, form: forms.Form, choice: AllowedAction, records: Sequence[SagaSummary], back: str
     ) -> HttpResponse:
         context = {
             **self._context(request, _title(choice)),
@@ -365,7 +369,7 @@ class SagaAdmin(admin.ModelAdmin):
     def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
         return {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
 
-    def _log(self, request: HttpRequest, saga_id: str, choice: Choice, reason: str) -> None:
+    def _log(self, request: HttpRequest, saga_id: str, choice: AllowedAction, reason: str) -> None:
         with translation.override(None):  # it is stored: in the words of the library, whoever reads it
             message = f"{_title(choice)}: {reason}"
         self.log_change(request, Saga.objects.get(pk=saga_id), message)
@@ -378,14 +382,14 @@ def _bulk(action: Action) -> Any:
     return act
 
 
-def _desk() -> Desk:
-    return Desk(PROJECT.get())
+def _operations() -> Operations:
+    return Operations(PROJECT.get())
 
 
-def _desk_and(saga_id: str) -> tuple[Desk, SagaSummary]:
-    desk = _desk()
+def _operations_and(saga_id: str) -> tuple[Operations, SagaSummary]:
+    operations = _operations()
     try:
-        return desk, desk.store.summary(saga_id)
+        return operations, operations.store.summary(saga_id)
     except SagaNotFound as error:
         raise Http404(str(error)) from error
 
@@ -404,12 +408,12 @@ def _name(request: HttpRequest) -> str:
     return str(request.user.get_username())
 
 
-def _title(choice: Choice) -> str:
+def _title(choice: AllowedAction) -> str:
     action = str(_WORDS[choice.action][0])
     return pgettext("saga", "%(action)s %(step)s") % {"action": action, "step": choice.step} if choice.step else action
 
 
-def _button(record: SagaSummary, choice: Choice) -> dict[str, str]:
+def _button(record: SagaSummary, choice: AllowedAction) -> dict[str, str]:
     url = reverse("admin:sagas_saga_act", args=[record.id, choice.action])
     return {
         "url": f"{url}?{urlencode({'step': choice.step})}" if choice.step else url,
@@ -422,7 +426,7 @@ def _button(record: SagaSummary, choice: Choice) -> dict[str, str]:
 
 
 def _step(step: StepRecord, result: str) -> dict[str, Any]:
-    begun = step.position > 0
+    begun = step.started_seq > 0
     return {
         "name": step.name,
         "badge": _badge(step.status) if begun or step.status is not StepStatus.PENDING else "",
@@ -441,7 +445,7 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
         "what": entry.what,
         "step": entry.step or "",
         "detail": entry.detail,
-        "by": entry.by or "",
+        "actor": entry.actor or "",
     }
 
 
@@ -453,7 +457,7 @@ def _letter(letter: Letter) -> dict[str, Any]:
         "resolved": letter.resolved_at and _local(letter.resolved_at),
         "how": letter.resolution or "",
         "why": letter.reason or "",
-        "by": letter.by or "",
+        "actor": letter.actor or "",
     }
 
 

@@ -20,8 +20,8 @@ from sagas.errors import NotAllowed
 
 __all__ = [
     "Arrival", "AuditEntry", "Binding", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry",
-    "InboxMessage",
-    "LiveProjection", "OutboxMessage", "Projection", "Reader", "Saga", "Snapshot", "Step", "Stream", "Suspect",
+    "ConsumerLease", "InboxMessage", "LiveProjection", "OutboxMessage", "Projection", "Redelivery", "Saga", "Snapshot",
+    "Step", "Stream",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ class Saga(_ReadOnly):
     name = _name(100)
     version = models.IntegerField()
     key = _name(200)
-    shape = models.TextField()
+    outline = models.TextField()
     correlation_id = _name(200)
     input = PayloadField()
     status = _name(12)
@@ -121,11 +121,15 @@ class Saga(_ReadOnly):
 
 
 class Step(_SeveralColumns):
-    whole_key = ("saga_id", "name")
+    whole_key = ("saga_id", "seq")
     saga = models.OneToOneField(Saga, models.DO_NOTHING, primary_key=True, related_name="+")
-    name = _name(100)
-    status = _name(8)
-    position = models.IntegerField()
+    seq = models.IntegerField()
+    node = _name(100)
+    item = models.IntegerField(null=True)
+    stage = models.IntegerField()
+    kind = _name(8)
+    status = _name(12)
+    started_seq = models.IntegerField()
     failures = models.IntegerField()
     lost = models.IntegerField()
     owner = _name(100, null=True)
@@ -153,7 +157,7 @@ class Arrival(_ReadOnly):
 class AuditEntry(_ReadOnly):
     id = models.BigAutoField(primary_key=True)
     at = models.DateTimeField()
-    by = _name(200, null=True)
+    actor = _name(200, null=True)
     what = _name(50)
     detail = models.TextField()
     reason = models.TextField()
@@ -171,7 +175,7 @@ class HistoryEntry(_ReadOnly):
     epoch = models.IntegerField()
     step = _name(100, null=True)
     detail = models.TextField()
-    by = _name(200, null=True)
+    actor = _name(200, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_history"
@@ -188,7 +192,7 @@ class DeadLetter(_ReadOnly):
     resolved_at = models.DateTimeField(null=True)
     resolution = _name(50, null=True)
     reason = models.TextField(null=True)
-    by = _name(200, null=True)
+    actor = _name(200, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_dead_letter"
@@ -245,24 +249,24 @@ class Binding(_SeveralColumns):
         db_table = "events_binding"
 
 
-class Suspect(_SeveralColumns):
+class Redelivery(_SeveralColumns):
     whole_key = ("queue", "event_id")
     queue = _name(200, primary_key=True)
     event_id = _name(36)
-    begun = models.IntegerField()
+    deliveries = models.IntegerField()
     seen_at = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):
-        db_table = "events_suspect"
+        db_table = "events_redelivery"
 
 
-class Reader(_ReadOnly):
+class ConsumerLease(_ReadOnly):
     queue = _name(200, primary_key=True)
     owner = _name(100)
     lease_until = models.DateTimeField()
 
     class Meta(_ReadOnly.Meta):
-        db_table = "events_reader"
+        db_table = "events_consumer_lease"
 
 
 class EventDeadLetter(_ReadOnly):
@@ -282,7 +286,7 @@ class EventDeadLetter(_ReadOnly):
     resolved_at = models.DateTimeField(null=True)
     resolution = _name(50, null=True)
     reason = models.TextField(null=True)
-    by = _name(200, null=True)
+    actor = _name(200, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "events_dead_letter"

@@ -37,8 +37,8 @@ class FlaskSagas:
     `events`: given the engine, in the app's context, returns the `Events` that steps publish through.
     `app`: left out, call `init_app` for each app.
 
-    `place_order.start(...)` then joins the transaction of `db.session`: the saga is dispatched when you commit that, and
-    is gone when you roll it back. Steps run in an app context, and their `db.session` is their `step.session`.
+    `place_order.start(...)` then joins the transaction of `db.session`: the saga is dispatched when you commit that,
+    and is gone when you roll it back. Steps run in an app context, and their `db.session` is their `step.session`.
 
     Settings: `CELERY`, a mapping of Celery's own; and each option of `Sagas`, as in `SAGAS_LEASE = 60`.
 

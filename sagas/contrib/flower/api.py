@@ -13,8 +13,8 @@ from tornado.web import HTTPError, authenticated
 from sagas.checkpoints import SagaSummary
 from sagas.contrib.flower import listing, one
 from sagas.contrib.flower.handler import Handler
-from sagas.desk import Action
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
+from sagas.operations import Action
 from sagas.values import parse
 
 __all__ = ["Act", "Counts", "OneSaga", "Sagas"]
@@ -45,7 +45,7 @@ class Sagas(_Api):
     @authenticated
     async def get(self) -> None:
         asked = listing.Asked.of(self.value)
-        found = await self.ask(listing.look, self.desk, asked)
+        found = await self.ask(listing.look, self.operations, asked)
         rows = [{**_head(record), "stands_at": found.stands_at(record)} for record in found.rows]
         self.write({"sagas": rows, "next": rows[-1]["id"] if found.more else None})
 
@@ -71,7 +71,7 @@ class OneSaga(_Api):
 
     @authenticated
     async def get(self, saga_id: str) -> None:
-        self.write(_whole(self, await self.ask(one.look, self.desk, saga_id)))
+        self.write(_whole(self, await self.ask(one.look, self.operations, saga_id)))
 
 
 class Act(_Api):
@@ -84,10 +84,10 @@ class Act(_Api):
         given = self._given()
         try:
             record = await self.ask(
-                lambda: self.desk.act(
+                lambda: self.operations.act(
                     Action(action),
                     saga_id,
-                    by=self.who,
+                    actor=self.who,
                     reason=given.get("reason") or "",
                     step=given.get("step"),
                     result=given.get("result"),
@@ -126,11 +126,11 @@ def _head(record: SagaSummary) -> dict[str, Any]:
 
 
 def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
-    desk = handler.desk
+    operations = handler.operations
     return {
         **_head(found.record),
         "definition_missing": found.missing or None,
-        "input": desk.shown(found.payloads.input),
+        "input": operations.shown(found.payloads.input),
         "steps": [
             {
                 "name": step.name,
@@ -138,7 +138,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
                 "attempts": step.attempts,
                 "failures": step.failures,
                 "lost": step.lost,
-                "result": desk.shown(found.payloads.results.get(step.name)),
+                "result": operations.shown(found.payloads.results.get(step.name)),
                 "error": step.error,
                 "started_at": None if step.started_at is None else step.started_at.isoformat(),
                 "finished_at": None if step.finished_at is None else step.finished_at.isoformat(),
@@ -152,12 +152,12 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
                 "step": entry.step,
                 "epoch": entry.epoch,
                 "detail": entry.detail,
-                "by": entry.by,
+                "actor": entry.actor,
             }
             for entry in found.history
         ],
         "dead_letters": [
             {"step": letter.step, "direction": letter.direction, "error": letter.error} for letter in found.letters
         ],
-        "choices": [{"action": choice.action, "step": choice.step} for choice in found.choices],
+        "allowed_actions": [{"action": choice.action, "step": choice.step} for choice in found.choices],
     }

@@ -11,8 +11,8 @@ from flower.app import Flower
 from sagas.contrib.flower.counts import Counts
 from sagas.contrib.flower.loader import Templates
 from sagas.contrib.flower.routes import routes
-from sagas.desk import Desk
 from sagas.errors import ConfigurationError
+from sagas.operations import Operations
 
 __all__ = ["SagasFlower", "enable"]
 
@@ -32,8 +32,8 @@ class SagasFlower(Flower):  # type: ignore[misc]  # Flower is not typed
             raise ConfigurationError(
                 f"the Celery app {self.capp.main!r} has no sagas to show: Sagas(app, store, [...]) where it is made"
             )
-        self.desk = Desk(self.capp.sagas)
-        self.counts = Counts(self.desk.store)
+        self.operations = Operations(self.capp.sagas)
+        self.counts = Counts(self.operations.store)
         # They come before Flower's answer to whatever it does not know, which is 404.
         self.add_handlers(r".*", routes(self.options.url_prefix))
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sagas.definition import Saga
-from sagas.desk import Desk
 from sagas.drawing import render
+from sagas.operations import Operations
 from sagas.stores import InFlight
 
 __all__ = ["Known", "UnknownDefinition", "look"]
@@ -30,10 +30,10 @@ class UnknownDefinition:
     outline: str | None  #: of the definition that has their name and version; None where there is none
 
 
-def look(desk: Desk) -> tuple[list[Known], list[UnknownDefinition]]:
+def look(operations: Operations) -> tuple[list[Known], list[UnknownDefinition]]:
     """Ask the database what is in flight."""
-    flights = desk.store.in_flight()
-    definitions = desk.sagas.orchestrator.sagas
+    flights = operations.store.in_flight()
+    definitions = operations.sagas.orchestrator.sagas
     known = [
         Known(
             saga,

@@ -15,8 +15,8 @@ from tornado.web import HTTPError, RequestHandler
 
 from sagas.contrib.flower.counts import Snapshot
 from sagas.contrib.flower.hosts import OPTION, hostname, is_local, is_named
-from sagas.desk import Desk
 from sagas.errors import SagaNotFound, StoreUnavailable
+from sagas.operations import Operations
 
 __all__ = ["NOBODY", "STATIC", "Handler"]
 
@@ -43,9 +43,9 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
     """Answers for sagas. Methods that need a login are marked with `tornado.web.authenticated`, as Flower's are."""
 
     @property
-    def desk(self) -> Desk:
-        desk: Desk = self.application.desk
-        return desk
+    def operations(self) -> Operations:
+        operations: Operations = self.application.operations
+        return operations
 
     @property
     def read_only(self) -> bool:
@@ -84,7 +84,7 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
         super().prepare()
         if self.request.method not in ("GET", "HEAD", "OPTIONS"):
             self.guard()
-            most = self.desk.sagas.orchestrator.max_payload + _ENVELOPE
+            most = self.operations.sagas.orchestrator.max_payload + _ENVELOPE
             if len(self.request.body) > most:
                 raise HTTPError(413, f"{len(self.request.body):,} bytes are more than {most:,}")
 
@@ -150,7 +150,7 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
             tab=tab,
             themed=themed,
             read_only=self.read_only,
-            has_events=self.desk.sagas.events is not None,
+            has_events=self.operations.sagas.events is not None,
             asset=lambda name: f"{self.reverse_url('sagas-static', name)}?v={_VERSION}",
             **values,
         )

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
 from sagas.checkpoints import FINISHED, SagaStatus, SagaSummary
-from sagas.desk import Desk
 from sagas.errors import AmbiguousSaga, SagaNotFound
+from sagas.operations import Operations
 from sagas.stores import EVERYTHING, Filter
 from sagas.stores.lists import MANY_IDLE_CHECKS, SETTLED
 
@@ -93,7 +93,7 @@ class Listing:
 
     def stands_at(self, record: SagaSummary) -> str:
         """Return the steps that have begun and are not settled."""
-        names = [step.name for step in record.steps.values() if step.position and step.status not in SETTLED]
+        names = [step.name for step in record.steps.values() if step.started_seq and step.status not in SETTLED]
         return ", ".join(names)
 
     @staticmethod
@@ -104,18 +104,18 @@ class Listing:
         return record.trouble or ""
 
 
-def look(desk: Desk, asked: Asked) -> Listing:
+def look(operations: Operations, asked: Asked) -> Listing:
     """Ask the database for a page."""
-    now = desk.store.now()
-    rows = desk.store.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
-    recent = desk.store.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
+    now = operations.store.now()
+    rows = operations.store.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
+    recent = operations.store.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
     return Listing(asked, now, rows[:PAGE], len(rows) > PAGE, recent)
 
 
-def find(desk: Desk, text: str) -> tuple[str | None, str]:
+def find(operations: Operations, text: str) -> tuple[str | None, str]:
     """Return the id of the saga that a search means, or None and why there is not the one."""
     try:
-        return desk.store.resolve(text).id, ""
+        return operations.store.resolve(text).id, ""
     except AmbiguousSaga as error:
         return None, str(error)
     except SagaNotFound as error:

@@ -8,9 +8,9 @@ from datetime import datetime
 
 from sagas.canvas import FAIL, JOIN, task_id
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
-from sagas.desk import Action, Choice, Desk, pretty
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace, walk
+from sagas.operations import Action, AllowedAction, Operations, pretty
 from sagas.outline import steps_of
 from sagas.stores import Payloads
 
@@ -48,7 +48,7 @@ class OneSaga:
     record: SagaSummary
     now: datetime
     missing: str  #: why the running code has no definition for it, where it has none
-    choices: tuple[Choice, ...]
+    choices: tuple[AllowedAction, ...]
     history: Sequence[HistoryEntry]
     older: int  #: entries of the history that were left out
     letters: Sequence[DeadLetter]
@@ -64,30 +64,30 @@ class OneSaga:
         return steps_of(self.record)
 
 
-def look(desk: Desk, saga_id: str) -> OneSaga:
+def look(operations: Operations, saga_id: str) -> OneSaga:
     """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = desk.store.summary(saga_id), "", list[Told]()
-    history = desk.store.history(saga_id)
-    payloads = desk.store.payloads(saga_id)
+    record, missing, story = operations.store.summary(saga_id), "", list[Told]()
+    history = operations.store.history(saga_id)
+    payloads = operations.store.payloads(saga_id)
     try:
-        desk.sagas.orchestrator.definition(record)
+        operations.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
         missing = str(error)
-    if desk.sagas.events is not None:
-        story = [Told(*each) for each in walk(trace(desk.sagas.events.engine, record.correlation_id))]
+    if operations.sagas.events is not None:
+        story = [Told(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
     return OneSaga(
         record,
-        desk.store.now(),
+        operations.store.now(),
         missing,
-        desk.choices(record),
+        operations.allowed_actions(record),
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
-        desk.store.dead_letters(saga_id),
+        operations.store.dead_letters(saga_id),
         story[:_ENTRIES],
         len(story[_ENTRIES:]),
         payloads,
-        pretty(desk.shown(payloads.input)),
-        {step: pretty(desk.shown(result)) for step, result in payloads.results.items()},
+        pretty(operations.shown(payloads.input)),
+        {step: pretty(operations.shown(result)) for step, result in payloads.results.items()},
     )
 
 

@@ -11,11 +11,11 @@ from sagas.checkpoints import SagaStatus
 from sagas.contrib.flower import definitions, listing, one
 from sagas.contrib.flower.handler import Handler
 from sagas.contrib.flower.timeline import timeline
-from sagas.desk import Action, Choice
 from sagas.drawing import STYLE, look_of, render
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
 from sagas.events.choreography import graph, problems
 from sagas.events.drawing import render as render_choreography
+from sagas.operations import Action, AllowedAction
 from sagas.values import parse
 
 __all__ = ["Act", "Choreography", "ChoreographyImage", "DeadLetters", "Definitions", "OneSaga", "Sagas"]
@@ -31,12 +31,12 @@ class Sagas(Handler):
     async def get(self) -> None:
         problem = ""
         if text := self.value("q"):
-            saga_id, problem = await self.ask(listing.find, self.desk, text)
+            saga_id, problem = await self.ask(listing.find, self.operations, text)
             if saga_id is not None:
                 self.redirect(self.reverse_url("saga", saga_id))
                 return
         asked = listing.Asked(correlation=text) if text else listing.Asked.of(self.value)
-        counts, found = await self.ask_counts(), await self.ask(listing.look, self.desk, asked)
+        counts, found = await self.ask_counts(), await self.ask(listing.look, self.operations, asked)
         self.show(
             "list.html",
             tab="list",
@@ -45,7 +45,7 @@ class Sagas(Handler):
             asked=asked,
             text=text,
             problem="" if found.rows else problem,
-            names=sorted({*counts.names, *(name for name, _ in self.desk.sagas.orchestrator.sagas)}),
+            names=sorted({*counts.names, *(name for name, _ in self.operations.sagas.orchestrator.sagas)}),
             statuses=list(SagaStatus),
             ages=list(listing.AGES),
             age=listing.age,
@@ -57,7 +57,7 @@ class OneSaga(Handler):
 
     @authenticated
     async def get(self, saga_id: str) -> None:
-        found = await self.ask(one.look, self.desk, saga_id)
+        found = await self.ask(one.look, self.operations, saga_id)
         record = found.record
         tasks = {step.name: self._tasks(record, step.name) for step in found.steps}
         self.show(
@@ -108,18 +108,18 @@ class Act(Handler):
             return
         self.redirect(self.reverse_url("saga", saga_id))
 
-    def _act(self, choice: Choice, saga_id: str, reason: str, result: Any) -> None:
-        self.desk.act(choice.action, saga_id, by=self.who, reason=reason, step=choice.step, result=result)
+    def _act(self, choice: AllowedAction, saga_id: str, reason: str, result: Any) -> None:
+        self.operations.act(choice.action, saga_id, actor=self.who, reason=reason, step=choice.step, result=result)
 
-    def _choice(self, action: str) -> Choice:
-        return Choice(Action(action), self.value("step") or None)
+    def _choice(self, action: str) -> AllowedAction:
+        return AllowedAction(Action(action), self.value("step") or None)
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise HTTPError(403, "this Flower is read-only")
 
-    async def _form(self, saga_id: str, choice: Choice, *, problem: str = "", status: int = 200) -> None:
-        found = await self.ask(one.look, self.desk, saga_id)
+    async def _form(self, saga_id: str, choice: AllowedAction, *, problem: str = "", status: int = 200) -> None:
+        found = await self.ask(one.look, self.operations, saga_id)
         allowed = choice in found.choices
         if not allowed and not problem:
             problem, status = "this cannot be done to the saga as it is now; somebody may have been quicker", 409
@@ -144,7 +144,7 @@ class Definitions(Handler):
 
     @authenticated
     async def get(self) -> None:
-        known, strangers = await self.ask(definitions.look, self.desk)
+        known, strangers = await self.ask(definitions.look, self.operations)
         self.show("definitions.html", tab="definitions", known=known, strangers=strangers, style=STYLE)
 
 
@@ -153,8 +153,8 @@ class DeadLetters(Handler):
 
     @authenticated
     async def get(self) -> None:
-        steps = await self.ask(self.desk.store.dead_letters)
-        events = self.desk.sagas.events
+        steps = await self.ask(self.operations.store.dead_letters)
+        events = self.operations.sagas.events
         messages = [] if events is None else await self.ask(lambda: events.dead_letters(limit=_LETTERS))
         self.show("dead_letters.html", tab="dead-letters", steps=steps, shown=steps[:_LETTERS], messages=messages)
 
@@ -164,7 +164,7 @@ class Choreography(Handler):
 
     @authenticated
     async def get(self) -> None:
-        events = self.desk.sagas.events
+        events = self.operations.sagas.events
         if events is None:
             raise HTTPError(404, "this app has no events: Sagas(app, store, [...], events=Events(...))")
         found = problems(graph(events.services.values()))
@@ -176,7 +176,7 @@ class ChoreographyImage(Handler):
 
     @authenticated
     async def get(self) -> None:
-        events = self.desk.sagas.events
+        events = self.operations.sagas.events
         if events is None:
             raise HTTPError(404)
         self.set_header("Content-Type", "image/svg+xml")

@@ -48,7 +48,7 @@ def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime
     A step has one beginning and one end, so attempts are marks on its bar. Its undoing is taken to begin when the saga
     last turned back.
     """
-    begun = sorted((step for step in record.steps.values() if step.started_at), key=lambda step: step.position)
+    begun = sorted((step for step in record.steps.values() if step.started_at), key=lambda step: step.started_seq)
     if not begun:
         return []
     ends = [_end(step, record, now) for step in begun]
@@ -58,7 +58,7 @@ def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime
     def share(moment: datetime) -> float:
         return min(max((moment - first).total_seconds() / whole * 100, 0.0), 100.0)
 
-    turned = max((entry.at for entry in history if entry.what == "turned back"), default=None)
+    turned = max((entry.at for entry in history if entry.what == "compensation started"), default=None)
     rows = []
     for step, end in zip(begun, ends, strict=True):
         start = _start(step)

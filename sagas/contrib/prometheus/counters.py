@@ -20,7 +20,7 @@ __all__ = ["Metrics"]
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, INF)
 
 #: What the history calls it, and what it is counted as.
-_RECOVERED = {"lost": "takeover", "not started": "not_started", "landed late": "landed_late"}
+_RECOVERED = {"lost": "takeover", "not started": "not_started", "late outcome": "landed_late"}
 
 #: The locks of prometheus_client know nothing of forks: a child that is forked while another thread of the worker's
 #: main process counts would find them held for ever. So nobody counts while a child is forked.

@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from sagas.app import Sagas
 from sagas.checkpoints import FINISHED, SagaStatus
-from sagas.desk import Desk
 from sagas.events.breakers import BreakerState
+from sagas.operations import Operations
 from sagas.stores import SqlStore
 
 __all__ = ["Snapshot"]
@@ -41,7 +41,7 @@ class Snapshot(Collector):
 
     def __init__(self, sagas: Sagas, *, every: float = 15.0, patience: float = 2.0) -> None:
         self._sagas = sagas
-        self._store = Desk(sagas).store
+        self._store = Operations(sagas).store
         self._every = every
         self._patience = patience
         self._last = _Reading()
@@ -146,9 +146,9 @@ def _read(sagas: Sagas, store: SqlStore) -> _Reading:
 
 
 def _families(reading: _Reading) -> Iterator[Metric]:
-    by = ["saga", "status"]
-    yield _gauges("sagas_unfinished", "Sagas that are not finished.", by, reading.unfinished)
-    yield _gauges("sagas_oldest_seconds", "Since when the oldest of them was started.", by, reading.oldest)
+    actor = ["saga", "status"]
+    yield _gauges("sagas_unfinished", "Sagas that are not finished.", actor, reading.unfinished)
+    yield _gauges("sagas_oldest_seconds", "Since when the oldest of them was started.", actor, reading.oldest)
     yield _gauges("sagas_standing_still", "Sagas whose next step nobody begins.", ["saga"], _keyed(reading.still))
     yield _gauges("sagas_dead_letters", "Steps that wait for a person.", ["saga"], _keyed(reading.letters))
     if reading.overdue is not None:

@@ -30,7 +30,7 @@ from kombu.exceptions import KombuError
 from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import GIVEN_UP, Delivery, Outgoing, Queue, Reader, Topology
-from sagas.events.brokers.shared import CONTENT_TYPE, Pulse, exchange_of, in_forks, text_of, texts
+from sagas.events.brokers.shared import CONTENT_TYPE, Heartbeat, exchange_of, in_forks, text_of, texts
 
 __all__ = ["RabbitBroker"]
 
@@ -98,7 +98,7 @@ class RabbitBroker:
         self._url = url
         self._options = options
         self._exchange: str | None = None
-        self.pulse = Pulse(self.lease)
+        self.heartbeat = Heartbeat(self.lease)
         self.after_fork()
         in_forks(self)
 
@@ -108,7 +108,7 @@ class RabbitBroker:
     def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._publisher: _Publisher | None = None
-        self.pulse.reset()
+        self.heartbeat.reset()
 
     def connect(self, *, heartbeat: float = 0) -> Connection:
         """Open a connection. It belongs to one thread at a time."""
@@ -353,7 +353,7 @@ class _Reader:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # between this reader's thread and the pulse
+        self._lock = threading.Lock()  # between this reader's thread and the heartbeat
         self._forget()
 
     def _forget(self) -> None:
@@ -397,7 +397,7 @@ class _Reader:
         # comes back later, behind younger messages.
         self._channel.basic_qos(0, self._broker.prefetch, False)
         self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
-        self._broker.pulse.add(self)
+        self._broker.heartbeat.add(self)
 
     def _arrive(self, message: Any) -> None:
         self._last = message.delivery_info["delivery_tag"]
@@ -507,7 +507,7 @@ class _Reader:
                 self._disconnect()
 
     def _disconnect(self) -> None:
-        self._broker.pulse.discard(self)
+        self._broker.heartbeat.discard(self)
         connection = self._connection
         self._forget()
         if connection is not None:

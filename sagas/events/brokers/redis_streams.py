@@ -31,7 +31,7 @@ from redis.retry import Retry
 from sagas.durations import seconds, whole_number
 from sagas.errors import BrokerUnavailable, ConfigurationError, InvalidMessage, NoHandler, QueueMismatch
 from sagas.events.brokers import Delivery, Outgoing, Reader, Topology
-from sagas.events.brokers.shared import Pulse, exchange_of, in_forks, text_of, texts
+from sagas.events.brokers.shared import Heartbeat, exchange_of, in_forks, text_of, texts
 
 __all__ = ["RedisBroker"]
 
@@ -186,7 +186,7 @@ class RedisBroker:
         self._exchange: str | None = None
         #: Names that readers of a queue had in this process, and that Redis could not be told are dead.
         self.dead: defaultdict[str, list[str]] = defaultdict(list)
-        self.pulse = Pulse(self.lease)
+        self.heartbeat = Heartbeat(self.lease)
         in_forks(self)
 
     def __repr__(self) -> str:
@@ -302,7 +302,7 @@ class RedisBroker:
 
     def after_fork(self) -> None:
         self.dead.clear()
-        self.pulse.reset()  # redis-py itself sees that it was forked
+        self.heartbeat.reset()  # redis-py itself sees that it was forked
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -325,7 +325,7 @@ class _Reader:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # between this reader's thread and the pulse
+        self._lock = threading.Lock()  # between this reader's thread and the heartbeat
         self._is_known = False
         self._rename()
 
@@ -353,7 +353,7 @@ class _Reader:
         if not self._is_known:
             self._is_known = True
             self.beat()
-            self._broker.pulse.add(self)
+            self._broker.heartbeat.add(self)
         give_up = time.monotonic() + timeout
         while True:
             now = time.monotonic()
@@ -414,7 +414,7 @@ class _Reader:
 
     def _end(self) -> None:
         """Die, so that others may take over. The next `receive` begins a new life."""
-        self._broker.pulse.discard(self)
+        self._broker.heartbeat.discard(self)
         with self._lock:
             if not self._is_known:
                 return

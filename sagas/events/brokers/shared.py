@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sagas.errors import ConfigurationError
 from sagas.text import clean, is_clean
 
-__all__ = ["CONTENT_TYPE", "Pulse", "exchange_of", "in_forks", "is_bound", "of_any_version", "text_of", "texts"]
+__all__ = ["CONTENT_TYPE", "Heartbeat", "exchange_of", "in_forks", "is_bound", "of_any_version", "text_of", "texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class _Beating(Protocol):
         """Tell the broker that this reader is alive."""
 
 
-class Pulse:
+class Heartbeat:
     """A thread that keeps readers alive while their own threads are at work on what they received.
 
     It ends when no reader is left; readers that are forgotten without being closed count as gone.

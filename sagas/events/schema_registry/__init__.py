@@ -6,7 +6,7 @@ The backends are modules of their own: `sql`, `confluent` (extra `confluent`), `
 from sagas.events.schema_registry.compatibility import Difference, Mode, Rule
 from sagas.events.schema_registry.derive import schema_of
 from sagas.events.schema_registry.registry import JSON, Format, Schema, SchemaRegistry
-from sagas.events.schema_registry.review import Finding, Verdict, register, review
+from sagas.events.schema_registry.review import Finding, ReviewResult, register, review
 
 __all__ = [
     "SchemaRegistry",
@@ -20,7 +20,7 @@ __all__ = [
     "review",
     "register",
     "Finding",
-    "Verdict",
+    "ReviewResult",
     # formats
     "Format",
     "JSON",

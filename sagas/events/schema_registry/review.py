@@ -14,10 +14,10 @@ from sagas.events.schema_registry.compatibility import uncompared
 from sagas.events.schema_registry.derive import schema_of
 from sagas.events.schema_registry.registry import Format, Schema, SchemaRegistry
 
-__all__ = ["Finding", "Verdict", "register", "review"]
+__all__ = ["Finding", "ReviewResult", "register", "review"]
 
 
-class Verdict(enum.StrEnum):
+class ReviewResult(enum.StrEnum):
     """What becomes of a message type."""
 
     NEW = "new"  #: its first revision would be registered
@@ -35,14 +35,14 @@ class Finding:
 
     declared: MessageType
     subject: str
-    verdict: Verdict
+    verdict: ReviewResult
     revision: int | None = None  #: the one that it is, or would become
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return self.verdict not in (Verdict.REFUSED, Verdict.UNREADABLE)
+        return self.verdict not in (ReviewResult.REFUSED, ReviewResult.UNREADABLE)
 
 
 def review(
@@ -71,13 +71,16 @@ def register(
     """Register the types of these owners, and say what became of each. One that is refused does not stop the others."""
     found = []
     for finding in review(types, registry, owners=owners, format=format):
-        if finding.verdict in (Verdict.NEW, Verdict.CHANGED):
+        if finding.verdict in (ReviewResult.NEW, ReviewResult.CHANGED):
             definition = registry.format(format).derive(finding.declared)
             try:
                 registry.register(finding.subject, definition, finding.declared.context, format=format)
             except SchemaRefused as error:  # somebody else registered another revision meanwhile
                 finding = Finding(  # noqa: PLW2901
-                    declared=finding.declared, subject=finding.subject, verdict=Verdict.REFUSED, reasons=(str(error),)
+                    declared=finding.declared,
+                    subject=finding.subject,
+                    verdict=ReviewResult.REFUSED,
+                    reasons=(str(error),),
                 )
         found.append(finding)
     return found
@@ -97,7 +100,7 @@ def _review(declared: MessageType, registry: SchemaRegistry, own: set[str], how:
     )
 
 
-_Judgement: TypeAlias = tuple[Verdict, int | None, Sequence[str]]
+_Judgement: TypeAlias = tuple[ReviewResult, int | None, Sequence[str]]
 
 
 def _judge_own(declared: MessageType, registry: SchemaRegistry, how: Format, revisions: Sequence[Schema]) -> _Judgement:
@@ -106,10 +109,10 @@ def _judge_own(declared: MessageType, registry: SchemaRegistry, how: Format, rev
         definition = how.derive(declared)
         known = registry.judge(how.subject(declared), definition, declared.context, revisions, format=how.name)
     except SchemaRefused as error:
-        return Verdict.REFUSED, last or None, [str(error)]
+        return ReviewResult.REFUSED, last or None, [str(error)]
     if known is not None:
-        return Verdict.UNCHANGED, known, []
-    return Verdict.CHANGED if revisions else Verdict.NEW, last + 1, []
+        return ReviewResult.UNCHANGED, known, []
+    return ReviewResult.CHANGED if revisions else ReviewResult.NEW, last + 1, []
 
 
 def _judge_foreign(
@@ -119,7 +122,7 @@ def _judge_foreign(
     revisions: Sequence[Schema],
 ) -> _Judgement:
     if not revisions:
-        return Verdict.UNKNOWN, None, []
+        return ReviewResult.UNKNOWN, None, []
     reasons = []
     try:
         definition = how.derive(declared)
@@ -128,7 +131,7 @@ def _judge_foreign(
             reasons += [str(difference) for difference in found]
     except SchemaRefused as error:
         reasons = [str(error)]
-    return Verdict.UNREADABLE if reasons else Verdict.READABLE, revisions[-1].revision, reasons
+    return ReviewResult.UNREADABLE if reasons else ReviewResult.READABLE, revisions[-1].revision, reasons
 
 
 def _warnings(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:

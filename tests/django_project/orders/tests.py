@@ -55,10 +55,10 @@ from sagas import Saga as Definition
 from sagas import Step as Part
 from sagas.contrib.django import atomic, engine, publish, sagas
 from sagas.contrib.django.models import DeadLetter, HistoryEntry, InboxMessage, OutboxMessage, Saga, Step
-from sagas.desk import Action, Desk
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
+from sagas.operations import Action, Operations
 from sagas.stores import migrate, retention, schema
 from sagas.stores.retention import Expired
 from sagas.testing import Inline
@@ -195,7 +195,7 @@ class InTransactions(Committing):
         with dispatches() as sent:
             handle = place_order.start(given("1"))
             with transaction.atomic():
-                Desk(sagas).act(Action.RESUME, handle.id, by="ann", reason="now")
+                Operations(sagas).act(Action.RESUME, handle.id, actor="ann", reason="now")
                 assert sent == ["reserve"]
             assert sent == ["reserve", "reserve"]
 
@@ -291,9 +291,9 @@ class InTransactions(Committing):
                 own = Events([shop], engine=engine(), broker=MemoryBroker())
                 envelope = Envelope.wrap(OrderPlaced(number="1"), source="orders")
                 outcome = own.handle(
-                    Call(queue="shop.act", topic=envelope.topic, body=envelope.encode(), attempt=1, again=False)
+                    Call(queue="shop.act", topic=envelope.topic, body=envelope.encode(), attempt=1, redelivered=False)
                 )
-                assert outcome.end in (End.FAILED, End.DEAD), outcome
+                assert outcome.end in (End.FAILED, End.REJECTED), outcome
                 assert not Effect.objects.exists()
                 assert not InboxMessage.objects.exists()
                 assert not connection.in_atomic_block
@@ -364,7 +364,7 @@ class Refusals(Committing):
             "compensate": lambda: sagas.compensate(self.handle.id, reason="x"),
             "list": lambda: sagas.store.select(),  # type: ignore[attr-defined]
             "history": lambda: sagas.store.history(self.handle.id),
-            "operators": lambda: Desk(sagas).act(Action.RESUME, self.handle.id, by="ann", reason="x"),
+            "operators": lambda: Operations(sagas).act(Action.RESUME, self.handle.id, actor="ann", reason="x"),
         }
 
     def refused(self, names: set[str], said: str, error: type[Exception]) -> None:
@@ -620,14 +620,14 @@ class InTheAdmin(TestCase):
         answer = self.client.post(url, {"reason": "the bank is back"}, follow=True)
         assert "Retry charge: the saga is RUNNING now." in answer.content.decode()
         entry = sagas.store.history(self.stuck.id)[-1]
-        assert entry.by == "ann"
+        assert entry.actor == "ann"
         assert "the bank is back" in entry.detail
         log = LogEntry.objects.get()
         assert (log.user, log.object_id, log.get_change_message()) == (
             self.ann, self.stuck.id, "Retry charge: the bank is back",
         )  # fmt: skip
-        again = self.client.post(url, {"reason": "twice"}, follow=True)
-        assert "none of its steps is stuck" in again.content.decode()
+        redelivered = self.client.post(url, {"reason": "twice"}, follow=True)
+        assert "none of its steps is stuck" in redelivered.content.decode()
         assert LogEntry.objects.count() == 1
 
     def test_a_step_is_marked_done_with_its_result(self) -> None:

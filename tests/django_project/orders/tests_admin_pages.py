@@ -216,7 +216,13 @@ class WhatIsShown(_Pages):
     def test_the_history_has_every_entry(self) -> None:
         page = self.page(self.stuck)
         assert f'href="/admin/sagas/saga/{self.stuck.id}/history/"' in page
-        entry = {"saga_id": self.stuck.id, "at": sagas.store.now(), "what": "operator: retry", "epoch": 1, "by": "bob"}
+        entry = {
+            "saga_id": self.stuck.id,
+            "at": sagas.store.now(),
+            "what": "operator: retry",
+            "epoch": 1,
+            "actor": "bob",
+        }
         with engine().begin() as own:
             own.execute(insert(schema.history), [{**entry, "detail": f"time {number}"} for number in range(130)])
         page = self.page(self.stuck)

@@ -129,7 +129,9 @@ def _repeated(lines: Iterable[Effect], history: Iterable[HistoryEntry]) -> int:
 
     A "begin" does not say which way it goes; what begins after the saga first turned back is taken for a compensation.
     """
-    back = min((entry.at.timestamp() for entry in history if entry.what == "turned back"), default=float("inf"))
+    back = min(
+        (entry.at.timestamp() for entry in history if entry.what == "compensation started"), default=float("inf")
+    )
     begun = Counter((line.step, line.at > back) for line in lines if line.event == "begin")
     return sum(n - 1 for n in begun.values())
 

@@ -174,7 +174,7 @@ class Storm:
             faults[dice.choice([step for step in steps if (step, kind) != ("last", "terminal")])] = kind
             if kind == "terminal" and dice.random() < 0.3:
                 undo = dice.choice(["error:2", "second", "kill_after:1" if kills == 1 else "error:1"])
-                faults[f"{dice.choice(COMPENSATED[name])}.undo"] = undo
+                faults[f"{dice.choice(COMPENSATED[name])}.compensate"] = undo
         return faults
 
     def _start_sagas(self) -> None:

@@ -8,8 +8,8 @@ from flask_sqlalchemy import SQLAlchemy
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext
 from sagas.contrib.flask import FlaskSagas, status_blueprint
-from sagas.desk import Desk
 from sagas.events import Service, event
+from sagas.operations import Operations
 from sagas.stores import Filter
 
 
@@ -60,7 +60,7 @@ Sagas(app, store, [act])  # wrong: a function is no saga
 Sagas(app, store, laese=3)  # wrong: no such option
 sagas.start(place_order, Stay(1))  # wrong: another input
 sagas.store.selekt()  # wrong: no such method
-Desk(sagas).act("retry", "id", by="ann", reason="why")  # wrong: Action.RETRY
+Operations(sagas).act("retry", "id", actor="ann", reason="why")  # wrong: Action.RETRY
 Filter(status="STUCK")  # wrong: statuses
 
 OrderPlaced(1)  # wrong: by name, and text

@@ -30,9 +30,9 @@ from sagas import (
     TerminalError,
 )
 from sagas.contrib.flask import AppSagas, FlaskSagas, current_sagas, status_blueprint
-from sagas.desk import Action, Desk
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
+from sagas.operations import Action, Operations
 from sagas.stores import Filter
 from sagas.testing import Inline
 
@@ -137,7 +137,7 @@ def start(session: Session) -> None:
 
 def any_sagas(sagas: Sagas) -> SagaSummary:
     """A bare annotation takes the sagas of any store."""
-    return Desk(sagas).act(Action.RETRY, "id", by="ann", reason="why")
+    return Operations(sagas).act(Action.RETRY, "id", actor="ann", reason="why")
 
 
 any_sagas(sagas)

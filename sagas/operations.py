@@ -25,7 +25,7 @@ from sagas.stores import Filter, SqlStore
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "Action", "Choice", "Desk", "Outcome", "pretty"]
+__all__ = ["LONGEST_REASON", "Action", "AllowedAction", "Operations", "ActionResult", "pretty"]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
@@ -49,7 +49,7 @@ class Action(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AllowedAction:
     """Something that may be done to a saga as it is now."""
 
     action: Action
@@ -57,14 +57,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActionResult:
     """What became of one saga of many."""
 
     record: SagaSummary
     error: str | None = None  #: why nothing was done
 
 
-class Desk:
+class Operations:
     """The operator's side of an app with sagas in SQL.
 
     Raises `ConfigurationError` where they are kept in anything else: that has no lists.
@@ -76,7 +76,7 @@ class Desk:
         self.sagas = sagas
         self.store = sagas.store
 
-    def choices(self, record: SagaSummary) -> tuple[Choice, ...]:
+    def allowed_actions(self, record: SagaSummary) -> tuple[AllowedAction, ...]:
         """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""
         try:
             definition = self.sagas.orchestrator.definition(record)
@@ -84,9 +84,11 @@ class Desk:
             return ()
         if record.status is SagaStatus.STUCK:
             stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
-            found = [Choice(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.DONE)]
+            found = [
+                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.DONE)
+            ]
             if definition.pivot is not None and definition.pivot.name in stuck:
-                found.append(Choice(Action.COMPENSATE))
+                found.append(AllowedAction(Action.COMPENSATE))
             return tuple(found)
         # The rules are pure, so whether they allow something can be tried.
         found = []
@@ -94,14 +96,14 @@ class Desk:
         if record.direction is Direction.FORWARD:
             with suppress(NotAllowed):
                 transitions.cancel(case, "")
-                found.append(Choice(Action.CANCEL))
+                found.append(AllowedAction(Action.CANCEL))
         with suppress(NotAllowed):
             transitions.resume(case, "")
-            found.append(Choice(Action.RESUME))
+            found.append(AllowedAction(Action.RESUME))
         return tuple(found)
 
     def act(
-        self, action: Action, saga_id: str, *, by: str, reason: str, step: str | None = None, result: Any = None
+        self, action: Action, saga_id: str, *, actor: str, reason: str, step: str | None = None, result: Any = None
     ) -> SagaSummary:
         """Do something to one saga, and return what it is then.
 
@@ -114,11 +116,11 @@ class Desk:
         sagas = self.sagas
         match action:
             case Action.CANCEL:
-                return sagas.cancel(self._not_yet_back(saga_id), reason, by=by)
+                return sagas.cancel(self._not_yet_back(saga_id), reason, actor=actor)
             case Action.COMPENSATE:
-                return sagas.compensate(self._not_yet_back(saga_id), reason=reason, by=by)
+                return sagas.compensate(self._not_yet_back(saga_id), reason=reason, actor=actor)
             case Action.RESUME:
-                return sagas.resume(saga_id, reason=reason, by=by)
+                return sagas.resume(saga_id, reason=reason, actor=actor)
         record: SagaSummary = self.store.summary(saga_id)
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
@@ -128,12 +130,12 @@ class Desk:
         for name in stuck if step is None else [step]:
             match action:
                 case Action.RETRY:
-                    record = sagas.retry(saga_id, name, reason=reason, by=by)
+                    record = sagas.retry(saga_id, name, reason=reason, actor=actor)
                 case Action.SKIP:
-                    record = sagas.skip(saga_id, name, reason=reason, by=by)
+                    record = sagas.skip(saga_id, name, reason=reason, actor=actor)
                 case _:
                     typed = self._typed(record, name, result)
-                    record = sagas.mark_done(saga_id, name, reason=reason, by=by, result=typed)
+                    record = sagas.mark_done(saga_id, name, reason=reason, actor=actor, result=typed)
         return record
 
     def _not_yet_back(self, saga_id: str) -> str:
@@ -163,12 +165,12 @@ class Desk:
         action: Action,
         where: Filter,
         *,
-        by: str,
+        actor: str,
         reason: str,
         limit: int,
         step: str | None = None,
         result: Any = None,
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[ActionResult]:
         """Do something to the sagas that fit a filter, oldest first, at most `limit`; yield what became of each.
 
         One that cannot be done does not keep the others from it. A database that does not answer ends it.
@@ -178,11 +180,11 @@ class Desk:
             page = self.store.select(where, after=after, limit=min(_PAGE, left))
             for record in page:
                 try:
-                    done = self.act(action, record.id, by=by, reason=reason, step=step, result=result)
+                    done = self.act(action, record.id, actor=actor, reason=reason, step=step, result=result)
                 except (NotAllowed, DefinitionMissing, InvalidInput, SagaNotFound, PayloadUnreadable) as error:
-                    yield Outcome(record, str(error))
+                    yield ActionResult(record, str(error))
                 else:
-                    yield Outcome(done)
+                    yield ActionResult(done)
             if len(page) < min(_PAGE, left):
                 return
             after, left = page[-1].id, left - len(page)

@@ -18,12 +18,12 @@ from sagas.stores.transactions import begun
 
 __all__ = ["begin", "clear", "clear_in", "times_begun"]
 
-_TABLE = schema.suspects
+_TABLE = schema.redeliveries
 
 
 def times_begun(engine: Engine, queue: str, ids: Collection[str]) -> dict[str, int]:
     """Return how often messages of a queue were begun, those left out that were not."""
-    query = select(_TABLE.c.event_id, _TABLE.c.begun).where(_TABLE.c.queue == queue, _TABLE.c.event_id.in_(ids))
+    query = select(_TABLE.c.event_id, _TABLE.c.deliveries).where(_TABLE.c.queue == queue, _TABLE.c.event_id.in_(ids))
     with reading(engine) as connection:
         return {event_id: times for event_id, times in connection.execute(query)}  # noqa: C416 - rows are not pairs
 
@@ -32,10 +32,10 @@ def begin(engine: Engine, queue: str, event_id: str) -> int:
     """Count that a message is begun; return how often it has been, this time included."""
     now = datetime.now(UTC)
     with translated(engine), begun(engine) as connection:
-        more = _of(update(_TABLE), queue, event_id).values(begun=_TABLE.c.begun + 1, seen_at=now)
+        more = _of(update(_TABLE), queue, event_id).values(deliveries=_TABLE.c.deliveries + 1, seen_at=now)
         if connection.execute(more).rowcount == 0:
-            connection.execute(insert(_TABLE), {"queue": queue, "event_id": event_id, "begun": 1, "seen_at": now})
-        times: int = connection.execute(_of(select(_TABLE.c.begun), queue, event_id)).scalar_one()
+            connection.execute(insert(_TABLE), {"queue": queue, "event_id": event_id, "deliveries": 1, "seen_at": now})
+        times: int = connection.execute(_of(select(_TABLE.c.deliveries), queue, event_id)).scalar_one()
     return times
 
 

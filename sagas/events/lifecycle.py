@@ -20,7 +20,7 @@ __all__ = [
     "SagaTurnedBack",
     "StepCompleted",
     "StepUndone",
-    "life",
+    "lifecycle_events",
 ]
 
 
@@ -103,10 +103,10 @@ _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
 }
 
 
-def life(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
+def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
     """Yield what a change of a saga's record has to tell, in order. Pure."""
     of: dict[str, Any] = {"saga_id": after.id, "name": after.name, "key": after.key}
-    if before.status is SagaStatus.PENDING and any(step.position for step in after.steps.values()):
+    if before.status is SagaStatus.PENDING and any(step.started_seq for step in after.steps.values()):
         yield SagaStarted(**of, version=after.version)
     for step in after.steps.values():
         if step.status in _STEP_ENDS and step.status is not before.step(step.name).status:
