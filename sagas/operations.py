@@ -42,7 +42,7 @@ class Action(enum.StrEnum):
 
     RETRY = "retry"  #: try its stuck step again, with all attempts
     SKIP = "skip"  #: leave its stuck step as it is, and go on
-    DONE = "done"  #: take its stuck step as done, or as undone, by hand
+    MARK_DONE = "mark-done"  #: take its stuck step as done, or as undone, by hand
     COMPENSATE = "compensate"  #: turn it back, also when it is stuck at its pivot
     CANCEL = "cancel"  #: turn it back
     RESUME = "resume"  #: dispatch what is left of it now
@@ -85,7 +85,7 @@ class Operations:
         if record.status is SagaStatus.STUCK:
             stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
             found = [
-                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.DONE)
+                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
             ]
             if definition.pivot is not None and definition.pivot.name in stuck:
                 found.append(AllowedAction(Action.COMPENSATE))
@@ -125,7 +125,7 @@ class Operations:
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
-        if action is Action.DONE and step is None and len(stuck) > 1:
+        if action is Action.MARK_DONE and step is None and len(stuck) > 1:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is stuck at {', '.join(stuck)}: say which step is done")
         for name in stuck if step is None else [step]:
             match action:

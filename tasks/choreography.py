@@ -57,7 +57,7 @@ SERVICES = (orders, inventory, payments, shipping, notifications)
 
 def place(events: Events, session: Session, order: PlaceOrder) -> Envelope:
     """Place an order, in the caller's transaction. Its id names the whole story."""
-    return events.publish(session, OrderPlaced(order=order), key=order.order_id, correlation_id=order.order_id)
+    return events.publish(OrderPlaced(order=order), session, key=order.order_id, correlation_id=order.order_id)
 
 
 def outcome(session: Session, order_id: str) -> str | None:

@@ -322,7 +322,7 @@ class EventRig:
         """Publish each in a transaction of its own."""
         for number in numbers:
             with Session(self.events.engine) as session, session.begin():
-                self.events.publish(session, OrderPlaced(number=number, fault=fault), key=key)
+                self.events.publish(OrderPlaced(number=number, fault=fault), session, key=key)
 
     def done(self, queue: str) -> list[tuple[str | None, int]]:
         """What was done for a queue, in order: keys and numbers."""

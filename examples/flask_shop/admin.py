@@ -20,7 +20,7 @@ admin = Blueprint("admin", __name__)
 WORDS = {
     Action.RETRY: "Try again:",
     Action.SKIP: "Skip:",
-    Action.DONE: "Done by hand:",
+    Action.MARK_DONE: "Done by hand:",
     Action.COMPENSATE: "Undo everything",
     Action.CANCEL: "Cancel",
     Action.RESUME: "Go on now",

@@ -35,7 +35,7 @@ _FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
 _STATUSES = {
     Action.RETRY: _STUCK,
     Action.SKIP: _STUCK,
-    Action.DONE: _STUCK,
+    Action.MARK_DONE: _STUCK,
     Action.COMPENSATE: _FORWARD | _STUCK,
     Action.CANCEL: _FORWARD,
     Action.RESUME: _FORWARD | {SagaStatus.COMPENSATING},
@@ -43,7 +43,7 @@ _STATUSES = {
 _ABOUT = {
     Action.RETRY: "Try the stuck step again, with all its attempts.",
     Action.SKIP: "Leave the stuck step as it is, and go on with the rest.",
-    Action.DONE: "Take the stuck step as done by hand or, where the saga goes backward, as undone by hand.",
+    Action.MARK_DONE: "Take the stuck step as done by hand or, where the saga goes backward, as undone by hand.",
     Action.COMPENSATE: "Turn sagas back, also those that are stuck at their pivot. What has begun is undone; a pivot "
     "that is stuck counts as not done, so be sure that it had no effect.",
     Action.CANCEL: "Turn sagas back. What has begun is undone.",
@@ -136,7 +136,7 @@ def _command(action: Action) -> click.Command:
             _agree(operations, action, ids)
         _carry_out(operations, order, ids, chosen, as_json=as_json, bulk=not sagas)
 
-    if action is Action.DONE:
+    if action is Action.MARK_DONE:
         about = "What the step would have returned, as JSON, if a later one needs it."
         command = click.option("--result", metavar="JSON", help=about)(command)
     return command

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas check`: which sagas in flight this code would strand."""
+"""`celery -A yourapp sagas check-deploy`: which sagas in flight this code would strand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Count(click.ParamType[int | str]):
         return "all" if value == "all" else int(value)
 
 
-@click.command(cls=Command)
+@click.command("check-deploy", cls=Command)
 @click.option(
     "--values",
     type=_Count(),
@@ -34,7 +34,7 @@ class _Count(click.ParamType[int | str]):
 @AS_JSON
 @click.pass_obj
 def check(obj: Any, values: int | str, as_json: bool) -> None:
-    """Hold this code against the sagas in flight.
+    """Check this code against the sagas in flight.
 
     It needs the database that they are in, and no broker; it changes nothing. Run it with the new code before that is
     deployed. The exit code is 1 when there are sagas that this code could not bring on, and 2 when that could not be

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sagas.cli.options import DURATION
 from sagas.cli.tables import AS_JSON, show
 
 __all__ = ["outbox"]
@@ -47,13 +48,13 @@ def resend(obj: Any, types: Sequence[str]) -> None:
 
 
 @outbox.command()
-@click.option("--days", type=click.FloatRange(min=1), required=True, help="Keep what is younger than that.")
+@click.option("--older-than", type=DURATION, required=True, help="Keep what is younger than that: 30d, 12h.")
 @click.pass_obj
-def purge(obj: Any, days: float) -> None:
-    """Forget what was sent, what was handled, and dead letters that were resolved, so many days ago and longer.
+def purge(obj: Any, older_than: timedelta) -> None:
+    """Forget what was sent, what was handled, and dead letters that were resolved, longer ago than that.
 
-    A message that comes back after its handling was forgotten is handled again: keep more days than one may be on its
-    way, or wait in a queue.
+    A message that comes back after its handling was forgotten is handled again: keep them for longer than one may
+    be on its way, or wait in a queue.
     """
-    count = obj.app.sagas.events.purge(timedelta(days=days))
+    count = obj.app.sagas.events.purge(older_than)
     click.echo(f"{count} rows deleted")

@@ -80,17 +80,17 @@ def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projectio
 
 @_on_one(
     "rebuild",
-    "Build a version of NAME from the first event on, beside the live one, which stays as it is until `swap`.",
+    "Build a version of NAME from the first event on, beside the live one, which stays as it is until `promote`.",
 )
 def rebuild(projections: Projections, which: Projection) -> str:
     seen = projections.rebuild(which)
     live = projections.live_version(which.name)
-    return f"{which} has seen {seen} events. Readers still read version {live}; to change that: swap {which.name}"
+    return f"{which} has seen {seen} events. Readers still read version {live}; to change that: promote {which.name}"
 
 
-@_on_one("swap", "Let a version of NAME be the one that is read, once it has caught up.")
-def swap(projections: Projections, which: Projection) -> str:
-    before = projections.swap(which)
+@_on_one("promote", "Let a version of NAME be the one that is read, once it has caught up.")
+def promote(projections: Projections, which: Projection) -> str:
+    before = projections.promote(which)
     return f"{which} was live already" if before is None else f"{which} is live; before it version {before} was"
 
 

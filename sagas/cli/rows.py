@@ -99,7 +99,7 @@ def _command(choice: AllowedAction, record: SagaSummary) -> str:
     words = [choice.action.value, record.id]
     if choice.step is not None:
         words += ["--step", choice.step]
-    if choice.action is Action.DONE and record.direction is Direction.FORWARD:
+    if choice.action is Action.MARK_DONE and record.direction is Direction.FORWARD:
         words += ["--result", "JSON"]
     return f"{command(*words)} --reason WHY"
 

@@ -147,8 +147,8 @@ class Events:
 
     def publish(
         self,
-        session: Session | scoped_session[Any] | Connection,
         event: Any,
+        session: Session | scoped_session[Any] | Connection,
         *,
         key: str | None = None,
         correlation_id: str | None = None,
@@ -178,8 +178,8 @@ class Events:
 
     def send(
         self,
-        session: Session | scoped_session[Any] | Connection,
         command: Any,
+        session: Session | scoped_session[Any] | Connection,
         *,
         source: str | None = None,
         key: str | None = None,
@@ -248,9 +248,9 @@ class Events:
         """Return metadata with the active span, if there is one. What the caller says himself comes first."""
         return {**self.observers.carry(), **(metadata or {})}
 
-    def _emit(self, session: Session, message: Any, *, key: str | None) -> Envelope:
+    def _emit(self, message: Any, session: Session, *, key: str | None) -> Envelope:
         give = self.publish if type_of(message).kind is Kind.EVENT else self.send
-        return give(session, message, key=key)
+        return give(message, session, key=key)
 
     def _publishable(self, message: Any, kind: Kind) -> MessageType:
         if isinstance(message, type):

@@ -99,7 +99,7 @@ class Outcome:
 class Inbox:
     """Runs handlers, each in one transaction with its inbox row, what it writes and what it publishes.
 
-    `publish(session, message, *, key)`: what `HandlerContext.emit` calls.
+    `publish(message, session, *, key)`: what `HandlerContext.emit` calls.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ class _Batch:
 
 
 class Projections:
-    """Runs projections, and swaps their versions.
+    """Runs projections, and promotes their versions.
 
     `store`: whose events they are made of, and in whose database they are. `projections`: every version that this code
     has. `batch`: how many events are handled in one transaction at most.
@@ -170,7 +170,7 @@ class Projections:
     def live_version(self, name: str, session: Session | Connection | None = None) -> int | None:
         """Return the version of a projection that is to be read; None when it never ran.
 
-        `session`: where you read its tables, so that a swap cannot come between where it keeps to one snapshot.
+        `session`: where you read its tables, so that a promotion cannot come between where it keeps to one snapshot.
         """
         query = select(live_projections.c.version).where(live_projections.c.name == name)
         if session is not None:
@@ -330,14 +330,14 @@ class Projections:
     def rebuild(self, projection: Projection) -> int:
         """Build a version that is not live from the first event on. Returns how many events it has seen.
 
-        The live one stays as it is, and is read, until `swap`. Raises `NotAllowed` for the live version, and for one
+        The live one stays as it is, and is read, until `promote`. Raises `NotAllowed` for the live version, and for one
         that has begun and has no `clear`; and what `advance` raises.
         """
         self.register(projection)
         if self.live_version(projection.name) == projection.version:
             raise NotAllowed(
                 f"projection {projection} is live: it cannot be built anew under its readers. Give the new code a "
-                f"higher version, with tables of its own, rebuild that and swap"
+                f"higher version, with tables of its own, rebuild that and promote it"
             )
         with self._transaction(projection) as lent:
             session = lent.session
@@ -355,7 +355,7 @@ class Projections:
             lent.commit()
         return self.catch_up(projection)
 
-    def swap(self, projection: Projection) -> int | None:
+    def promote(self, projection: Projection) -> int | None:
         """Let a version be the one that is read. Returns the one that was, or None if it was this one already.
 
         It first catches up, so that readers never see less than they saw before. Raises what `advance` raises.

@@ -56,7 +56,7 @@ class HandlerContext:
 
         `key`: as in `Events.publish`; left out, that of the message being handled.
         """
-        return self._publish(self.session, message, key=self.envelope.key if key is None else key)
+        return self._publish(message, self.session, key=self.envelope.key if key is None else key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -437,7 +437,7 @@ projections = Table(
     **MYSQL_OPTIONS,
 )
 
-#: Which version of a projection is read. A row of its own, so that a swap is one update.
+#: Which version of a projection is read. A row of its own, so that a promotion is one update.
 live_projections = Table(
     "events_projection_live",
     metadata,

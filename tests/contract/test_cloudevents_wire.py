@@ -173,7 +173,7 @@ def test_what_is_written_is_what_their_sdk_reads(wired: Wired, store: SqlStore) 
     reader = wired.broker.reader(f"tapping.{purpose}")
     with Session(store.engine) as session, session.begin():
         sent = [
-            events.publish(session, cls(order_id="ö 1"), key="k 1", metadata={"region": "eu west"})
+            events.publish(cls(order_id="ö 1"), session, key="k 1", metadata={"region": "eu west"})
             for cls in (OwnPlaced, WholePlaced, PartsPlaced)
         ]
     events.relay.send()

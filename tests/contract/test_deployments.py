@@ -82,7 +82,7 @@ class World:
     def publish(self, events: Events, *messages: Any) -> None:
         with Session(self.engine) as session, session.begin():
             for message in messages:
-                events.publish(session, message, key=message.order_id)
+                events.publish(message, session, key=message.order_id)
         events.relay.send()
 
     def consume(self, events: Events, until: Callable[[], object]) -> None:

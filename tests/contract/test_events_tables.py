@@ -82,7 +82,7 @@ def events(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Events]:
 
 def publish(events: Events, *numbers: int, key: str | None = None) -> list[Envelope]:
     with Session(events.engine) as session, session.begin():
-        return [events.publish(session, PageTurned(number=n), key=key) for n in numbers]
+        return [events.publish(PageTurned(number=n), session, key=key) for n in numbers]
 
 
 def call(envelope: Envelope, **changes: Any) -> Call:

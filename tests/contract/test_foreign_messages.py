@@ -186,7 +186,7 @@ class Place:
 
     def publish(self, number: int) -> None:
         with Session(self.events.engine) as session, session.begin():
-            self.events.publish(session, OrderPlaced(number=number), key=f"key {number % 3}")
+            self.events.publish(OrderPlaced(number=number), session, key=f"key {number % 3}")
         self.events.relay.send()
 
 
@@ -384,7 +384,7 @@ def test_a_damaged_row_of_the_outbox_is_a_dead_letter_and_the_others_are_sent(
         with Session(events.engine) as session, session.begin():
             row = {**outbox_row(Envelope.wrap(OrderPlaced(number=number), source="orders", key="k")), "body": readable}
             session.execute(insert(schema.outbox), row)
-            events.publish(session, OrderPlaced(number=number), key="k")
+            events.publish(OrderPlaced(number=number), session, key="k")
     events.relay.send()
     assert events.outbox_unsent() == 0
     letters = events.dead_letters(queue="", limit=1000)
@@ -409,12 +409,12 @@ def test_what_is_too_large_for_rabbitmq_is_a_dead_letter_of_the_outbox(
         broker = RabbitBroker(rabbitmq.url, max_message_size=limit) if known else RabbitBroker(rabbitmq.url)
         events, _, queue = _events(broker, postgres.database())
         with Session(events.engine) as session, session.begin():
-            events.publish(session, OrderPlaced(number=1), key="k")
-            events.publish(session, OrderPlaced(number=2), key="k", metadata={"more": "x" * 200_000})
-            events.publish(session, OrderPlaced(number=3), key="k")
+            events.publish(OrderPlaced(number=1), session, key="k")
+            events.publish(OrderPlaced(number=2), session, key="k", metadata={"more": "x" * 200_000})
+            events.publish(OrderPlaced(number=3), session, key="k")
         for number in range(40):
             with Session(events.engine) as session, session.begin():
-                events.publish(session, OrderPlaced(number=number))
+                events.publish(OrderPlaced(number=number), session)
         events.relay.send()
         assert events.outbox_unsent() == 0
         [letter] = events.dead_letters(queue="")
@@ -460,7 +460,7 @@ def test_a_queue_that_is_something_else_stops_its_own_consumer_alone_and_loses_n
     try:
         for number in range(20):
             with Session(events.engine) as session, session.begin():
-                events.publish(session, OrderPlaced(number=number))
+                events.publish(OrderPlaced(number=number), session)
         wait_for(lambda: len(handled) == 20, 30, "the other queue is read")
         assert {name for name, _ in handled} == {"good"}
         assert list(events.queue_mismatches()) == [queue]
@@ -499,7 +499,7 @@ def test_what_rabbitmq_gave_up_and_nobody_had_begun_is_handled(rabbitmq: RabbitM
     try:
         for number in range(30):
             with Session(events.engine) as session, session.begin():
-                events.publish(session, OrderPlaced(number=number), key=str(number))
+                events.publish(OrderPlaced(number=number), session, key=str(number))
         events.relay.send()
         broker.publish([Outgoing(id="x", topic=TOPIC, body=b"\xffpoison", headers={}, queue=queue)])
 
@@ -548,7 +548,7 @@ def test_what_was_only_fetched_comes_back_at_once_and_is_no_suspect(redis_server
     events.apply_topology()
     with Session(events.engine) as session, session.begin():
         for number in range(100):
-            events.publish(session, OrderPlaced(number=number))
+            events.publish(OrderPlaced(number=number), session)
     events.relay.send()
     dead = broker.reader(f"{mark}.note")
     assert len(dead.receive(100, 5)) == 100
@@ -611,9 +611,9 @@ def test_a_part_of_the_outbox_that_cannot_be_sent_rests_and_the_others_go_on(tmp
     events, _, queue = _events(Picky(), f"sqlite:///{tmp_path / 'e.db'}")
     with Session(events.engine) as session, session.begin():
         for number in range(300):
-            events.publish(session, OrderPlaced(number=number), key=f"key {number}")
-        events.publish(session, OrderPlaced(number=300), key="unsure")
-        events.publish(session, OrderPlaced(number=301), key="odd")
+            events.publish(OrderPlaced(number=number), session, key=f"key {number}")
+        events.publish(OrderPlaced(number=300), session, key="unsure")
+        events.publish(OrderPlaced(number=301), session, key="odd")
     with pytest.raises(BrokerUnavailable):
         events.relay.send()
     shard = shard_of("unsure")

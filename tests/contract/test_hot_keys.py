@@ -59,7 +59,7 @@ def test_others_do_not_wait_for_a_failing_key(broker: Broker, tmp_path: Path) ->
     def publish(key: str, *numbers: int) -> None:
         with Session(store.engine) as session, session.begin():
             for number in numbers:
-                events.publish(session, OrderPlaced(number=number), key=key)
+                events.publish(OrderPlaced(number=number), session, key=key)
         events.relay.send()
 
     publish("hot", *range(BEHIND))

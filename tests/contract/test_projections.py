@@ -262,13 +262,13 @@ def test_a_new_version_is_built_beside_the_old_one(store: EventStore) -> None:
     fill(store, 4, 5, 6, 7, 8)
     projections.catch_up(old)
     assert written(store, new) == [100, 200, 300]
-    assert projections.swap(new) == 1
+    assert projections.promote(new) == 1
     assert projections.live_version("lines") == 2
     assert written(store, new) == [each * 100 for each in range(1, 9)]  # it caught up first
-    assert projections.swap(new) is None
+    assert projections.promote(new) is None
     fill(store, 9)
     projections.catch_up(new)
-    assert projections.swap(old) == 2  # and back
+    assert projections.promote(old) == 2  # and back
     assert written(store, old) == list(range(1, 10))
     with Session(store.engine) as session:
         assert projections.live_version("lines", session) == 1
@@ -295,7 +295,7 @@ def test_a_swap_catches_up_with_the_live_one_in_its_own_transaction(
         return seen
 
     monkeypatch.setattr(projections, "catch_up", overtaken)
-    projections.swap(new)
+    projections.promote(new)
     assert written(store, new) == [1, 2, 3, 4, 5, 6]
     assert projections.live_version("lines") == 2
 
@@ -307,14 +307,14 @@ def test_one_that_stopped_is_not_swapped_in(store: EventStore) -> None:
     fill(store, 1, 2, 3)
     projections.catch_up(old)
     flaw.cents, flaw.do = 2, fail
-    for attempt in (projections.rebuild, projections.swap):
+    for attempt in (projections.rebuild, projections.promote):
         with pytest.raises(ProjectionStopped, match="lines 2"):
             attempt(new)
     assert projections.live_version("lines") == 1
     flaw.cents = None
     projections.rebuild(new)
     assert written(store, new) == [1, 2, 3]
-    assert projections.swap(new) == 1
+    assert projections.promote(new) == 1
 
 
 def test_a_rebuild_begins_anew(store: EventStore) -> None:

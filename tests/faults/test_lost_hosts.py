@@ -167,7 +167,7 @@ def test_a_redelivered_event_is_handled_by_another(url: str) -> None:
 def test_the_outbox_is_sent_by_another(url: str) -> None:
     events = events_of(url, nothing)
     with events.engine.begin() as connection:
-        events.publish(connection, OrderPlaced(order_id="o-1"), key="o-1")
+        events.publish(OrderPlaced(order_id="o-1"), connection, key="o-1")
     with frozen("relay", url):
         wait_for(lambda: relays(url, nothing, MemoryBroker()) == 1, 4 * QUICK, "another relay has sent it")
 

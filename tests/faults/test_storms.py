@@ -66,9 +66,9 @@ class Match:
     def publish(self, balls: int, letters: int) -> None:
         with Session(self.events.engine) as session:
             for ball in range(balls):
-                self.events.publish(session, Hit(ball=ball), key=f"ball-{ball}")
+                self.events.publish(Hit(ball=ball), session, key=f"ball-{ball}")
             for number in range(letters):
-                self.events.publish(session, Written(number=number))
+                self.events.publish(Written(number=number), session)
             session.commit()
 
     def handled(self, queue: str) -> int:

@@ -42,7 +42,7 @@ def flow(rabbitmq: RabbitMQ, postgres: Postgres, tmp_path_factory: pytest.TempPa
 
 def publish(flow: Any, message: Any, **options: Any) -> Envelope:
     with Session(flow.store.engine) as session, session.begin():
-        envelope: Envelope = flow.events.publish(session, message, **options)
+        envelope: Envelope = flow.events.publish(message, session, **options)
     return envelope
 
 

@@ -192,7 +192,7 @@ def test_in_ci(store: SqlStore, tmp_path: Path) -> None:
     (tmp_path / "newcode.py").write_text(APP.format(path=tmp_path / "sagas.db"))
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "celery", "-A", "newcode", "sagas", "check", *words]
+        command = [sys.executable, "-m", "celery", "-A", "newcode", "sagas", "check-deploy", *words]
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
 

@@ -92,4 +92,4 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
 def test_every_command_is_on_the_page() -> None:
     missing = [name for name in sagas.commands if not re.search(rf"sagas {name}\b", PAGE)]
     # The rest is for developers and deployments.
-    assert set(missing) <= {"events", "rehearse", "db", "purge", "doctor", "check", "flower", "graph"}
+    assert set(missing) <= {"events", "rehearse", "db", "purge", "doctor", "check-deploy", "flower", "graph"}

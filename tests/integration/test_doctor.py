@@ -220,7 +220,7 @@ def test_events(redis_server: Redis, tmp_path: Path) -> None:
     app.conf.task_default_queue = "doctor"
     sagas = Sagas(app, store, events=events)
     with store.engine.begin() as connection:
-        events.publish(connection, PatientAdmitted(name="ann"))
+        events.publish(PatientAdmitted(name="ann"), connection)
         long_ago = store.now() - timedelta(hours=1)
         connection.execute(schema.outbox.update().values(created_at=long_ago))
         letter = {

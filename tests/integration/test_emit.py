@@ -96,11 +96,11 @@ def test_events_and_sagas_must_share_a_database(store: SqlStore, tmp_path: Path)
 def test_an_event_is_kept_and_published_in_one_transaction(store: SqlStore) -> None:
     events, kept = events_of(store), EventStore(store.engine, types=[StockReserved])
     with Session(store.engine) as session:
-        envelope = events.publish(session, StockReserved(sku="tea"), key="tea")
+        envelope = events.publish(StockReserved(sku="tea"), session, key="tea")
         kept.append(session, "stock-tea", [envelope], expected=NO_STREAM)
         session.commit()
     with Session(store.engine) as session:
-        again = events.publish(session, StockReserved(sku="tea"), key="tea")
+        again = events.publish(StockReserved(sku="tea"), session, key="tea")
         kept.append(session, "stock-tea", [again], expected=1)
         session.rollback()
     [row], [stored] = rows_of(store), kept.read("stock-tea")

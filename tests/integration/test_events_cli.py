@@ -87,7 +87,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
     assert "discarded" in run("dlq", "list", "--resolved").stdout
     assert "nothing to discard" in run("dlq", "discard", number, "--reason", "no", "--yes").stdout
     assert "there is no dead letter 77" in run("dlq", "show", "77").stderr
-    assert run("outbox", "purge", "--days", "30").stdout == "0 rows deleted\n"
+    assert run("outbox", "purge", "--older-than", "30d").stdout == "0 rows deleted\n"
     rig.close()
 
 
@@ -126,7 +126,7 @@ def test_what_reached_nobody_is_counted_and_sent_again(rig: EventRig, run: Run) 
         exchange=f"{rig.events.exchange}.alone",
     )
     with Session(alone.engine) as session, session.begin():
-        alone.publish(session, OrderPlaced(number=1))
+        alone.publish(OrderPlaced(number=1), session)
     alone.relay.send()
     assert json.loads(run("outbox", "--json").stdout)[0]["unheard"] == 1
     assert run("outbox", "resend", "--type", "orders.order.placed").stdout == "1 messages will be sent once more\n"

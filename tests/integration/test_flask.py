@@ -337,7 +337,7 @@ def test_events_in_its_session(tmp_path: Path) -> None:
     assert events is not None
     with app.app_context():
         for end in (other.session.commit, other.session.rollback):
-            events.publish(other.session, Noted(note="x"))
+            events.publish(Noted(note="x"), other.session)
             end()
     assert events.outbox_unsent() == 1
 

@@ -87,7 +87,7 @@ def test_what_may_be_done(operations: Operations) -> None:
         return set(operations.allowed_actions(operations.store.load(saga_id)))
 
     assert choices(waiting(operations)) == {AllowedAction(Action.CANCEL), AllowedAction(Action.RESUME)}
-    on_step = (Action.RETRY, Action.SKIP, Action.DONE)
+    on_step = (Action.RETRY, Action.SKIP, Action.MARK_DONE)
     assert choices(stuck(operations, at_pivot)) == {
         *(AllowedAction(each, "b") for each in on_step),
         AllowedAction(Action.COMPENSATE),
@@ -120,7 +120,7 @@ def test_each_leaves_who_and_why(operations: Operations) -> None:
         (waiting(operations), Action.RESUME, SagaStatus.PENDING),
         (stuck(operations, at_pivot), Action.RETRY, SagaStatus.RUNNING),
         (stuck(operations, at_pivot), Action.SKIP, SagaStatus.COMPLETED),
-        (stuck(operations, at_pivot), Action.DONE, SagaStatus.COMPLETED),
+        (stuck(operations, at_pivot), Action.MARK_DONE, SagaStatus.COMPLETED),
         (stuck(operations, at_pivot), Action.COMPENSATE, SagaStatus.COMPENSATING),
     ):
         assert operations.act(action, saga, actor="ann", reason="so it is").status is ends, action
@@ -136,9 +136,9 @@ def test_all_stuck_steps_are_meant_unless_one_is_named(operations: Operations) -
     assert operations.act(Action.SKIP, one, actor="ann", reason="written off", step="a").status is SagaStatus.STUCK
     with pytest.raises(NotAllowed, match="its stuck step is 'b', not 'a'"):
         operations.act(Action.SKIP, one, actor="ann", reason="again", step="a")
-    assert operations.act(Action.DONE, one, actor="ann", reason="by hand").status is SagaStatus.COMPENSATED
+    assert operations.act(Action.MARK_DONE, one, actor="ann", reason="by hand").status is SagaStatus.COMPENSATED
     with pytest.raises(NotAllowed, match="stuck at a, b: say which"):
-        operations.act(Action.DONE, stuck(operations, two_undos), actor="ann", reason="by hand")
+        operations.act(Action.MARK_DONE, stuck(operations, two_undos), actor="ann", reason="by hand")
 
 
 @pytest.mark.parametrize("action", list(Action))
@@ -189,9 +189,9 @@ def test_reasons_and_results_have_limits(operations: Operations) -> None:
     for refusal, action, reason, result in (
         (InvalidInput, Action.RETRY, "x" * 2_001, None),
         (NotAllowed, Action.RETRY, " ", None),
-        (InvalidInput, Action.DONE, "x", {"a": float("nan")}),
-        (InvalidInput, Action.DONE, "x", [float("inf")]),
-        (InvalidInput, Action.DONE, "x", "\ud800"),
+        (InvalidInput, Action.MARK_DONE, "x", {"a": float("nan")}),
+        (InvalidInput, Action.MARK_DONE, "x", [float("inf")]),
+        (InvalidInput, Action.MARK_DONE, "x", "\ud800"),
     ):
         with pytest.raises(refusal):
             operations.act(action, saga, actor="ann", reason=reason, result=result)

@@ -147,7 +147,7 @@ def test_show(operations: Operations, run: Run) -> None:
     ]
     assert [letter["step"] for letter in told["dead_letters"]] == ["b"]
     assert {(each["action"], each["step"]) for each in told["allowed_actions"]} == {
-        ("retry", "b"), ("skip", "b"), ("done", "b"), ("compensate", None),
+        ("retry", "b"), ("skip", "b"), ("mark-done", "b"), ("compensate", None),
     }  # fmt: skip
     lines = run("show", saga).stdout.splitlines()
     assert f"id\t{saga}" in lines
@@ -280,7 +280,7 @@ def test_each_action(operations: Operations, run: Run) -> None:
     for action, saga, ends in (
         ("retry", stuck(operations, at_pivot), "RUNNING"),
         ("skip", stuck(operations, at_pivot), "COMPLETED"),
-        ("done", stuck(operations, at_pivot), "COMPLETED"),
+        ("mark-done", stuck(operations, at_pivot), "COMPLETED"),
         ("compensate", stuck(operations, at_pivot), "COMPENSATING"),
         ("cancel", waiting(operations), "COMPENSATED"),
         ("resume", waiting(operations), "PENDING"),
@@ -310,13 +310,13 @@ def test_refusals(operations: Operations, run: Run) -> None:
         (("cancel", other, "--reason", " "), "it is empty"),
         (("cancel", other), "Missing option '--reason'"),
         (("cancel", other, "--reason", "x", "--actor", "a" * 201), "at most 200"),
-        (("done", saga, "--reason", "x", "--result", "r-7"), "is not JSON"),
-        (("done", saga, "--reason", "x", "--result", '{"a": NaN}'), "is not JSON"),
-        (("done", saga, "--reason", "x", "--result", "[1, -Infinity]"), "is not JSON"),
-        (("done", saga, "--reason", "x", "--result", "1e999"), "is not JSON"),
-        (("done", saga, "--reason", "x", "--result", "[" * 500 + "]" * 500), "more than 100 levels deep"),
-        (("done", saga, "--reason", "x", "--result", '"\udcff"'), "not UTF-8"),
-        (("done", saga, "--reason", "x" * 2_001), "give at most 2,000"),
+        (("mark-done", saga, "--reason", "x", "--result", "r-7"), "is not JSON"),
+        (("mark-done", saga, "--reason", "x", "--result", '{"a": NaN}'), "is not JSON"),
+        (("mark-done", saga, "--reason", "x", "--result", "[1, -Infinity]"), "is not JSON"),
+        (("mark-done", saga, "--reason", "x", "--result", "1e999"), "is not JSON"),
+        (("mark-done", saga, "--reason", "x", "--result", "[" * 500 + "]" * 500), "more than 100 levels deep"),
+        (("mark-done", saga, "--reason", "x", "--result", '"\udcff"'), "not UTF-8"),
+        (("mark-done", saga, "--reason", "x" * 2_001), "give at most 2,000"),
     ):
         refused = run(*words)
         assert (refused.exit_code, said in refused.stderr) == (2, True), (words, refused.stderr)
@@ -405,11 +405,11 @@ def test_a_database_that_goes_away_in_between(
 
 def test_a_result_by_hand(operations: Operations, run: Run) -> None:
     saga = stuck(operations, at_pivot)  # its action declares that it returns nothing
-    wrong = run("done", saga, "--reason", "x", "--result", '"r-7"')
+    wrong = run("mark-done", saga, "--reason", "x", "--result", '"r-7"')
     assert wrong.exit_code == 1
     assert "result of step 'b'" in wrong.stdout
-    assert run("done", saga, "--reason", "x", "--result", "null").exit_code == 0
-    back = run("done", stuck(operations, two_undos), "--step", "a", "--reason", "x", "--result", "1")
+    assert run("mark-done", saga, "--reason", "x", "--result", "null").exit_code == 0
+    back = run("mark-done", stuck(operations, two_undos), "--step", "a", "--reason", "x", "--result", "1")
     assert "it goes backward" in back.stdout
 
 
@@ -420,8 +420,8 @@ def test_a_result_is_read_as_the_type_that_the_action_declares(operations: Opera
     paid = Saga("paid", Pivot("pay", pay, retry=Retry(max_attempts=1)))
     operations.sagas.register(paid)
     saga = Inline(operations.store).start(paid).id
-    assert "Invalid decimal" in run("done", saga, "--reason", "x", "--result", '"much"').stdout
-    assert run("done", saga, "--reason", "x", "--result", '"4.50"').exit_code == 0
+    assert "Invalid decimal" in run("mark-done", saga, "--reason", "x", "--result", '"much"').stdout
+    assert run("mark-done", saga, "--reason", "x", "--result", '"4.50"').exit_code == 0
     assert operations.sagas.handle(saga).result["pay"] == Decimal("4.50")
 
 

@@ -151,7 +151,7 @@ def test_it_is_told_nowhere(
     for words in (
         "list", "list --json", "list --counts", *(f"{what} pivot" for what in ("show", "show --json", "history")),
         "show group --json", "history group --json", "events trace story", "events trace story --json", "graph pivot",
-        "list --error 4111-2222 --json", "events outbox --json", "audit --json", "check", "db audit",
+        "list --error 4111-2222 --json", "events outbox --json", "audit --json", "check-deploy", "db audit",
         "retry pivot --reason again --actor ann", "skip group --reason enough --actor ann", "audit", "show pivot",
         f"purge --older-than 0.001s --reason old --actor ann --yes --archive {tmp_path / 'archive.jsonl'}",
     ):  # fmt: skip
@@ -171,7 +171,7 @@ def test_it_is_told_nowhere(
 
 def test_a_result_that_an_operator_gives_is_not_quoted(operations: Operations) -> None:
     with pytest.raises(InvalidInput) as refused:
-        operations.act(Action.DONE, start(operations)[0].id, actor="ann", reason="by hand", result={"card": CARD})
+        operations.act(Action.MARK_DONE, start(operations)[0].id, actor="ann", reason="by hand", result={"card": CARD})
     assert_hidden("the refusal", str(refused.value))
 
 

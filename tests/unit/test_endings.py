@@ -255,7 +255,7 @@ def _handled(engine: Engine, error: BaseException) -> Any:
 
     events = Events([shop], engine=engine, broker=MemoryBroker())
     with Session(engine) as session, session.begin():
-        envelope = events.publish(session, Placed(order="1"))
+        envelope = events.publish(Placed(order="1"), session)
     return events.handle(Call("shop.count", envelope.topic, envelope.encode(), attempt=1, redelivered=False))
 
 

@@ -78,7 +78,7 @@ class Shop:
 
     def publish(self, *orders: str, key: str | None = None) -> list[Envelope]:
         with Session(self.events.engine) as session, session.begin():
-            return [self.events.publish(session, OrderPlaced(order_id=order), key=key) for order in orders]
+            return [self.events.publish(OrderPlaced(order_id=order), session, key=key) for order in orders]
 
     def deliver(self, *orders: str, key: str | None = None) -> list[Envelope]:
         envelopes = self.publish(*orders, key=key)
@@ -189,7 +189,7 @@ def refuse(_: HandlerContext) -> None:
 
 def test_what_is_rolled_back_is_not_sent(shop: Shop) -> None:
     with Session(shop.events.engine) as session:
-        shop.events.publish(session, OrderPlaced(order_id="1"))
+        shop.events.publish(OrderPlaced(order_id="1"), session)
     assert shop.events.relay.send() == 0
     shop.publish("2")
     assert shop.events.outbox_unsent() == 1
@@ -201,42 +201,42 @@ def test_what_is_rolled_back_is_not_sent(shop: Shop) -> None:
 
 def test_it_takes_a_connection_too(shop: Shop) -> None:
     with shop.events.engine.begin() as connection:
-        envelope = shop.events.publish(connection, OrderPlaced(order_id="1"), key="1", metadata={"tenant": "x"})
+        envelope = shop.events.publish(OrderPlaced(order_id="1"), connection, key="1", metadata={"tenant": "x"})
     assert (envelope.source, envelope.key, envelope.metadata["tenant"]) == ("orders", "1", "x")
 
 
 def test_only_the_owner_publishes(tmp_path: Path, shop: Shop) -> None:
     elsewhere = Events([Service("payments")], engine=shop.events.engine, broker=shop.broker)
     with Session(shop.events.engine) as session, pytest.raises(NotOwner, match="belongs to service 'orders'"):
-        elsewhere.publish(session, OrderPlaced(order_id="1"))
+        elsewhere.publish(OrderPlaced(order_id="1"), session)
 
 
 def test_an_event_is_published_and_a_command_is_sent(shop: Shop) -> None:
     with Session(shop.events.engine) as session:
         with pytest.raises(DefinitionError, match="is an? event: use Events.publish"):
-            shop.events.send(session, OrderPlaced(order_id="1"))
+            shop.events.send(OrderPlaced(order_id="1"), session)
         with pytest.raises(DefinitionError, match="is a command: use Events.send"):
-            shop.events.publish(session, CountStock(sku="1"))
+            shop.events.publish(CountStock(sku="1"), session)
         with pytest.raises(DefinitionError, match="make one"):
-            shop.events.publish(session, OrderPlaced)
+            shop.events.publish(OrderPlaced, session)
         with pytest.raises(InvalidMessage, match="length <= 200"):
-            shop.events.publish(session, OrderPlaced(order_id="1"), key="k" * 201)
+            shop.events.publish(OrderPlaced(order_id="1"), session, key="k" * 201)
         with pytest.raises(DefinitionError, match="source="):
-            shop.events.send(session, CountStock(sku="1"))
-        assert shop.events.send(session, CountStock(sku="1"), source="orders").source == "orders"
+            shop.events.send(CountStock(sku="1"), session)
+        assert shop.events.send(CountStock(sku="1"), session, source="orders").source == "orders"
 
 
 def test_a_command_without_a_handler_is_refused_at_once_where_that_can_be_known(shop: Shop) -> None:
     alone = Events([Service("payments")], engine=shop.events.engine, broker=shop.broker)
     with Session(shop.events.engine) as session, pytest.raises(NoHandler, match="declare one with @payments.handles"):
-        alone.send(session, RefundPayment(order_id="1"))
+        alone.send(RefundPayment(order_id="1"), session)
 
 
 def test_a_command_that_nobody_receives_becomes_a_dead_letter_and_blocks_nothing(shop: Shop) -> None:
     with Session(shop.events.engine) as session, session.begin():
-        shop.events.publish(session, OrderPlaced(order_id="1"), key="k")
-        shop.events.send(session, RefundPayment(order_id="2"), source="orders", key="k")
-        shop.events.publish(session, OrderPlaced(order_id="3"), key="k")
+        shop.events.publish(OrderPlaced(order_id="1"), session, key="k")
+        shop.events.send(RefundPayment(order_id="2"), session, source="orders", key="k")
+        shop.events.publish(OrderPlaced(order_id="3"), session, key="k")
     shop.events.relay.send()
     assert shop.events.outbox_unsent() == 0
     [letter] = shop.events.dead_letters()
@@ -265,7 +265,7 @@ def test_the_sender_of_a_command_learns_when_it_fails(shop: Shop, sku: str) -> N
     sender.apply_topology()
     shop.events.apply_topology()
     with Session(shop.events.engine) as session, session.begin():
-        sent = sender.send(session, CountStock(sku=sku), key="k", correlation_id="story")
+        sent = sender.send(CountStock(sku=sku), session, key="k", correlation_id="story")
     with shop.consuming(), ThreadPoolExecutor(1) as executor:
         consumers = sender.consumers(InProcess(sender.handle, executor))
         consumers.start()
@@ -373,7 +373,7 @@ def test_what_a_handler_emits_commits_with_it_and_is_caused_by_its_message(shop:
 
 def test_a_handler_publishes_only_what_it_says(shop: Shop) -> None:
     shop.behave["1"] = lambda context: context.emit(StockMissing(order_id="1"))
-    shop.behave["2"] = lambda context: shop.events.publish(context.session, OrderPlaced(order_id="x"))
+    shop.behave["2"] = lambda context: shop.events.publish(OrderPlaced(order_id="x"), context.session)
     for envelope in shop.deliver("1", "2"):
         outcome = shop.call(envelope)
         assert outcome.end is End.REJECTED
@@ -449,7 +449,7 @@ def test_it_runs(shop: Shop) -> None:
     with shop.consuming():
         shop.publish("1")
         with Session(shop.events.engine) as session, session.begin():
-            shop.events.send(session, CountStock(sku="s"), source="orders")
+            shop.events.send(CountStock(sku="s"), session, source="orders")
         wait_for(lambda: sorted(shop.seen) == ["1", "s"], 5)
         wait_for(lambda: shop.broker.depth(QUEUE) == 0, 5)
     assert shop.effects() == ["1"]

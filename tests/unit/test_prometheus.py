@@ -161,7 +161,7 @@ def test_messages_are_counted(registry: Registry, sagas: Sagas) -> None:
     for outcome in ("handled", "failed"):
         assert registry.value("sagas_event_handling_seconds_count", queue="billing.bill", outcome=outcome) == 1
     with Session(sagas.events.engine) as session:
-        sagas.events.publish(session, StockReserved(sku="tea"))
+        sagas.events.publish(StockReserved(sku="tea"), session)
         session.commit()
     sagas.events.relay.send()
     assert registry.value("sagas_events_relayed_total") == 1
@@ -205,7 +205,7 @@ def test_events_in_the_database(registry: Registry, sagas: Sagas) -> None:
     events = sagas.events
     assert events is not None
     with Session(events.engine) as session:
-        envelope = events.publish(session, StockReserved(sku="gold"))
+        envelope = events.publish(StockReserved(sku="gold"), session)
         session.commit()
     events._letters.file("billing.bill", envelope, error="broken", attempts=1)
     breaker = events.breakers.of(events.subscriptions[0])

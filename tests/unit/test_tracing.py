@@ -243,7 +243,7 @@ def test_a_handler_that_fails_has_its_error(spans: Spans, store: SqlStore) -> No
         Celery("x", broker="memory://", set_as_current=False), store, events=events, observers=[Tracing(spans.provider)]
     )
     with Session(store.engine) as session, spans.tracer.start_as_current_span("request"):
-        envelope = events.publish(session, StockReserved(sku="tea"))
+        envelope = events.publish(StockReserved(sku="tea"), session)
     call = Call("billing.bill", envelope.topic, envelope.encode(), attempt=1, redelivered=False)
     assert events.handle(call).end is End.REJECTED
     handling = spans.one("handle billing.bill")

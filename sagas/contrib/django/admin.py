@@ -52,7 +52,7 @@ _WORDS: dict[Action, tuple[Promise, Promise]] = {
         pgettext_lazy("saga", "Skip"),
         pgettext_lazy("saga", "Leave the stuck step as it is, and go on with the rest."),
     ),
-    Action.DONE: (
+    Action.MARK_DONE: (
         pgettext_lazy("saga", "Mark done"),
         pgettext_lazy("saga", "Take the stuck step as done, or undone, by hand."),
     ),
@@ -71,7 +71,7 @@ _WORDS: dict[Action, tuple[Promise, Promise]] = {
 }
 
 #: Not offered for many at once: what was done by hand differs from saga to saga.
-_ONE_BY_ONE = (Action.DONE,)
+_ONE_BY_ONE = (Action.MARK_DONE,)
 
 #: What the URL of the list may filter by. Anything else, inputs above all, could be guessed letter by letter.
 _LOOKUPS = {
@@ -287,7 +287,7 @@ class SagaAdmin(admin.ModelAdmin):
         if choice.step is not None and choice.step not in _names_of_steps(record):
             raise Http404
         back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
-        with_result = choice.action is Action.DONE and record.direction is Direction.FORWARD
+        with_result = choice.action is Action.MARK_DONE and record.direction is Direction.FORWARD
         form = (_ResultForm if with_result else _ReasonForm)(request.POST or None)
         if request.method == "POST" and form.is_valid():
             result, reason = form.cleaned_data.get("result"), form.cleaned_data["reason"]

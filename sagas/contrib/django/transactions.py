@@ -66,7 +66,7 @@ def publish(event: Any, **options: Any) -> Envelope:
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
     with told_to_django(engine()), engine().begin() as connection:
-        return _events().publish(connection, event, **options)
+        return _events().publish(event, connection, **options)
 
 
 def send(command: Any, **options: Any) -> Envelope:
@@ -75,7 +75,7 @@ def send(command: Any, **options: Any) -> Envelope:
     Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
     """
     with told_to_django(engine()), engine().begin() as connection:
-        return _events().send(connection, command, **options)
+        return _events().send(command, connection, **options)
 
 
 def _events() -> Events:

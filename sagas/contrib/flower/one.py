@@ -26,7 +26,7 @@ _DISPATCHES = 20
 EXPLAINED = {
     Action.RETRY: "The step is tried again, with all its attempts.",
     Action.SKIP: "The step is left as it is, and the saga goes on. Going forward, its result is then null.",
-    Action.DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
+    Action.MARK_DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
     Action.COMPENSATE: "The pivot counts as not done: be sure of that. The saga turns back and undoes what has begun.",
     Action.CANCEL: "The saga turns back and undoes what has begun, last first.",
     Action.RESUME: "What is left is dispatched now, without waiting for a retry or for recovery.",

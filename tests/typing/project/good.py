@@ -132,7 +132,7 @@ def start(session: Session) -> None:
     book.start(Stay(nights=2))
     tick.start()
     sagas.start(book, Stay(nights=2), session=session)
-    events.publish(session, OrderPlaced(order_id="1"), key="1")
+    events.publish(OrderPlaced(order_id="1"), session, key="1")
 
 
 def any_sagas(sagas: Sagas) -> SagaSummary:
