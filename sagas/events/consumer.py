@@ -64,7 +64,7 @@ class Admits(Protocol):
     """What a consumer asks of `sagas.events.guards.StormGuard`."""
 
     def admit(self, envelope: Envelope, subscription: Subscription) -> Any:
-        """Return a verdict: ADMIT, THROTTLE for `seconds`, or DEAD_LETTER for a `reason`."""
+        """Return a decision: ADMIT, THROTTLE for `seconds`, or DEAD_LETTER for a `reason`."""
 
 
 class Runner(Protocol):
@@ -415,10 +415,10 @@ class Consumer:
         if job.admitted or self._guards is None or replay_of(job.envelope) is not None:
             return True
         admission = self._guards.admit(job.envelope, self.subscription)
-        if admission.verdict == "hold":
+        if admission.decision == "throttle":
             job.due = time.monotonic() + admission.seconds
-        elif admission.verdict == "quarantine":
-            self._bury(job, f"quarantined: {admission.reason}")
+        elif admission.decision == "dead_letter":
+            self._bury(job, f"dead-lettered: {admission.reason}")
         else:
             job.admitted = True
         return job.admitted

@@ -42,13 +42,13 @@ class Decision(enum.StrEnum):
     """What is to be done with a message before its handler is called."""
 
     ADMIT = "admit"
-    THROTTLE = "hold"
-    DEAD_LETTER = "quarantine"
+    THROTTLE = "throttle"
+    DEAD_LETTER = "dead_letter"
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A verdict on one message."""
+    """A decision on one message."""
 
     decision: Decision
     seconds: float = 0.0  #: THROTTLE: for how long; ask again then
@@ -63,12 +63,12 @@ class StormGuard:
 
     `rate`: how many messages of one type and one source a queue takes, such as "100/second" or "1000/minute": so many
         may come at once, and more as the oldest leave the window. What is over it waits. None: any number.
-    `max_hops`: a message that more messages than this led to is quarantined: it becomes a dead letter.
-    `max_repeats`: a message is quarantined that more messages of its own type than this led to, among the last 32 of
+    `max_hops`: a message that more messages than this led to becomes a dead letter.
+    `max_repeats`: a message becomes a dead letter that more messages of its own type than this led to, among the last 32 of
         its chain. This stops events that lead to several of themselves, which `max_hops` alone lets multiply for too
         long. None: any number.
     `on_repeat`: what is done with a message that one of its own type led to, which is how storms begin, and rarely
-        wanted. "report" logs and counts it, "quarantine" makes a dead letter of it.
+        wanted. "report" logs and counts it, "dead_letter" makes a dead letter of it.
     `storage`: where the rates are counted. "memory://" is of this process alone; "redis://host:6379/0" is shared by
         all. While it does not answer, messages are admitted: a guard that is down must not stop what it guards.
 
@@ -86,20 +86,20 @@ class StormGuard:
         self,
         rate: str | None = None,
         max_hops: int = 32,
-        on_repeat: Literal["report", "quarantine"] = "report",
+        on_repeat: Literal["report", "dead_letter"] = "report",
         storage: str = "memory://",
         max_repeats: int | None = None,
     ) -> None:
         if max_repeats is not None:
-            why = 'on_repeat="quarantine" lets none through'
+            why = 'on_repeat="dead_letter" lets none through'
             whole_number(max_repeats, "StormGuard: max_repeats", ConfigurationError, why=why)
         if rate is not None and not _HAS_LIMITS:
             raise ConfigurationError(
                 f"StormGuard(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
             )
         whole_number(max_hops, "StormGuard: max_hops", ConfigurationError, why="an event that an event led to has 1")
-        if on_repeat not in ("report", "quarantine"):
-            raise ConfigurationError(f'StormGuard(on_repeat={on_repeat!r}): it is "report" or "quarantine"')
+        if on_repeat not in ("report", "dead_letter"):
+            raise ConfigurationError(f'StormGuard(on_repeat={on_repeat!r}): it is "report" or "dead_letter"')
         self.max_hops = max_hops
         self.on_repeat = on_repeat
         self.max_repeats = max_repeats
@@ -113,7 +113,7 @@ class StormGuard:
         """Return what is to be done with a message. Ask once for each time that it would be handled."""
         queue = subscription.queue
         if envelope.hops > self.max_hops:
-            return self._quarantine(
+            return self._dead_letter(
                 queue,
                 f"{envelope.hops} messages led to it, more than max_hops={self.max_hops}: {_chain(envelope)}. This "
                 "looks like a storm: find the handlers that answer each other. If the flow is as long as this, raise "
@@ -121,10 +121,10 @@ class StormGuard:
             )
         if (before := envelope.path.count(envelope.event_type)) > 0:
             self._count(queue, "repeated")
-            if self.on_repeat == "quarantine":
-                return self._quarantine(queue, f"one of its own type led to it: {_chain(envelope)}")
+            if self.on_repeat == "dead_letter":
+                return self._dead_letter(queue, f"one of its own type led to it: {_chain(envelope)}")
             if self.max_repeats is not None and before > self.max_repeats:
-                return self._quarantine(
+                return self._dead_letter(
                     queue,
                     f"{before} messages of its own type led to it, more than max_repeats={self.max_repeats}: "
                     f"{_chain(envelope)}. This looks like a storm: find the handlers that answer each other. If they "
@@ -138,18 +138,18 @@ class StormGuard:
         if self._rate is not None and not subscription.compensates:
             seconds = self._over(self._rate, queue, envelope.event_type, envelope.source)
             if seconds > 0:
-                self._count(queue, "held")
+                self._count(queue, "throttled")
                 return Admission(Decision.THROTTLE, seconds=seconds)
         self._count(queue, "admitted")
         return _ADMITTED
 
     def snapshot(self) -> Mapping[str, Mapping[str, int]]:
-        """Return, per queue, how many were `admitted`, `held`, `quarantined` and `repeated` since this process began.
+        """Return, per queue, how many were `admitted`, `held`, `dead-lettered` and `repeated` since this process began.
 
         This is what an exporter of metrics reads, together with `Breakers.snapshot`.
         """
         with self._lock:
-            names = ("admitted", "held", "quarantined", "repeated")
+            names = ("admitted", "throttled", "dead_lettered", "repeated")
             return {queue: {name: counts[name] for name in names} for queue, counts in self._counts.items()}
 
     def _over(self, rate: limits.RateLimitItem, *whose: str) -> float:
@@ -170,8 +170,8 @@ class StormGuard:
             )  # fmt: skip
             return 0.0
 
-    def _quarantine(self, queue: str, reason: str) -> Admission:
-        self._count(queue, "quarantined")
+    def _dead_letter(self, queue: str, reason: str) -> Admission:
+        self._count(queue, "dead_lettered")
         return Admission(Decision.DEAD_LETTER, reason=reason)
 
     def _count(self, queue: str, what: str) -> None:

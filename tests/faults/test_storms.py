@@ -122,15 +122,15 @@ def test_a_storm_ends_at_the_hop_limit(play: Play) -> None:
     for letter in match.events.dead_letters():
         assert letter.queue == "ping.hit_again"
         assert (
-            "quarantined: 9 messages led to it, more than max_hops=8: ping.ball.hit -> pong.ball.returned"
+            "dead-lettered: 9 messages led to it, more than max_hops=8: ping.ball.hit -> pong.ball.returned"
             in letter.error
         )
     wait_for(lambda: match.events.outbox_unsent() == 0, 10, "nothing is on its way")
-    assert guards.snapshot()["ping.hit_again"] == {"admitted": 12, "held": 0, "quarantined": 3, "repeated": 9}
+    assert guards.snapshot()["ping.hit_again"] == {"admitted": 12, "throttled": 0, "dead_lettered": 3, "repeated": 9}
 
 
 def test_a_storm_ends_where_it_repeats_itself(play: Play) -> None:
-    match = play(StormGuard(on_repeat="quarantine"))
+    match = play(StormGuard(on_repeat="dead_letter"))
     match.publish(balls=3, letters=0)
     wait_for(lambda: len(match.events.dead_letters()) == 3, 60, "it is over")
     assert (match.handled("pong.give_back"), match.handled("ping.hit_again")) == (3, 3)
@@ -142,14 +142,14 @@ def test_a_storm_that_goes_on_is_slowed_down_and_the_rest_is_not(play: Play) -> 
     match = play(guards)
     began = time.monotonic()
     match.publish(balls=8, letters=0)
-    wait_for(lambda: guards.snapshot().get("pong.give_back", {}).get("held", 0) > 0, 30, "the storm is held back")
+    wait_for(lambda: guards.snapshot().get("pong.give_back", {}).get("throttled", 0) > 0, 30, "the storm is held back")
     match.publish(balls=0, letters=9)
     wait_for(lambda: match.handled("calm.read") == 9, 30, "the letters are read")
     wait_for(lambda: match.handled("pong.give_back") >= 25, 30, "the storm goes on")
     elapsed = time.monotonic() - began
     for queue in ("pong.give_back", "ping.hit_again"):
         assert match.handled(queue) <= 10 * (elapsed + 1)
-    assert guards.snapshot()["calm.read"]["held"] == 0
+    assert guards.snapshot()["calm.read"]["throttled"] == 0
     assert match.events.dead_letters() == []
 
 

@@ -39,7 +39,7 @@ def record(status: SagaStatus = SagaStatus.RUNNING, *, back: bool = False, **ste
 
 
 def step(name: str, status: StepStatus, **fields: Any) -> StepRecord:
-    return StepRecord(node=name, status=status, **{"position": 1, **fields})
+    return StepRecord(node=name, status=status, **{"started_seq": 1, **fields})
 
 
 def test_the_shape_says_it_all() -> None:
@@ -84,13 +84,13 @@ def test_a_saga_is_coloured() -> None:
 @pytest.mark.parametrize(
     ("status", "fields", "back", "action", "undo"),
     [
-        (StepStatus.PENDING, {"position": 0}, False, "idle", "idle"),
+        (StepStatus.PENDING, {"started_seq": 0}, False, "idle", "idle"),
         (StepStatus.PENDING, {"failures": 1}, False, "waiting: attempt 2 next", "idle"),
         (StepStatus.RUNNING, {"lost": 1}, False, "running: attempt 2", "idle"),
         (StepStatus.DONE, {"result": "1"}, False, "done: done", "idle"),
         (StepStatus.DONE, {"result": "1"}, True, "done: done", "waiting: to be undone"),
         (StepStatus.FAILED, {}, True, "failed: failed", "waiting: to be undone"),
-        (StepStatus.FAILED, {"position": 0}, True, "failed: failed", "idle"),
+        (StepStatus.FAILED, {"started_seq": 0}, True, "failed: failed", "idle"),
         (StepStatus.IN_DOUBT, {}, True, "doubt: in doubt", "waiting: to be undone"),
         (StepStatus.COMPENSATING, {"owner": "w", "result": "1"}, True, "done: done", "running: attempt 1"),
         (StepStatus.COMPENSATING, {"failures": 2}, True, "failed: no result", "waiting: attempt 3 next"),

@@ -170,7 +170,7 @@ def test_an_undoing_that_the_failure_does_not_lead_to(net: Net) -> None:
         ("problem", "uncompensated", ("a.x.happened", "b.x.happened", "c.x.failed")),
         ("problem", "uncompensated", ("b.x.happened", "c.x.failed")),
     ]
-    assert "b.compensate would have to compensate b.x.happened, but is not reached" in net.problems()[2].text
+    assert "b.undo would have to compensate b.x.happened, but is not reached" in net.problems()[2].text
 
 
 def test_what_follows_a_failure_needs_no_undoing_of_its_own(net: Net) -> None:

@@ -86,7 +86,7 @@ class Shop:
         return envelopes
 
     def call(self, envelope: Envelope, **changes: Any) -> Any:
-        values = {"queue": QUEUE, "topic": envelope.topic, "body": envelope.encode(), "attempt": 1, "again": False}
+        values = {"queue": QUEUE, "topic": envelope.topic, "body": envelope.encode(), "attempt": 1, "redelivered": False}
         return self.events.handle(Call(**{**values, **changes}))
 
     def effects(self) -> list[str]:
@@ -437,7 +437,7 @@ def test_forgetting(shop: Shop) -> None:
     with shop.events.engine.begin() as connection:
         connection.execute(update(schema.outbox).where(schema.outbox.c.sent_at.is_not(None)).values(sent_at=old))
         connection.execute(update(schema.inbox).values(handled_at=old))
-        connection.execute(insert(schema.redeliveries), {"queue": "q", "event_id": "e", "begun": 1, "seen_at": old})
+        connection.execute(insert(schema.redeliveries), {"queue": "q", "event_id": "e", "deliveries": 1, "seen_at": old})
     assert shop.events.purge(timedelta(days=1)) == 2 + 2 + 1
     assert (shop.events.outbox_unsent(), shop.count(schema.outbox)) == (1, 1)
 
@@ -613,10 +613,10 @@ class Guard:
         order = envelope.open(subscription.handlers[envelope.topic].handles[0]).order_id
         self.asked.append(order)
         if order == "1" and self.asked.count("1") == 1:
-            return SimpleNamespace(verdict="hold", seconds=0.2)
+            return SimpleNamespace(decision="throttle", seconds=0.2)
         if order == "2":
-            return SimpleNamespace(verdict="quarantine", reason="a storm")
-        return SimpleNamespace(verdict="admit")
+            return SimpleNamespace(decision="dead_letter", reason="a storm")
+        return SimpleNamespace(decision="admit")
 
 
 def test_guards(tmp_path: Path) -> None:
@@ -626,7 +626,7 @@ def test_guards(tmp_path: Path) -> None:
     with shop.consuming(QUEUE):
         [letter] = shop.open_letters(1)
         wait_for(lambda: sorted(shop.seen) == ["1", "3"], 5)
-        assert letter.error == "quarantined: a storm"
+        assert letter.error == "dead-lettered: a storm"
         assert sorted(guard.asked) == ["1", "1", "2", "3"]
         shop.events.replay([letter], reason="no storm", dry_run=False)  # a person has decided
         wait_for(lambda: "2" in shop.seen, 5)

@@ -82,7 +82,7 @@ def chain(*types: type) -> Envelope:
 def test_without_any_limit_all_is_admitted() -> None:
     guard = StormGuard()
     assert {guard.admit(message(), BILL).decision for _ in range(1000)} == {Decision.ADMIT}
-    assert guard.snapshot() == {"billing.bill": {"admitted": 1000, "held": 0, "quarantined": 0, "repeated": 0}}
+    assert guard.snapshot() == {"billing.bill": {"admitted": 1000, "throttled": 0, "dead_lettered": 0, "repeated": 0}}
 
 
 def test_what_is_over_the_rate_waits_until_there_is_room(clock: Clock) -> None:
@@ -96,7 +96,7 @@ def test_what_is_over_the_rate_waits_until_there_is_room(clock: Clock) -> None:
     clock.now += held.seconds + 0.001
     assert guard.admit(message(), BILL).decision is Decision.ADMIT
     assert guard.admit(message(), BILL).decision is Decision.THROTTLE
-    assert guard.snapshot()["billing.bill"] == {"admitted": 3, "held": 2, "quarantined": 0, "repeated": 0}
+    assert guard.snapshot()["billing.bill"] == {"admitted": 3, "throttled": 2, "dead_lettered": 0, "repeated": 0}
 
 
 def test_each_type_source_and_queue_has_its_own_rate(clock: Clock) -> None:
@@ -123,7 +123,7 @@ def test_a_long_chain_is_quarantined_with_its_path() -> None:
     assert admission.decision is Decision.DEAD_LETTER
     assert "3 messages led to it" in admission.reason
     assert "stock.item.reserved -> orders.order.placed" in admission.reason
-    assert guard.snapshot()["billing.bill"]["quarantined"] == 1
+    assert guard.snapshot()["billing.bill"]["dead_lettered"] == 1
     assert guard.admit(chain(*[OrderPlaced] * 5), GIVE_BACK).decision is Decision.DEAD_LETTER  # else it never ended
 
 
@@ -138,12 +138,12 @@ def test_a_type_that_led_to_itself_is_reported_once_a_chain(caplog: pytest.LogCa
 
 
 def test_a_type_that_led_to_itself_is_quarantined_when_asked() -> None:
-    guard = StormGuard(on_repeat="quarantine")
+    guard = StormGuard(on_repeat="dead_letter")
     assert guard.admit(chain(OrderPlaced, ItemReserved), BILL).decision is Decision.ADMIT
     admission = guard.admit(chain(OrderPlaced, ItemReserved, OrderPlaced), BILL)
     assert admission.decision is Decision.DEAD_LETTER
     assert "one of its own type led to it" in admission.reason
-    assert guard.snapshot()["billing.bill"] == {"admitted": 1, "held": 0, "quarantined": 1, "repeated": 1}
+    assert guard.snapshot()["billing.bill"] == {"admitted": 1, "throttled": 0, "dead_lettered": 1, "repeated": 1}
 
 
 def test_what_is_quarantined_takes_nothing_from_the_rate(clock: Clock) -> None:
@@ -158,7 +158,7 @@ def test_what_is_quarantined_takes_nothing_from_the_rate(clock: Clock) -> None:
     [
         ({"rate": "quick"}, "100/second"),
         ({"max_hops": 0}, "at least 1"),
-        ({"on_repeat": "panic"}, "quarantine"),
+        ({"on_repeat": "panic"}, "dead_letter"),
         ({"storage": "tape://"}, "redis://"),
     ],
 )
