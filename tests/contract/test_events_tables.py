@@ -86,7 +86,7 @@ def publish(events: Events, *numbers: int, key: str | None = None) -> list[Envel
 
 
 def call(envelope: Envelope, **changes: Any) -> Call:
-    values = {"queue": QUEUE, "topic": envelope.topic, "body": envelope.encode(), "attempt": 1, "again": False}
+    values = {"queue": QUEUE, "topic": envelope.topic, "body": envelope.encode(), "attempt": 1, "redelivered": False}
     return Call(**{**values, **changes})
 
 

@@ -137,7 +137,7 @@ def test_forward(runner: Runner, agency: Agency, key: str, missing: list[str]) -
 
 @pytest.mark.parametrize(
     ("key", "left"),
-    [("compensation started", ["flight", "car", "hotel"]), ("half undone", ["car", "hotel"]), ("cancelled", ["hotel"])],
+    [("turned back", ["flight", "car", "hotel"]), ("half undone", ["car", "hotel"]), ("cancelled", ["hotel"])],
 )
 def test_backward(runner: Runner, agency: Agency, key: str, left: list[str]) -> None:
     record = runner.finish(IDS[key], None)
