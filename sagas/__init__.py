@@ -10,6 +10,7 @@ from sagas.errors import (
     DefinitionMissing,
     DuplicateName,
     InvalidInput,
+    InvalidToken,
     KeyConflict,
     NotAllowed,
     PayloadTooLarge,
@@ -18,6 +19,7 @@ from sagas.errors import (
     SagaError,
     SagaNotCompleted,
     SagaNotFound,
+    SignalRefused,
     StartError,
     StepFailed,
     StoreRefused,
@@ -28,6 +30,8 @@ from sagas.errors import (
     WaitTimeout,
 )
 from sagas.handle import SagaHandle
+from sagas.nodes import COMPENSATE, Sleep, Wait
+from sagas.signals import Completion
 from sagas.stores import SqlStore
 
 __all__ = [
@@ -36,6 +40,9 @@ __all__ = [
     "Step",
     "Parallel",
     "Pivot",
+    "Wait",
+    "Sleep",
+    "COMPENSATE",
     "Retry",
     "StepContext",
     "TerminalError",
@@ -44,6 +51,7 @@ __all__ = [
     "Sagas",
     "SqlStore",
     "SagaHandle",
+    "Completion",
     # reading it
     "SagaStatus",
     "StepStatus",
@@ -65,6 +73,8 @@ __all__ = [
     "AmbiguousSaga",
     "DefinitionMissing",
     "NotAllowed",
+    "SignalRefused",
+    "InvalidToken",
     "SagaNotCompleted",
     "WaitTimeout",
     "StoreRefused",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
+import uuid_utils
 from celery import Celery
 from typing_extensions import TypeVar
 
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
+from sagas import signals
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
@@ -19,6 +21,7 @@ from sagas.handle import SagaHandle
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
+from sagas.signals import Completion
 from sagas.transitions import Repair, Timing, Verdict
 
 if TYPE_CHECKING:
@@ -138,10 +141,11 @@ class Sagas(Generic[StoreT_co]):
         key: str | None = None,
         correlation_id: str | None = None,
         session: Session | scoped_session[Any] | Connection | None = None,
+        at: datetime | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
         self._check(saga)
-        next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
+        next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
         if next_.verdict is Verdict.DISPATCH:
             self._dispatch(next_, session)
         return SagaHandle(next_.record.id, self)
@@ -172,6 +176,75 @@ class Sagas(Generic[StoreT_co]):
     def find(self, name: str, key: str) -> SagaHandle:
         """Return the handle of a saga by its name and business key. Raises `SagaNotFound`."""
         return SagaHandle(self.store.find(name, key).id, self)
+
+    def signal(
+        self,
+        saga: str,
+        key: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> None:
+        """Send a signal to the wait `name` of the saga with this name and business key.
+
+        `payload`: of the type that the `Wait` declares, or a mapping of its fields. `id`: the same id twice counts
+        once; left out, each call is a signal of its own. `sender`: who sends it; it is kept. `session`: the signal
+        commits and rolls back with your transaction.
+
+        Raises `SagaNotFound`, `SignalRefused` where the saga no longer wants the signal or has another one,
+        `InvalidInput` for a payload of another type.
+        """
+        self.send_signal(self.store.find(saga, key).id, name, payload, id=id, sender=sender, session=session)
+
+    def send_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> None:
+        """Send a signal to a saga by its id. See `signal`."""
+        id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
+        next_ = signals.send(self.orchestrator, saga_id, name, payload, id=id, sender=sender, session=session)
+        self._go_on(next_, session)
+
+    def complete(
+        self,
+        token: str,
+        result: Any = None,
+        *,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> Completion:
+        """End the deferred step, or the `Wait`, that gave out this token. The saga goes on at once.
+
+        Returns `Completion.ACCEPTED`; `ENDED` where the step had ended before; `LATE` where the saga had given the
+        step up: what the step did is then compensated. `session`: as in `signal`.
+        Raises `InvalidToken`, and `InvalidInput` for a result of another type.
+        """
+        completion, next_ = signals.complete(self.orchestrator, token, result, session=session)
+        self._go_on(next_, session)
+        return completion
+
+    def fail(
+        self, token: str, error: str, *, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> Completion:
+        """Have the deferred step fail that gave out this token: it had no effect. The saga compensates.
+
+        Returns `Completion.ACCEPTED`, or `ENDED` where the step had ended before. Raises `InvalidToken`.
+        """
+        completion, next_ = signals.fail(self.orchestrator, token, error, session=session)
+        self._go_on(next_, session)
+        return completion
+
+    def _go_on(self, next_: Next, session: Session | scoped_session[Any] | Connection | None) -> None:
+        if next_.verdict is Verdict.DISPATCH:
+            self._dispatch(next_, session)
 
     # -- what handles and operators do --------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class StepStatus(enum.StrEnum):
 
     PENDING = "PENDING"  #: not begun, or waiting for its next attempt
     RUNNING = "RUNNING"  #: claimed: its action is at work
+    WAITING = "WAITING"  #: for a signal, an external completion or a moment; nobody is at work
     DONE = "DONE"  #: its action succeeded and the result is kept
     FAILED = "FAILED"  #: its action said that it had no effect
     IN_DOUBT = "IN_DOUBT"  #: nobody knows whether its action had an effect
@@ -100,6 +101,8 @@ SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
 STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     StepStatus.PENDING: {
         StepStatus.RUNNING: "claimed",
+        StepStatus.WAITING: "reached, and there is nothing to begin",
+        StepStatus.DONE: "the signal came before the wait began",
         StepStatus.FAILED: "could not be started",
         StepStatus.IN_DOUBT: "the saga turned back between two attempts",
         StepStatus.STUCK: "could not be started, at or after the pivot",
@@ -107,11 +110,20 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.RUNNING: {
         StepStatus.DONE: "the action succeeded",
+        StepStatus.WAITING: "the action has asked; somebody else answers",
+        StepStatus.SKIPPED: "its condition said no",
         StepStatus.PENDING: "the attempt failed or was lost, and another is due",
         StepStatus.FAILED: "the action raised TerminalError",
         StepStatus.IN_DOUBT: "out of attempts, or it ended after the saga had turned back",
         StepStatus.STUCK: "out of attempts, at or after the pivot",
         StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
+    },
+    StepStatus.WAITING: {
+        StepStatus.DONE: "the signal, the completion or the moment came",
+        StepStatus.FAILED: "the timeout of a wait, or a failure reported from outside",
+        StepStatus.IN_DOUBT: "given up after its deadline, or compensation started",
+        StepStatus.STUCK: "its deadline passed after the pivot",
+        StepStatus.COMPENSATED: "compensation started, with nothing to undo",
     },
     StepStatus.DONE: {
         StepStatus.COMPENSATING: "its compensation is claimed",
@@ -195,7 +207,9 @@ class StepRecord:
     lease_until: datetime | None = None  #: when the claim dies unless it is renewed
     deadline: datetime | None = None  #: when the attempt has run too long
     due_at: datetime | None = None  #: not to be tried before
+    opened_at: datetime | None = None  #: when its node had decided that it runs; None where there is nothing to decide
     sent_at: datetime | None = None  #: when a message was sent for it; None for the one that came with the chain
+    input: str | None = None  #: JSON of its own, such as who sent the signal that a wait received
     result: str | None = None  #: JSON; None while the outcome is unknown
     error: str | None = None
     started_at: datetime | None = None

@@ -7,19 +7,19 @@ import random
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
 from sagas.durations import finite_number, seconds, whole_number
-from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
+from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NotAllowed, UnboundParameter
 from sagas.functions import allows_none, bare, describe, finish, look_at
 from sagas.handle import SagaHandle
+from sagas.nodes import COMPENSATE, UNSAID, Node, Sleep, Wait
 from sagas.outline import Outline, OutlineNode
-from sagas.text import is_clean
-from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
+from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -31,17 +31,8 @@ __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 InputT = TypeVar("InputT", default=Any)
 
 _SAGA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
-#: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
-_STEP_NAME_LENGTH = 100
-
-#: In bytes, too. AMQP has no room for more.
-_QUEUE_NAME_LENGTH = 255
-
 #: The tasks `sagas.join` and `sagas.fail` are the library's own.
 _RESERVED = "sagas"
-
-#: Stands for "the author said nothing", which before the pivot is an error.
-_UNSAID: Any = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +90,25 @@ class StepContext:
     correlation_id: str
     _open_session: Callable[[], Session] = field(repr=False)
     _emit: Callable[[Any, str | None], None] = field(repr=False)
+    _token: str | None = field(default=None, repr=False)
 
     @property
     def idempotency_key(self) -> str:
         """The name of this step's effect: the same in every attempt of the action *and* of its compensation."""
         return f"{self.saga_id}:{self.step}"
+
+    @property
+    def token(self) -> str:
+        """The token with which another system completes this step: `sagas.complete(token, result)`.
+
+        Anybody who has it can complete the step: hand it only to the system that shall. A token of an earlier attempt
+        stays good. Raises `NotAllowed` in a step that is not deferred, and in a compensation.
+        """
+        if self._token is None:
+            raise NotAllowed(
+                f"saga {self.saga!r}, step {self.step!r}: only a deferred step, or a Wait's begin=, has a token"
+            )
+        return self._token
 
     @property
     def session(self) -> Session:
@@ -148,7 +153,7 @@ class _Source:
     has_default: bool = False  #: of a field that may be absent: then the parameter's own default applies
 
 
-class Step:
+class Step(Node):
     """One action of a saga and what undoes it.
 
     `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects to call. Parameters are
@@ -164,6 +169,12 @@ class Step:
         10 for a compensation and for an action after the pivot.
     `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
     `max_deliveries`: how many workers may die or be lost at this step before it is given up as in doubt.
+    `when`: run the step only if this function returns true. Its parameters are filled as those of the action. It is
+        called once, and its answer is stored. If it returns false, the result is None for later steps.
+    `deferred`: the action only asks another system, and returns. The step ends with `sagas.complete(token, result)` or
+        `sagas.fail(token, error)`; the token is `step.token`, where `step` is the context. `deadline`: seconds (or a
+        timedelta) after which the step is given up; the compensation then undoes what may have happened. `result`:
+        the type of the result that it is completed with.
     """
 
     is_pivot = False
@@ -173,37 +184,40 @@ class Step:
         name: str,
         action: Callable[..., Any],
         *,
-        compensation: Callable[..., Any] | None = _UNSAID,
+        compensation: Callable[..., Any] | None = UNSAID,
         timeout: float | timedelta = 300.0,
         start_timeout: float | timedelta | None = None,
         retry: Retry | None = None,
         compensation_retry: Retry | None = None,
         queue: str | None = None,
         max_deliveries: int = 5,
+        when: Callable[..., Any] | None = None,
+        deferred: bool = False,
+        deadline: float | timedelta | None = None,
+        result: Any = NO_TYPE,
     ) -> None:
-        if not name.isidentifier() or len(name.encode()) > _STEP_NAME_LENGTH:
-            raise DefinitionError(
-                f"step name {name!r} must be a Python identifier of at most {_STEP_NAME_LENGTH} bytes in UTF-8: later "
-                "steps ask for its result by a parameter of that name, and brokers carry no long names"
-            )
-        if queue is not None:
-            _check_queue_name(queue, f"step {name!r}")
-        self.name = name
-        self.action = action
-        self.compensation = compensation
-        self.timeout = seconds(timeout, f"step {name!r}: timeout", DefinitionError)
-        self.start_timeout = (
-            None if start_timeout is None else seconds(start_timeout, f"step {name!r}: start_timeout", DefinitionError)
+        super().__init__(
+            name,
+            action,
+            compensation=compensation,
+            when=when,
+            queue=queue,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            max_deliveries=max_deliveries,
         )
         self.retry = retry
         self.compensation_retry = compensation_retry
-        self.queue = queue
-        self.max_deliveries = whole_number(
-            max_deliveries, f"step {name!r}: max_deliveries", DefinitionError, why="else it would never run"
-        )
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+        if deferred != (deadline is not None):
+            raise DefinitionError(
+                f"step {name!r}: a deferred step needs a deadline: until then somebody has to complete it"
+                if deferred
+                else f"step {name!r}: a deadline is for deferred=True; `timeout` limits an attempt"
+            )
+        if result is not NO_TYPE and not deferred:
+            raise DefinitionError(f"step {name!r}: result= is for deferred=True; annotate what the action returns")
+        self.result = result
+        self.patience = None if deadline is None else seconds(deadline, f"step {name!r}: deadline", DefinitionError)
 
 
 class Pivot(Step):
@@ -213,11 +227,11 @@ class Pivot(Step):
 
 
 class Parallel:
-    """Steps that run at the same time. The next stage begins when all of them are done."""
+    """Nodes that run at the same time. The next stage begins when all of them are done."""
 
-    def __init__(self, *steps: Step) -> None:
-        if len(steps) < 2 or not all(isinstance(step, Step) for step in steps):
-            raise DefinitionError("Parallel takes two steps or more, and nothing but steps")
+    def __init__(self, *steps: Node) -> None:
+        if len(steps) < 2 or not all(isinstance(step, Node) for step in steps):
+            raise DefinitionError("Parallel takes two nodes or more, such as steps, and nothing else")
         if pivots := [step.name for step in steps if step.is_pivot]:
             raise DefinitionError(
                 f"the pivot {pivots[0]!r} cannot be one of several: it is where the saga commits itself"
@@ -229,22 +243,31 @@ class Parallel:
 
 
 class BoundStep:
-    """A step in its place in a saga: everything about it decided."""
+    """A node in its place in a saga: everything about it decided."""
 
     __slots__ = (
         "action",
         "compensation",
         "compensation_retry",
         "name",
+        "on_timeout",
         "past_pivot",
         "queue",
         "retry",
         "stage",
         "step",
+        "when",
     )
 
     def __init__(
-        self, step: Step, stage: int, action: _Bound, compensation: _Bound | None, *, past_pivot: bool
+        self,
+        step: Node,
+        stage: int,
+        action: _Bound,
+        compensation: _Bound | None,
+        when: _Bound | None,
+        *,
+        past_pivot: bool,
     ) -> None:
         self.name = step.name
         self.step = step
@@ -252,9 +275,19 @@ class BoundStep:
         self.queue = step.queue
         self.action = action
         self.compensation = compensation
+        self.when = when
         self.past_pivot = past_pivot
         self.retry = step.retry or (UNTIL_DONE if past_pivot else Retry())
         self.compensation_retry = step.compensation_retry or UNTIL_DONE
+        #: JSON of the value that a wait goes on with when its timeout is over; None where it compensates.
+        self.on_timeout: str | None = None
+        if isinstance(step, Wait) and step.on_timeout is not COMPENSATE:
+            self.on_timeout = dump(step.on_timeout, action.returns)
+
+    @property
+    def gives_token(self) -> bool:
+        """Whether another system may complete it by a token."""
+        return self.step.patience is not None and not self.step.is_open_at_once
 
 
 class _Starter(Protocol):
@@ -268,13 +301,15 @@ class _Starter(Protocol):
         key: str | None,
         correlation_id: str | None,
         session: Session | scoped_session[Any] | Connection | None,
+        at: datetime | None,
     ) -> SagaHandle: ...
 
 
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
 
-    `stages`: `Step`, `Pivot` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
+    `stages`: `Step`, `Pivot`, `Wait`, `Sleep` and
+    `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
     pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
     version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
     after which it turns back unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as
@@ -289,7 +324,7 @@ class Saga(Generic[InputT]):
     def __init__(
         self,
         name: str,
-        *stages: Step | Parallel,
+        *stages: Node | Parallel,
         input: type[InputT] | None = None,  # noqa: A002
         version: int = 1,
         timeout: float | timedelta | None = None,
@@ -333,6 +368,7 @@ class Saga(Generic[InputT]):
         key: str | None = None,
         correlation_id: str | None = None,
         session: Session | scoped_session[Any] | Connection | None = None,
+        at: datetime | None = None,
     ) -> SagaHandle:
         """Store a new saga, dispatch it, and return its handle.
 
@@ -341,6 +377,7 @@ class Saga(Generic[InputT]):
         `session`: a SQLAlchemy session or connection of the caller's, on the database that holds the sagas. The saga
             commits and rolls back with it, and is dispatched after the commit. Of an `AsyncSession` give its
             `sync_session`, within `run_sync`.
+        `at`: when it is to start, a `datetime` with a time zone. It is stored now, and can be cancelled until then.
 
         Raises `InvalidInput`, `PayloadTooLarge` or `KeyConflict`, with nothing stored; `StoreUnavailable` when the
         database does not answer. A broker that does not answer is no error: the saga is stored, and recovery
@@ -348,16 +385,18 @@ class Saga(Generic[InputT]):
         """
         if self._starter is None:
             raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
-        return self._starter.start(self, input, key=key, correlation_id=correlation_id, session=session)
+        return self._starter.start(self, input, key=key, correlation_id=correlation_id, session=session, at=at)
 
-    def _bind_stages(self, stages: tuple[Step | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
+    def _bind_stages(self, stages: tuple[Node | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         fields = self._input_fields()
-        results: dict[str, Any] = {}  # of earlier stages: step name -> type
+        results: dict[str, bool] = {}  # of earlier stages: node name -> whether its result may be absent
         names: set[str] = set()
         pivot: str | None = None
         for number, stage in enumerate(stages):
-            if not isinstance(stage, Step | Parallel):
-                raise DefinitionError(f"saga {self.name!r}: {stage!r} is neither a Step, a Pivot nor a Parallel")
+            if not isinstance(stage, Node | Parallel):
+                raise DefinitionError(
+                    f"saga {self.name!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep or Parallel"
+                )
             steps = stage.steps if isinstance(stage, Parallel) else (stage,)
             bound = []
             for step in steps:
@@ -377,47 +416,65 @@ class Saga(Generic[InputT]):
                 bound.append(self._bind_step(step, number, fields, results, where, past_pivot=pivot is not None))
             if isinstance(stage, Pivot):
                 pivot = stage.name
-            results.update({step.name: step.action.returns for step in bound})
+            results.update({step.name: _may_be_absent(step) for step in bound})
             yield tuple(bound)
 
     @staticmethod
-    def _check_compensation(step: Step, pivot: str | None, where: str) -> None:
-        undoable = step.compensation not in (_UNSAID, None)
+    def _check_compensation(step: Node, pivot: str | None, where: str) -> None:
+        undoable = step.compensation not in (UNSAID, None)
+        if step.is_pivot and step.when is not None:
+            raise DefinitionError(f"{where}: a pivot is never conditional: the saga commits itself there")
+        if step.is_pivot and step.patience is not None:
+            raise DefinitionError(f"{where}: a pivot cannot be deferred")
+        if pivot and isinstance(step, Wait) and step.on_timeout is COMPENSATE:
+            raise DefinitionError(
+                f"{where}: it comes after the pivot {pivot!r}, where nothing is compensated: give on_timeout= a value "
+                "to go on with"
+            )
         if step.is_pivot and undoable:
             raise DefinitionError(f"{where}: a pivot is never undone, so it takes no compensation")
         if pivot and undoable:
             raise DefinitionError(
                 f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation"
             )
-        if step.compensation is _UNSAID and not (step.is_pivot or pivot):
+        if step.compensation is UNSAID and not (step.is_pivot or pivot):
             raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
 
     def _bind_step(
         self,
-        step: Step,
+        step: Node,
         number: int,
         fields: Mapping[str, Any],
-        results: Mapping[str, Any],
+        results: Mapping[str, bool],
         where: str,
         *,
         past_pivot: bool,
     ) -> BoundStep:
         action = self._bind_function(step, step.action, f"{where}, action", fields, results, own=False)
         compensation = None
-        if step.compensation not in (_UNSAID, None):
+        if step.compensation not in (UNSAID, None):
             assert step.compensation is not None
             compensation = self._bind_function(
                 step, step.compensation, f"{where}, compensation", fields, results, own=True
             )
-        return BoundStep(step, number, action, compensation, past_pivot=past_pivot)
+        when = None
+        if step.when is not None:
+            when = self._bind_function(step, step.when, f"{where}, when", fields, results, own=False)
+        if isinstance(step, Wait):
+            action = replace(action, returns=_payload_type(step, where))
+        elif isinstance(step, Sleep):
+            action = replace(action, returns=None)
+        elif isinstance(step, Step) and step.patience is not None:
+            action = replace(action, returns=step.result)
+        return BoundStep(step, number, action, compensation, when, past_pivot=past_pivot)
 
     def _bind_function(
         self,
-        step: Step,
+        step: Node,
         given: Callable[..., Any],
         where: str,
         fields: Mapping[str, Any],
-        results: Mapping[str, Any],
+        results: Mapping[str, bool],
         *,
         own: bool,
     ) -> _Bound:
@@ -447,6 +504,11 @@ class Saga(Generic[InputT]):
             elif parameter.name in fields:
                 sources[parameter.name] = self._field(parameter, hint, given, where)
             elif parameter.name in results:
+                if results[parameter.name] and not allows_none(hint):
+                    raise DefinitionError(
+                        f"{where}: the result of {parameter.name!r} may be absent, since that node has when=. Give the "
+                        f"parameter of {describe(given)} a type that allows None"
+                    )
                 sources[parameter.name] = _Source("step", parameter.name, hint)
             elif parameter.default is parameter.empty:
                 offers = [*fields, *results, *(["result"] if own else [])]
@@ -484,19 +546,29 @@ class Saga(Generic[InputT]):
         return fields
 
 
-def _check_queue_name(queue: Any, where: str) -> None:
-    if not isinstance(queue, str):
+def _may_be_absent(step: BoundStep) -> bool:
+    return step.when is not None
+
+
+def _payload_type(wait: Wait, where: str) -> Any:
+    """Return the type of a wait's signal. Raises `DefinitionError` for one that cannot be kept."""
+    try:
+        check_type(wait.type)
+        if wait.on_timeout is not COMPENSATE:
+            dump(wait.on_timeout, wait.type)
+    except (TypeError, NotImplementedError, NameError) as error:
         raise DefinitionError(
-            f"{where}: queue={queue!r} must be a name; what else there is to say of the queue goes into task_queues"
-        )
-    if not queue or not is_clean(queue) or len(queue.encode()) > _QUEUE_NAME_LENGTH:
-        raise DefinitionError(
-            f"{where}: queue={queue!r} cannot be the name of a queue: brokers carry 1 to {_QUEUE_NAME_LENGTH} bytes of "
-            "UTF-8, without NUL"
-        )
-    if queue.startswith("amq."):
-        raise DefinitionError(f"{where}: queue={queue!r} cannot be declared: RabbitMQ keeps names with amq. for itself")
+            f"{where}: the payload or on_timeout={wait.on_timeout!r} cannot be kept: {error}"
+        ) from error
+    return wait.type
 
 
 def _outlined(step: BoundStep) -> OutlineNode:
-    return OutlineNode(step.name, "pivot" if step.step.is_pivot else "step", compensated=step.compensation is not None)
+    node = step.step
+    return OutlineNode(
+        step.name,
+        "pivot" if node.is_pivot else node.kind,
+        compensated=step.compensation is not None,
+        conditional=node.when is not None,
+        deferred=node.kind == "step" and node.patience is not None,
+    )

@@ -16,7 +16,9 @@
     ├── AmbiguousSaga            several sagas have what was given
     ├── DefinitionMissing        the running code cannot carry this saga; nothing was run
     ├── NotAllowed               the saga's state forbids what was asked
+    │   ├── SignalRefused          the saga no longer wants this signal, or has another one
     │   └── TransactionMisuse      a handler, a step or a projection ends a transaction that is not its own to end
+    ├── InvalidToken             no step has given out this token
     ├── SagaNotCompleted         a result was asked of a saga that has none
     ├── WaitTimeout              wait() gave up; the saga goes on
     ├── StoreUnavailable         the database did not answer; try again
@@ -60,6 +62,7 @@ __all__ = [
     "HandlersFailed",
     "InvalidInput",
     "InvalidMessage",
+    "InvalidToken",
     "KeyConflict",
     "NoHandler",
     "NotAllowed",
@@ -73,6 +76,7 @@ __all__ = [
     "SagaNotCompleted",
     "SagaNotFound",
     "SchemaRefused",
+    "SignalRefused",
     "StartError",
     "StepFailed",
     "StepSignal",
@@ -151,6 +155,14 @@ class DefinitionMissing(SagaError):
 
 class NotAllowed(SagaError):
     """What was asked does not fit the state that the saga is in."""
+
+
+class SignalRefused(NotAllowed):
+    """The saga no longer wants this signal, or has received another one. The error says what happened, and when."""
+
+
+class InvalidToken(SagaError):
+    """No step has given out this token."""
 
 
 class TransactionMisuse(NotAllowed):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
 from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["SagaHandle"]
 
@@ -23,6 +27,16 @@ class _Operations(Protocol):
     def load(self, saga_id: str) -> SagaRecord: ...
     def result(self, record: SagaRecord) -> Mapping[str, Any]: ...
     def cancel(self, saga_id: str, reason: str) -> SagaRecord: ...
+    def send_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any,
+        *,
+        id: str | None,  # noqa: A002
+        sender: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+    ) -> None: ...
 
 
 class SagaHandle:
@@ -100,6 +114,18 @@ class SagaHandle:
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_LOOK)
+
+    def signal(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> None:
+        """Send a signal to the wait `name` of the saga. See `Sagas.signal`."""
+        self._operations.send_signal(self.id, name, payload, id=id, sender=sender, session=session)
 
     def cancel(self, reason: str = "cancelled") -> SagaStatus:
         """Turn the saga back: what has begun is undone. Returns the status at once; `wait()` for the end.

@@ -5,13 +5,15 @@ From then on the record owns them. They are what runs, what is undone, and what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
-from sagas.definition import Saga
+from sagas.definition import BoundStep, Saga
 
-__all__ = ["current_stage", "opened", "settled"]
+__all__ = ["current_stage", "goes_on", "is_early", "is_undecided", "opened", "settled"]
 
 RecordT = TypeVar("RecordT", bound=SagaSummary)
 
@@ -28,17 +30,49 @@ def opened(saga: Saga, record: RecordT) -> RecordT:
     """Return the record with the steps of the stage that it is at; the same record if it has them."""
     if record.direction is Direction.BACKWARD or record.status in AT_REST:
         return record
-    number = max((step.stage for step in record.steps.values()), default=0)
     steps = dict(record.steps)
+    # A wait whose signal came early has its step before its stage is reached.
+    number = max((step.stage for step in steps.values() if step.started_seq or not is_early(step)), default=0)
     while number < len(saga.stages):
         for node in saga.stages[number]:
             if node.name not in steps:
-                seq = 1 + max((step.seq for step in steps.values()), default=0)
-                steps[node.name] = StepRecord(node=node.name, seq=seq, stage=number)
+                steps[node.name] = _opened(node, steps, record.stage_ready_at)
         if not all(settled(saga, step, record.direction) for step in steps.values() if step.stage == number):
             break
         number += 1
     return record if len(steps) == len(record.steps) else replace(record, steps=steps)
+
+
+def _opened(node: BoundStep, steps: Mapping[str, StepRecord], now: datetime) -> StepRecord:
+    """Return the step of a node that is reached. Where no function has to be asked, it begins to wait at once."""
+    seq = 1 + max((step.seq for step in steps.values()), default=0)
+    step = StepRecord(node=node.name, seq=seq, stage=node.stage, kind=node.step.kind)
+    if not node.step.is_open_at_once:
+        return step
+    return step.move(
+        StepStatus.WAITING,
+        started_seq=1 + max((each.started_seq for each in steps.values()), default=0),
+        opened_at=now,
+        started_at=now,
+        due_at=node.step.until(node.action.function(), now),
+    )
+
+
+def is_early(step: StepRecord) -> bool:
+    """Tell whether a step has its result though its stage has not been reached: a signal came early."""
+    return step.kind == "wait" and step.status is StepStatus.DONE and not step.started_seq
+
+
+def goes_on(saga: Saga, number: int) -> bool:
+    """Tell whether the chain of messages goes on from a stage to the next one.
+
+    It ends at a step that waits after its function has returned, and before a node that begins to wait without a
+    message. Whoever ends such a stage dispatches the rest.
+    """
+    if any(node.step.waits for node in saga.stages[number]):
+        return False
+    following = saga.stages[number + 1] if number + 1 < len(saga.stages) else ()
+    return not any(node.step.is_open_at_once for node in following)
 
 
 def current_stage(saga: Saga, record: SagaSummary) -> tuple[StepRecord, ...]:
@@ -56,5 +90,10 @@ def settled(saga: Saga, step: StepRecord, direction: Direction) -> bool:
         return step.status in _FORWARD_SETTLED
     if step.status is StepStatus.RUNNING:
         return False  # its action is still at work: what it leaves behind is not known yet
-    never_began = step.status is StepStatus.FAILED and not step.started_seq
+    never_began = is_undecided(saga, step) or (step.status is StepStatus.FAILED and not step.started_seq)
     return saga.steps[step.node].compensation is None or never_began or step.status not in _TO_UNDO
+
+
+def is_undecided(saga: Saga, step: StepRecord) -> bool:
+    """Tell whether the condition of a step has not been answered: then its action has not been called."""
+    return saga.steps[step.node].when is not None and step.opened_at is None

@@ -13,13 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uuid_utils
 
-from sagas import transitions
+from sagas import tokens, transitions
 from sagas.causes import CURRENT, Cause, within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
 from sagas.definition import BoundStep, Saga, StepContext
@@ -39,12 +39,25 @@ from sagas.errors import (
 )
 from sagas.functions import refuse_unfinished
 from sagas.leases import Leases
+from sagas.nodes import Sleep
 from sagas.observers import SUCCEEDED, Attempt, Observers, Start
+from sagas.opening import is_undecided
 from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
 from sagas.text import clean, describe, is_clean
-from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.transitions import (
+    SKIPPED,
+    Case,
+    Change,
+    Failure,
+    Outcome,
+    Repair,
+    Skipped,
+    Timing,
+    Verdict,
+    Waiting,
+)
 from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
 
 if TYPE_CHECKING:
@@ -91,6 +104,7 @@ class Claim:
     record: SagaRecord
     name: str
     owner: str
+    token: str = field(repr=False)  #: with which another system may complete it
 
 
 class Publisher(Protocol):
@@ -170,6 +184,7 @@ class Orchestrator:
         key: str | None,
         correlation_id: str | None,
         session: Session | scoped_session[Any] | Connection | None,
+        at: datetime | None = None,
     ) -> Next:
         """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
         text = self._encode_input(saga, given)
@@ -191,6 +206,11 @@ class Orchestrator:
                     "without white space around it, NUL or lone surrogates"
                 )
         now = self.store.now()
+        if at is not None and at.tzinfo is None:
+            raise InvalidInput(f"saga {saga.name!r}: at={at!r} has no time zone")
+        ready_at = now if at is None else max(at.astimezone(UTC), now)
+        # Recovery begins what is to start later, and what begins to wait without a message.
+        later = ready_at > now or any(node.step.is_open_at_once for node in saga.stages[0])
         record = SagaRecord(
             id=saga_id,
             name=saga.name,
@@ -202,9 +222,10 @@ class Orchestrator:
             input=text,
             created_at=now,
             updated_at=now,
-            stage_ready_at=now,
-            deadline=None if saga.timeout is None else now + timedelta(seconds=saga.timeout),
-            next_check_at=now + timedelta(seconds=self.timing.redispatch_after),
+            stage_ready_at=ready_at,
+            dispatches=0 if later else 1,
+            deadline=None if saga.timeout is None else ready_at + timedelta(seconds=saga.timeout),
+            next_check_at=ready_at if later else now + timedelta(seconds=self.timing.redispatch_after),
         )
         with self.observers.during(Start(record)) as start:
             if start.traceparent is not None:
@@ -213,7 +234,7 @@ class Orchestrator:
         if stored.id == saga_id:
             if self.observers:
                 self.store.after_commit(session, lambda: self.observers.changed(None, record))
-            return Next(Verdict.DISPATCH, "", record, plan(saga, record))
+            return Next(Verdict.DISPATCH, "", record, None if later else plan(saga, record))
         # Compared as values: a default that was left out and one that was given are the same.
         if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
             raise KeyConflict(
@@ -251,14 +272,15 @@ class Orchestrator:
         """
         if claim is None:
             owner = str(uuid_utils.uuid7())
+            token, digest = tokens.new(saga_id, name)
 
             def check(case: Case) -> Change:
-                return transitions.claim(case, name, epoch, owner)
+                return transitions.claim(case, name, epoch, owner, _digest(case, name, digest))
 
-            claimed = self._insist(lambda: self._change(saga_id, check, step=name), _CLAIM_PATIENCE)
+            claimed = self._insist(lambda: self.change(saga_id, check, step=name), _CLAIM_PATIENCE)
             if claimed.verdict is not Verdict.ACT:
                 return claimed
-            claim = Claim(claimed.record, name, owner)
+            claim = Claim(claimed.record, name, owner, token)
         return self._act_and_record(claim, following)
 
     def _act_and_record(self, claim: Claim, following: str | None) -> Next:
@@ -270,10 +292,16 @@ class Orchestrator:
             ExitStack() as resources,
             self.observers.during(seen),
         ):
-            attempt = _Attempt(self, claim.record, name, resources)
+            attempt = _Attempt(self, claim, resources)
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
-                result = attempt.act()
+                if not attempt.decide():
+                    result: str | Waiting | Skipped | None = SKIPPED
+                elif attempt.is_undecided and (kept := self._keep_decision(claim)).verdict is not Verdict.ACT:
+                    return kept
+                else:
+                    attempt.record = kept.record if attempt.is_undecided else attempt.record
+                    result = attempt.act()
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
                 resources.close()  # where that fails the step has failed
@@ -301,18 +329,18 @@ class Orchestrator:
         self,
         attempt: _Attempt,
         owner: str,
-        outcome: str | Failure | None,
+        outcome: str | Failure | Waiting | Skipped | None,
         following: str | None = None,
     ) -> Next:
         epoch, next_owner = attempt.record.epoch, str(uuid_utils.uuid7())
+        token, digest = tokens.new(attempt.record.id, following) if following is not None else ("", "")
 
         def record(case: Case) -> Change:
-            if isinstance(outcome, Failure):
-                return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
-            done = transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
+            done = _recorded(case, attempt, owner, outcome)
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
-            claimed = transitions.claim(case.on(done.record), following, epoch, next_owner)
+            case = case.on(done.record)
+            claimed = transitions.claim(case, following, epoch, next_owner, _digest(case, following, digest))
             if claimed.verdict is not Verdict.ACT:
                 return done
             return replace(done, record=claimed.record, history=done.history + claimed.history)
@@ -320,23 +348,37 @@ class Orchestrator:
         # The effect is there: it is worth insisting for as long as the claim may live.
         emitted = None if isinstance(outcome, Failure) else attempt
         next_ = self._insist(
-            lambda: self._change(attempt.record.id, record, loaded=attempt.record, emitted=emitted), self.timing.lease
+            lambda: self.change(attempt.record.id, record, loaded=attempt.record, emitted=emitted), self.timing.lease
         )
         if following is not None and next_.record.step(following).owner == next_owner:
-            return replace(next_, claim=Claim(next_.record, following, next_owner))
+            return replace(next_, claim=Claim(next_.record, following, next_owner, token))
         return next_
 
-    def _record_within(self, attempt: _Attempt, owner: str, result: str | None, seen: Attempt) -> Next:
+    def _keep_decision(self, claim: Claim) -> Next:
+        """Keep that the condition of a step said yes, before its action is called."""
+        return self._insist(
+            lambda: self.change(claim.record.id, lambda case: transitions.decided(case, claim.name, claim.owner)),
+            self.timing.lease,
+        )
+
+    def _record_within(
+        self, attempt: _Attempt, owner: str, result: str | Waiting | Skipped | None, seen: Attempt
+    ) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:
             if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
                 raise _Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
-            return transitions.succeed(case, attempt.name, owner, attempt.direction, result)
+            return _recorded(case, attempt, owner, result)
 
         told: list[Callable[[], None]] = []
-        next_ = self._change(
-            attempt.record.id, record, loaded=attempt.record, session=attempt.session, emitted=attempt, told=told
+        next_ = self.change(
+            attempt.record.id,
+            record,
+            loaded=attempt.record,
+            session=attempt.session,
+            emitted=attempt,
+            told=told,
         )
         attempt.resources.close()  # commits
         seen.end(SUCCEEDED)
@@ -348,14 +390,14 @@ class Orchestrator:
 
     def join(self, saga_id: str, name: str, epoch: int) -> Next:
         return self._insist(
-            lambda: self._change(saga_id, lambda case: transitions.join(case, name, epoch), step=name),
+            lambda: self.change(saga_id, lambda case: transitions.join(case, name, epoch), step=name),
             _CLAIM_PATIENCE,
         )
 
     def report(self, saga_id: str, name: str, epoch: int) -> Next:
         """link_error fired: turn the saga back, unless somebody has."""
         return self._insist(
-            lambda: self._change(
+            lambda: self.change(
                 saga_id,
                 lambda case: transitions.report(case, name, epoch),
                 step=name,
@@ -400,15 +442,15 @@ class Orchestrator:
 
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. DISPATCH: send its plan. OVERDUE: find out whether its message is lost."""
-        return self._change(saga_id, transitions.examine)
+        return self.change(saga_id, transitions.examine)
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
         """Have an overdue saga's messages sent once more."""
-        return self._change(saga_id, lambda case: transitions.redispatch(case, step, sent_at))
+        return self.change(saga_id, lambda case: transitions.redispatch(case, step, sent_at))
 
     def not_sent(self, saga_id: str, why: str, *, broker_answers: bool) -> None:
         """No broker took the plan of a saga: show that on the saga, and look at it again before long."""
-        self._change(
+        self.change(
             saga_id,
             lambda case: transitions.not_sent(case, why, broker_answers=broker_answers),
         )
@@ -417,11 +459,11 @@ class Orchestrator:
 
     def cancel(self, saga_id: str, reason: str, actor: str | None = None) -> Next:
         reason, actor = _said(reason), _named(actor)
-        return self._change(saga_id, lambda case: transitions.cancel(case, reason, actor))
+        return self.change(saga_id, lambda case: transitions.cancel(case, reason, actor))
 
     def resume(self, saga_id: str, reason: str, actor: str | None = None) -> Next:
         reason, actor = _said(reason), _named(actor)
-        return self._change(saga_id, lambda case: transitions.resume(case, reason, actor))
+        return self.change(saga_id, lambda case: transitions.resume(case, reason, actor))
 
     def repair(
         self, saga_id: str, step: str, how: Repair, *, reason: str, actor: str | None = None, result: Any = None
@@ -444,7 +486,7 @@ class Orchestrator:
                     )
             return transitions.repair(case, step, how, reason, actor=actor, result=text)
 
-        return self._change(saga_id, decide, step=step)
+        return self.change(saga_id, decide, step=step)
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         """Return what the steps of a saga returned, as the types that their actions declare."""
@@ -454,19 +496,19 @@ class Orchestrator:
             if step.status is StepStatus.SKIPPED
             else load(step.result or "null", saga.steps[step.node].action.returns)
             for step in record.steps.values()
-            if step.status in (StepStatus.DONE, StepStatus.SKIPPED)
+            if step.status in (StepStatus.DONE, StepStatus.SKIPPED) and step.kind != "timer"
         }
 
     # -- the one way to change a saga ---------------------------------------------------------------------------
 
-    def _change(
+    def change(
         self,
         saga_id: str,
         decide: _Decide,
         *,
         step: str | None = None,
         loaded: SagaRecord | None = None,
-        session: Session | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
         emitted: _Attempt | None = None,
         told: list[Callable[[], None]] | None = None,
     ) -> Next:
@@ -476,7 +518,7 @@ class Orchestrator:
         `told`: where to put what observers are told, for after the commit of `session`.
         """
         while True:
-            before = loaded or self.store.load(saga_id)
+            before = loaded or self.store.load(saga_id, session)
             loaded = None
             try:
                 saga = self.definition(before, step)
@@ -496,7 +538,10 @@ class Orchestrator:
                 after = saved
                 if self.observers:
                     tell = functools.partial(self.observers.changed, before, after, change.history)
-                    tell() if told is None else told.append(tell)
+                    if told is None:
+                        self.store.after_commit(session, tell)
+                    else:
+                        told.append(tell)
             dispatch = plan(saga, after) if change.verdict in _PLANNED else None
             return Next(change.verdict, change.note, after, dispatch)
 
@@ -520,7 +565,7 @@ class Orchestrator:
             self.store.save(record, replace(record, error=error))
 
     def _renew(self, saga_id: str, name: str, owner: str) -> bool:
-        next_ = self._change(saga_id, lambda case: transitions.renew(case, name, owner), step=name)
+        next_ = self.change(saga_id, lambda case: transitions.renew(case, name, owner), step=name)
         return next_.verdict is Verdict.ACT
 
     @staticmethod
@@ -537,6 +582,24 @@ class Orchestrator:
                 pause = min(pause * 2, 1.0)
 
 
+def _digest(case: Case, name: str, digest: str) -> str | None:
+    """Return the hash of a token if the step may give one out."""
+    return digest if name in case.record.steps and case.node(case.record.step(name)).gives_token else None
+
+
+def _recorded(case: Case, attempt: _Attempt, owner: str, outcome: str | Failure | Waiting | Skipped | None) -> Change:
+    """Decide what an attempt that has ended does to its saga."""
+    match outcome:
+        case Failure():
+            return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
+        case Waiting():
+            return transitions.wait(case, attempt.name, owner, outcome.until)
+        case Skipped():
+            return transitions.skip(case, attempt.name, owner)
+        case _:
+            return transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
+
+
 class _Fenced(Exception):
     """The transaction of a step found that the saga has moved on without it. What else the step did is not known."""
 
@@ -544,7 +607,8 @@ class _Fenced(Exception):
 class _Attempt:
     """One attempt at an action or a compensation."""
 
-    def __init__(self, orchestrator: Orchestrator, record: SagaRecord, name: str, resources: ExitStack) -> None:
+    def __init__(self, orchestrator: Orchestrator, claim: Claim, resources: ExitStack) -> None:
+        record, name = claim.record, claim.name
         self.saga = orchestrator.definition(record, name)
         self.step: BoundStep = self.saga.steps[record.step(name).node]
         self.record = record
@@ -553,22 +617,25 @@ class _Attempt:
         self.resources = resources
         self.session: Session | None = None
         self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
+        self._token = claim.token if self.step.gives_token and self.direction is Direction.FORWARD else None
         self._orchestrator = orchestrator
+        #: Whether its condition is to be asked in this attempt.
+        self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
 
-    def act(self) -> str | None:
-        """Call the function with what it asks for; return its result as JSON."""
+    def decide(self) -> bool:
+        """Ask the condition of the step, unless it has been answered. True where there is none."""
+        return not self.is_undecided or bool(self._call(self.step.when))
+
+    def act(self) -> str | Waiting | None:
+        """Call the function with what it asks for; return its result as JSON, or until when the step waits."""
         bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
-        assert bound is not None
-        try:
-            values = {name: self._value(source) for name, source in bound.sources.items()}
-            arguments = {name: value for name, value in values.items() if value is not ABSENT}
-        except Exception as error:
-            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
-            raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
-        returned = bound(**arguments)
+        returned = self._call(bound)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
             return None
+        if self.step.step.waits:
+            return Waiting(self._until(returned))
+        assert bound is not None
         try:
             refuse_unfinished(returned)
             text = dump(returned, bound.returns)
@@ -581,6 +648,25 @@ class _Attempt:
             )
         return text
 
+    def _until(self, returned: Any) -> datetime:
+        try:
+            until = self.step.step.until(returned, self._orchestrator.store.now())
+        except TypeError as error:
+            raise TerminalError(str(error)) from error
+        if isinstance(self.step.step, Sleep) and self.step.step.jitter:
+            until += timedelta(seconds=self.step.step.jitter * random.random())  # noqa: S311 - it spreads load
+        return until
+
+    def _call(self, bound: Any) -> Any:
+        assert bound is not None
+        try:
+            values = {name: self._value(source) for name, source in bound.sources.items()}
+            arguments = {name: value for name, value in values.items() if value is not ABSENT}
+        except Exception as error:
+            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
+            raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
+        return bound(**arguments)
+
     def _value(self, source: Any) -> Any:
         match source.kind:
             case "context":
@@ -590,6 +676,8 @@ class _Attempt:
             case "field":
                 value = load(self.record.input, self.saga.input)
                 return field_of(value, source.name, ABSENT if source.has_default else None)
+            case "step" if self.record.step(source.name).status is StepStatus.SKIPPED:
+                return None
             case "step":
                 stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
             case _:
@@ -608,6 +696,7 @@ class _Attempt:
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
             _open_session=self.open_session,
+            _token=self._token,
             _emit=self._emit,
         )
 

@@ -3,7 +3,8 @@
 The outline tells whether running code still has the definition that a saga was started with. It also lets tools draw
 and list a saga whose definition is in other code. In JSON, a node is an object, and a parallel stage is an array::
 
-    [{"step": "reserve"}, [{"step": "authorize"}, {"step": "quote", "compensation": false}], {"pivot": "capture"}]
+    [{"step": "reserve"}, [{"step": "authorize"}, {"step": "quote", "compensation": false}], {"pivot": "capture"},
+     {"wait": "pickup"}, {"timer": "grace", "when": true}]
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from sagas.checkpoints import SagaSummary, StepRecord
 __all__ = ["Outline", "OutlineNode", "steps_of"]
 
 _COMPENSATION = "compensation"
+_WHEN = "when"
+_DEFERRED = "deferred"
+_MARKS = frozenset({_COMPENSATION, _WHEN, _DEFERRED})
+
+#: Kinds of nodes that something undoes unless the outline says otherwise.
+_COMPENSATED = frozenset({"step"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +34,34 @@ class OutlineNode:
     name: str
     kind: str = "step"
     compensated: bool = True  #: whether something undoes it
+    conditional: bool = False  #: whether it has `when=`
+    deferred: bool = False  #: whether another system completes it
 
     @property
     def is_pivot(self) -> bool:
         return self.kind == "pivot"
 
     def as_json(self) -> dict[str, str | bool]:
-        """Return the object that stands for the node. A compensation goes without saying."""
+        """Return the object that stands for the node. Of a step, a compensation is taken for granted."""
         node: dict[str, str | bool] = {self.kind: self.name}
-        if not self.compensated and not self.is_pivot:
-            node[_COMPENSATION] = False
+        if self.compensated is not (self.kind in _COMPENSATED):
+            node[_COMPENSATION] = self.compensated
+        if self.conditional:
+            node[_WHEN] = True
+        if self.deferred:
+            node[_DEFERRED] = True
         return node
 
     @classmethod
     def from_json(cls, node: dict[str, str | bool]) -> OutlineNode:
-        compensated = node.get(_COMPENSATION, True) is True
-        [(kind, name)] = [(key, value) for key, value in node.items() if key != _COMPENSATION]
-        return cls(str(name), kind, compensated=compensated and kind != "pivot")
+        [(kind, name)] = [(key, value) for key, value in node.items() if key not in _MARKS]
+        return cls(
+            str(name),
+            kind,
+            compensated=bool(node.get(_COMPENSATION, kind in _COMPENSATED)),
+            conditional=bool(node.get(_WHEN, False)),
+            deferred=bool(node.get(_DEFERRED, False)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,6 @@ def steps_of(record: SagaSummary) -> list[StepRecord]:
 
 
 def _described(node: OutlineNode) -> str:
-    if node.is_pivot:
-        return f"{node.name} (pivot)"
-    return node.name if node.compensated else f"{node.name} (no compensation)"
+    marks = [node.kind] if node.kind != "step" else [] if node.compensated else ["no compensation"]
+    marks += ["conditional"] * node.conditional + ["deferred"] * node.deferred
+    return f"{node.name} ({', '.join(marks)})" if marks else node.name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
-from sagas.opening import current_stage, opened, settled
+from sagas.opening import current_stage, goes_on, opened, settled
 
 __all__ = ["Plan", "Stage", "plan"]
 
@@ -46,7 +46,8 @@ def plan(saga: Saga, record: SagaSummary) -> Plan:
     if record.status in AT_REST or not stage:
         return nothing
     unsettled = [step for step in stage if not settled(saga, step, record.direction)]
-    first = tuple(step.name for step in unsettled if not step.held and step.status is not StepStatus.STUCK)
+    idle = (StepStatus.STUCK, StepStatus.WAITING)
+    first = tuple(step.name for step in unsettled if not step.held and step.status not in idle)
     if not first:
         return nothing
     number = stage[0].stage
@@ -56,8 +57,13 @@ def plan(saga: Saga, record: SagaSummary) -> Plan:
 
 
 def _ahead(saga: Saga, number: int) -> list[Stage]:
-    """Return the stages that have not been opened yet."""
-    return [Stage(tuple(node.name for node in nodes), joined=len(nodes) > 1) for nodes in saga.stages[number + 1 :]]
+    """Return the stages that have not been opened yet, up to the first one that the chain does not lead to."""
+    stages = []
+    while number + 1 < len(saga.stages) and goes_on(saga, number):
+        number += 1
+        nodes = saga.stages[number]
+        stages.append(Stage(tuple(node.name for node in nodes), joined=len(nodes) > 1))
+    return stages
 
 
 def _behind(saga: Saga, record: SagaSummary, number: int) -> list[Stage]:

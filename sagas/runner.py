@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sagas.checkpoints import AT_REST, SagaRecord
+from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
 from sagas.endings import interruptible
 from sagas.leases import Leases
+from sagas.opening import current_stage, settled
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.stores import CheckpointStore
@@ -52,6 +53,8 @@ class Runner:
         with interruptible():
             self._carry(plan)
             while (record := self.orchestrator.store.load(saga_id)).status not in AT_REST:
+                if self._waits_for_others(record):
+                    break
                 assert record.next_check_at is not None
                 self._clocked.move_to(record.next_check_at)
                 found = self.orchestrator.examine(saga_id)
@@ -59,6 +62,22 @@ class Runner:
                     found = self._redispatch(found)
                 self._carry(found.plan)
         return record
+
+    def advance(self, time: timedelta) -> None:
+        """Let time pass."""
+        self._clocked.move_to(self.now + time)
+
+    def _waits_for_others(self, record: SagaRecord) -> bool:
+        """Tell whether nothing happens to a saga until somebody sends a signal or completes a step."""
+        saga = self.orchestrator.definition(record)
+        left = [step for step in current_stage(saga, record) if not settled(saga, step, record.direction)]
+        return bool(left) and all(
+            step.status is StepStatus.WAITING
+            and step.kind != "timer"
+            and step.due_at is not None
+            and step.due_at > self.now
+            for step in left
+        )
 
     def _redispatch(self, overdue: Next) -> Next:
         assert overdue.plan is not None

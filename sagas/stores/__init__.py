@@ -58,8 +58,11 @@ class CheckpointStore(Protocol):
         that.
         """
 
-    def load(self, saga_id: str) -> SagaRecord:
-        """Return a saga with all its steps. Raises `SagaNotFound`."""
+    def load(self, saga_id: str, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+        """Return a saga with all its steps; with `session`, lock it until that transaction ends.
+
+        Raises `SagaNotFound`.
+        """
 
     def find(self, name: str, key: str) -> SagaRecord:
         """Return the saga of this name and key. Raises `SagaNotFound`."""
@@ -71,7 +74,7 @@ class CheckpointStore(Protocol):
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
-        session: Session | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaRecord | None:
         """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first.
 

@@ -19,7 +19,7 @@ import msgspec
 
 from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
 from sagas.errors import ConfigurationError
-from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
+from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
 
 __all__ = ["Archive", "Archived", "load_archive"]
 
@@ -114,9 +114,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _decoded(record: SagaRecord, codec: Codec) -> SagaRecord:
     steps = {
-        name: step
-        if step.result is None
-        else replace(step, result=codec.decode(step.result, result_of(record.id, name)))
+        name: replace(
+            step,
+            input=None if step.input is None else codec.decode(step.input, own_input_of(record.id, name)),
+            result=None if step.result is None else codec.decode(step.result, result_of(record.id, name)),
+        )
         for name, step in record.steps.items()
     }
     return replace(record, input=codec.decode(record.input, input_of(record.id)), steps=steps)

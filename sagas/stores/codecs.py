@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sagas.errors import PayloadUnreadable
 
-__all__ = ["AS_STORED", "MARK", "PLAIN", "Codec", "input_of", "result_of"]
+__all__ = ["AS_STORED", "MARK", "PLAIN", "Codec", "input_of", "own_input_of", "result_of"]
 
 #: What encoded text begins with. No JSON does, so the two are never taken for each other.
 MARK = "~"
@@ -31,6 +31,11 @@ class Codec(Protocol):
 def input_of(saga_id: str) -> str:
     """Return what the input of a saga is called to a codec."""
     return f"{saga_id}:input"
+
+
+def own_input_of(saga_id: str, step: str) -> str:
+    """Return what the input of a step's own is called to a codec."""
+    return f"{saga_id}:input:{step}"
 
 
 def result_of(saga_id: str, step: str) -> str:

@@ -101,8 +101,8 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 
 def steps_of(ids: list[str]) -> Select[Any]:
-    """The steps of these sagas, without their results."""
-    columns = [column for column in _steps if column is not _steps.result]
+    """The steps of these sagas, without their payloads."""
+    columns = [column for column in _steps if column is not _steps.result and column is not _steps.input]
     return select(*columns).where(_steps.saga_id.in_(ids)).order_by(_steps.saga_id, _steps.seq)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 
 from sagas.checkpoints import step_name
 from sagas.errors import NotAllowed, PayloadUnreadable, StoreUnavailable
 from sagas.stores import audit, schema
-from sagas.stores.codecs import input_of, result_of
+from sagas.stores.codecs import input_of, own_input_of, result_of
 from sagas.stores.engines import reading
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ _INPUT = (
     .where(_sagas.id == bindparam("_id"), _sagas.revision == bindparam("_revision"))
     .values(input=bindparam("_input"), revision=bindparam("_revision") + 1)
 )
-_RESULT = (
+_OF_STEP = (
     update(schema.steps)
     .where(_steps.saga_id == bindparam("_id"), _steps.seq == bindparam("_seq"))
-    .values(result=bindparam("_result"))
+    .values(input=bindparam("_input"), result=bindparam("_result"))
 )
 
 
@@ -44,7 +44,7 @@ class _Stale:
     saga_id: str
     revision: int
     input: str
-    results: Mapping[str, str]
+    steps: Mapping[int, tuple[str | None, str | None]]  #: by number: the input and the result of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +125,24 @@ def _stale(store: SqlStore, ids: Sequence[str], unreadable: dict[str, PayloadUnr
     with reading(store.engine) as connection:
         columns = select(_sagas.id, _sagas.revision, _sagas.input).where(_sagas.id.in_(ids))
         rows = connection.execute(columns).mappings().all()
-        query = select(_steps.saga_id, _steps.seq, _steps.node, _steps.item, _steps.result)
-        with_result = query.where(_steps.saga_id.in_(ids), _steps.result.is_not(None))
-        results: dict[str, list[RowMapping]] = {}
-        for step in connection.execute(with_result).mappings():
-            results.setdefault(step["saga_id"], []).append(step)
+        query = select(_steps.saga_id, _steps.seq, _steps.node, _steps.item, _steps.input, _steps.result)
+        with_payload = query.where(_steps.saga_id.in_(ids), or_(_steps.input.is_not(None), _steps.result.is_not(None)))
+        steps: dict[str, list[RowMapping]] = {}
+        for step in connection.execute(with_payload).mappings():
+            steps.setdefault(step["saga_id"], []).append(step)
     found = []
     for row in rows:
         input_ = again(row["input"], input_of(row["id"]))
-        written = {
-            step["seq"]: text
-            for step in results.get(row["id"], ())
-            if (text := again(step["result"], result_of(row["id"], step_name(step["node"], step["item"])))) is not None
-        }
+        written = {}
+        for step in steps.get(row["id"], ()):
+            name = step_name(step["node"], step["item"])
+            own = None if step["input"] is None else again(step["input"], own_input_of(row["id"], name))
+            result = None if step["result"] is None else again(step["result"], result_of(row["id"], name))
+            if own is not None or result is not None:
+                written[step["seq"]] = (
+                    step["input"] if own is None else own,
+                    step["result"] if result is None else result,
+                )
         if written or input_ is not None:
             found.append(_Stale(row["id"], row["revision"], row["input"] if input_ is None else input_, written))
     return found
@@ -148,12 +153,15 @@ def _write(connection: Connection, stale: Sequence[_Stale]) -> set[str]:
     free = select(_sagas.id).where(_sagas.id.in_([each.saga_id for each in stale]))
     ids = set(connection.execute(free.with_for_update(skip_locked=True)).scalars())
     done = set()
-    results: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     for each in stale:
         values = {"_id": each.saga_id, "_revision": each.revision, "_input": each.input}
         if each.saga_id in ids and connection.execute(_INPUT, values).rowcount == 1:
             done.add(each.saga_id)
-            results += [{"_id": each.saga_id, "_seq": seq, "_result": text} for seq, text in each.results.items()]
-    if results:
-        connection.execute(_RESULT, results)
+            steps += [
+                {"_id": each.saga_id, "_seq": seq, "_input": own, "_result": result}
+                for seq, (own, result) in each.steps.items()
+            ]
+    if steps:
+        connection.execute(_OF_STEP, steps)
     return done

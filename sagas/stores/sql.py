@@ -47,7 +47,7 @@ from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
 from sagas.stores import gauges, lists, schema
-from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
+from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
@@ -125,14 +125,21 @@ class SqlStore:
         if session is None:
             # Inserting it once more finds it there, so this may be repeated.
             return self._again_if_stale(lambda: self._insert_alone(record))
+        with self._within(session) as connection:
+            return self._insert(connection, record)
+
+    @contextmanager
+    def _within(self, session: Session | scoped_session[Any] | Connection) -> Iterator[Connection]:
+        """Give the connection of a transaction of the caller's, or of a step's."""
         own = own_session(session)
-        with self._translated(limited=False):  # the caller's transaction may well wait for another's
+        lent = isinstance(own, Session) and Lent.verified(own)
+        with self._translated(limited=lent):  # the caller's transaction may well wait for another's
             connection = own.connection() if isinstance(own, Session) else own
             if connection.dialect.name != self.dialect:
                 raise ConfigurationError(
                     f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
                 )
-            return self._insert(connection, record)
+            yield connection
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
         if self.dialect == "postgresql":
@@ -160,8 +167,19 @@ class SqlStore:
         else:
             Commits.of(own_session(session)).after(then)
 
-    def load(self, saga_id: str) -> SagaRecord:
+    def load(self, saga_id: str, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+        if session is not None:
+            return self._locked(saga_id, session)
         return self._load(_BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
+
+    def _locked(self, saga_id: str, session: Session | scoped_session[Any] | Connection) -> SagaRecord:
+        # Locking reads: others see what was committed last, also where the transaction has an older snapshot.
+        with self._within(session) as connection:
+            row = connection.execute(_BY_ID.with_for_update(), {"id": saga_id}).mappings().one_or_none()
+            if row is None:
+                raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
+            steps = connection.execute(_STEPS.with_for_update(), {"saga_id": saga_id}).mappings().all()
+            return saga_of(row, steps, self.codec)
 
     def find(self, name: str, key: str) -> SagaRecord:
         return self._load(_BY_KEY, {"name": name, "key": key}, f"there is no saga {name!r} with the key {key!r}")
@@ -189,13 +207,12 @@ class SqlStore:
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
-        session: Session | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaRecord | None:
         if session is not None:
-            with self._translated():
-                Lent.verified(session)
-                self._free_if_lost(session.connection())
-                return self._save(session.connection(), before, after, history, dead_letters, outbox)
+            with self._within(session) as connection:
+                self._free_if_lost(connection)
+                return self._save(connection, before, after, history, dead_letters, outbox)
         if self.dialect == "postgresql" and not (history or dead_letters or outbox):
             return self._save_at_once(before, after)
         with self.writing() as connection:
@@ -244,6 +261,8 @@ class SqlStore:
             row = {"saga_id": after.id, **_row(step, _STEP_FIELDS)}
             if step.result is not None:
                 row["result"] = self.codec.encode(step.result, result_of(after.id, name))
+            if step.input is not None:
+                row["input"] = self.codec.encode(step.input, own_input_of(after.id, name))
             rows.append(row)
         return rows
 
@@ -620,7 +639,7 @@ FIXED_FIELDS = frozenset(
 _MUTABLE_FIELDS = tuple(name for name in _SAGA_FIELDS if name not in FIXED_FIELDS)
 _SUMMARY_FIELDS = tuple(name for name in _SAGA_FIELDS if name != "input")
 _STEP_FIELDS = _fields(StepRecord)
-_SEEN = tuple(name for name in _STEP_FIELDS if name != "result")
+_SEEN = tuple(name for name in _STEP_FIELDS if name not in ("input", "result"))
 _HISTORY_FIELDS = _fields(HistoryEntry)
 _LETTER_FIELDS = _fields(DeadLetter)
 
@@ -694,8 +713,11 @@ def saga_of(row: RowMapping, step_rows: Iterable[RowMapping], codec: Codec) -> S
 def _step(saga_id: str, row: RowMapping, codec: Codec) -> StepRecord:
     values = _pick(row, _STEP_FIELDS)
     values["status"] = StepStatus(row["status"])
+    name = step_name(row["node"], row["item"])
     if row["result"] is not None:
-        values["result"] = codec.decode(row["result"], result_of(saga_id, step_name(row["node"], row["item"])))
+        values["result"] = codec.decode(row["result"], result_of(saga_id, name))
+    if row["input"] is not None:
+        values["input"] = codec.decode(row["input"], own_input_of(saga_id, name))
     return StepRecord(**values)
 
 

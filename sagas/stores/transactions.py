@@ -256,11 +256,12 @@ class Lent:
         event.listen(session, "after_begin", self._session_began)
 
     @staticmethod
-    def verified(session: Session) -> None:
-        """Do as `verify` for a session that may be lent."""
+    def verified(session: Session) -> bool:
+        """Do as `verify` for a session that may be lent. Return whether it is."""
         lent: Lent | None = session.info.get(_MARK)
         if lent is not None:
             lent.verify()
+        return lent is not None
 
     def __enter__(self) -> Self:
         return self

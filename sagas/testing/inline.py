@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sagas import transitions
+import uuid_utils
+
+from sagas import signals, transitions
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
 from sagas.durations import seconds, whole_number
@@ -26,9 +28,14 @@ from sagas.handle import SagaHandle
 from sagas.orchestrator import Next
 from sagas.plan import Plan
 from sagas.runner import Runner
+from sagas.signals import Completion
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["Inline"]
 
@@ -92,16 +99,54 @@ class Inline:
         *,
         key: str | None = None,
         correlation_id: str | None = None,
+        at: datetime | None = None,
     ) -> SagaHandle:
-        """Start a saga, run it until it is COMPLETED, COMPENSATED or STUCK, and return its handle.
+        """Start a saga, run it until it is COMPLETED, COMPENSATED or STUCK, or waits, and return its handle.
+
+        It waits where somebody has to send a signal or complete a deferred step: `handle.signal(...)`,
+        `inline.complete(token, result)`. `inline.advance(handle, time)` lets time pass.
 
         Raises what `Saga.start` raises; `NotAllowed` when a fault was asked for where the saga has no such step.
         """
         for fault in self._faults:
             fault.check(saga)
-        next_ = self.orchestrator.start(self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None)
+        next_ = self.orchestrator.start(
+            self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
+        )
         self._runner.finish(next_.record.id, next_.plan)
         return SagaHandle(next_.record.id, self)
+
+    def send_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> None:
+        """Send a signal, and run the saga as far as it goes then. What `handle.signal` calls."""
+        id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
+        next_ = signals.send(self.orchestrator, saga_id, name, payload, id=id, sender=sender, session=session)
+        self._runner.finish(saga_id, next_.plan)
+
+    def complete(self, token: str, result: Any = None) -> Completion:
+        """Complete a deferred step, and run its saga as far as it goes then. See `Sagas.complete`."""
+        completion, next_ = signals.complete(self.orchestrator, token, result)
+        self._runner.finish(next_.record.id, next_.plan)
+        return completion
+
+    def fail_deferred(self, token: str, error: str) -> Completion:
+        """Have a deferred step fail, and run its saga as far as it goes then. See `Sagas.fail`."""
+        completion, next_ = signals.fail(self.orchestrator, token, error)
+        self._runner.finish(next_.record.id, next_.plan)
+        return completion
+
+    def advance(self, handle: SagaHandle, time: timedelta) -> None:
+        """Let time pass, and run a saga that waits: timeouts and deadlines that are over then take effect."""
+        self._runner.advance(time)
+        self._runner.finish(handle.id, None)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
         """Have a step that is undone undone once more, as when its action reports its success only now."""

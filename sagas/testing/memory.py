@@ -49,7 +49,9 @@ class MemoryStore:
             raise _no_transactions()
         then()
 
-    def load(self, saga_id: str) -> SagaRecord:
+    def load(self, saga_id: str, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+        if session is not None:
+            raise _no_transactions()
         if saga_id not in self._records:
             raise SagaNotFound(f"there is no saga with the id {saga_id!r}")
         return self._records[saga_id]
@@ -67,7 +69,7 @@ class MemoryStore:
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
-        session: Session | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaRecord | None:
         if session is not None:
             raise _no_transactions()

@@ -5,23 +5,31 @@ record that should be stored instead, and what the messenger is to do. Nothing h
 it can be driven through any order of events in a test.
 """
 
-from sagas.transitions.case import Case, Change, Failure, Outcome, Timing, Verdict
-from sagas.transitions.messages import claim, fail, join, renew, report, succeed
+from sagas.transitions.case import SKIPPED, Case, Change, Failure, Outcome, Skipped, Timing, Verdict, Waiting
+from sagas.transitions.messages import claim, decided, fail, join, renew, report, skip, succeed, wait
 from sagas.transitions.operators import Repair, cancel, repair, resume
 from sagas.transitions.time import examine, not_sent, redispatch, rewound
+from sagas.transitions.waits import Signal, complete, fail_deferred, signal
 
 __all__ = [
+    "SKIPPED",
     "Case",
     "Change",
     "Failure",
     "Outcome",
     "Repair",
+    "Signal",
+    "Skipped",
     "Timing",
     "Verdict",
+    "Waiting",
     "cancel",
     "claim",
+    "complete",
+    "decided",
     "examine",
     "fail",
+    "fail_deferred",
     "join",
     "not_sent",
     "redispatch",
@@ -30,5 +38,8 @@ __all__ = [
     "report",
     "resume",
     "rewound",
+    "signal",
+    "skip",
     "succeed",
+    "wait",
 ]

@@ -18,9 +18,9 @@ from sagas.checkpoints import (
     StepStatus,
 )
 from sagas.definition import BoundStep, Saga
-from sagas.opening import current_stage, opened, settled
+from sagas.opening import current_stage, goes_on, is_undecided, opened, settled
 
-__all__ = ["Case", "Change", "Failure", "Outcome", "Timing", "Verdict"]
+__all__ = ["SKIPPED", "Case", "Change", "Failure", "Outcome", "Skipped", "Timing", "Verdict", "Waiting"]
 
 #: While nobody begins the next step, each look at a saga doubles the wait for the next look, up to 2 ** this.
 _MOST_DOUBLINGS = 5
@@ -69,6 +69,22 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """What an attempt says whose step waits from here on."""
+
+    until: datetime  #: when it has waited for long enough
+
+
+class Skipped(enum.Enum):
+    """What an attempt says whose node decided that it does not run."""
+
+    SKIPPED = "skipped"
+
+
+SKIPPED = Skipped.SKIPPED
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """The record to store (the very same object when nothing changed), and what to do then."""
 
@@ -104,7 +120,14 @@ class Case:
 
     def reached(self) -> Case:
         """Return the case with the next stage opened, if the one before it is settled."""
+        if self.is_ahead:
+            return self
         return self.on(opened(self.saga, self.record))
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the saga is to start later."""
+        return self.record.dispatches == 0 and self.record.stage_ready_at > self.now
 
     def on(self, record: SagaRecord) -> Case:
         """Return the case with another record."""
@@ -133,6 +156,10 @@ class Case:
         """Return the steps of a step's stage, the step itself included."""
         return tuple(each for each in self.record.steps.values() if each.stage == step.stage)
 
+    def is_undecided(self, step: StepRecord) -> bool:
+        """Tell whether the condition of a step has not been answered: then its action has not been called."""
+        return is_undecided(self.saga, step)
+
     def settled(self, step: StepRecord) -> bool:
         return settled(self.saga, step, self.record.direction)
 
@@ -149,6 +176,10 @@ class Case:
         if any(step.held for step in stage):
             return False
         return self.doomed(stage) or all(self.settled(step) or step.status is StepStatus.STUCK for step in stage)
+
+    def goes_on(self, stage: Sequence[StepRecord]) -> bool:
+        """Tell whether a message leads on from a stage that has ended: the chain does, or the next compensation's."""
+        return not self.forward or goes_on(self.saga, stage[0].stage)
 
     @property
     def committed(self) -> bool:
@@ -197,6 +228,8 @@ class Case:
     def next_check_at(self) -> datetime | None:
         """When recovery should look at the saga again, if nothing else happens until then."""
         stage = self.stage
+        if self.is_ahead and self.forward:
+            return self.record.stage_ready_at
         if self.record.status in AT_REST or not stage:
             return None
         times: list[datetime | None] = []
@@ -204,6 +237,8 @@ class Case:
         for step in stage:
             if step.held:
                 times.append(step.lease_until)
+            elif step.status is StepStatus.WAITING:
+                times.append(self._after_now(step.due_at) or self.now)
             elif not doomed and not self.settled(step):
                 times += [self._message_overdue(step), self._after_now(self.start_deadline(step))]
         if self.forward and not self.committed and self.record.deadline:

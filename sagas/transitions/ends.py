@@ -11,6 +11,7 @@ from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 __all__ = [
     "after_step",
     "compensate",
+    "end_failed",
     "expire",
     "failed",
     "late_failure",
@@ -51,8 +52,15 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
             due_at=case.now + timedelta(seconds=delay),
         )
         return case.set(step).done(Verdict.RETRY, failure.error, history)
+    return end_failed(case, step, failure)
+
+
+def end_failed(case: Case, step: StepRecord, failure: Failure) -> Change:
+    """A step has failed for good."""
+    undoing = step.status is StepStatus.COMPENSATING
+    history = (case.entry("compensation failed" if undoing else "step failed", step, failure.error),)
     status = _given_up(case, step, failure.outcome, undoing=undoing)
-    step = released(step, status, case.now, failures=failures, error=failure.error)
+    step = released(step, status, case.now, failures=step.failures + 1, error=failure.error)
     return after_step(case.set(step), step, Verdict.FAILED, failure.error, history)
 
 
@@ -112,9 +120,13 @@ def after_step(
         change = settle(case)  # the action was waited for; now it can be undone
         return replace(change, note=note, history=history + change.history, dead_letters=letters)
     else:
+        if over:
+            case = case.on(replace(case.record, stage_ready_at=case.now))
+        if over and verdict is Verdict.CONTINUE and not case.goes_on(stage):
+            verdict = Verdict.DISPATCH
         case = _finished(case)
-        change = case.on(replace(case.record, stage_ready_at=case.now) if over else case.record).done(verdict)
-    if len(stage) > 1:  # in a chord a failure is data: the join raises it
+        change = case.done(verdict)
+    if len(stage) > 1 and verdict is not Verdict.DISPATCH:  # in a chord a failure is data: the join raises it
         verdict = Verdict.CLOSED if over else Verdict.PARTED
     return replace(change, verdict=verdict, note=note, history=history + change.history, dead_letters=letters)
 
@@ -145,7 +157,7 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
     node = case.node(step)
     if undoing or node.past_pivot:
         return StepStatus.STUCK
-    if outcome is Outcome.TERMINAL:
+    if outcome is Outcome.TERMINAL or case.is_undecided(step):
         return StepStatus.FAILED
     # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.
     return StepStatus.STUCK if node.step.is_pivot and case.forward else StepStatus.IN_DOUBT
@@ -217,9 +229,12 @@ def _to_undo(case: Case, step: StepRecord) -> StepRecord:
     """Return a step that has begun as it is when its saga begins to undo."""
     if step.status is StepStatus.PENDING:
         step = step.move(StepStatus.IN_DOUBT)
-    nothing_to_undo = case.node(step).compensation is None
-    if nothing_to_undo and step.status in (StepStatus.RUNNING, StepStatus.DONE, StepStatus.IN_DOUBT):
+    nothing_to_undo = case.node(step).compensation is None or case.is_undecided(step)
+    began = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.DONE, StepStatus.IN_DOUBT)
+    if nothing_to_undo and step.status in began:
         step = released(step, StepStatus.COMPENSATED, case.now)
+    elif step.status is StepStatus.WAITING:  # it has asked, and nobody knows what comes of that
+        step = released(step, StepStatus.IN_DOUBT, case.now)
     return replace(step, failures=0, lost=0, due_at=None)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, StepRecord, StepStatus
+from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
 
-__all__ = ["claim", "fail", "join", "renew", "report", "succeed"]
+__all__ = ["claim", "decided", "fail", "join", "renew", "report", "skip", "succeed", "wait"]
 
 
-def claim(case: Case, name: str, epoch: int, owner: str) -> Change:
-    """A message asks to act on a step. Grant it to one owner at a time, in turn, and only in the current epoch."""
+def claim(case: Case, name: str, epoch: int, owner: str, digest: str | None = None) -> Change:
+    """A message asks to act on a step. Grant it to one owner at a time, in turn, and only in the current epoch.
+
+    `digest`: the hash of the token that this attempt may give out.
+    """
     if (refusal := _stale(case, epoch) or _no_turn(case, name)) is not None:
         return refusal
     step = case.record.step(name)
@@ -31,6 +35,8 @@ def claim(case: Case, name: str, epoch: int, owner: str) -> Change:
         return case.refuse(held if step.held else f"{step.status}, due at {step.due_at}")
     if case.doomed(case.siblings(step)):
         return Change(case.record, Verdict.GO_AWAY, "a sibling failed; it is not begun only to be undone", history)
+    if digest is not None and case.forward:
+        step = replace(step, input=with_hash(step.input, digest))
     return _granted(case, step, owner, history)
 
 
@@ -87,6 +93,34 @@ def succeed(case: Case, name: str, owner: str, direction: Direction, result: str
     return after_step(case.set(step), step, Verdict.CONTINUE)
 
 
+def decided(case: Case, name: str, owner: str) -> Change:
+    """The condition of a step said yes. That is kept, so that it is asked once."""
+    step = case.record.step(name)
+    if step.owner != owner or not case.forward:
+        return case.refuse("its claim was taken over")
+    return case.set(replace(step, opened_at=case.now)).done(Verdict.ACT)
+
+
+def skip(case: Case, name: str, owner: str) -> Change:
+    """The condition of a step said no: later steps get None in the place of its result."""
+    step = case.record.step(name)
+    if step.owner != owner or not case.forward:
+        return case.refuse("its claim was taken over")
+    step = released(step, StepStatus.SKIPPED, case.now, result="null", error=None)
+    return after_step(case.set(step), step, Verdict.CONTINUE)
+
+
+def wait(case: Case, name: str, owner: str, until: datetime) -> Change:
+    """The function of a step has returned, and somebody else ends the step; or time does."""
+    step = case.record.step(name)
+    if not case.forward:  # it has asked meanwhile, and that may have an effect
+        return late_success(case, step, owner, None, "it had asked, and was still to be answered")
+    if step.owner != owner:
+        return case.refuse(f"its claim was taken over, or it has ended; the step is {step.status}")
+    step = released(step, StepStatus.WAITING, None, opened_at=step.opened_at or case.now, due_at=until, error=None)
+    return case.set(step).done(Verdict.PARTED)
+
+
 def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failure) -> Change:
     """The holder of a claim, or whoever watches over it, reports that the attempt failed."""
     step = case.record.step(name)
@@ -111,7 +145,7 @@ def join(case: Case, name: str, epoch: int) -> Change:
         return refusal
     stage = case.siblings(case.record.step(name)) if name in case.record.steps else ()
     if stage and all(case.settled(step) for step in stage):
-        return case.refuse("", Verdict.CONTINUE)
+        return case.refuse("", Verdict.CONTINUE if case.goes_on(stage) else Verdict.GO_AWAY)
     if stage and case.over(stage):
         return case.refuse(case.reason(stage), Verdict.FAILED)
     return case.refuse("steps of the stage are still at work")

@@ -9,6 +9,7 @@ from sagas.checkpoints import AT_REST, SagaStatus, StepRecord, StepStatus
 from sagas.errors import NotAllowed
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.ends import compensate, settle
+from sagas.transitions.waits import elapse
 
 __all__ = ["Repair", "cancel", "repair", "resume"]
 
@@ -33,13 +34,21 @@ def resume(case: Case, reason: str, actor: str | None = None) -> Change:
         stuck = case.record.status is SagaStatus.STUCK
         hint = "retry, skip or mark its stuck step" if stuck else "nothing is left of it"
         raise NotAllowed(f"{case.about} is {case.record.status} and cannot be resumed: {hint}")
+    history = (case.entry("operator: resume", None, reason, actor),)
     for step in stage:
-        if not step.held and step.due_at is not None:
+        if step.kind == "timer" and step.status is StepStatus.WAITING:
+            change = elapse(case, step)
+            return replace(change, history=history + change.history)
+        if not step.held and step.due_at is not None and step.status is not StepStatus.WAITING:
             case = case.set(replace(step, due_at=case.now))
     if not case.waiting:
-        why = ", ".join(f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC" for s in stage if s.held)
+        why = ", ".join(
+            f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC"
+            if s.held
+            else f"step {s.name!r} is {s.status}"
+            for s in stage
+        )
         raise NotAllowed(f"{case.about} cannot be resumed: {why or 'none of its steps is ready'}")
-    history = (case.entry("operator: resume", None, reason, actor),)
     return case.on(replace(case.record, idle_checks=0)).done(Verdict.DISPATCH, "resumed", history)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from sagas.checkpoints import AT_REST, CLOCKS_DIFFER, NOT_SENT, HistoryEntry, SagaRecord
+from sagas.checkpoints import AT_REST, CLOCKS_DIFFER, NOT_SENT, HistoryEntry, SagaRecord, StepStatus
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.ends import expire, move_on
+from sagas.transitions.waits import elapse
 
 __all__ = ["examine", "not_sent", "redispatch", "rewound"]
 
@@ -21,13 +22,18 @@ def examine(case: Case) -> Change:
         return Change(replace(case.record, next_check_at=None), Verdict.GO_AWAY)
     # `next_check_at` is the mark that keeps other recoveries away, and says nothing about the saga.
     case = case.on(replace(case.record, next_check_at=None))
+    if case.record.dispatches == 0 and not case.is_ahead:  # its time to start has come
+        return case.done(Verdict.DISPATCH)
     change = Change(case.record, Verdict.GO_AWAY)
     for name in case.record.steps:
         now = case.on(change.record)
         step = now.record.step(name)
         if step.held and now.dead(step):
             change = change.then(expire(now, step))
-    change = move_on(case.on(change.record), change)
+        elif step.status is StepStatus.WAITING and step.due_at is not None and step.due_at <= case.now:
+            change = change.then(elapse(now, step))
+    if change.verdict is not Verdict.DISPATCH:
+        change = move_on(case.on(change.record), change)
     return change if change.record is not case.record else _wait(case)
 
 
@@ -96,7 +102,8 @@ def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
             step,
             lease_until=back(step.lease_until),
             deadline=back(step.deadline),
-            due_at=back(step.due_at),
+            # A timer may be set to a time of day: rather late than early.
+            due_at=step.due_at if step.kind == "timer" else back(step.due_at),
             sent_at=back(step.sent_at),
         )
         for name, step in record.steps.items()

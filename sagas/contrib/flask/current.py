@@ -15,6 +15,8 @@ from sagas.handle import SagaHandle
 from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
@@ -61,12 +63,13 @@ class _Current:
         key: str | None,
         correlation_id: str | None,
         session: Session | scoped_session[Any] | Connection | None,
+        at: datetime | None,
     ) -> SagaHandle:
         sagas = current_sagas()
         if session is not None:
-            return sagas.start(saga, input, key=key, correlation_id=correlation_id, session=session)
+            return sagas.start(saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
         own = sagas.db.session()
-        handle = sagas.start(saga, input, key=key, correlation_id=correlation_id, session=own)
+        handle = sagas.start(saga, input, key=key, correlation_id=correlation_id, session=own, at=at)
         started = own.info.setdefault(_STARTED, [])
         started.append((own.get_transaction(), f"{saga.name!r} ({handle.id})"))
         return handle

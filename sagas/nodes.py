@@ -1,0 +1,221 @@
+"""Nodes of a saga that wait: for a person or another system, for a moment, for an external completion."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from sagas.durations import seconds, whole_number
+from sagas.errors import DefinitionError
+from sagas.functions import describe
+from sagas.text import is_clean
+
+__all__ = ["COMPENSATE", "UNSAID", "Kind", "Node", "OnTimeout", "Sleep", "Wait"]
+
+Kind = Literal["step", "wait", "timer"]
+
+#: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
+_NAME_LENGTH = 100
+
+#: In bytes, too. AMQP has no room for more.
+_QUEUE_NAME_LENGTH = 255
+
+#: Stands for "the author said nothing", which before the pivot is an error.
+UNSAID: Any = object()
+
+
+class OnTimeout(enum.Enum):
+    """What a `Wait` does when its timeout is over."""
+
+    COMPENSATE = "compensate"
+
+
+#: The saga compensates when the timeout of a `Wait` is over.
+COMPENSATE = OnTimeout.COMPENSATE
+
+
+class Node:
+    """What all nodes of a saga have in common. A node opens the steps that run, wait and are compensated."""
+
+    kind: Kind = "step"
+    is_pivot = False
+    #: Seconds until the step is given up that waits for a signal or an external completion; None where it does not.
+    patience: float | None = None
+    retry: Any = None
+    compensation_retry: Any = None
+
+    def __init__(
+        self,
+        name: str,
+        action: Callable[..., Any],
+        *,
+        compensation: Callable[..., Any] | None,
+        when: Callable[..., Any] | None = None,
+        queue: str | None = None,
+        timeout: float | timedelta = 300.0,
+        start_timeout: float | timedelta | None = None,
+        max_deliveries: int = 5,
+    ) -> None:
+        where = f"{self.kind} {name!r}"
+        if not name.isidentifier() or len(name.encode()) > _NAME_LENGTH:
+            raise DefinitionError(
+                f"{self.kind} name {name!r} must be a Python identifier of at most {_NAME_LENGTH} bytes in UTF-8: "
+                "later steps ask for its result by a parameter of that name, and brokers carry no long names"
+            )
+        if queue is not None:
+            _check_queue_name(queue, where)
+        self.name = name
+        self.action = action
+        self.compensation = compensation
+        self.when = when
+        self.queue = queue
+        self.timeout = seconds(timeout, f"{where}: timeout", DefinitionError)
+        self.start_timeout = (
+            None if start_timeout is None else seconds(start_timeout, f"{where}: start_timeout", DefinitionError)
+        )
+        self.max_deliveries = whole_number(
+            max_deliveries, f"{where}: max_deliveries", DefinitionError, why="else it would never run"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    @property
+    def is_open_at_once(self) -> bool:
+        """Whether the node needs no function of the author's to begin to wait: then it needs no worker either."""
+        return False
+
+    @property
+    def waits(self) -> bool:
+        """Whether its step waits, without a worker, after its function has returned."""
+        return self.kind != "step" or self.patience is not None
+
+    def until(self, returned: Any, opened_at: datetime) -> datetime:  # noqa: ARG002
+        """Return until when its step waits. `returned`: by its function. `opened_at`: by the database's clock."""
+        assert self.patience is not None
+        return opened_at + timedelta(seconds=self.patience)
+
+
+def _nothing() -> None:
+    """Ask nobody: the signal comes by itself."""
+
+
+class Wait(Node):
+    """Waits for a signal: an answer of a person or another system, of a type that you declare.
+
+    `type`: the type of the signal's payload. Later steps ask for it by the node's name.
+    `timeout`: seconds (or a timedelta) to wait. There is no default: choose one.
+    `on_timeout`: `COMPENSATE`, or a value of the payload's type to go on with. After the pivot, give a value.
+    `begin`: a function that asks for the signal, such as one that sends a mail; `compensation` undoes that.
+    `when`: wait only if this function returns true; otherwise the result is None.
+
+    A signal that arrives before the wait begins is kept. Waiting takes no worker, no attempt and no lease.
+
+    >>> Wait("approval", bool, timeout=timedelta(days=3), on_timeout=False)
+    Wait('approval')
+    """
+
+    kind: Kind = "wait"
+
+    def __init__(
+        self,
+        name: str,
+        type: Any,  # noqa: A002
+        *,
+        timeout: float | timedelta,
+        on_timeout: Any = COMPENSATE,
+        begin: Callable[..., Any] | None = None,
+        compensation: Callable[..., Any] | None = UNSAID,
+        when: Callable[..., Any] | None = None,
+        queue: str | None = None,
+    ) -> None:
+        if begin is None and compensation not in (UNSAID, None):
+            raise DefinitionError(
+                f"wait {name!r}: it begins nothing, so there is nothing that a compensation could undo"
+            )
+        super().__init__(
+            name,
+            begin or _nothing,
+            compensation=None if begin is None else compensation,
+            when=when,
+            queue=queue,
+        )
+        self.begins = begin is not None
+        self.type = type
+        self.patience = seconds(timeout, f"wait {name!r}: timeout", DefinitionError)
+        self.on_timeout = on_timeout
+
+    @property
+    def is_open_at_once(self) -> bool:
+        return not self.begins and self.when is None
+
+
+class Sleep(Node):
+    """Waits for a length of time, or until a moment.
+
+    `duration`: seconds or a timedelta, from the moment that the node is reached. `until`: in its place, a function
+    that returns a `datetime` with a time zone or a `timedelta`; its parameters are filled by name. The moment is fixed
+    once. `jitter`: seconds (or a timedelta) over which sagas that sleep until the same moment are spread.
+    `when`: sleep only if this function returns true.
+
+    No worker, message or thread is held meanwhile, and compensation does not wait for it.
+
+    >>> Sleep("cooling_off", timedelta(days=14))
+    Sleep('cooling_off')
+    """
+
+    kind: Kind = "timer"
+
+    def __init__(
+        self,
+        name: str,
+        duration: float | timedelta | None = None,
+        *,
+        until: Callable[..., Any] | None = None,
+        jitter: float | timedelta = 0.0,
+        when: Callable[..., Any] | None = None,
+        queue: str | None = None,
+    ) -> None:
+        if (duration is None) == (until is None):
+            raise DefinitionError(f"sleep {name!r}: give either a duration or until=")
+        length = (
+            None if duration is None else seconds(duration, f"sleep {name!r}: duration", DefinitionError, zero=True)
+        )
+
+        def fixed() -> timedelta:
+            assert length is not None
+            return timedelta(seconds=length)
+
+        super().__init__(name, until or fixed, compensation=None, when=when, queue=queue)
+        self.duration = length
+        self.jitter = seconds(jitter, f"sleep {name!r}: jitter", DefinitionError, zero=True)
+
+    @property
+    def is_open_at_once(self) -> bool:
+        return self.duration is not None and self.when is None
+
+    def until(self, returned: Any, opened_at: datetime) -> datetime:
+        if isinstance(returned, datetime) and returned.tzinfo is not None:
+            return returned.astimezone(UTC)
+        if isinstance(returned, timedelta):
+            return opened_at + returned
+        raise TypeError(
+            f"sleep {self.name!r}: {describe(self.action)} returned {type(returned).__name__} {returned!r}; it must "
+            "return a datetime with a time zone, or a timedelta"
+        )
+
+
+def _check_queue_name(queue: Any, where: str) -> None:
+    if not isinstance(queue, str):
+        raise DefinitionError(
+            f"{where}: queue={queue!r} must be a name; what else there is to say of the queue goes into task_queues"
+        )
+    if not queue or not is_clean(queue) or len(queue.encode()) > _QUEUE_NAME_LENGTH:
+        raise DefinitionError(
+            f"{where}: queue={queue!r} cannot be the name of a queue: brokers carry 1 to {_QUEUE_NAME_LENGTH} bytes of "
+            "UTF-8, without NUL"
+        )
+    if queue.startswith("amq."):
+        raise DefinitionError(f"{where}: queue={queue!r} cannot be declared: RabbitMQ keeps names with amq. for itself")

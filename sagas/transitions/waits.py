@@ -1,0 +1,96 @@
+"""How steps that wait come to their ends: by a signal, by an external completion, or by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sagas.checkpoints import AT_REST, StepRecord, StepStatus
+from sagas.errors import SignalRefused
+from sagas.nodes import COMPENSATE, Wait
+from sagas.opening import is_early
+from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
+from sagas.transitions.ends import after_step, end_failed, late_success, move_on, released
+
+__all__ = ["Signal", "complete", "elapse", "fail_deferred", "signal"]
+
+#: A step in one of these has not come to an end, going forward.
+_OPEN = (StepStatus.PENDING, StepStatus.RUNNING, StepStatus.WAITING)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """What a sender has to say to a wait."""
+
+    id: str  #: the same id twice counts once
+    payload: str  #: JSON
+    by: str  #: JSON of the id, the sender and the time, as it is kept
+
+
+def signal(case: Case, name: str, sent: Signal) -> Change:
+    """Give a wait its signal. One that comes before the wait has begun is kept.
+
+    Raises `SignalRefused` where the saga no longer wants it, saying why.
+    """
+    record, step = case.record, case.record.step(name)
+    if step.status is StepStatus.DONE:
+        return case.refuse("", Verdict.SETTLED)  # whoever asks compares the ids
+    if not case.forward or record.status in AT_REST:
+        raise SignalRefused(
+            f"{case.about} no longer wants the signal {name!r}: it is {record.status}"
+            + (f", since {record.error}" if record.error else "")
+        )
+    if name not in record.steps:
+        node = case.saga.steps[name]
+        seq = 1 + max((each.seq for each in record.steps.values()), default=0)
+        early = StepRecord(node=name, seq=seq, stage=node.stage, kind="wait")
+        early = early.move(StepStatus.DONE, finished_at=case.now, input=sent.by, result=sent.payload)
+        return case.set(early).done(Verdict.GO_AWAY)
+    if step.status not in _OPEN:
+        raise SignalRefused(
+            f"{case.about} no longer wants the signal {name!r}: its wait is {step.status}: {step.error}"
+        )
+    return _done(case, step, result=sent.payload, input=sent.by)
+
+
+def complete(case: Case, name: str, result: str) -> Change:
+    """An external system says that a deferred step is done. SETTLED where the step had ended before.
+
+    Of a step that was given up, this is a late success: it is compensated.
+    """
+    step = case.record.step(name)
+    if not case.forward:
+        return late_success(case, step, "", result)
+    if step.status in _OPEN:
+        return _done(case, step, result=result)
+    return case.refuse(f"the step is {step.status}", Verdict.SETTLED)
+
+
+def fail_deferred(case: Case, name: str, error: str) -> Change:
+    """An external system says that a deferred step failed, and had no effect."""
+    step = case.record.step(name)
+    if not case.forward or step.status not in _OPEN:
+        return case.refuse(f"the step is {step.status}", Verdict.SETTLED)
+    return move_on(case, end_failed(case, step, Failure(Outcome.TERMINAL, error)))
+
+
+def elapse(case: Case, step: StepRecord) -> Change:
+    """The time of a step that waits is over."""
+    node = case.node(step).step
+    if step.kind == "timer":
+        return _done(case, step, result="null")
+    assert node.patience is not None
+    if not isinstance(node, Wait):
+        return end_failed(case, step, Failure(Outcome.IN_DOUBT, f"nobody completed it within {node.patience:g} s"))
+    if node.on_timeout is COMPENSATE:
+        outcome = Outcome.IN_DOUBT if node.begins else Outcome.TERMINAL
+        return end_failed(case, step, Failure(outcome, f"no signal within {node.patience:g} s"))
+    return _done(case, step, result=case.node(step).on_timeout)
+
+
+def _done(case: Case, step: StepRecord, **changes: object) -> Change:
+    early = is_early(step)
+    step = released(step, StepStatus.DONE, case.now, error=None, due_at=None, **changes)
+    if not step.started_seq and not early:  # a signal that came before the step had begun
+        number = 1 + max(each.started_seq for each in case.record.steps.values())
+        step = replace(step, started_seq=number, started_at=case.now)
+    return after_step(case.set(step), step, Verdict.CONTINUE)
