@@ -44,6 +44,7 @@ STEP_PLACES = {  # STUCK and SKIPPED, where people decide, are in the table only
     StepStatus.DONE: (2.4, 0.8),
     StepStatus.FAILED: (2.4, 1.6),
     StepStatus.IN_DOUBT: (2.4, 2.4),
+    StepStatus.WAITING: (1.2, 0.4),
     StepStatus.COMPENSATING: (3.6, 1.6),
     StepStatus.COMPENSATED: (4.8, 1.6),
 }

@@ -42,6 +42,8 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
             action = Part("waiting", f"{attempt} next")
         case StepStatus.RUNNING:
             action = Part("running", attempt)
+        case StepStatus.WAITING:
+            action = Part("waiting", f"waits until {step.due_at:%Y-%m-%d %H:%M} UTC" if step.due_at else "waits")
         case StepStatus.DONE:
             action, undo = Part("done", "done"), to_undo
         case StepStatus.FAILED:
@@ -105,7 +107,7 @@ class _Picture:
             boxes = []
             for node in nodes:
                 action, undo = (Part(), Part()) if record is None else look_of(record.step(node.name), record.direction)
-                boxes.append(_Box(number, node.name, node.is_pivot, action, undo if node.compensated else None))
+                boxes.append(_Box(number, node.label, node.is_pivot, action, undo if node.compensated else None))
                 number += 1
             stages.append(tuple(boxes))
         state = "" if record is None else f", {record.status}"

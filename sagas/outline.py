@@ -41,6 +41,17 @@ class OutlineNode:
     def is_pivot(self) -> bool:
         return self.kind == "pivot"
 
+    @property
+    def label(self) -> str:
+        """The name for drawings, with what they have no form for.
+
+        >>> OutlineNode("approval", "wait", conditional=True).label
+        'approval (wait, conditional)'
+        """
+        marks = [self.kind] * (self.kind in ("wait", "timer"))
+        marks += ["conditional"] * self.conditional + ["deferred"] * self.deferred
+        return f"{self.name} ({', '.join(marks)})" if marks else self.name
+
     def as_json(self) -> dict[str, str | bool]:
         """Return the object that stands for the node. Of a step, a compensation is taken for granted."""
         node: dict[str, str | bool] = {self.kind: self.name}

@@ -14,7 +14,7 @@ from sagas.plan import plan
 
 __all__ = ["described", "in_order", "row", "stands_at"]
 
-_AT_WORK = (StepStatus.RUNNING, StepStatus.COMPENSATING)
+_AT_WORK = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.COMPENSATING)
 
 
 def row(operations: Operations, record: SagaSummary) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _STYLES = {
     "PENDING": "dim",
     "RUNNING": "cyan",
     "COMPLETED": "green",
+    "WAITING": "cyan",
     "DONE": "green",
     "COMPENSATING": "yellow",
     "COMPENSATED": "magenta",
