@@ -89,6 +89,7 @@ class Inline:
         self._sagas: dict[Saga, Saga] = {}
         self._faults: list[_Fault] = []
         self._at = ""
+        self._carried: set[str] = set()
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ class Inline:
         next_ = self.orchestrator.start(
             self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
         )
-        self._runner.finish(next_.record.id, next_.plan)
+        self._finish(next_.record.id, next_.plan)
         return SagaHandle(next_.record.id, self)
 
     def send_signal(
@@ -129,24 +130,24 @@ class Inline:
         """Send a signal, and run the saga as far as it goes then. What `handle.signal` calls."""
         id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
         next_ = signals.send(self.orchestrator, saga_id, name, payload, id=id, sender=sender, session=session)
-        self._runner.finish(saga_id, next_.plan)
+        self._finish(saga_id, next_.plan)
 
     def complete(self, token: str, result: Any = None) -> Completion:
         """Complete a deferred step, and run its saga as far as it goes then. See `Sagas.complete`."""
         completion, next_ = signals.complete(self.orchestrator, token, result)
-        self._runner.finish(next_.record.id, next_.plan)
+        self._finish(next_.record.id, next_.plan)
         return completion
 
     def fail_deferred(self, token: str, error: str) -> Completion:
         """Have a deferred step fail, and run its saga as far as it goes then. See `Sagas.fail`."""
         completion, next_ = signals.fail(self.orchestrator, token, error)
-        self._runner.finish(next_.record.id, next_.plan)
+        self._finish(next_.record.id, next_.plan)
         return completion
 
     def advance(self, handle: SagaHandle, time: timedelta) -> None:
         """Let time pass, and run a saga that waits: timeouts and deadlines that are over then take effect."""
         self._runner.advance(time)
-        self._runner.finish(handle.id, None)
+        self._finish(handle.id, None)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
         """Have a step that is undone undone once more, as when its action reports its success only now."""
@@ -157,11 +158,20 @@ class Inline:
         case = Case.of(saga, before, self.now, self.orchestrator.timing)
         change = transitions.succeed(case, step, "a late report", Direction.FORWARD, before.step(step).result)
         self.store.save(before, change.record, change.history, change.dead_letters)
-        self._runner.finish(before.id, None)
+        self._finish(before.id, None)
 
     def finish(self, saga_id: str) -> SagaRecord:
         """Run a saga that was cut off, as recovery would, until it is COMPLETED, COMPENSATED or STUCK."""
-        return self._runner.finish(saga_id, None)
+        return self._finish(saga_id, None)
+
+    def _finish(self, saga_id: str, plan: Plan | None) -> SagaRecord:
+        if saga_id in self._carried:  # a step of it sends this; who carries it goes on when that has returned
+            return self.store.load(saga_id)
+        self._carried.add(saga_id)
+        try:
+            return self._runner.finish(saga_id, plan)
+        finally:
+            self._carried.discard(saga_id)
 
     @property
     def emitted(self) -> list[Any]:
@@ -225,7 +235,7 @@ class Inline:
         return self.orchestrator.result(record)
 
     def cancel(self, saga_id: str, reason: str = "cancelled") -> SagaRecord:
-        return self._runner.finish(saga_id, self.orchestrator.cancel(saga_id, reason).plan)
+        return self._finish(saga_id, self.orchestrator.cancel(saga_id, reason).plan)
 
     # -- the saga with faults -----------------------------------------------------------------------------------
 
@@ -270,7 +280,7 @@ class Inline:
             if not fault.times:
                 self._faults.remove(fault)
         if fault.error is None:
-            self._runner.finish(self._at, None)
+            self._finish(self._at, None)
             return function(**arguments)
         if fault.after_effect:
             function(**arguments)
