@@ -24,7 +24,7 @@ import psutil
 from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
-from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, TerminalError
+from sagas import Parallel, Pivot, Retry, Saga, Sagas, Sleep, SqlStore, Step, StepContext, TerminalError, Wait
 from tests.servers import Clock, die_with_parent, wait_for
 
 logger = logging.getLogger(__name__)
@@ -176,6 +176,41 @@ def sagas() -> list[Saga]:
 
 #: As long as brokers take it.
 LONG_QUEUE = "ä" * 127 + "q"
+
+
+def waits_for_all() -> Saga:
+    """A saga with every kind of node that waits; its steps do as the faults say."""
+
+    def is_wanted(faults: dict[str, str], step: StepContext) -> bool:
+        if faults.get("is_wanted") == "kill" and step.attempt == 1:
+            _die()
+        return "unwanted" not in faults
+
+    def ask(faults: dict[str, str], step: StepContext) -> None:
+        with (Path(os.environ["RIG_FOLDER"]) / f"tokens-{step.saga_id}").open("a") as tokens:
+            tokens.write(f"{step.token}\n")
+        act("pay", faults, step)
+
+    def withdraw(faults: dict[str, str], step: StepContext, result: int | None) -> None:
+        act("pay.compensate", faults, step)
+
+    def last(faults: dict[str, str], step: StepContext, approval: bool, pay: int) -> str:
+        act("last", faults, step)
+        return f"{approval} {pay}"
+
+    return Saga(
+        "waits_for_all",
+        _step("one"),
+        _step("two", when=is_wanted),
+        Wait("approval", bool, timeout=60),
+        Step(
+            "pay", ask, compensation=withdraw, deferred=True, deadline=60, result=int, retry=QUICK, timeout=3,
+            compensation_retry=QUICK,
+        ),
+        Sleep("rest", 0.5),
+        Step("last", last, compensation=None, retry=QUICK, timeout=3),
+        input=Faults,
+    )  # fmt: skip
 
 
 def long_names() -> Saga:
