@@ -54,10 +54,9 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
             action, undo = acted, Part("running", attempt) if step.held else Part("waiting", f"{attempt} next")
         case StepStatus.COMPENSATED:
             action, undo = acted, Part("undone", "undone")
-        case StepStatus.SKIPPED:
-            action, undo = (acted, Part("skipped", "skipped")) if back else (Part("skipped", "skipped"), undo)
-        case StepStatus.STUCK:
-            action, undo = (acted, Part("stuck", "STUCK")) if back else (Part("stuck", "STUCK"), undo)
+        case StepStatus.SKIPPED | StepStatus.STUCK:
+            ended = Part("skipped", "skipped") if step.status is StepStatus.SKIPPED else Part("stuck", "STUCK")
+            action, undo = (acted, ended) if back else (ended, undo)
     return action, undo
 
 

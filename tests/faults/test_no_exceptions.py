@@ -16,7 +16,7 @@ def test_it_is_an_attempt_that_failed(rig: Rig, pool: str) -> None:
     """With its true reason, as often as the step may be tried, and the place in the worker is free again."""
     rig.worker(pool=pool, concurrency=2)
     forward = {kind: rig.start("line", two=kind) for kind in NO_EXCEPTIONS}
-    backward = {kind: rig.start("line", three="terminal", two__undo=f"{kind}:2") for kind in NO_EXCEPTIONS}
+    backward = {kind: rig.start("line", three="terminal", two__compensate=f"{kind}:2") for kind in NO_EXCEPTIONS}
     for kind, handle in forward.items():
         rig.assert_undone(handle)
         assert handle.error == f"step 'two' is in doubt: {kind}: broken"

@@ -7,7 +7,7 @@ from tests.conftest import Rig
 
 
 def stuck(rig: Rig) -> SagaHandle:
-    handle = rig.start("line", three="terminal", two__undo="error:3")
+    handle = rig.start("line", three="terminal", two__compensate="error:3")
     assert handle.wait(30) is SagaStatus.STUCK
     assert "step 'two' is stuck" in (handle.error or "")
     [letter] = rig.sagas.store.dead_letters()
@@ -18,7 +18,7 @@ def stuck(rig: Rig) -> SagaHandle:
 
 def test_retry(rig: Rig) -> None:
     rig.worker()
-    handle = rig.start("line", three="terminal", two__undo="terminal:1")
+    handle = rig.start("line", three="terminal", two__compensate="terminal:1")
     assert handle.wait(30) is SagaStatus.STUCK
     rig.sagas.store.dead_letters()
     # TerminalError says that trying again is useless, so the engine did not; a person may know better.
@@ -40,7 +40,7 @@ def test_retry(rig: Rig) -> None:
 
 def test_skip(rig: Rig) -> None:
     rig.worker()
-    handle = rig.start("line", three="terminal", two__undo="error")
+    handle = rig.start("line", three="terminal", two__compensate="error")
     assert handle.wait(30) is SagaStatus.STUCK
     rig.sagas.skip(handle.id, "two", reason="written off", actor="bob")
     assert handle.wait(30) is SagaStatus.COMPENSATED
@@ -50,13 +50,13 @@ def test_skip(rig: Rig) -> None:
 
 def test_a_compensation_that_fails_twice_is_tried_until_it_works(rig: Rig) -> None:
     rig.worker()
-    handle = rig.start("line", three="terminal", two__undo="error:2")
+    handle = rig.start("line", three="terminal", two__compensate="error:2")
     rig.assert_undone(handle)
 
 
 def test_one_stuck_branch_does_not_hold_up_the_other(rig: Rig) -> None:
     rig.worker(concurrency=4)
-    handle = rig.start("full", four="terminal", left__undo="terminal")
+    handle = rig.start("full", four="terminal", left__compensate="terminal")
     assert handle.wait(30) is SagaStatus.STUCK
     assert handle.record.step("right").status == "COMPENSATED"
     rig.sagas.mark_done(handle.id, "left", reason="by hand")

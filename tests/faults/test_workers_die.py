@@ -63,7 +63,7 @@ def test_poison_ends_after_its_deliveries(make_rig: MakeRig) -> None:
 
 def test_a_killed_compensation_is_taken_over(rig: Rig) -> None:
     rig.worker()
-    handle = rig.start("line", three="terminal", two__undo="kill_after:1")
+    handle = rig.start("line", three="terminal", two__compensate="kill_after:1")
     rig.assert_undone(handle)
     assert rig.ledger.story(handle.id) == ["one", "two", "-three", "-two", "-two", "-one"]
 

@@ -150,7 +150,7 @@ def test_a_new_version_is_built_and_swapped_in(store: EventStore) -> None:
     assert command("promote", "counts", "--version", "1").output == "counts 1 was live already\n"
     assert old == [0, 1, 2]
     assert command("rebuild", "counts").output == (
-        "counts 2 has seen 3 events. Readers still read version 1; to change that: swap counts\n"
+        "counts 2 has seen 3 events. Readers still read version 1; to change that: promote counts\n"
     )
     assert new == [0, 1, 2]
     assert command("promote", "counts").output == "counts 2 is live; before it version 1 was\n"

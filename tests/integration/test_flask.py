@@ -626,8 +626,8 @@ def test_the_commands_and_a_killed_worker(postgres: Postgres, redis_server: Any,
             }
         ),
         "FLASK_SAGAS_LEASE": "2",
-        "FLASK_SAGAS_STALL_AFTER": "2",
-        "FLASK_SAGAS_SWEEP_INTERVAL": "0.2",
+        "FLASK_SAGAS_REDISPATCH_AFTER": "2",
+        "FLASK_SAGAS_RECOVERY_INTERVAL": "0.2",
     }
 
     def flask(*words: str) -> str:

@@ -197,7 +197,7 @@ def test_text_that_cannot_be_stored(rig: Rig, open_flower: FlowerProcess, untouc
         ):
             assert client.get(path).status < 500, path
         assert client.post_json(f"/api/sagas/{text}/retry", {"reason": "x"}).status in (400, 404), text
-    path = f"/sagas/saga/{untouched.id}/done?step=pivot"
+    path = f"/sagas/saga/{untouched.id}/mark-done?step=pivot"
     token = client.token(path)
     for form, problem in (
         ({"reason": "x", "result": '{"step": "pivot", "attempt": NaN}'}, "the result is not JSON"),

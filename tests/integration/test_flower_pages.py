@@ -118,7 +118,7 @@ def test_a_saga_is_watched_from_start_to_finish(rig: Rig, flower: FlowerProcess,
     [
         ("retry-pivot", None, "COMPLETED"),
         ("skip-pivot", None, "COMPLETED"),
-        ("done-pivot", '{"step": "pivot", "attempt": 7}', "COMPLETED"),
+        ("mark-done-pivot", '{"step": "pivot", "attempt": 7}', "COMPLETED"),
         ("compensate", None, "COMPENSATED"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_stuck_saga_is_repaired_by_clicking(
     assert handle.wait(1) is SagaStatus(ends)
     [(what, detail)] = [each for each in operators(rig, handle) if each[0].startswith("operator")]
     assert (what, "the bank is back" in detail) == (
-        "operator: failed" if button == "compensate" else f"operator: {button.split('-', maxsplit=1)[0]}", True
+        "operator: failed" if button == "compensate" else f"operator: {button.removeprefix('mark-').split('-', maxsplit=1)[0]}", True
     )  # fmt: skip
     assert page.text("#sg-history ~ div").count("flower (not logged in)") == len(operators(rig, handle))
     if result:
@@ -167,7 +167,7 @@ def test_a_result_that_is_no_json_or_of_another_type(
     flower: FlowerProcess, chrome: Chrome, untouched: SagaHandle
 ) -> None:
     page = Page(chrome, flower, untouched)
-    click(chrome, "#sg-done-pivot")
+    click(chrome, "#sg-mark-done-pivot")
     for result, problem in (("{", "the result is not JSON"), ('{"x": 1}', "pivot")):
         chrome.find_element(By.ID, "sg-result").clear()
         fill(chrome, "#sg-result", result)
@@ -266,7 +266,7 @@ def test_looks(rig: Rig, flower: FlowerProcess, chrome: Chrome, untouched: SagaH
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         for number, path in enumerate(
-            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/done?step=pivot", "/definitions", "/dead-letters")
+            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/mark-done?step=pivot", "/definitions", "/dead-letters")
         ):
             chrome.get(f"{flower.url}/sagas{path}")
             script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -62,7 +62,7 @@ def sagas(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     app = Celery("t", broker="memory://", set_as_current=False)
     app.conf.broker_transport_options = {"polling_interval": 0.01}
     for saga in SAGAS:
-        monkeypatch.setattr(saga, "_launcher", None)
+        monkeypatch.setattr(saga, "_starter", None)
     sagas = Sagas(app, store, SAGAS, recovery_interval=0.1)
     turned.clear()
     with start_worker(app, pool="threads", concurrency=3, perform_ping_check=False, shutdown_timeout=20):

@@ -28,7 +28,7 @@ def started_by_other_code(rig: Rig, saga: Saga) -> SagaHandle:
         (Saga("gone", Step("one", nothing, compensation=None), input=Faults), "no saga of this name"),
         (
             Saga("line", Step("one", nothing, compensation=None), input=Faults),
-            r"steps were \[one-\] and are \[one > two",
+            r"steps were \[one \(no compensation\)\] and are \[one > two",
         ),
     ],
 )

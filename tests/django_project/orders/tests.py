@@ -75,7 +75,7 @@ def given(number: str, fault: str = "") -> Placed:
 def dispatches() -> Iterator[list[str]]:
     """Collect the names of the steps that are sent to the broker, instead of sending them."""
     sent: list[str] = []
-    with mock.patch.object(sagas.canvas, "dispatch", lambda plan: sent.extend(sum(plan.stages[:1], ()))):
+    with mock.patch.object(sagas.canvas, "dispatch", lambda plan: sent.extend(plan.stages[0].steps if plan else ())):
         yield sent
 
 

@@ -1,7 +1,7 @@
 """Outlines in the place of shapes, steps that nodes opened, and the field's names for columns and statuses."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,6 +32,14 @@ _RENAMED: tuple[tuple[str, str, str, Any, bool], ...] = (
     ("sagas_dead_letter", "by", "actor", sa.String(200), True),
     ("sagas_audit", "by", "actor", sa.String(200), True),
     ("events_dead_letter", "by", "actor", sa.String(200), True),
+)
+
+#: Columns of a step that are new: the name, the type, and whether it may be null.
+_NEW: tuple[tuple[str, Any, bool], ...] = (
+    ("item", sa.Integer(), True),
+    ("seq", sa.Integer(), False),
+    ("stage", sa.Integer(), False),
+    ("kind", sa.String(8), False),
 )
 
 _STATUSES = {"UNDOING": "COMPENSATING", "UNDONE": "COMPENSATED"}
@@ -81,9 +89,6 @@ def downgrade() -> None:
     for column, values in ((_STEP.c.status, _STATUSES), (_HISTORY.c.what, _KINDS), (_LETTER.c.resolution, _KINDS)):
         _replace(bind, column, {new: old for old, new in values.items()})
     _set_key("node", sa.String(12), sa.String(8))
-    with op.batch_alter_table("sagas_step") as steps:
-        for name in ("kind", "stage", "seq", "item"):
-            steps.drop_column(name)
     op.drop_index("ix_sagas_saga_next_check_at", table_name="sagas_saga")
     for table, old, new, type_, nullable in _RENAMED:
         _rename(table, new, old, type_, nullable=nullable)
@@ -193,11 +198,44 @@ def _number_the_rest(bind: sa.Connection) -> None:
 
 
 def _set_key(column: str, status: sa.String, longer: sa.String) -> None:
-    if op.get_context().dialect.name in ("mysql", "mariadb"):  # in one go: the foreign key needs an index at all times
-        op.execute(f"ALTER TABLE sagas_step DROP PRIMARY KEY, ADD PRIMARY KEY (saga_id, {column})")
-        op.alter_column("sagas_step", "status", type_=longer, existing_type=status, existing_nullable=False)
+    dialect = op.get_context().dialect.name
+    if dialect == "sqlite":
+        _rebuild(column, longer, _NEW if column == "seq" else ())
         return
-    with op.batch_alter_table("sagas_step") as steps:
-        steps.drop_constraint("pk_sagas_step", type_="primary")
-        steps.create_primary_key("pk_sagas_step", ["saga_id", column])
-        steps.alter_column("status", type_=longer, existing_type=status, existing_nullable=False)
+    if dialect == "postgresql":
+        op.drop_constraint("pk_sagas_step", "sagas_step", type_="primary")
+        op.create_primary_key("pk_sagas_step", "sagas_step", ["saga_id", column])
+    else:  # in one go: the foreign key needs an index at all times
+        op.execute(f"ALTER TABLE sagas_step DROP PRIMARY KEY, ADD PRIMARY KEY (saga_id, {column})")
+    op.alter_column("sagas_step", "status", type_=longer, existing_type=status, existing_nullable=False)
+    if column == "node":
+        for name, _, _ in reversed(_NEW):
+            op.drop_column("sagas_step", name)
+
+
+def _rebuild(key: str, status: sa.String, new: Sequence[tuple[str, Any, bool]]) -> None:
+    """Copy the table of steps, as SQLite needs for another key. Nothing is read, so that a script can do it."""
+    columns = [
+        ("saga_id", sa.String(36), False),
+        ("node", exact(100), False),
+        *new,
+        ("status", status, False),
+        ("started_seq", sa.Integer(), False),
+        ("failures", sa.Integer(), False),
+        ("lost", sa.Integer(), False),
+        ("owner", sa.String(100), True),
+        *((name, UtcDateTime(), True) for name in ("lease_until", "deadline", "due_at", "sent_at")),
+        ("result", LongText, True),
+        ("error", LongText, True),
+        *((name, UtcDateTime(), True) for name in ("started_at", "finished_at")),
+    ]
+    names = ", ".join(name for name, _, _ in columns)
+    op.rename_table("sagas_step", "sagas_step_before")
+    op.create_table(
+        "sagas_step",
+        *(sa.Column(name, type_, nullable=nullable) for name, type_, nullable in columns),
+        sa.PrimaryKeyConstraint("saga_id", key, name="pk_sagas_step"),
+        sa.ForeignKeyConstraint(["saga_id"], ["sagas_saga.id"], name="fk_sagas_step_saga_id", ondelete="CASCADE"),
+    )
+    op.execute(f"INSERT INTO sagas_step ({names}) SELECT {names} FROM sagas_step_before")  # noqa: S608
+    op.drop_table("sagas_step_before")
