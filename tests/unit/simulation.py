@@ -23,13 +23,17 @@ from sagas import (
     Saga,
     SagaRecord,
     SagaStatus,
+    SignalRefused,
+    Sleep,
     Step,
     StepStatus,
+    Wait,
     transitions,
 )
 from sagas.checkpoints import FINISHED
+from sagas.opening import is_undecided
 from sagas.plan import Stage, plan
-from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.transitions import SKIPPED, Change, Failure, Outcome, Repair, Signal, Timing, Verdict, Waiting
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TIMING = Timing(lease=10, redispatch_after=10)
@@ -42,15 +46,26 @@ class Violation(AssertionError):
 def nothing() -> None: ...
 
 
-def _step(name: str, *, undo: bool = True) -> Step:
+def _step(name: str, *, undo: bool = True, **options: Any) -> Step:
     retry = Retry(max_attempts=2, delay=1, jitter=0)
-    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3)  # fmt: skip
+    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3, **options)  # fmt: skip
+
+
+def _perhaps() -> bool: ...  # type: ignore[empty-body]
 
 
 SAGAS = [
     Saga("line", _step("a"), _step("b"), _step("c")),
     Saga("wide", _step("a"), Parallel(_step("l"), _step("r"), _step("n", undo=False)), _step("z")),
     Saga("pivot", _step("a"), Parallel(_step("l"), _step("r")), Pivot("p", nothing, timeout=40), Step("z", nothing, timeout=40)),
+    Saga(
+        "waits", _step("a"), _step("m", when=_perhaps), Wait("w", int, timeout=60), _step("d", deferred=True, deadline=50),
+        Sleep("t", 20), _step("z"),
+    ),
+    Saga(
+        "waits_wide", _step("a"),
+        Parallel(Wait("w", int, timeout=60), _step("l", when=_perhaps), _step("d", deferred=True, deadline=50)), _step("z"),
+    ),
 ]  # fmt: skip
 
 
@@ -90,6 +105,10 @@ class World:
         self.landed: dict[str, int] = {}
         self.late: set[str] = set()  # landed after the saga had turned back: whoever undid them is void, and goes on
         self.story: list[str] = []
+        self.asked: list[str] = []  # deferred steps that have asked: somebody may complete them, more than once
+        self.completed: dict[str, str] = {}  # the result that was accepted
+        self.signalled: str | None = None  # the signal that was accepted
+        self.decided: set[str] = set()  # conditions whose yes was stored
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
 
@@ -112,6 +131,14 @@ class World:
             raise self.wrong(f"COMPLETED became {after.status}")
         if was.direction is Direction.BACKWARD and after.direction is Direction.FORWARD:
             raise self.wrong("it had turned back, and goes forward again")
+        for name, step in after.steps.items():
+            before = was.step(name)
+            if step.status is before.status:
+                continue
+            if step.kind == "timer" and step.status is StepStatus.DONE and before.due_at and before.due_at > self.now:
+                raise self.wrong(f"{name} woke at {self.now}, before {before.due_at}")
+            if name == "w" and step.status is StepStatus.FAILED and self.signalled is not None:
+                raise self.wrong(f"the signal {self.signalled} was accepted, and its wait timed out")
         if was.status is not after.status:
             self.tell(f"the saga is {after.status}: {after.error or ''}")
         self.record = replace(after, revision=was.revision + 1)
@@ -191,13 +218,32 @@ class World:
             direction = change.record.direction
             self._begin(actor, name, change.record)
             yield
-            outcome = self._act(name, direction, late=actor.late)
+            outcome: Any = None
+            if direction is Direction.FORWARD and self.case(change.record).is_undecided(change.record.step(name)):
+                if name in self.decided and self.record.step(name).owner == owner:
+                    raise self.wrong(f"the condition of {name} is asked again, though its answer was kept")
+                if self.dice.random() < 0.5:
+                    outcome = SKIPPED
+                else:
+                    kept = yield from self._ask(lambda r: transitions.decided(self.case(r), name, owner))
+                    if kept.verdict is not Verdict.ACT:
+                        return
+                    self.decided.add(name)
+                    yield
+            if outcome is not SKIPPED:
+                outcome = self._act(name, direction, late=actor.late)
+            if isinstance(outcome, str) and self.saga.steps[name].step.waits:
+                outcome = Waiting(self.now + timedelta(seconds=50))
             actor.acting = None
             yield
 
             def report(record: SagaRecord) -> Change:
                 if isinstance(outcome, Failure):
                     return transitions.fail(self.case(record), name, owner, direction, outcome)
+                if isinstance(outcome, Waiting):
+                    return transitions.wait(self.case(record), name, owner, outcome.until)
+                if outcome is SKIPPED:
+                    return transitions.skip(self.case(record), name, owner)
                 done = transitions.succeed(self.case(record), name, owner, direction, outcome)
                 new = done.record.step(name).status
                 if new is StepStatus.DONE and record.step(name).status is not new and record.step(name).owner != owner:
@@ -244,6 +290,7 @@ class World:
             undone = (
                 state.status in (StepStatus.COMPENSATED, StepStatus.SKIPPED, StepStatus.PENDING)
                 or step.compensation is None
+                or is_undecided(self.saga, state)  # its action has not been called
             )
             late = self.landed.get(other_name, 0) > 1 or state.status is StepStatus.IN_DOUBT
             if record.direction is Direction.BACKWARD and not (undone or late or not state.started_seq):
@@ -264,6 +311,8 @@ class World:
             self.effects[name] = True
             self.landed[name] = self.landed.get(name, 0) + 1
             self.tell(f"do {name}")
+            if self.saga.steps[name].step.waits:
+                self.asked.append(name)
         return "1" if chance > 0.16 else Failure(Outcome.FAILED, "broken")
 
     # -- the broker ---------------------------------------------------------------------------------------------
@@ -329,8 +378,20 @@ class World:
         """Let one thing happen."""
         dice = self.dice
         match dice.choices(
-            ["advance", "deliver", "double", "drop", "crash", "clock", "jump", "recover", "cancel", "report"],
-            [40, 20, 2, 2, 3, 8, 1.5, 8, 0.3, 0.5],
+            [
+                "advance",
+                "deliver",
+                "double",
+                "drop",
+                "crash",
+                "clock",
+                "jump",
+                "recover",
+                "cancel",
+                "report",
+                "outside",
+            ],
+            [40, 20, 2, 2, 3, 8, 1.5, 8, 0.3, 0.5, 4],
         )[0]:
             case "advance" if self.actors:
                 self.advance(dice.choice(self.actors))
@@ -352,6 +413,55 @@ class World:
                 self.broker.append(Message("fail", dice.choice(list(self.saga.steps)), self.record.epoch))
             case "cancel":
                 self.cancel()
+            case "outside":
+                dice.choice([self.signal, self.complete, self.fail_deferred])()
+
+    def signal(self) -> None:
+        """Somebody answers: early, late, or twice."""
+        if "w" not in self.saga.steps:
+            return
+        id_ = self.dice.choice("xy")
+        sent = Signal(id=id_, payload="1", by=f'{{"id": "{id_}"}}')
+        try:
+            change = self._outside(lambda case: transitions.signal(case, "w", sent))
+        except SignalRefused:
+            return
+        if change.verdict is not Verdict.SETTLED:
+            if self.signalled is not None:
+                raise self.wrong(f"the signal {id_} is accepted after {self.signalled}")
+            self.signalled = id_
+            self.tell(f"the signal {id_} is accepted")
+
+    def complete(self) -> None:
+        """An external system says that it is done: early, late, or twice."""
+        if not self.asked:
+            return
+        name, result = self.dice.choice(self.asked), str(self.dice.randrange(100))
+        self.effects[name] = True
+        self.landed[name] = self.landed.get(name, 0) + 1
+        forward = self.record.direction is Direction.FORWARD
+        change = self._outside(lambda case: transitions.complete(case, name, result))
+        self.tell(f"{name} is completed from outside: {change.verdict}")
+        if any(entry.what == "late outcome" for entry in change.history):
+            self.late.add(name)
+        if forward and change.verdict is not Verdict.SETTLED:
+            if name in self.completed:
+                raise self.wrong(f"{name} was completed twice")
+            self.completed[name] = result
+
+    def fail_deferred(self) -> None:
+        if self.asked:
+            name = self.dice.choice(self.asked)
+            self._outside(lambda case: transitions.fail_deferred(case, name, "declined"))
+
+    def _outside(self, decide: Any) -> Change:
+        case = self.case(self.record)
+        change: Change = decide(case)
+        if change.record is not case.record:
+            assert self.save(case.record, change.record)
+            if change.verdict is Verdict.DISPATCH and self.dice.random() > 0.1:
+                self.dispatch()
+        return change
 
     def cancel(self) -> None:
         case = self.case(self.record)
@@ -399,8 +509,13 @@ class World:
         undoable = {name for name, step in self.saga.steps.items() if step.compensation is not None}
         if self.record.status is SagaStatus.COMPENSATED and standing & undoable:
             raise self.wrong(f"it is COMPENSATED, and {standing & undoable} still stand")
-        if self.record.status is SagaStatus.COMPLETED and standing != set(self.saga.steps):
-            raise self.wrong(f"it is COMPLETED, and of its effects only {standing} stand")
+        acted = {
+            name for name, step in self.record.steps.items() if step.status is StepStatus.DONE and step.kind == "step"
+        }
+        if self.record.status is SagaStatus.COMPLETED and standing != acted:
+            raise self.wrong(f"it is COMPLETED, and of its effects {acted} only {standing} stand")
+        if self.record.status is SagaStatus.COMPLETED and set(self.record.steps) != set(self.saga.steps):
+            raise self.wrong(f"it is COMPLETED, and has opened only {set(self.record.steps)}")
 
 
 def simulate(seed: int, length: int = 150) -> World:

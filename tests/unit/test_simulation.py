@@ -14,7 +14,7 @@ import pytest
 
 from sagas import StepStatus, transitions
 from sagas.checkpoints import StepRecord
-from sagas.transitions import Case, ends, messages
+from sagas.transitions import Case, ends, messages, waits
 from tests.unit.simulation import Violation, World, simulate
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -79,8 +79,59 @@ def no_doubt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ends, "_to_undo", forget)
 
 
+def no_early_signal(patch: pytest.MonkeyPatch) -> None:
+    """A signal that comes before its wait has begun is acknowledged, and forgotten."""
+    signal = transitions.signal
+
+    def forget(case: Case, name: str, sent: Any) -> Any:
+        return signal(case, name, sent) if name in case.record.steps else case.refuse("")
+
+    patch.setattr(transitions, "signal", forget)
+
+
+def no_end_of_a_wait(patch: pytest.MonkeyPatch) -> None:
+    """A deferred step that has ended can be completed again."""
+    patch.setattr(waits, "_OPEN", (*waits._OPEN, StepStatus.DONE))
+
+
+def no_memory_of_an_answer(patch: pytest.MonkeyPatch) -> None:
+    """What a condition said is not kept."""
+    patch.setattr(transitions, "decided", lambda case, name, owner: case.refuse("", transitions.Verdict.ACT))
+
+
+def no_late_completion(patch: pytest.MonkeyPatch) -> None:
+    """A completion that comes after the saga has given the step up is forgotten."""
+    patch.setattr(waits, "late_success", lambda case, *rest: case.refuse("forgotten"))
+
+
+def no_doubt_of_what_waits(patch: pytest.MonkeyPatch) -> None:
+    """A step that has asked, and was not answered when the saga compensates, is taken for never begun."""
+    to_undo = ends._to_undo
+
+    def forget(case: Case, step: StepRecord) -> StepRecord:
+        if step.status is not StepStatus.WAITING:
+            return to_undo(case, step)
+        return replace(step, status=StepStatus.FAILED, started_seq=0)
+
+    patch.setattr(ends, "_to_undo", forget)
+
+
+def no_patience(patch: pytest.MonkeyPatch) -> None:
+    """A look of recovery ends a sleep, whatever the time is."""
+    examine = transitions.examine
+
+    def wake(case: Case) -> Any:
+        for step in case.record.steps.values():
+            if step.kind == "timer" and step.status is StepStatus.WAITING:
+                return waits.elapse(case, step)
+        return examine(case)
+
+    patch.setattr(transitions, "examine", wake)
+
+
 CUTS: list[Patch] = [
-    no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt
+    no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt,
+    no_early_signal, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion, no_doubt_of_what_waits, no_patience,
 ]  # fmt: skip
 ROUNDS = 3000
 
