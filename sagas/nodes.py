@@ -12,9 +12,9 @@ from sagas.errors import DefinitionError
 from sagas.functions import describe
 from sagas.text import is_clean
 
-__all__ = ["COMPENSATE", "UNSAID", "Kind", "Node", "OnTimeout", "Sleep", "Wait"]
+__all__ = ["COMPENSATE", "UNSAID", "Node", "OnTimeout", "Sleep", "Wait"]
 
-Kind = Literal["step", "wait", "timer"]
+_Kind = Literal["step", "wait", "timer"]
 
 #: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
 _NAME_LENGTH = 100
@@ -39,7 +39,7 @@ COMPENSATE = OnTimeout.COMPENSATE
 class Node:
     """What all nodes of a saga have in common. A node opens the steps that run, wait and are compensated."""
 
-    kind: Kind = "step"
+    kind: _Kind = "step"
     is_pivot = False
     #: Seconds until the step is given up that waits for a signal or an external completion; None where it does not.
     patience: float | None = None
@@ -117,7 +117,7 @@ class Wait(Node):
     Wait('approval')
     """
 
-    kind: Kind = "wait"
+    kind: _Kind = "wait"
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Sleep(Node):
     Sleep('cooling_off')
     """
 
-    kind: Kind = "timer"
+    kind: _Kind = "timer"
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from sagas.cli.retention import audit as audit_of_all
 from sagas.cli.retention import purge, reencrypt
 from sagas.cli.saga_graph import draw_saga
 from sagas.cli.showing import history, show
+from sagas.cli.signal import signal
 from sagas.cli.start import start
 from sagas.cli.watch import watch
 
@@ -37,7 +38,7 @@ def sagas(context: click.Context) -> None:
 
 
 _COMMANDS: tuple[click.Command, ...] = (
-    list_, show, history, watch, *actions, audit, purge, start, check, doctor, draw_saga,
+    list_, show, history, watch, *actions, audit, purge, start, signal, check, doctor, draw_saga,
     rehearse, flower, events,
 )  # fmt: skip
 for command in _COMMANDS:

@@ -280,7 +280,7 @@ class Inline:
             if not fault.times:
                 self._faults.remove(fault)
         if fault.error is None:
-            self._finish(self._at, None)
+            self._runner.finish(self._at, None)
             return function(**arguments)
         if fault.after_effect:
             function(**arguments)

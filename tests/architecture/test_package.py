@@ -17,11 +17,12 @@ import sagas
 ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
-Saga Step Parallel Pivot Retry StepContext TerminalError RetryableError
-Sagas SqlStore SagaHandle
+Saga Step Parallel Pivot Wait Sleep COMPENSATE Retry StepContext TerminalError RetryableError
+Sagas SqlStore SagaHandle Completion
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
-KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
+KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SignalRefused InvalidToken
+SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
 PayloadUnreadable UnserialisableResult StepFailed
 """.split()
 
