@@ -29,6 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 ELSEWHERE = {
     ROOT / "README.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "tutorial.md": "tests/integration/test_pages_typed.py",
+    ROOT / "docs" / "how-to" / "production.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "how-to" / "two-services.md": "tests/integration/test_pages_typed.py",
     ROOT / "docs" / "fastapi.md": "tests/integration/test_fastapi.py",
     ROOT / "docs" / "django.md": "tests/integration/test_pages_typed.py",

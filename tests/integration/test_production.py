@@ -1,4 +1,4 @@
-"""The shop as the README has it run in production: the Procfile, with real servers, and orders."""
+"""The shop as docs/how-to/production.md runs it: the Procfile, with real servers, and orders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Done = subprocess.CompletedProcess[str]
 
 
 def commands() -> list[list[str]]:
-    """Return the commands of the README's production section, as they stand there."""
-    section = (ROOT / "README.md").read_text().partition("The repository runs its shop this way")[2]
+    """Return the commands that the page has for the reference shop, as they stand there."""
+    section = (ROOT / "docs" / "how-to" / "production.md").read_text().partition("## The reference shop")[2]
     fence = section.split("```")[1]
     return [shlex.split(line, comments=True) for line in fence.strip().splitlines()]
 
@@ -74,7 +74,7 @@ def shop(redis_server: Redis, postgres: Postgres, tmp_path: Path) -> Iterator[Sh
 
 
 @pytest.mark.timeout(400)  # seven processes start, and a shop's worth of others
-def test_the_readmes_shop(shop: Shop, tmp_path: Path) -> None:
+def test_the_reference_shop(shop: Shop, tmp_path: Path) -> None:
     migrate, start, place, doctor = commands()
     done = shop.run(*migrate)
     assert done.returncode == 0, done.stdout + done.stderr
