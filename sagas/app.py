@@ -22,11 +22,9 @@ from sagas.recovery import Recovery
 from sagas.transitions import Repair, Timing, Verdict
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
-
     from sagas.events import Events
     from sagas.stores import CheckpointStore
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Sagas"]
 
@@ -137,7 +135,7 @@ class Sagas(Generic[StoreT_co]):
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
         self._check(saga)
@@ -226,6 +224,6 @@ class Sagas(Generic[StoreT_co]):
             return self.mark_failed(saga_id, pivot.name, reason=reason, actor=actor)
         return self.cancel(saga_id, reason, actor=actor)
 
-    def _dispatch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+    def _dispatch(self, next_: Next, session: AnySession | None = None) -> SagaRecord:
         self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))
         return next_.record

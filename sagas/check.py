@@ -55,7 +55,7 @@ def check(sagas: Sagas, *, values: int | None = 100) -> Sequence[Flight]:
     if not isinstance(store, SqlStore):
         raise ConfigurationError(f"{store!r} has no lists; keep the sagas in a SqlStore")
     groups: dict[tuple[str, int, str], list[InFlight]] = {}
-    for each in store.in_flight():
+    for each in store.queries.in_flight():
         groups.setdefault((each.name, each.version, each.outline), []).append(each)
     return [_flight(sagas, store, found, values) for found in groups.values()]
 
@@ -160,10 +160,10 @@ def _values(store: SqlStore, saga: Saga, most: int | None) -> tuple[int, tuple[s
     wrong: list[str] = []
     while most is None or read < most:
         limit = _PAGE if most is None else min(_PAGE, most - read)
-        page = store.select(where, after=after, limit=limit)
+        page = store.queries.select(where, after=after, limit=limit)
         for record in page:
             if record.outline == saga.outline:
-                wrong += list(_unreadable(saga, record.id, store.payloads(record.id)))
+                wrong += list(_unreadable(saga, record.id, store.queries.payloads(record.id)))
                 read += 1
         if len(wrong) > _MOST:
             return read, (*wrong[:_MOST], "and more")

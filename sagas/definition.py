@@ -22,8 +22,9 @@ from sagas.text import is_clean
 from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
+
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 
@@ -267,7 +268,7 @@ class _Starter(Protocol):
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
     ) -> SagaHandle: ...
 
 
@@ -332,7 +333,7 @@ class Saga(Generic[InputT]):
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> SagaHandle:
         """Store a new saga, dispatch it, and return its handle.
 

@@ -121,7 +121,7 @@ class Operations:
                 return sagas.compensate(self._not_yet_back(saga_id), reason=reason, actor=actor)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, actor=actor)
-        record: SagaSummary = self.store.summary(saga_id)
+        record: SagaSummary = self.store.queries.summary(saga_id)
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
@@ -139,7 +139,7 @@ class Operations:
         return record
 
     def _not_yet_back(self, saga_id: str) -> str:
-        record = self.store.summary(saga_id)
+        record = self.store.queries.summary(saga_id)
         if record.direction is Direction.BACKWARD:
             hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
@@ -177,7 +177,7 @@ class Operations:
         """
         after, left = "", limit
         while left > 0:
-            page = self.store.select(where, after=after, limit=min(_PAGE, left))
+            page = self.store.queries.select(where, after=after, limit=min(_PAGE, left))
             for record in page:
                 try:
                     done = self.act(action, record.id, actor=actor, reason=reason, step=step, result=result)

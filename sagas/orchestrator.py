@@ -48,10 +48,10 @@ from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Ve
 from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
 
     from sagas.stores import CheckpointStore
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Next", "Orchestrator"]
 
@@ -169,7 +169,7 @@ class Orchestrator:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
     ) -> Next:
         """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
         text = self._encode_input(saga, given)

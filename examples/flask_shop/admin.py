@@ -48,17 +48,17 @@ def login() -> str | Response:
 @admin.get("/")
 def operations() -> str:
     operations = Operations(current_sagas())
-    records = operations.store.select(Filter(attention=True), with_steps=True, limit=50)
+    records = operations.queries.select(Filter(attention=True), with_steps=True, limit=50)
     rows = [
         {
             "record": record,
-            "input": operations.shown(operations.store.payloads(record.id).input),  # without the card
+            "input": operations.shown(operations.queries.payloads(record.id).input),  # without the card
             "choices": operations.allowed_actions(record),
         }
         for record in records
     ]
     away = db.session.get_one(Bank, 1).away
-    return render_template("admin.html", rows=rows, words=WORDS, tally=operations.store.tally(), away=away)
+    return render_template("admin.html", rows=rows, words=WORDS, tally=operations.queries.tally(), away=away)
 
 
 @admin.post("/sagas/<saga_id>")

@@ -122,7 +122,7 @@ def _command(action: Action) -> click.Command:
         operations = Operations(obj.app.sagas)
         if sagas:
             # All of them are known before anything is done to one.
-            ids = list(dict.fromkeys(operations.store.resolve(saga).id for saga in sagas))
+            ids = list(dict.fromkeys(operations.queries.resolve(saga).id for saga in sagas))
             chosen = Filter()
         else:
             chosen = where.at(operations.store.now())
@@ -163,13 +163,13 @@ def _found(operations: Operations, chosen: Filter, limit: int) -> list[str]:
     ids: list[str] = []
     while len(ids) < limit:
         wanted = min(_PAGE, limit - len(ids))
-        page = operations.store.select(chosen, after=ids[-1] if ids else "", limit=wanted)
+        page = operations.queries.select(chosen, after=ids[-1] if ids else "", limit=wanted)
         ids += [record.id for record in page]
         if len(page) < wanted:
             break
     if not ids:
         raise Refusal("no saga fits: nothing was done")
-    if len(ids) == limit and (there := operations.store.count(chosen)) > limit:
+    if len(ids) == limit and (there := operations.queries.count(chosen)) > limit:
         click.echo(f"{there} fit; this is about the oldest {limit} of them (--limit)", err=True)
     return ids
 
@@ -180,7 +180,7 @@ def _show_which(operations: Operations, ids: Sequence[str], *, as_json: bool, mo
     for start in range(0, len(shown), _PAGE):
         page = Filter(ids=tuple(shown[start : start + _PAGE]))
         rows += [
-            row(operations, each) for each in operations.store.select(page, after="", limit=_PAGE, with_steps=True)
+            row(operations, each) for each in operations.queries.select(page, after="", limit=_PAGE, with_steps=True)
         ]
     show_sagas(operations, rows, as_json=as_json)
     if len(ids) > most:

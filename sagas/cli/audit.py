@@ -57,7 +57,7 @@ def audit(
             "step": entry.entry.step,
             "reason": entry.entry.detail,
         }
-        for entry in store.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
+        for entry in store.queries.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
     ]
     if as_json:
         document(rows)

@@ -50,7 +50,7 @@ def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
 
 def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
-    payloads = operations.store.payloads(record.id)
+    payloads = operations.queries.payloads(record.id)
     missing = None
     try:
         operations.sagas.orchestrator.definition(record)
@@ -74,7 +74,7 @@ def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
                 "created_at": letter.created_at,
                 "error": letter.error,
             }
-            for letter in operations.store.dead_letters(record.id)
+            for letter in operations.queries.dead_letters(record.id)
         ],
     }
 

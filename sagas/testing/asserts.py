@@ -52,7 +52,7 @@ def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
         for state in record.steps.values()
     ]
     lines.append("history:")
-    for entry in operations.store.history(handle.id):
+    for entry in operations.queries.history(handle.id):
         where = f" {entry.step}" if entry.step else ""
         lines.append(f"  {entry.at:%H:%M:%S} {entry.what}{where}" + (f": {entry.detail}" if entry.detail else ""))
     return "\n".join(lines)

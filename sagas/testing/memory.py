@@ -12,8 +12,9 @@ from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, S
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
+
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["MemoryStore"]
 
@@ -34,17 +35,13 @@ class MemoryStore:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def insert(
-        self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None = None
-    ) -> SagaRecord:
+    def insert(self, record: SagaRecord, session: AnySession | None = None) -> SagaRecord:
         if session is not None:
             raise _no_transactions()
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
 
-    def after_commit(
-        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
-    ) -> None:
+    def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
         if session is not None:
             raise _no_transactions()
         then()
@@ -132,10 +129,14 @@ class MemoryStore:
     def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
         return {task: at for task, at in self._arrivals.items() if task in tasks}
 
+    # -- for tests, as the `queries` of a `SqlStore` have it ------------------------------------------------------
+
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        """Return what happened to a saga beside its plain way forward, oldest first."""
         return [entry for of, entry in self._history if of == saga_id]
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
         return [
             letter
             for letter in self._letters

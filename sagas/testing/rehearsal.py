@@ -139,7 +139,7 @@ def rehearse(
 
 def unfinished_in(store: SqlStore) -> int:
     """Return how many sagas in a database are not at their end: some application may be at work there."""
-    return store.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
+    return store.queries.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
 
 
 class _NeverSent:

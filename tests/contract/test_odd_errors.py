@@ -96,7 +96,7 @@ def test_what_operators_say_is_kept(store: SqlStore, text: str) -> None:
         Saga("odd", Step("first", lambda: 1, compensation=lambda: None), Pivot("pay", lambda: 1))
     )
     operations.act(Action.SKIP, record.id, actor=text, reason=text)
-    told = [entry for entry in store.history(record.id) if entry.actor]
+    told = [entry for entry in store.queries.history(record.id) if entry.actor]
     assert told
     assert all(is_clean(entry.detail) and is_clean(entry.actor or "") for entry in told)
 
@@ -116,14 +116,14 @@ def test_why_it_turned_back_stays_its_error(store: SqlStore) -> None:
     saga = Saga("order", Step("book", lambda: 1, compensation=refused), Pivot("pay", declined))
     inline = Inline(store)
     handle = inline.start(saga)
-    record = store.summary(handle.id)
+    record = store.queries.summary(handle.id)
     assert record.status is SagaStatus.STUCK
     assert record.error == "step 'pay' failed: card declined"
     assert record.trouble == "step 'book' is stuck: refund refused"
     operations = operations_of(store)
     operations.sagas.orchestrator.register(saga)
     operations.act(Action.SKIP, handle.id, actor="ann", reason="written off")
-    record = store.summary(handle.id)
+    record = store.queries.summary(handle.id)
     assert record.status is SagaStatus.COMPENSATED
     assert record.error == record.trouble == "step 'pay' failed: card declined"
 

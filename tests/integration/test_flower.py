@@ -68,7 +68,7 @@ def untouched(rig: Rig) -> SagaHandle:
 
 
 def done_by(rig: Rig, saga_id: str) -> list[tuple[str | None, str]]:
-    return [(entry.actor, entry.what) for entry in rig.sagas.store.history(saga_id) if entry.actor]
+    return [(entry.actor, entry.what) for entry in rig.sagas.store.queries.history(saga_id) if entry.actor]
 
 
 # -- the API ----------------------------------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ def test_each_action(operations: Operations, run: Run) -> None:
             ["id", "saga", "key", "outcome", "status", "error"], [saga, operations.store.load(saga).name, saga, "done", ends, ""],
         ]  # fmt: skip
         assert done.stderr == "1 done\n"
-        assert [entry.actor for entry in operations.store.history(saga)][-1] == "ann"
+        assert [entry.actor for entry in operations.queries.history(saga)][-1] == "ann"
 
 
 def test_refusals(operations: Operations, run: Run) -> None:
@@ -460,7 +460,7 @@ def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
         started = run("start", "plain", "--key", "k-1", "--json")
         [told] = json.loads(started.stdout)
         assert (told["saga"], told["key"], told["status"]) == ("plain", "k-1", "PENDING")
-    assert operations.store.count() == 1
+    assert operations.queries.count() == 1
     (tmp_path / "list.json").write_text("[]")
     for words, said in (
         (("start", "nope"), "there is: at_pivot, plain, two_undos"),
@@ -469,7 +469,7 @@ def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
     ):
         refused = run(*words, input='{"x": 1}')
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
-    assert operations.store.count() == 1
+    assert operations.queries.count() == 1
 
 
 @pytest.mark.parametrize("command", ["list", "show", "history", "watch", "audit", "start", *Action])

@@ -237,9 +237,9 @@ class SagaAdmin(admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
-        payloads = operations.store.payloads(object_id)
+        payloads = operations.queries.payloads(object_id)
         buttons = [_button(record, choice) for choice in operations.allowed_actions(record)]
-        history = operations.store.history(record.id)
+        history = operations.queries.history(record.id)
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -254,7 +254,7 @@ class SagaAdmin(admin.ModelAdmin):
             ],
             "history": [_entry(entry) for entry in reversed(history[-_LAST:])],
             "entries": len(history),
-            "letters": [_letter(each) for each in operations.store.dead_letters(record.id, unresolved=False)],
+            "letters": [_letter(each) for each in operations.queries.dead_letters(record.id, unresolved=False)],
         }
         return TemplateResponse(request, "admin/sagas/saga/detail.html", context)
 
@@ -265,7 +265,7 @@ class SagaAdmin(admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
-        page = Paginator(operations.store.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
+        page = Paginator(operations.queries.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -334,7 +334,7 @@ class SagaAdmin(admin.ModelAdmin):
         choice = AllowedAction(action)
         if not form.is_valid():
             return self._ask(
-                request, form, choice, _operations().store.select(where, limit=_MOST), request.get_full_path()
+                request, form, choice, _operations().queries.select(where, limit=_MOST), request.get_full_path()
             )
         reason, done = form.cleaned_data["reason"], 0
         for outcome in _operations().act_on_all(action, where, actor=_name(request), reason=reason, limit=_MOST):
@@ -389,7 +389,7 @@ def _operations() -> Operations:
 def _operations_and(saga_id: str) -> tuple[Operations, SagaSummary]:
     operations = _operations()
     try:
-        return operations, operations.store.summary(saga_id)
+        return operations, operations.queries.summary(saga_id)
     except SagaNotFound as error:
         raise Http404(str(error)) from error
 

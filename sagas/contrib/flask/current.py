@@ -15,8 +15,7 @@ from sagas.handle import SagaHandle
 from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["AppSagas", "current_sagas"]
 
@@ -60,7 +59,7 @@ class _Current:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
     ) -> SagaHandle:
         sagas = current_sagas()
         if session is not None:

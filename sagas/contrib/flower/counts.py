@@ -60,6 +60,6 @@ class Counts:
             return self._snapshot
 
     def _count(self) -> Snapshot:
-        ended = self._store.ended(self._store.now() - timedelta(minutes=1), among=_AMONG)
-        attention = self._store.count(Filter(attention=True))
-        return Snapshot(self._store.tally(), attention, ended, at_least=ended >= _AMONG)
+        ended = self._store.queries.ended(self._store.now() - timedelta(minutes=1), among=_AMONG)
+        attention = self._store.queries.count(Filter(attention=True))
+        return Snapshot(self._store.queries.tally(), attention, ended, at_least=ended >= _AMONG)

@@ -66,9 +66,9 @@ class OneSaga:
 
 def look(operations: Operations, saga_id: str) -> OneSaga:
     """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = operations.store.summary(saga_id), "", list[Told]()
-    history = operations.store.history(saga_id)
-    payloads = operations.store.payloads(saga_id)
+    record, missing, story = operations.queries.summary(saga_id), "", list[Told]()
+    history = operations.queries.history(saga_id)
+    payloads = operations.queries.payloads(saga_id)
     try:
         operations.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
@@ -82,7 +82,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         operations.allowed_actions(record),
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
-        operations.store.dead_letters(saga_id),
+        operations.queries.dead_letters(saga_id),
         story[:_ENTRIES],
         len(story[_ENTRIES:]),
         payloads,

@@ -153,7 +153,7 @@ class DeadLetters(Handler):
 
     @authenticated
     async def get(self) -> None:
-        steps = await self.ask(self.operations.store.dead_letters)
+        steps = await self.ask(self.operations.queries.dead_letters)
         events = self.operations.sagas.events
         messages = [] if events is None else await self.ask(lambda: events.dead_letters(limit=_LETTERS))
         self.show("dead_letters.html", tab="dead-letters", steps=steps, shown=steps[:_LETTERS], messages=messages)

@@ -362,8 +362,8 @@ class Refusals(Committing):
             "status": lambda: self.handle.status,
             "cancel": self.handle.cancel,
             "compensate": lambda: sagas.compensate(self.handle.id, reason="x"),
-            "list": lambda: sagas.store.select(),  # type: ignore[attr-defined]
-            "history": lambda: sagas.store.history(self.handle.id),
+            "list": lambda: sagas.store.queries.select(),  # type: ignore[attr-defined]
+            "history": lambda: sagas.store.queries.history(self.handle.id),
             "operators": lambda: Operations(sagas).act(Action.RESUME, self.handle.id, actor="ann", reason="x"),
         }
 
@@ -619,7 +619,7 @@ class InTheAdmin(TestCase):
         assert "stuck" in self.client.get(url).content.decode()
         answer = self.client.post(url, {"reason": "the bank is back"}, follow=True)
         assert "Retry charge: the saga is RUNNING now." in answer.content.decode()
-        entry = sagas.store.history(self.stuck.id)[-1]
+        entry = sagas.store.queries.history(self.stuck.id)[-1]
         assert entry.actor == "ann"
         assert "the bank is back" in entry.detail
         log = LogEntry.objects.get()

@@ -228,7 +228,7 @@ class WhatIsShown(_Pages):
         page = self.page(self.stuck)
         assert "time 129" in page
         assert "time 100" not in page
-        total = len(sagas.store.history(self.stuck.id))
+        total = len(sagas.store.queries.history(self.stuck.id))
         assert f"The whole history: {total} entries" in page
         first, second = (self.client.get(f"/admin/sagas/saga/{self.stuck.id}/history/?p={n}") for n in (1, 2))
         whole = first.content.decode() + second.content.decode()

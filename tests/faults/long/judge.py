@@ -74,7 +74,7 @@ def judge(
             continue
         known.add(record.id)
         verdict.statuses[str(record.status)] += 1
-        history = sagas.store.history(record.id)
+        history = sagas.store.queries.history(record.id)
         lines = ledger.get(record.id, [])
         found = [] if set(ids) <= {record.id} else ["several sagas of one key"]
         found += _of_one(sagas, record, lines, history)

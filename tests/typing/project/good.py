@@ -118,7 +118,7 @@ def look(event: OrderPlaced, context: HandlerContext) -> None:
 events = Events([orders], engine=store.engine, broker=MemoryBroker())
 sagas = Sagas(app, store, everything, events=events, lease=10)
 assert_type(sagas, Sagas[SqlStore])
-assert_type(sagas.store.count(Filter(statuses=frozenset({SagaStatus.STUCK}))), int)
+assert_type(sagas.store.queries.count(Filter(statuses=frozenset({SagaStatus.STUCK}))), int)
 
 
 def start(session: Session) -> None:
