@@ -120,12 +120,14 @@ def _explain(report: Report, url: str) -> None:
     """Explain the statements that the store really sends."""
     store = SqlStore(url)
     newest = store.queries.select(limit=1)[0]
-    middle = store.queries.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[0].id
+    middle = store.queries.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[
+        0
+    ].id
     asked: dict[str, Callable[[], object]] = {
         "sweep: what is due": lambda: store.due(100, 10.0),
         "load by id": lambda: store.load(newest.id),
         "find by key": lambda: store.find(newest.name, newest.key),
-        "list, newest": store.select,
+        "list, newest": store.queries.select,
         "list, a page in the middle": lambda: store.queries.select(before=middle),
         "list, by status COMPENSATED": lambda: store.queries.select(Filter(statuses=_COMPENSATED)),
         "list, by status STUCK (none)": lambda: store.queries.select(Filter(statuses=_STUCK)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas.canvas import Canvas, check_app
-from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
@@ -175,6 +175,9 @@ class Sagas(Generic[StoreT_co]):
 
     def load(self, saga_id: str) -> SagaRecord:
         return self.store.load(saga_id)
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        return self.store.queries.history(saga_id)
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)

@@ -320,9 +320,9 @@ class Saga(Generic[InputT]):
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"
 
-    def bind(self, starter: _Starter) -> None:
-        """Tell the saga which app starts it. `Sagas` calls this."""
-        if self._starter not in (None, starter):
+    def bind(self, starter: _Starter, *, replace: bool = False) -> None:
+        """Tell the saga which app starts it. `Sagas` calls this. `replace`: even if another app did before."""
+        if not replace and self._starter not in (None, starter):
             raise ConfigurationError(f"saga {self.name!r} is already registered with another Sagas app")
         self._starter = starter
 

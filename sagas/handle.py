@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
 from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
 
@@ -21,6 +21,7 @@ class _Operations(Protocol):
     """What a handle needs of the app behind it."""
 
     def load(self, saga_id: str) -> SagaRecord: ...
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]: ...
     def result(self, record: SagaRecord) -> Mapping[str, Any]: ...
     def cancel(self, saga_id: str, reason: str) -> SagaRecord: ...
 
@@ -61,6 +62,11 @@ class SagaHandle:
     def error(self) -> str | None:
         """Why the saga turned back or is stuck, if it did or is."""
         return self.record.error
+
+    @property
+    def history(self) -> Sequence[HistoryEntry]:
+        """What happened to the saga beside its plain way forward, oldest first: failures, compensation, operators."""
+        return self._operations.history(self.id)
 
     @property
     def result(self) -> Mapping[str, Any]:

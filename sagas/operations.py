@@ -13,7 +13,6 @@ from sagas import transitions
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaStatus, SagaSummary, StepStatus
 from sagas.errors import (
-    ConfigurationError,
     DefinitionMissing,
     InvalidInput,
     NotAllowed,
@@ -21,7 +20,7 @@ from sagas.errors import (
     SagaNotFound,
 )
 from sagas.redaction import shown
-from sagas.stores import Filter, SqlStore
+from sagas.stores import Filter, operator_store
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
@@ -71,10 +70,9 @@ class Operations:
     """
 
     def __init__(self, sagas: Sagas) -> None:
-        if not isinstance(sagas.store, SqlStore):
-            raise ConfigurationError(f"{sagas.store!r} has no lists for operators; keep the sagas in a SqlStore")
         self.sagas = sagas
-        self.store = sagas.store
+        self.store = operator_store(sagas.store)
+        self.queries = self.store.queries
 
     def allowed_actions(self, record: SagaSummary) -> tuple[AllowedAction, ...]:
         """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""
@@ -85,7 +83,9 @@ class Operations:
         if record.status is SagaStatus.STUCK:
             stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
             found = [
-                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
+                AllowedAction(action, step)
+                for step in stuck
+                for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
             ]
             if definition.pivot is not None and definition.pivot.name in stuck:
                 found.append(AllowedAction(Action.COMPENSATE))
@@ -121,7 +121,7 @@ class Operations:
                 return sagas.compensate(self._not_yet_back(saga_id), reason=reason, actor=actor)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, actor=actor)
-        record: SagaSummary = self.store.queries.summary(saga_id)
+        record: SagaSummary = self.queries.summary(saga_id)
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
@@ -139,7 +139,7 @@ class Operations:
         return record
 
     def _not_yet_back(self, saga_id: str) -> str:
-        record = self.store.queries.summary(saga_id)
+        record = self.queries.summary(saga_id)
         if record.direction is Direction.BACKWARD:
             hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
@@ -177,7 +177,7 @@ class Operations:
         """
         after, left = "", limit
         while left > 0:
-            page = self.store.queries.select(where, after=after, limit=min(_PAGE, left))
+            page = self.queries.select(where, after=after, limit=min(_PAGE, left))
             for record in page:
                 try:
                     done = self.act(action, record.id, actor=actor, reason=reason, step=step, result=result)

@@ -69,7 +69,8 @@ def show_sagas(operations: Operations, rows: Sequence[dict[str, Any]], *, as_jso
 def counted(operations: Operations, chosen: Filter) -> list[dict[str, Any]]:
     """Return how many sagas fit, by name and status."""
     return [
-        {"saga": each.name, "status": each.status.value, "count": each.count} for each in operations.queries.tally(chosen)
+        {"saga": each.name, "status": each.status.value, "count": each.count}
+        for each in operations.queries.tally(chosen)
     ]
 
 

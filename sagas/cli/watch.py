@@ -220,7 +220,8 @@ def _watch_list(
                 now = operations.store.now()
                 chosen = where.at(now)
                 found = [
-                    row(operations, record) for record in operations.queries.select(chosen, limit=limit, with_steps=True)
+                    row(operations, record)
+                    for record in operations.queries.select(chosen, limit=limit, with_steps=True)
                 ]
                 live.update(tty.board(counted(operations, chosen), found, now), refresh=True)
 

@@ -34,8 +34,8 @@ from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
 from sagas.observers import Observers
-from sagas.stores.sessions import AnySession, own_session
 from sagas.stores.engines import forget_after_fork
+from sagas.stores.sessions import AnySession, own_session
 
 __all__ = ["SAGAS", "Events"]
 
@@ -298,9 +298,7 @@ class Events:
             f"command {declared.name!r}: this process has {_names(self.services)}; say which of them sends it: source="
         )
 
-    def _write(
-        self, session: AnySession, envelope: Envelope, queue: str | None
-    ) -> None:
+    def _write(self, session: AnySession, envelope: Envelope, queue: str | None) -> None:
         own = own_session(session)
         connection = own.connection() if isinstance(own, Session) else own
         if connection.dialect.name != self.engine.dialect.name:

@@ -28,10 +28,10 @@ from sagas.errors import (
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.positions import Row, writing_on
-from sagas.stores.sessions import AnySession, own_session
 from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
+from sagas.stores.sessions import AnySession, own_session
 from sagas.stores.transactions import begun
 from sagas.values import dump, load
 

@@ -7,7 +7,7 @@ import sys
 
 from sagas.stores.codecs import Codec
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
-from sagas.stores.protocols import CheckpointStore, OperatorStore, Queries, operator_store
+from sagas.stores.protocols import CheckpointStore, OperatorStore, Queries, SagaLog, operator_store
 from sagas.stores.sessions import AnySession
 from sagas.stores.sql import SqlStore
 
@@ -22,6 +22,7 @@ __all__ = [
     "OperatorStore",
     "Payloads",
     "Queries",
+    "SagaLog",
     "SqlStore",
     "StatusCount",
     "operator_store",

@@ -17,7 +17,17 @@ from sagas.stores.connections import Connections
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
 from sagas.stores.sessions import AnySession
 
-__all__ = ["CheckpointStore", "OperatorStore", "Queries", "operator_store"]
+__all__ = ["CheckpointStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
+
+
+class SagaLog(Protocol):
+    """Reads what a store keeps beside the records of sagas."""
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        """Return what happened to a saga beside its plain way forward, oldest first."""
+
+    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
 
 
 class CheckpointStore(Protocol):
@@ -26,6 +36,10 @@ class CheckpointStore(Protocol):
     The one rule that all safety rests on: `save` stores the new record only if the stored one still has the revision
     of the old. Whoever loses that race loads again and decides again.
     """
+
+    @property
+    def queries(self) -> SagaLog:
+        """What people read. The engine reads none of it."""
 
     def now(self) -> datetime:
         """Return the database's time, in UTC. It is the only clock that the engine reads."""
@@ -103,7 +117,7 @@ class CheckpointStore(Protocol):
         """Return the latest such time of those tasks that have one."""
 
 
-class Queries(Protocol):
+class Queries(SagaLog, Protocol):
     """What people ask of the sagas in a store. Nothing here changes a saga, and the engine needs none of it.
 
     Every method raises `StoreUnavailable` when the database does not answer.
@@ -120,9 +134,6 @@ class Queries(Protocol):
 
     def payloads(self, saga_id: str) -> Payloads:
         """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""
-
-    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
-        """Return what happened to a saga beside its plain way forward, oldest first."""
 
     def select(
         self,
@@ -153,9 +164,6 @@ class Queries(Protocol):
 
         Cheap, for a rate: it reads at most `among` rows for each end.
         """
-
-    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
-        """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
 
     def audit(
         self,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from sagas import transitions
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus
+from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
@@ -175,6 +175,9 @@ class Inline:
 
     def load(self, saga_id: str) -> SagaRecord:
         return self.store.load(saga_id)
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        return self.store.queries.history(saga_id)
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)

@@ -155,7 +155,7 @@ def test_one_payload_that_cannot_be_read_costs_that_saga_alone(store: SqlStore) 
     assert not any(good.id in text for text in named)
     only_new = SqlStore(store.engine, codec=AesGcm(new, current="new"))
     assert only_new.load(good.id).step("hello").result == '"hi"'
-    assert only_new.payloads(bad.id).results["hello"] == '"hi"'
+    assert only_new.queries.payloads(bad.id).results["hello"] == '"hi"'
 
 
 def test_rotation_names_what_it_cannot_read(tmp_path: Path) -> None:

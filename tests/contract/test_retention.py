@@ -139,7 +139,11 @@ def test_what_is_archived_reads_back(store: SqlStore, tmp_path: Path, name: str)
     for number in range(5):
         saga = add(store, number, days=60 + number)
         expected.append(
-            (store.load(saga), tuple(store.queries.history(saga)), tuple(store.queries.dead_letters(saga, unresolved=False)))
+            (
+                store.load(saga),
+                tuple(store.queries.history(saga)),
+                tuple(store.queries.dead_letters(saga, unresolved=False)),
+            )
         )
     with Archive(tmp_path / name) as archive:
         assert sum(purge(store, WHICH, reason="x", archive=archive, batch=2)) == 5

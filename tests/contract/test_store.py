@@ -34,7 +34,7 @@ from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schem
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
 from sagas.stores.engines import lacks_tables
-from sagas.stores.sql import FIXED_FIELDS
+from sagas.stores.rows import FIXED_FIELDS
 from sagas.testing.memory import MemoryStore
 
 HOUR = timedelta(hours=1)
@@ -628,7 +628,7 @@ def test_a_session_whose_transaction_has_failed(store: SqlStore) -> None:
 def test_what_no_database_can_hold_is_not_found(store: SqlStore, strange: str) -> None:
     for look in (
         store.load,
-        store.resolve,
+        store.queries.resolve,
         lambda text_: store.find("order", text_),
         lambda text_: store.find(text_, "k"),
     ):

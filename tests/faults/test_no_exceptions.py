@@ -22,7 +22,9 @@ def test_it_is_an_attempt_that_failed(rig: Rig, pool: str) -> None:
         assert handle.error == f"step 'two' is in doubt: {kind}: broken"
     for kind, handle in backward.items():
         rig.assert_undone(handle)
-        failed = [entry.detail for entry in rig.sagas.store.queries.history(handle.id) if entry.what == "compensation failed"]
+        failed = [
+            entry.detail for entry in rig.sagas.store.queries.history(handle.id) if entry.what == "compensation failed"
+        ]
         assert failed == [f"{kind}: broken"] * 2
     for handle in [*forward.values(), *backward.values()]:
         assert "lost" not in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]

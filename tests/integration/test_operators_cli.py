@@ -252,7 +252,7 @@ def test_the_exit_code_says_how_it_ended(operations: Operations, run: Run) -> No
 
 def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = stuck(operations, at_pivot), stuck(operations, at_pivot)
-    select, asked = operations.store.select, iter(range(100))
+    select, asked = operations.queries.select, iter(range(100))
 
     def now_and_then(*given: Any, **options: Any) -> Any:
         match next(asked):
@@ -264,7 +264,7 @@ def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeyp
                 raise KeyboardInterrupt
         return select(*given, **options)
 
-    monkeypatch.setattr(operations.store, "select", now_and_then)
+    monkeypatch.setattr(operations.queries, "select", now_and_then)
     watched = run("watch", "--status", "stuck", "--interval", "0s")
     assert (watched.exit_code, watched.stderr) == (130, "the database did not answer; still trying\n")
     names, *rows = [line.split("\t") for line in watched.stdout.splitlines()]

@@ -109,4 +109,6 @@ def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
     handle = SAGAS[3].start()
     assert handle.wait(10) is SagaStatus.COMPENSATED
     assert "no_such_table" in (handle.error or "")
-    assert [entry.what for entry in sagas.store.queries.history(handle.id)] == ["step failed"] * 3 + ["compensation started"]
+    assert [entry.what for entry in sagas.store.queries.history(handle.id)] == ["step failed"] * 3 + [
+        "compensation started"
+    ]

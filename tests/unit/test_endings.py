@@ -46,7 +46,7 @@ def _raise(error: BaseException) -> Any:
 
 def _failures(inline: Inline, handle: SagaHandle) -> list[str]:
     assert isinstance(inline.store, MemoryStore)
-    return [entry.detail for entry in inline.store.history(handle.id) if entry.what == "step failed"]
+    return [entry.detail for entry in inline.store.queries.history(handle.id) if entry.what == "step failed"]
 
 
 def _fails_by(error: Callable[[], BaseException], **options: Any) -> Saga:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sagas.checkpoints import SagaStatus
-from sagas.stores import Filter, SqlStore, StatusCount
+from sagas.stores import Filter, OperatorStore, StatusCount
 
 __all__ = ["Counts", "Snapshot"]
 
@@ -45,7 +45,7 @@ class Snapshot:
 class Counts:
     """Asks the store at most every 5 s, however many pages are open."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: OperatorStore) -> None:
         self._store = store
         self._lock = asyncio.Lock()
         self._snapshot: Snapshot | None = None

@@ -16,7 +16,7 @@ from sagas.app import Sagas
 from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.events.breakers import BreakerState
 from sagas.operations import Operations
-from sagas.stores import SqlStore
+from sagas.stores import OperatorStore
 
 __all__ = ["Snapshot"]
 
@@ -120,7 +120,7 @@ class _Reading:
         return float("inf") if self.at is None else time.monotonic() - self.at
 
 
-def _read(sagas: Sagas, store: SqlStore) -> _Reading:
+def _read(sagas: Sagas, store: OperatorStore) -> _Reading:
     begun, now, events = time.monotonic(), store.now(), sagas.events
     names = {name for name, _ in sagas.orchestrator.sagas}
     # Zeros for what there is none of: an alert that watches a series which is not there says nothing.
