@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,12 +18,13 @@ from sagas.errors import (
     PayloadUnreadable,
     SagaNotFound,
 )
+from sagas.operator_actions import Action, AllowedAction
 from sagas.redaction import shown
 from sagas.stores import Filter, operator_store
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "Action", "AllowedAction", "Operations", "ActionResult", "pretty"]
+__all__ = ["LONGEST_REASON", "ActionResult", "Operations", "pretty"]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
@@ -34,25 +34,6 @@ _LONGEST_SHOWN = 20_000
 
 #: Sagas taken at once by what is done to all that fit a filter.
 _PAGE = 100
-
-
-class Action(enum.StrEnum):
-    """What an operator can do to a saga. Each is kept in its history, with the reason and the name."""
-
-    RETRY = "retry"  #: try its stuck step again, with all attempts
-    SKIP = "skip"  #: leave its stuck step as it is, and go on
-    MARK_DONE = "mark-done"  #: take its stuck step as done, or as undone, by hand
-    COMPENSATE = "compensate"  #: turn it back, also when it is stuck at its pivot
-    CANCEL = "cancel"  #: turn it back
-    RESUME = "resume"  #: dispatch what is left of it now
-
-
-@dataclass(frozen=True, slots=True)
-class AllowedAction:
-    """Something that may be done to a saga as it is now."""
-
-    action: Action
-    step: str | None = None  #: the stuck step that it is about
 
 
 @dataclass(frozen=True, slots=True)

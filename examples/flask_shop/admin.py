@@ -10,7 +10,8 @@ from werkzeug.wrappers import Response
 from examples.flask_shop.models import Bank, db
 from sagas import DefinitionMissing, NotAllowed, SagaNotFound
 from sagas.contrib.flask import current_sagas
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter
 
 __all__ = ["admin"]

@@ -24,7 +24,7 @@ _TABLES = ("allowed_actions", "steps", "dead_letters")
     epilog="""
         celery -A yourapp sagas show 0193ab
         celery -A yourapp sagas show order-123
-        celery -A yourapp sagas show order-123 --json | jq .choices
+        celery -A yourapp sagas show order-123 --json | jq .allowed_actions
     """,
 )
 @click.argument("saga", metavar="ID")

@@ -10,7 +10,8 @@ import pytest
 from celery import Celery
 
 from sagas import Pivot, Retry, RetryableError, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus, TerminalError
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter, schema
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import reencrypt

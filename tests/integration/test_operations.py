@@ -24,7 +24,8 @@ from sagas import (
     transitions,
 )
 from sagas.errors import ConfigurationError, InvalidInput
-from sagas.operations import Action, AllowedAction, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action, AllowedAction
 from sagas.stores import EVERYTHING, Filter
 from sagas.testing import Inline
 from sagas.testing.memory import MemoryStore

@@ -22,7 +22,8 @@ from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step
 from sagas.cli import actions
 from sagas.cli.sagas import sagas as group
 from sagas.errors import StoreUnavailable
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import schema
 from sagas.testing import Inline
 from tests.integration.test_operations import at_pivot, plain, stuck, two_undos, waiting

@@ -27,7 +27,8 @@ from sagas.contrib.opentelemetry import Tracing
 from sagas.errors import InvalidInput
 from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.redaction import MASK, Redaction
 from sagas.stores import Filter
 from sagas.stores.encryption import AesGcm

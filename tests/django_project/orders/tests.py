@@ -58,7 +58,8 @@ from sagas.contrib.django.models import DeadLetter, HistoryEntry, InboxMessage, 
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import migrate, retention, schema
 from sagas.stores.retention import Expired
 from sagas.testing import Inline

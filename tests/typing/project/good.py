@@ -32,7 +32,8 @@ from sagas import (
 from sagas.contrib.flask import AppSagas, FlaskSagas, current_sagas, status_blueprint
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter
 from sagas.testing import Inline
 
