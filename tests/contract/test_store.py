@@ -29,7 +29,7 @@ from sagas import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaSummary
+from sagas.checkpoints import DeadLetter, HistoryEntry, HistoryKind, SagaSummary
 from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schema
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
@@ -344,9 +344,9 @@ def test_counts(store: SqlStore) -> None:
 def test_what_operators_did(store: SqlStore) -> None:
     first, second = store.insert(record(0, name="a", key="k")), store.insert(record(1, name="b"))
     at = first.created_at
-    retried = HistoryEntry(at=at - HOUR, what="operator: retry", epoch=1, step="s", detail="why", actor="ann")
-    cancelled = HistoryEntry(at=at, what="compensation started", epoch=1, detail="no", actor="bob")
-    store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what="step failed", epoch=1), retried])
+    retried = HistoryEntry(at=at - HOUR, what=HistoryKind.OPERATOR_RETRY, epoch=1, step="s", detail="why", actor="ann")
+    cancelled = HistoryEntry(at=at, what=HistoryKind.COMPENSATION_STARTED, epoch=1, detail="no", actor="bob")
+    store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what=HistoryKind.STEP_FAILED, epoch=1), retried])
     store.save(second, replace(second, epoch=2), [cancelled])
     newest, oldest = store.queries.audit()
     assert (newest.saga_id, newest.name, newest.entry) == (second.id, "b", cancelled)

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from sagas import SagaStatus
+from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
 from tests.rig import NO_EXCEPTIONS
 from tests.servers import wait_for
@@ -23,11 +24,13 @@ def test_it_is_an_attempt_that_failed(rig: Rig, pool: str) -> None:
     for kind, handle in backward.items():
         rig.assert_undone(handle)
         failed = [
-            entry.detail for entry in rig.sagas.store.queries.history(handle.id) if entry.what == "compensation failed"
+            entry.detail
+            for entry in rig.sagas.store.queries.history(handle.id)
+            if entry.what == HistoryKind.COMPENSATION_FAILED
         ]
         assert failed == [f"{kind}: broken"] * 2
     for handle in [*forward.values(), *backward.values()]:
-        assert "lost" not in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]
+        assert HistoryKind.LOST not in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]
     for handle in forward.values():
         assert len([e for e in rig.ledger.of(handle.id, "begin") if e.step == "two"]) == 3 + 1  # with its undo
     after = [rig.start("line") for _ in range(4)]

@@ -23,6 +23,7 @@ from sagas import (
     TerminalError,
     transitions,
 )
+from sagas.checkpoints import HistoryKind
 from sagas.errors import ConfigurationError, InvalidInput
 from sagas.operations import Operations
 from sagas.operator_actions import Action, AllowedAction
@@ -163,7 +164,7 @@ def test_a_resumed_saga_does_not_wait_for_its_retry(operations: Operations) -> N
     assert due_at is not None
     assert due_at <= operations.store.now()
     assert (resumed.epoch, resumed.idle_checks) == (record.epoch, 0)
-    assert operations.queries.history(handle.id)[-1].what == "operator: resume"
+    assert operations.queries.history(handle.id)[-1].what == HistoryKind.OPERATOR_RESUME
 
 
 def test_what_cannot_be_resumed(operations: Operations) -> None:

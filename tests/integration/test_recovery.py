@@ -14,6 +14,7 @@ from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import OperationalError
 
 from sagas import Retry, Saga, Sagas, SagaStatus, SqlStore, Step, StepContext, StepStatus, StoreUnavailable
+from sagas.checkpoints import HistoryKind
 from sagas.observers import Observer
 from sagas.plan import Plan
 from sagas.stores import schema
@@ -242,5 +243,5 @@ def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, en
         wait_for(lambda: handle.status is SagaStatus.COMPENSATED, 20, "the saga is at its end")
     assert not charged
     assert handle.record.step("charge").status is StepStatus.COMPENSATED
-    assert "late outcome" in [entry.what for entry in store.queries.history(handle.id)]
+    assert HistoryKind.LATE_OUTCOME in [entry.what for entry in store.queries.history(handle.id)]
     store.engine.dispose()

@@ -27,7 +27,7 @@ from sagas import (
     StepStatus,
     transitions,
 )
-from sagas.checkpoints import FINISHED
+from sagas.checkpoints import FINISHED, HistoryKind
 from sagas.plan import Stage, plan
 from sagas.transitions import Change, Failure, Outcome, Repair, Timing, Verdict
 
@@ -207,7 +207,7 @@ class World:
                 return done
 
             change = yield from self._ask(report)
-            if any(entry.what == "late outcome" for entry in change.history):
+            if any(entry.what == HistoryKind.LATE_OUTCOME for entry in change.history):
                 self.late.add(name)
         yield
         match change.verdict:
