@@ -90,7 +90,7 @@ ACTIONS: Mapping[Action, ActionInfo] = {
     Action.COMPENSATE: ActionInfo(
         title=pgettext_noop("saga", "Compensate"),
         summary=pgettext_noop("saga", "Undo the steps that have begun, even if the saga is stuck at its pivot."),
-        detail=pgettext_noop("saga", "A stuck pivot counts as not done: make sure that it had no effect."),
+        detail=pgettext_noop("saga", "The pivot then counts as not done: make sure that it had no effect."),
         statuses=_FORWARD | _STUCK,
         dangerous=True,
     ),

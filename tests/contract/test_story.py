@@ -178,7 +178,7 @@ def test_a_story_with_a_saga_in_it(store: SqlStore, tables: Tables) -> None:
         "    message stock stock.item.reserved",
         "      handled mail.thank stock.item.reserved",
         "  message sagas orders.order.placed",
-        "  history place_order turned back",
+        "  history place_order compensation started",
     ]
     assert story[0].children[0].children[0].detail == "NOT SENT YET"
 

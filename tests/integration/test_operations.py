@@ -157,7 +157,7 @@ def test_a_resumed_saga_does_not_wait_for_its_retry(operations: Operations) -> N
     operations.sagas.orchestrator.perform(handle.id, "a", 1)
     record = handle.record
     later = operations.store.now().replace(year=2100)
-    step = record.step("b").move(record.step("b").status, due_at=later, failures=1, position=2)
+    step = record.step("b").move(record.step("b").status, due_at=later, failures=1, started_seq=2)
     operations.store.save(record, record.with_step(step))
     resumed = operations.act(Action.RESUME, handle.id, actor="ann", reason="the bank is back")
     due_at = resumed.step("b").due_at
