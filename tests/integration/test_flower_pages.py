@@ -167,7 +167,7 @@ def test_a_result_that_is_no_json_or_of_another_type(
     flower: FlowerProcess, chrome: Chrome, untouched: SagaHandle
 ) -> None:
     page = Page(chrome, flower, untouched)
-    click(chrome, "#sg-done-pivot")
+    click(chrome, "#sg-mark-done-pivot")
     for result, problem in (("{", "the result is not JSON"), ('{"x": 1}', "pivot")):
         chrome.find_element(By.ID, "sg-result").clear()
         fill(chrome, "#sg-result", result)
@@ -266,7 +266,7 @@ def test_looks(rig: Rig, flower: FlowerProcess, chrome: Chrome, untouched: SagaH
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         for number, path in enumerate(
-            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/done?step=pivot", "/definitions", "/dead-letters")
+            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/mark-done?step=pivot", "/definitions", "/dead-letters")
         ):
             chrome.get(f"{flower.url}/sagas{path}")
             script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -606,7 +606,7 @@ class InTheAdmin(TestCase):
             "charge",
             "•••",
             "Retry charge",
-            "Mark done charge",
+            "Mark as done charge",
             "Compensate",
         ):
             assert shown in page, shown
@@ -632,7 +632,7 @@ class InTheAdmin(TestCase):
         assert LogEntry.objects.count() == 1
 
     def test_a_step_is_marked_done_with_its_result(self) -> None:
-        url = f"/admin/sagas/saga/{self.stuck.id}/done/do/?step=charge"
+        url = f"/admin/sagas/saga/{self.stuck.id}/mark-done/do/?step=charge"
         assert "This is not JSON" in self.client.post(url, {"reason": "x", "result": "receipt-7"}).content.decode()
         answer = self.client.post(url, {"reason": "by hand", "result": '"receipt-7"'}, follow=True)
         assert "the saga is RUNNING now" in answer.content.decode()
