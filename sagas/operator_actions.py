@@ -68,41 +68,43 @@ _FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
 ACTIONS: Mapping[Action, ActionInfo] = {
     Action.RETRY: ActionInfo(
         title=pgettext_noop("saga", "Retry"),
-        summary=pgettext_noop("saga", "Try the stuck step again, with all its attempts."),
+        summary=pgettext_noop("saga", "Retry the stuck step, with all its attempts."),
         statuses=_STUCK,
         needs_stuck_step=True,
     ),
     Action.SKIP: ActionInfo(
         title=pgettext_noop("saga", "Skip"),
-        summary=pgettext_noop("saga", "Leave the stuck step as it is, and continue the saga."),
-        detail=pgettext_noop("saga", "If the saga goes forward, the step has no result: it is null."),
+        summary=pgettext_noop("saga", "Leave the stuck step as it is, and continue with the others."),
+        detail=pgettext_noop("saga", "If the saga goes forward, the result of the step is null."),
         statuses=_STUCK,
         needs_stuck_step=True,
     ),
     Action.MARK_DONE: ActionInfo(
-        title=pgettext_noop("saga", "Mark as done"),
-        summary=pgettext_noop("saga", "Say that you have done the stuck step by hand, and continue the saga."),
-        detail=pgettext_noop("saga", "If the saga is compensating, it means that you have undone the step by hand."),
+        title=pgettext_noop("saga", "Mark done"),
+        summary=pgettext_noop("saga", "Record the stuck step as done, or compensated, by hand."),
+        detail=pgettext_noop("saga", "The saga then continues."),
         statuses=_STUCK,
         needs_stuck_step=True,
         takes_result=True,
     ),
     Action.COMPENSATE: ActionInfo(
         title=pgettext_noop("saga", "Compensate"),
-        summary=pgettext_noop("saga", "Undo the steps that have begun, even if the saga is stuck at its pivot."),
-        detail=pgettext_noop("saga", "The pivot then counts as not done: make sure that it had no effect."),
+        summary=pgettext_noop(
+            "saga", "Start compensating, even if the saga is stuck at its pivot: started steps are undone."
+        ),
+        detail=pgettext_noop("saga", "A stuck pivot counts as not done, so make sure that it had no effect."),
         statuses=_FORWARD | _STUCK,
         dangerous=True,
     ),
     Action.CANCEL: ActionInfo(
         title=pgettext_noop("saga", "Cancel"),
-        summary=pgettext_noop("saga", "Stop the saga, and undo the steps that have begun."),
+        summary=pgettext_noop("saga", "Start compensating: started steps are undone."),
         statuses=_FORWARD,
         dangerous=True,
     ),
     Action.RESUME: ActionInfo(
         title=pgettext_noop("saga", "Resume"),
-        summary=pgettext_noop("saga", "Dispatch the next steps now, without waiting for a retry or for recovery."),
+        summary=pgettext_noop("saga", "Dispatch what is left now, without waiting for a retry or for recovery."),
         statuses=_FORWARD | {SagaStatus.COMPENSATING},
     ),
 }

@@ -606,7 +606,7 @@ class InTheAdmin(TestCase):
             "charge",
             "•••",
             "Retry charge",
-            "Mark as done charge",
+            "Mark done charge",
             "Compensate",
         ):
             assert shown in page, shown
