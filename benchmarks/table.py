@@ -119,19 +119,21 @@ _COMPENSATED, _STUCK = frozenset({SagaStatus.COMPENSATED}), frozenset({SagaStatu
 def _explain(report: Report, url: str) -> None:
     """Explain the statements that the store really sends."""
     store = SqlStore(url)
-    newest = store.select(limit=1)[0]
-    middle = store.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[0].id
+    newest = store.queries.select(limit=1)[0]
+    middle = store.queries.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[
+        0
+    ].id
     asked: dict[str, Callable[[], object]] = {
         "sweep: what is due": lambda: store.due(100, 10.0),
         "load by id": lambda: store.load(newest.id),
         "find by key": lambda: store.find(newest.name, newest.key),
-        "list, newest": store.select,
-        "list, a page in the middle": lambda: store.select(before=middle),
-        "list, by status COMPENSATED": lambda: store.select(Filter(statuses=_COMPENSATED)),
-        "list, by status STUCK (none)": lambda: store.select(Filter(statuses=_STUCK)),
-        "list, by name": lambda: store.select(Filter(name="refund")),
-        "list, by name and status": lambda: store.select(Filter(name="refund", statuses=_COMPENSATED)),
-        "list, by name and status (none)": lambda: store.select(Filter(name="refund", statuses=_STUCK)),
+        "list, newest": store.queries.select,
+        "list, a page in the middle": lambda: store.queries.select(before=middle),
+        "list, by status COMPENSATED": lambda: store.queries.select(Filter(statuses=_COMPENSATED)),
+        "list, by status STUCK (none)": lambda: store.queries.select(Filter(statuses=_STUCK)),
+        "list, by name": lambda: store.queries.select(Filter(name="refund")),
+        "list, by name and status": lambda: store.queries.select(Filter(name="refund", statuses=_COMPENSATED)),
+        "list, by name and status (none)": lambda: store.queries.select(Filter(name="refund", statuses=_STUCK)),
     }
     rows = []
     for what, ask in asked.items():

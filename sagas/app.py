@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas import signals
 from sagas.canvas import Canvas, check_app
-from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
@@ -25,11 +25,9 @@ from sagas.signals import Completion
 from sagas.transitions import Repair, Timing, Verdict
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
-
     from sagas.events import Events
     from sagas.stores import CheckpointStore
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Sagas"]
 
@@ -140,7 +138,7 @@ class Sagas(Generic[StoreT_co]):
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
         at: datetime | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
@@ -186,7 +184,7 @@ class Sagas(Generic[StoreT_co]):
         *,
         id: str | None = None,  # noqa: A002
         sender: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> None:
         """Send a signal to the wait `name` of the saga with this name and business key.
 
@@ -207,7 +205,7 @@ class Sagas(Generic[StoreT_co]):
         *,
         id: str | None = None,  # noqa: A002
         sender: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> None:
         """Send a signal to a saga by its id. See `signal`."""
         id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
@@ -219,7 +217,7 @@ class Sagas(Generic[StoreT_co]):
         token: str,
         result: Any = None,
         *,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> Completion:
         """End the deferred step, or the `Wait`, that gave out this token. The saga goes on at once.
 
@@ -231,9 +229,7 @@ class Sagas(Generic[StoreT_co]):
         self._go_on(next_, session)
         return completion
 
-    def fail(
-        self, token: str, error: str, *, session: Session | scoped_session[Any] | Connection | None = None
-    ) -> Completion:
+    def fail(self, token: str, error: str, *, session: AnySession | None = None) -> Completion:
         """Have the deferred step fail that gave out this token: it had no effect. The saga compensates.
 
         Returns `Completion.ACCEPTED`, or `ENDED` where the step had ended before. Raises `InvalidToken`.
@@ -242,7 +238,7 @@ class Sagas(Generic[StoreT_co]):
         self._go_on(next_, session)
         return completion
 
-    def _go_on(self, next_: Next, session: Session | scoped_session[Any] | Connection | None) -> None:
+    def _go_on(self, next_: Next, session: AnySession | None) -> None:
         if next_.verdict is Verdict.DISPATCH:
             self._dispatch(next_, session)
 
@@ -250,6 +246,9 @@ class Sagas(Generic[StoreT_co]):
 
     def load(self, saga_id: str) -> SagaRecord:
         return self.store.load(saga_id)
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        return self.store.queries.history(saga_id)
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
@@ -299,6 +298,6 @@ class Sagas(Generic[StoreT_co]):
             return self.mark_failed(saga_id, pivot.name, reason=reason, actor=actor)
         return self.cancel(saga_id, reason, actor=actor)
 
-    def _dispatch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+    def _dispatch(self, next_: Next, session: AnySession | None = None) -> SagaRecord:
         self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))
         return next_.record

@@ -10,9 +10,9 @@ from typing import Any
 from sagas.app import Sagas
 from sagas.checkpoints import FINISHED, SagaStatus, node_of
 from sagas.definition import Saga
-from sagas.errors import ConfigurationError, PayloadUnreadable
+from sagas.errors import PayloadUnreadable
 from sagas.outline import Outline, OutlineNode
-from sagas.stores import Filter, InFlight, Payloads, SqlStore
+from sagas.stores import Filter, InFlight, Payloads, Queries, operator_store
 from sagas.values import NO_TYPE, load
 
 __all__ = ["Flight", "check", "differences"]
@@ -51,22 +51,20 @@ def check(sagas: Sagas, *, values: int | None = 100) -> Sequence[Flight]:
     `TerminalError`, and turn its saga back.
     Raises `StoreUnavailable`; `ConfigurationError` where sagas are not kept in a `SqlStore`.
     """
-    store = sagas.store
-    if not isinstance(store, SqlStore):
-        raise ConfigurationError(f"{store!r} has no lists; keep the sagas in a SqlStore")
+    queries = operator_store(sagas.store).queries
     groups: dict[tuple[str, int, str], list[InFlight]] = {}
-    for each in store.in_flight():
+    for each in queries.in_flight():
         groups.setdefault((each.name, each.version, each.outline), []).append(each)
-    return [_flight(sagas, store, found, values) for found in groups.values()]
+    return [_flight(sagas, queries, found, values) for found in groups.values()]
 
 
-def _flight(sagas: Sagas, store: SqlStore, found: Sequence[InFlight], values: int | None) -> Flight:
+def _flight(sagas: Sagas, queries: Queries, found: Sequence[InFlight], values: int | None) -> Flight:
     oldest = min(found, key=lambda each: each.oldest)
     problems = tuple(_misfits(sagas, oldest))
     read = 0
     if not problems:
         saga = sagas.orchestrator.sagas[oldest.name, oldest.version]
-        read, problems = _values(store, saga, values)
+        read, problems = _values(queries, saga, values)
     return Flight(
         name=oldest.name,
         version=oldest.version,
@@ -153,17 +151,17 @@ def _beside(names: frozenset[str]) -> str:
 # -- values -------------------------------------------------------------------------------------------------------
 
 
-def _values(store: SqlStore, saga: Saga, most: int | None) -> tuple[int, tuple[str, ...]]:
+def _values(queries: Queries, saga: Saga, most: int | None) -> tuple[int, tuple[str, ...]]:
     """Read the stored values of sagas, oldest first; return of how many, and what does not read."""
     where = Filter(name=saga.name, version=saga.version, statuses=_UNFINISHED)
     after, read = "", 0
     wrong: list[str] = []
     while most is None or read < most:
         limit = _PAGE if most is None else min(_PAGE, most - read)
-        page = store.select(where, after=after, limit=limit)
+        page = queries.select(where, after=after, limit=limit)
         for record in page:
             if record.outline == saga.outline:
-                wrong += list(_unreadable(saga, record.id, store.payloads(record.id)))
+                wrong += list(_unreadable(saga, record.id, queries.payloads(record.id)))
                 read += 1
         if len(wrong) > _MOST:
             return read, (*wrong[:_MOST], "and more")

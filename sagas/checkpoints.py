@@ -23,6 +23,8 @@ __all__ = [
     "DeadLetter",
     "Direction",
     "HistoryEntry",
+    "HistoryKind",
+    "Resolution",
     "SagaRecord",
     "SagaStatus",
     "SagaSummary",
@@ -318,16 +320,44 @@ class SagaRecord(SagaSummary):
     input: str  #: JSON
 
 
+class HistoryKind(enum.StrEnum):
+    """What can happen to a saga beside its plain way forward."""
+
+    STEP_FAILED = "step failed"  #: an attempt at an action failed
+    COMPENSATION_FAILED = "compensation failed"  #: an attempt at a compensation failed
+    LOST = "lost"  #: a worker took a step and was not heard of again
+    NOT_SENT = "not sent"  #: no broker takes the message of a step
+    NOT_STARTED = "not started"  #: no worker began the step within its `start_timeout`
+    LATE_OUTCOME = "late outcome"  #: an attempt that had been given up reported how it ended
+    COMPENSATION_STARTED = "compensation started"
+    STUCK = "stuck"  #: the saga needs a person
+    OPERATOR_RETRY = "operator: retry"
+    OPERATOR_SKIP = "operator: skip"
+    OPERATOR_DONE = "operator: done"
+    OPERATOR_FAILED = "operator: failed"
+    OPERATOR_RESUME = "operator: resume"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
     """Something that happened to a saga beside its plain way forward."""
 
     at: datetime
-    what: str
+    what: str  #: a `HistoryKind`; or the text of one that only another version of the library knows
     epoch: int
     step: str | None = None
     detail: str = ""
     actor: str | None = None  #: the operator, where it was one
+
+
+class Resolution(enum.StrEnum):
+    """How the dead letter of a step was resolved."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    DONE = "done"
+    FAILED = "failed"
+    LATE_OUTCOME = "late outcome"  #: by the step itself, which reported how it ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +370,7 @@ class DeadLetter:
     error: str
     created_at: datetime
     resolved_at: datetime | None = None
-    resolution: str | None = None
+    resolution: str | None = None  #: a `Resolution`, with the same exception as `HistoryEntry.what`
     reason: str | None = None
     actor: str | None = None
 

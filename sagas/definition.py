@@ -22,8 +22,9 @@ from sagas.outline import Outline, OutlineNode
 from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
+
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 
@@ -300,7 +301,7 @@ class _Starter(Protocol):
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
         at: datetime | None,
     ) -> SagaHandle: ...
 
@@ -354,9 +355,9 @@ class Saga(Generic[InputT]):
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"
 
-    def bind(self, starter: _Starter) -> None:
-        """Tell the saga which app starts it. `Sagas` calls this."""
-        if self._starter not in (None, starter):
+    def bind(self, starter: _Starter, *, replace: bool = False) -> None:
+        """Tell the saga which app starts it. `Sagas` calls this. `replace`: even if another app did before."""
+        if not replace and self._starter not in (None, starter):
             raise ConfigurationError(f"saga {self.name!r} is already registered with another Sagas app")
         self._starter = starter
 
@@ -367,7 +368,7 @@ class Saga(Generic[InputT]):
         *,
         key: str | None = None,
         correlation_id: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
         at: datetime | None = None,
     ) -> SagaHandle:
         """Store a new saga, dispatch it, and return its handle.

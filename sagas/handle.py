@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
 from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["SagaHandle"]
 
@@ -25,6 +24,7 @@ class _Operations(Protocol):
     """What a handle needs of the app behind it."""
 
     def load(self, saga_id: str) -> SagaRecord: ...
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]: ...
     def result(self, record: SagaRecord) -> Mapping[str, Any]: ...
     def cancel(self, saga_id: str, reason: str) -> SagaRecord: ...
     def send_signal(
@@ -35,7 +35,7 @@ class _Operations(Protocol):
         *,
         id: str | None,  # noqa: A002
         sender: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
     ) -> None: ...
 
 
@@ -75,6 +75,11 @@ class SagaHandle:
     def error(self) -> str | None:
         """Why the saga turned back or is stuck, if it did or is."""
         return self.record.error
+
+    @property
+    def history(self) -> Sequence[HistoryEntry]:
+        """What happened to the saga beside its plain way forward, oldest first: failures, compensation, operators."""
+        return self._operations.history(self.id)
 
     @property
     def result(self) -> Mapping[str, Any]:
@@ -122,7 +127,7 @@ class SagaHandle:
         *,
         id: str | None = None,  # noqa: A002
         sender: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> None:
         """Send a signal to the wait `name` of the saga. See `Sagas.signal`."""
         self._operations.send_signal(self.id, name, payload, id=id, sender=sender, session=session)

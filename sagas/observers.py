@@ -98,7 +98,7 @@ class Observer:
         """Recovery could not deal with a saga of this name: no broker takes it, or this worker cannot read it."""
 
     def delivered(self, queue: str, end: str) -> None:
-        """A delivery of a message came to an end: a value of `sagas.events.inbox.End`, or "dead_lettered"."""
+        """A delivery of a message came to an end: `end` is a value of `sagas.events.inbox.End`."""
 
     def relayed(self, count: int) -> None:
         """The relay has sent so many messages."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,19 +12,19 @@ from sagas import transitions
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaStatus, SagaSummary, StepStatus
 from sagas.errors import (
-    ConfigurationError,
     DefinitionMissing,
     InvalidInput,
     NotAllowed,
     PayloadUnreadable,
     SagaNotFound,
 )
+from sagas.operator_actions import Action, AllowedAction
 from sagas.redaction import shown
-from sagas.stores import Filter, SqlStore
+from sagas.stores import Filter, operator_store
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "Action", "AllowedAction", "Operations", "ActionResult", "pretty"]
+__all__ = ["LONGEST_REASON", "ActionResult", "Operations", "pretty"]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
@@ -35,25 +34,6 @@ _LONGEST_SHOWN = 20_000
 
 #: Sagas taken at once by what is done to all that fit a filter.
 _PAGE = 100
-
-
-class Action(enum.StrEnum):
-    """What an operator can do to a saga. Each is kept in its history, with the reason and the name."""
-
-    RETRY = "retry"  #: try its stuck step again, with all attempts
-    SKIP = "skip"  #: leave its stuck step as it is, and go on
-    MARK_DONE = "mark-done"  #: take its stuck step as done, or as undone, by hand
-    COMPENSATE = "compensate"  #: turn it back, also when it is stuck at its pivot
-    CANCEL = "cancel"  #: turn it back
-    RESUME = "resume"  #: dispatch what is left of it now
-
-
-@dataclass(frozen=True, slots=True)
-class AllowedAction:
-    """Something that may be done to a saga as it is now."""
-
-    action: Action
-    step: str | None = None  #: the stuck step that it is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +51,9 @@ class Operations:
     """
 
     def __init__(self, sagas: Sagas) -> None:
-        if not isinstance(sagas.store, SqlStore):
-            raise ConfigurationError(f"{sagas.store!r} has no lists for operators; keep the sagas in a SqlStore")
         self.sagas = sagas
-        self.store = sagas.store
+        self.store = operator_store(sagas.store)
+        self.queries = self.store.queries
 
     def allowed_actions(self, record: SagaSummary) -> tuple[AllowedAction, ...]:
         """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""
@@ -123,7 +102,7 @@ class Operations:
                 return sagas.compensate(self._not_yet_back(saga_id), reason=reason, actor=actor)
             case Action.RESUME:
                 return sagas.resume(saga_id, reason=reason, actor=actor)
-        record: SagaSummary = self.store.summary(saga_id)
+        record: SagaSummary = self.queries.summary(saga_id)
         stuck = [each.name for each in record.steps.values() if each.status is StepStatus.STUCK]
         if not stuck:
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) is {record.status}; none of its steps is stuck")
@@ -141,7 +120,7 @@ class Operations:
         return record
 
     def _not_yet_back(self, saga_id: str) -> str:
-        record = self.store.summary(saga_id)
+        record = self.queries.summary(saga_id)
         if record.direction is Direction.BACKWARD:
             hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
             raise NotAllowed(f"saga {record.name!r} ({saga_id}) has turned back already: it is {record.status}{hint}")
@@ -179,7 +158,7 @@ class Operations:
         """
         after, left = "", limit
         while left > 0:
-            page = self.store.select(where, after=after, limit=min(_PAGE, left))
+            page = self.queries.select(where, after=after, limit=min(_PAGE, left))
             for record in page:
                 try:
                     done = self.act(action, record.id, actor=actor, reason=reason, step=step, result=result)

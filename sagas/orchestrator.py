@@ -61,10 +61,10 @@ from sagas.transitions import (
 from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
 
     from sagas.stores import CheckpointStore
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Next", "Orchestrator"]
 
@@ -183,7 +183,7 @@ class Orchestrator:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
         at: datetime | None = None,
     ) -> Next:
         """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
@@ -508,7 +508,7 @@ class Orchestrator:
         *,
         step: str | None = None,
         loaded: SagaRecord | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
         emitted: _Attempt | None = None,
         told: list[Callable[[], None]] | None = None,
     ) -> Next:

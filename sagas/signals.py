@@ -18,8 +18,7 @@ from sagas.transitions import Case, Change, Signal, Verdict
 from sagas.values import NO_TYPE, convert, dump
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Completion", "complete", "fail", "send"]
 
@@ -43,7 +42,7 @@ def send(
     *,
     id: str,  # noqa: A002
     sender: str | None = None,
-    session: Session | scoped_session[Any] | Connection | None = None,
+    session: AnySession | None = None,
 ) -> Next:
     """Give the wait `name` of a saga its signal. A second signal with the same id has no effect.
 
@@ -78,7 +77,7 @@ def complete(
     token: str,
     result: Any = None,
     *,
-    session: Session | scoped_session[Any] | Connection | None = None,
+    session: AnySession | None = None,
 ) -> tuple[Completion, Next]:
     """End the step that a token names. Raises `InvalidToken`, `InvalidInput` and `PayloadTooLarge`."""
     saga_id, name, digest = tokens.parse(token)
@@ -96,7 +95,7 @@ def fail(
     token: str,
     error: str,
     *,
-    session: Session | scoped_session[Any] | Connection | None = None,
+    session: AnySession | None = None,
 ) -> tuple[Completion, Next]:
     """Have the step fail that a token names: it had no effect. Raises `InvalidToken`."""
     saga_id, name, digest = tokens.parse(token)

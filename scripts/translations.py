@@ -1,6 +1,7 @@
 """Bring the translations of the Django parts up to date: `python scripts/translations.py`, and translate what is new.
 
-Texts come from the Python files and templates of `sagas/contrib/django`, into `locale/*/LC_MESSAGES/django.po`, and
+Texts come from the Python files and templates of `sagas/contrib/django`, and from the table of what operators can do
+(`sagas/operator_actions.py`), into `locale/*/LC_MESSAGES/django.po`, and
 from there into `django.mo`. `--check` writes nothing; it says what is missing or out of date, and exits with 1.
 
 Ours have the context "saga", so that they are no translation of anybody else's "Key". Texts without a context are
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from django.conf import settings
 from django.utils.translation.template import templatize
 
 ROOT = Path(__file__).parent.parent / "sagas" / "contrib" / "django"
+ACTIONS = ROOT.parent.parent / "operator_actions.py"
 CONTEXT = "saga"
 
 #: Lines of the header that would only differ from one run to the next.
@@ -38,6 +41,7 @@ _NOBODY_READS = tuple(
 _KEYWORDS: Any = {
     "pgettext": ((1, "c"), 2),
     "pgettext_lazy": ((1, "c"), 2),
+    "pgettext_noop": ((1, "c"), 2),
     "npgettext": ((1, "c"), 2, 3),
     "gettext": None,
     "gettext_lazy": None,
@@ -48,14 +52,14 @@ _KEYWORDS: Any = {
 def wanted() -> Catalog:
     """Return the texts that there are, without translations."""
     catalog = Catalog(charset="utf-8")
-    for file in sorted([*ROOT.rglob("*.py"), *ROOT.rglob("*.html")]):
+    for file in sorted([ACTIONS, *ROOT.rglob("*.py"), *ROOT.rglob("*.html")]):
         source = file.read_text(encoding="utf-8")
         if file.suffix == ".html":
             source = templatize(source)
         found = extract("python", io.BytesIO(source.encode()), keywords=_KEYWORDS)
         for _line, text, _comments, context in found:
             if context == CONTEXT:
-                where = [(str(file.relative_to(ROOT)), None)]
+                where = [(os.path.relpath(file, ROOT), None)]
                 catalog.add(text, locations=where, context=context)  # type: ignore[arg-type]
             elif context is not None:
                 raise SystemExit(f"{file}: {text!r} has the context {context!r}; use {CONTEXT!r}")

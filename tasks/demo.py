@@ -211,7 +211,9 @@ def _tell(console: Console, store: SqlStore, it: Placed) -> None:
     fault, saga = it.order.fault, it.saga
     assert fault is not None
     console.print(f"[bold]{saga.key}[/]: {fault.kind} at {fault.at} -> {coloured(saga.status)}", soft_wrap=True)
-    events = [(entry.at, f"{entry.step or 'saga'} {entry.what}: {entry.detail}") for entry in store.history(saga.id)]
+    events = [
+        (entry.at, f"{entry.step or 'saga'} {entry.what}: {entry.detail}") for entry in store.queries.history(saga.id)
+    ]
     if steps := undone(saga):
         events.append((saga.updated_at, f"undone in this order: {', '.join(steps)}"))
     events.append((saga.updated_at, str(saga.status)))

@@ -86,7 +86,7 @@ class Batch:
         """Place orders until as many as may be are under way. One that was placed before is found again."""
         for order in islice(self._orders, UNDER_WAY - (len(self.placed) - self.over)):
             handle = place_order.start(order.input, key=order.input.order_id)
-            self.placed.append(Placed(order, self._store.summary(handle.id)))
+            self.placed.append(Placed(order, self._store.queries.summary(handle.id)))
 
     def until_over(self, look: Callable[[], None]) -> bool:
         """Call `look` again and again. Return whether all orders are over; False when the patience is."""
@@ -105,7 +105,7 @@ class Batch:
     def _read(self) -> None:
         under_way = {it.saga.id: it for it in self.placed if not it.is_over}
         page = Filter(ids=tuple(under_way))
-        for saga in self._store.select(page, limit=UNDER_WAY, with_steps=True) if under_way else ():
+        for saga in self._store.queries.select(page, limit=UNDER_WAY, with_steps=True) if under_way else ():
             if saga.revision != under_way[saga.id].saga.revision:
                 self._progress_at = time.monotonic()
             under_way[saga.id].saga = saga

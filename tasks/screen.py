@@ -166,7 +166,7 @@ class _Lines:
                 and self._is_new(key, step.name, step.status, step.finished_at)
             ):
                 yield step.finished_at, 1, f"{key}  {step.name}  {step.status}"
-        for entry in self.store.history(it.saga.id):
+        for entry in self.store.queries.history(it.saga.id):
             if self._is_new(key, entry):
                 yield entry.at, 0, f"{key}  {entry.step or 'saga'}  {entry.what.upper()}: {entry.detail}"
         if it.is_over and self._is_new(key, it.saga.status):

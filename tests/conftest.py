@@ -116,7 +116,9 @@ class Rig:
 
     def assert_explained(self, handle: SagaHandle) -> None:
         """Each effect after the first of its step has a takeover in the history."""
-        takeovers = Counter(entry.step for entry in self.sagas.store.history(handle.id) if entry.what in TAKEOVERS)
+        takeovers = Counter(
+            entry.step for entry in self.sagas.store.queries.history(handle.id) if entry.what in TAKEOVERS
+        )
         landed = Counter(effect.step for effect in self.ledger.of(handle.id, "do"))
         assert all(times <= 1 + takeovers[step] for step, times in landed.items()), self.ledger.story(handle.id)
 

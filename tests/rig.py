@@ -25,13 +25,20 @@ from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import Parallel, Pivot, Retry, Saga, Sagas, Sleep, SqlStore, Step, StepContext, TerminalError, Wait
+from sagas.checkpoints import HistoryKind
 from tests.servers import Clock, die_with_parent, wait_for
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 #: What the history says when a step was given to somebody else, or tried again.
-TAKEOVERS = ("lost", "step failed", "compensation failed", "late outcome", "operator: retry")
+TAKEOVERS = (
+    HistoryKind.LOST,
+    HistoryKind.STEP_FAILED,
+    HistoryKind.COMPENSATION_FAILED,
+    HistoryKind.LATE_OUTCOME,
+    HistoryKind.OPERATOR_RETRY,
+)
 #: What a step may raise that is no `Exception`.
 NO_EXCEPTIONS: Mapping[str, type[BaseException]] = {
     kind.__name__: kind

@@ -6,7 +6,7 @@ import select
 import time
 from typing import Any
 
-from sagas.stores import sql
+from sagas.stores import clock
 from tests.rig import app_of
 
 if "FAKETIME_TIMESTAMP_FILE" in os.environ:
@@ -17,5 +17,5 @@ if "FAKETIME_TIMESTAMP_FILE" in os.environ:
     time.sleep = _sleep
 
 settings = json.loads(os.environ["RIG"])
-sql._CLOCK_TRUST = settings.get("clock_trust", sql._CLOCK_TRUST)
+clock.TRUST = settings.get("clock_trust", clock.TRUST)
 app = app_of(settings)

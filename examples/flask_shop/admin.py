@@ -10,7 +10,8 @@ from werkzeug.wrappers import Response
 from examples.flask_shop.models import Bank, db
 from sagas import DefinitionMissing, NotAllowed, SagaNotFound
 from sagas.contrib.flask import current_sagas
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter
 
 __all__ = ["admin"]
@@ -48,17 +49,17 @@ def login() -> str | Response:
 @admin.get("/")
 def operations() -> str:
     operations = Operations(current_sagas())
-    records = operations.store.select(Filter(attention=True), with_steps=True, limit=50)
+    records = operations.queries.select(Filter(attention=True), with_steps=True, limit=50)
     rows = [
         {
             "record": record,
-            "input": operations.shown(operations.store.payloads(record.id).input),  # without the card
+            "input": operations.shown(operations.queries.payloads(record.id).input),  # without the card
             "choices": operations.allowed_actions(record),
         }
         for record in records
     ]
     away = db.session.get_one(Bank, 1).away
-    return render_template("admin.html", rows=rows, words=WORDS, tally=operations.store.tally(), away=away)
+    return render_template("admin.html", rows=rows, words=WORDS, tally=operations.queries.tally(), away=away)
 
 
 @admin.post("/sagas/<saga_id>")

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas retry`, `skip`, `done`, `compensate`, `cancel`, `resume`: what operators do to sagas."""
+"""`celery -A yourapp sagas retry`, `skip`, `mark-done` and so on: what operators do to sagas."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import click
 
-from sagas.checkpoints import SagaStatus
 from sagas.cli.command import INTERRUPTED, Command, Refusal, agree
 from sagas.cli.listing import show_sagas
 from sagas.cli.options import Where, filters, signed
 from sagas.cli.rows import row
 from sagas.cli.tables import AS_JSON, document, line, readable, terminal
 from sagas.errors import SagaError
-from sagas.operations import Action, ActionResult, Operations
+from sagas.operations import ActionResult, Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter
 from sagas.values import parse
 
-__all__ = ["actions"]
+__all__ = ["cancel", "compensate", "mark_done", "resume", "retry", "skip"]
 
 #: Ids that are asked for at once.
 _PAGE = 100
@@ -29,26 +29,6 @@ _PAGE = 100
 _SHOWN = 10
 #: Characters of a result that is refused.
 _LONGEST_SHOWN = 100
-#: What a bulk action is about unless --status says otherwise: the others would only refuse it.
-_STUCK = frozenset({SagaStatus.STUCK})
-_FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
-_STATUSES = {
-    Action.RETRY: _STUCK,
-    Action.SKIP: _STUCK,
-    Action.MARK_DONE: _STUCK,
-    Action.COMPENSATE: _FORWARD | _STUCK,
-    Action.CANCEL: _FORWARD,
-    Action.RESUME: _FORWARD | {SagaStatus.COMPENSATING},
-}
-_ABOUT = {
-    Action.RETRY: "Try the stuck step again, with all its attempts.",
-    Action.SKIP: "Leave the stuck step as it is, and go on with the rest.",
-    Action.MARK_DONE: "Take the stuck step as done by hand or, where the saga goes backward, as undone by hand.",
-    Action.COMPENSATE: "Turn sagas back, also those that are stuck at their pivot. What has begun is undone; a pivot "
-    "that is stuck counts as not done, so be sure that it had no effect.",
-    Action.CANCEL: "Turn sagas back. What has begun is undone.",
-    Action.RESUME: "Launch what is left now, without waiting for a retry or for recovery.",
-}
 _RULES = """
 Which: ID... (ids, starts of ids, or keys), or options that choose, and then you are asked before anything is done.
 Without --status, options choose {statuses} alone. One that cannot be done does not keep the others from it.{more}
@@ -73,24 +53,20 @@ class _Order:
     step: str | None = None
     result: Any = None
 
-    @property
-    def on_step(self) -> bool:
-        return _STATUSES[self.action] == _STUCK
-
 
 def _command(action: Action) -> click.Command:
-    on_step = _STATUSES[action] == _STUCK
+    info = action.info
 
     @click.command(
         action.value,
         cls=Command,
-        help=_ABOUT[action]
+        help=info.explanation
         + "\n"
-        + _RULES.format(statuses=", ".join(sorted(_STATUSES[action])), more=_WHICH_STEP if on_step else ""),
+        + _RULES.format(statuses=", ".join(sorted(info.statuses)), more=_WHICH_STEP if info.needs_stuck_step else ""),
         epilog=_EXAMPLES.format(
-            action=action, step=" --step capture_payment" if on_step else "", why="the bank is back"
+            action=action, step=" --step capture_payment" if info.needs_stuck_step else "", why="the bank is back"
         ),
-        short_help=_ABOUT[action].partition(". ")[0],
+        short_help=info.summary,
     )
     @click.argument("sagas", metavar="[ID]...", nargs=-1)
     @signed
@@ -116,17 +92,21 @@ def _command(action: Action) -> click.Command:
         result: str | None = None,
     ) -> None:
         order = _Order(
-            action=action, reason=reason, actor=actor, step=where.step if on_step else None, result=_json(result)
+            action=action,
+            reason=reason,
+            actor=actor,
+            step=where.step if info.needs_stuck_step else None,
+            result=_json(result),
         )
         _check(order, sagas, where)
         operations = Operations(obj.app.sagas)
         if sagas:
             # All of them are known before anything is done to one.
-            ids = list(dict.fromkeys(operations.store.resolve(saga).id for saga in sagas))
+            ids = list(dict.fromkeys(operations.queries.resolve(saga).id for saga in sagas))
             chosen = Filter()
         else:
             chosen = where.at(operations.store.now())
-            chosen = replace(chosen, statuses=chosen.statuses or _STATUSES[action])
+            chosen = replace(chosen, statuses=chosen.statuses or info.statuses)
             ids = _found(operations, chosen, limit)
         if dry_run:
             _show_which(operations, ids, as_json=as_json, most=len(ids))
@@ -136,7 +116,7 @@ def _command(action: Action) -> click.Command:
             _agree(operations, action, ids)
         _carry_out(operations, order, ids, chosen, as_json=as_json, bulk=not sagas)
 
-    if action is Action.MARK_DONE:
+    if info.takes_result:
         about = "What the step would have returned, as JSON, if a later one needs it."
         command = click.option("--result", metavar="JSON", help=about)(command)
     return command
@@ -152,7 +132,7 @@ def _json(text: str | None) -> Any:
 
 
 def _check(order: _Order, sagas: Sequence[str], where: Where) -> None:
-    if sagas and (replace(where, step=None) if order.on_step else where):
+    if sagas and (replace(where, step=None) if order.action.info.needs_stuck_step else where):
         raise click.UsageError("give IDs or options that choose, not both")
     if not sagas and not where:
         raise click.UsageError("say which: IDs, or options that choose, such as --saga or --error; not simply all")
@@ -163,13 +143,13 @@ def _found(operations: Operations, chosen: Filter, limit: int) -> list[str]:
     ids: list[str] = []
     while len(ids) < limit:
         wanted = min(_PAGE, limit - len(ids))
-        page = operations.store.select(chosen, after=ids[-1] if ids else "", limit=wanted)
+        page = operations.queries.select(chosen, after=ids[-1] if ids else "", limit=wanted)
         ids += [record.id for record in page]
         if len(page) < wanted:
             break
     if not ids:
         raise Refusal("no saga fits: nothing was done")
-    if len(ids) == limit and (there := operations.store.count(chosen)) > limit:
+    if len(ids) == limit and (there := operations.queries.count(chosen)) > limit:
         click.echo(f"{there} fit; this is about the oldest {limit} of them (--limit)", err=True)
     return ids
 
@@ -180,7 +160,7 @@ def _show_which(operations: Operations, ids: Sequence[str], *, as_json: bool, mo
     for start in range(0, len(shown), _PAGE):
         page = Filter(ids=tuple(shown[start : start + _PAGE]))
         rows += [
-            row(operations, each) for each in operations.store.select(page, after="", limit=_PAGE, with_steps=True)
+            row(operations, each) for each in operations.queries.select(page, after="", limit=_PAGE, with_steps=True)
         ]
     show_sagas(operations, rows, as_json=as_json)
     if len(ids) > most:
@@ -293,4 +273,9 @@ def _sum(rows: Sequence[dict[str, Any]]) -> str:
     return f"{len(rows) - refused} done" + (f", {refused} refused" if refused else "")
 
 
-actions = tuple(_command(action) for action in Action)
+retry = _command(Action.RETRY)
+skip = _command(Action.SKIP)
+mark_done = _command(Action.MARK_DONE)
+compensate = _command(Action.COMPENSATE)
+cancel = _command(Action.CANCEL)
+resume = _command(Action.RESUME)

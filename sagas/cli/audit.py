@@ -43,8 +43,8 @@ def audit(
 
     What was done to sagas that have been deleted since is gone with them; who deleted them is kept: `db audit`.
     """
-    store = Operations(obj.app.sagas).store
-    earliest = None if since is None else store.now() - since
+    operations = Operations(obj.app.sagas)
+    earliest = None if since is None else operations.store.now() - since
     rows = [
         {
             "number": entry.number,
@@ -57,7 +57,7 @@ def audit(
             "step": entry.entry.step,
             "reason": entry.entry.detail,
         }
-        for entry in store.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
+        for entry in operations.queries.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
     ]
     if as_json:
         document(rows)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import signal
 import sys
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import click
@@ -14,7 +16,7 @@ from sagas.commands import app_option, typed_as
 from sagas.errors import SagaError
 from sagas.stores.engines import lacks_tables
 
-__all__ = ["INTERRUPTED", "Command", "Group", "Refusal", "agree"]
+__all__ = ["INTERRUPTED", "Command", "Group", "LazyCommands", "Refusal", "agree"]
 
 #: The exit code after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
@@ -27,6 +29,33 @@ class Refusal(click.ClickException):
     """It could not even be tried. 1 is for what was tried and is not ok."""
 
     exit_code = 2
+
+
+class LazyCommands(MutableMapping[str, click.Command]):
+    """Commands by name, each imported when it is asked for: `list` does not wait for what the others need."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        """`places`: where each command is, as "module:attribute"."""
+        self._commands: dict[str, click.Command | str] = dict(places)
+
+    def __getitem__(self, name: str) -> click.Command:
+        found = self._commands[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = self._commands[name] = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._commands[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
 
 
 class Group(click.Group):

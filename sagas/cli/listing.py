@@ -46,7 +46,7 @@ def list_(obj: Any, /, where: Where, limit: int, before: str | None, counts: boo
             raise click.UsageError("--counts has no pages: leave --before out")
         _show_counts(counted(operations, chosen), as_json=as_json)
         return
-    records = operations.store.select(chosen, limit=limit, before=before, with_steps=True)
+    records = operations.queries.select(chosen, limit=limit, before=before, with_steps=True)
     show_sagas(operations, [row(operations, record) for record in records], as_json=as_json)
     if not records:
         known = sorted({name for name, _ in operations.sagas.orchestrator.sagas})
@@ -69,7 +69,8 @@ def show_sagas(operations: Operations, rows: Sequence[dict[str, Any]], *, as_jso
 def counted(operations: Operations, chosen: Filter) -> list[dict[str, Any]]:
     """Return how many sagas fit, by name and status."""
     return [
-        {"saga": each.name, "status": each.status.value, "count": each.count} for each in operations.store.tally(chosen)
+        {"saga": each.name, "status": each.status.value, "count": each.count}
+        for each in operations.queries.tally(chosen)
     ]
 
 

@@ -18,7 +18,7 @@ from sagas.doctor import broker, workers
 from sagas.endings import ProcessEnd
 from sagas.errors import SagaError
 from sagas.operations import Operations
-from sagas.stores import SqlStore
+from sagas.stores import OperatorStore
 from sagas.testing import rehearse as rehearse_saga
 from sagas.testing.rehearsal import unfinished_in
 
@@ -95,7 +95,7 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes:
         raise click.exceptions.Exit(1)
 
 
-def _refuse_live(app: Sagas, store: SqlStore) -> None:
+def _refuse_live(app: Sagas, store: OperatorStore) -> None:
     """Refuse what does not look like a test environment: the actions would be real in the wrong place."""
     if unfinished := unfinished_in(store):
         raise Refusal(

@@ -8,7 +8,8 @@ from typing import Any
 from sagas.checkpoints import FINISHED, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.commands import command
 from sagas.errors import DefinitionMissing
-from sagas.operations import Action, AllowedAction, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import AllowedAction
 from sagas.outline import steps_of
 from sagas.plan import plan
 
@@ -50,7 +51,7 @@ def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
 
 def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return everything of a saga that operators are shown: what `show --json` prints."""
-    payloads = operations.store.payloads(record.id)
+    payloads = operations.queries.payloads(record.id)
     missing = None
     try:
         operations.sagas.orchestrator.definition(record)
@@ -62,8 +63,8 @@ def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
         "deadline": record.deadline,
         "definition_missing": missing,
         "allowed_actions": [
-            {"action": choice.action.value, "step": choice.step, "command": _command(choice, record)}
-            for choice in operations.allowed_actions(record)
+            {"action": allowed.action.value, "step": allowed.step, "command": _command(allowed, record)}
+            for allowed in operations.allowed_actions(record)
         ],
         "steps": [_step(step, operations.shown(payloads.results.get(step.name))) for step in steps_of(record)],
         "input": operations.shown(payloads.input),
@@ -74,7 +75,7 @@ def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
                 "created_at": letter.created_at,
                 "error": letter.error,
             }
-            for letter in operations.store.dead_letters(record.id)
+            for letter in operations.queries.dead_letters(record.id)
         ],
     }
 
@@ -95,11 +96,11 @@ def _step(step: StepRecord, result: Any) -> Mapping[str, Any]:
     }
 
 
-def _command(choice: AllowedAction, record: SagaSummary) -> str:
-    words = [choice.action.value, record.id]
-    if choice.step is not None:
-        words += ["--step", choice.step]
-    if choice.action is Action.MARK_DONE and record.direction is Direction.FORWARD:
+def _command(allowed: AllowedAction, record: SagaSummary) -> str:
+    words = [allowed.action.value, record.id]
+    if allowed.step is not None:
+        words += ["--step", allowed.step]
+    if allowed.info.takes_result and record.direction is Direction.FORWARD:
         words += ["--result", "JSON"]
     return f"{command(*words)} --reason WHY"
 

@@ -36,7 +36,7 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
         definition: Saga = known[text, max(versions) if version is None else version]
         return definition
     try:
-        return Operations(sagas).store.resolve(text)
+        return Operations(sagas).queries.resolve(text)
     except SagaError as error:
         names = ", ".join(sorted({name for name, _ in known})) or "none"
         raise Refusal(f"{error}; nor is it one of the definitions: {names}") from error

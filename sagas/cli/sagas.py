@@ -7,27 +7,37 @@ from typing import Any
 import click
 from celery.bin.base import handle_preload_options
 
-from sagas.cli.actions import actions
-from sagas.cli.audit import audit
-from sagas.cli.check import check
-from sagas.cli.command import Command, Group, Refusal
-from sagas.cli.doctor import doctor
-from sagas.cli.events import events
-from sagas.cli.flower import flower
-from sagas.cli.listing import list_
-from sagas.cli.rehearse import rehearse
-from sagas.cli.retention import audit as audit_of_all
-from sagas.cli.retention import purge, reencrypt
-from sagas.cli.saga_graph import draw_saga
-from sagas.cli.showing import history, show
-from sagas.cli.signal import signal
-from sagas.cli.start import start
-from sagas.cli.watch import watch
+from sagas.cli.command import Command, Group, LazyCommands, Refusal
 
 __all__ = ["sagas"]
 
+_COMMANDS = LazyCommands(
+    {
+        "list": "sagas.cli.listing:list_",
+        "show": "sagas.cli.showing:show",
+        "history": "sagas.cli.showing:history",
+        "watch": "sagas.cli.watch:watch",
+        "retry": "sagas.cli.actions:retry",
+        "skip": "sagas.cli.actions:skip",
+        "mark-done": "sagas.cli.actions:mark_done",
+        "compensate": "sagas.cli.actions:compensate",
+        "cancel": "sagas.cli.actions:cancel",
+        "resume": "sagas.cli.actions:resume",
+        "audit": "sagas.cli.audit:audit",
+        "purge": "sagas.cli.retention:purge",
+        "start": "sagas.cli.start:start",
+        "signal": "sagas.cli.signal:signal",
+        "check-deploy": "sagas.cli.check:check",
+        "doctor": "sagas.cli.doctor:doctor",
+        "graph": "sagas.cli.saga_graph:draw_saga",
+        "rehearse": "sagas.cli.rehearse:rehearse",
+        "flower": "sagas.cli.flower:flower",
+        "events": "sagas.cli.events:events",
+    }
+)
 
-@click.group(cls=Group)
+
+@click.group(cls=Group, commands=_COMMANDS)
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def sagas(context: click.Context) -> None:
@@ -37,15 +47,9 @@ def sagas(context: click.Context) -> None:
         raise Refusal(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
 
 
-_COMMANDS: tuple[click.Command, ...] = (
-    list_, show, history, watch, *actions, audit, purge, start, signal, check, doctor, draw_saga,
-    rehearse, flower, events,
-)  # fmt: skip
-for command in _COMMANDS:
-    sagas.add_command(command)
-
-
-@sagas.group()
+@sagas.group(
+    commands=LazyCommands({"reencrypt": "sagas.cli.retention:reencrypt", "audit": "sagas.cli.retention:audit"})
+)
 def db() -> None:
     """The tables that sagas are kept in."""
 
@@ -57,7 +61,3 @@ def upgrade(obj: Any) -> None:
     store = obj.app.sagas.store
     store.upgrade()
     click.echo(f"{store!r} is up to date")
-
-
-db.add_command(reencrypt)
-db.add_command(audit_of_all)

@@ -24,7 +24,7 @@ _TABLES = ("allowed_actions", "steps", "dead_letters")
     epilog="""
         celery -A yourapp sagas show 0193ab
         celery -A yourapp sagas show order-123
-        celery -A yourapp sagas show order-123 --json | jq .choices
+        celery -A yourapp sagas show order-123 --json | jq .allowed_actions
     """,
 )
 @click.argument("saga", metavar="ID")
@@ -37,7 +37,7 @@ def show(obj: Any, saga: str, as_json: bool) -> None:
     copied: put your reason in.
     """
     operations = Operations(obj.app.sagas)
-    told = described(operations, operations.store.resolve(saga))
+    told = described(operations, operations.queries.resolve(saga))
     if as_json:
         document(told)
     elif (tty := terminal()) is not None:
@@ -80,7 +80,7 @@ def history(obj: Any, saga: str, as_json: bool) -> None:
     ID is its id, the start of its id, or its key.
     """
     operations = Operations(obj.app.sagas)
-    record = operations.store.resolve(saga)
+    record = operations.queries.resolve(saga)
     rows = [
         {
             "at": entry.at,
@@ -90,7 +90,7 @@ def history(obj: Any, saga: str, as_json: bool) -> None:
             "epoch": entry.epoch,
             "detail": entry.detail,
         }
-        for entry in operations.store.history(record.id)
+        for entry in operations.queries.history(record.id)
     ]
     if as_json:
         document(rows)

@@ -30,6 +30,6 @@ def signal(obj: Any, saga: str, name: str, payload: str, id_: str | None, sender
         value = parse(payload)
     except ValueError as error:
         raise click.UsageError(f"--payload {payload[:200]!r} is not JSON: {error}") from error
-    found = Operations(obj.app.sagas).store.resolve(saga)
+    found = Operations(obj.app.sagas).queries.resolve(saga)
     obj.app.sagas.send_signal(found.id, name, value, id=id_, sender=sender)
     click.echo(f"saga {found.name} {found.key} has the signal {name}")

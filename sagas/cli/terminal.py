@@ -158,9 +158,9 @@ def show(saga: Mapping[str, Any], now: datetime) -> None:
     screen.print(_head(saga, now))
     if saga["allowed_actions"]:
         screen.print(Text("\nWhat may be done", "bold"))
-    for choice in saga["allowed_actions"]:
+    for allowed in saga["allowed_actions"]:
         # The terminal breaks the line where it must, so that the command is copied in one piece.
-        screen.print(Text(f"  {readable(choice['command'])}", "cyan"), soft_wrap=True)
+        screen.print(Text(f"  {readable(allowed['command'])}", "cyan"), soft_wrap=True)
     screen.print(Text("\nSteps", "bold"), _steps(saga["steps"], now), sep="\n")
     screen.print(Text("\nInput", "bold"), Padding(Text(_json(saga["input"])), (0, 0, 0, 2)), sep="\n")
     if saga["dead_letters"]:

@@ -76,7 +76,7 @@ def watch(
             if wanted is None:
                 _watch_list(operations, where, limit, tty, as_json, looks)
                 return
-            code = _watch_one(operations, operations.store.resolve(wanted), tty, as_json, looks)
+            code = _watch_one(operations, operations.queries.resolve(wanted), tty, as_json, looks)
     except KeyboardInterrupt:
         code = INTERRUPTED
     raise click.exceptions.Exit(code)
@@ -148,7 +148,7 @@ def _follow(operations: Operations, record: SagaSummary, view: _View, looks: Ite
     for _ in looks:
         with _patient(view.away):
             if before is not None:
-                record = operations.store.summary(record.id)
+                record = operations.queries.summary(record.id)
             view.show(before, record)
             before = record
             if record.status in AT_REST:
@@ -220,7 +220,8 @@ def _watch_list(
                 now = operations.store.now()
                 chosen = where.at(now)
                 found = [
-                    row(operations, record) for record in operations.store.select(chosen, limit=limit, with_steps=True)
+                    row(operations, record)
+                    for record in operations.queries.select(chosen, limit=limit, with_steps=True)
                 ]
                 live.update(tty.board(counted(operations, chosen), found, now), refresh=True)
 
@@ -232,11 +233,11 @@ def _follow_list(operations: Operations, where: Where, limit: int, as_json: bool
     for _ in looks:
         with _patient(_warn):
             chosen = where.at(operations.store.now())
-            found = list(operations.store.select(chosen, limit=limit, with_steps=True))
+            found = list(operations.queries.select(chosen, limit=limit, with_steps=True))
             there = {record.id for record in found}
             gone = tuple(saga_id for saga_id in known if saga_id not in there)
             if gone:
-                found += operations.store.select(Filter(ids=gone), limit=len(gone), with_steps=True)
+                found += operations.queries.select(Filter(ids=gone), limit=len(gone), with_steps=True)
             changed = [record for record in reversed(found) if known.get(record.id) != record.revision]
             for each in [row(operations, record) for record in changed]:
                 if not named:

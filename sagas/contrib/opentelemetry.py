@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaRecord, SagaStatus
 from sagas.observers import SUCCEEDED, Attempt, Handling, Observer, Start
 from sagas.redaction import Redaction
 from sagas.text import describe
@@ -127,7 +127,7 @@ class Tracing(Observer):
         """Put a line of the history into the trace."""
         about: dict[str, str | int] = {**_about(record), "sagas.epoch": entry.epoch}
         # What landed late is told with its result.
-        detail = None if entry.what == "late outcome" else entry.detail
+        detail = None if entry.what == HistoryKind.LATE_OUTCOME else entry.detail
         told = {"sagas.step": entry.step, "sagas.operator": entry.actor, "sagas.detail": detail}
         about |= {name: value for name, value in told.items() if value is not None}
         at = _nanoseconds(entry.at)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from sagas.app import Sagas
 from sagas.doctor import broker, database, setup, work, workers
 from sagas.doctor.findings import Finding, Level, problem
-from sagas.errors import ConfigurationError, StoreRefused
-from sagas.stores import SqlStore
+from sagas.errors import StoreRefused
+from sagas.stores import OperatorStore, operator_store
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -19,12 +19,10 @@ def examine(sagas: Sagas, *, timeout: float = 2.0) -> Sequence[Finding]:
     It changes nothing. `timeout`: seconds that the broker has to answer, and that workers have.
     Raises `ConfigurationError` where sagas are not kept in a `SqlStore`.
     """
-    if not isinstance(sagas.store, SqlStore):
-        raise ConfigurationError(f"the doctor knows databases, not {sagas.store!r}; keep the sagas in a SqlStore")
-    return tuple(_examine(sagas, sagas.store, timeout))
+    return tuple(_examine(sagas, operator_store(sagas.store), timeout))
 
 
-def _examine(sagas: Sagas, store: SqlStore, timeout: float) -> Iterator[Finding]:
+def _examine(sagas: Sagas, store: OperatorStore, timeout: float) -> Iterator[Finding]:
     yield from setup.examine(sagas)
     found = tuple(broker.examine(sagas.app, timeout))
     yield from found

@@ -9,7 +9,7 @@ from sagas.app import Sagas
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.doctor.setup import longest_step
 from sagas.errors import StoreRefused, StoreUnavailable
-from sagas.stores import SqlStore
+from sagas.stores import OperatorStore
 from sagas.stores.inspection import Forbidden, forbidden, is_standby, settings, tables
 
 __all__ = ["OUTDATED", "UNREACHABLE", "check_privileges", "check_settings", "check_skew", "check_tables", "examine"]
@@ -32,7 +32,7 @@ _LONG_WAIT = 3600
 Settings = Mapping[str, str]
 
 
-def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
+def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
     """Look at the database."""
     try:
         skew = store.now() - datetime.now(UTC)

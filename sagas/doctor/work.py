@@ -11,7 +11,7 @@ from sagas.commands import command
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.errors import BrokerUnavailable, ConfigurationError
 from sagas.events import Events
-from sagas.stores import SqlStore
+from sagas.stores import OperatorStore
 from sagas.stores.inspection import Backlog, backlog
 
 __all__ = ["check_backlog", "check_outbox", "check_unheard", "examine", "examine_queues"]
@@ -23,7 +23,7 @@ _OLD = timedelta(days=1)
 _WAITS, _STANDS = 30.0, 300.0
 
 
-def examine(sagas: Sagas, store: SqlStore) -> Iterator[Finding]:
+def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
     """Look at the work that waits in the database."""
     yield from check_backlog(backlog(store), store.now())
     for flight in check(sagas, values=0):

@@ -8,8 +8,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from sagas.causes import Cause
 from sagas.checkpoints import SagaRecord
@@ -34,8 +34,8 @@ from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
 from sagas.observers import Observers
-from sagas.stores.commits import own_session
 from sagas.stores.engines import forget_after_fork
+from sagas.stores.sessions import AnySession, own_session
 
 __all__ = ["SAGAS", "Events"]
 
@@ -148,7 +148,7 @@ class Events:
     def publish(
         self,
         event: Any,
-        session: Session | scoped_session[Any] | Connection,
+        session: AnySession,
         *,
         key: str | None = None,
         correlation_id: str | None = None,
@@ -179,7 +179,7 @@ class Events:
     def send(
         self,
         command: Any,
-        session: Session | scoped_session[Any] | Connection,
+        session: AnySession,
         *,
         source: str | None = None,
         key: str | None = None,
@@ -298,9 +298,7 @@ class Events:
             f"command {declared.name!r}: this process has {_names(self.services)}; say which of them sends it: source="
         )
 
-    def _write(
-        self, session: Session | scoped_session[Any] | Connection, envelope: Envelope, queue: str | None
-    ) -> None:
+    def _write(self, session: AnySession, envelope: Envelope, queue: str | None) -> None:
         own = own_session(session)
         connection = own.connection() if isinstance(own, Session) else own
         if connection.dialect.name != self.engine.dialect.name:

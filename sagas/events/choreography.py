@@ -31,7 +31,7 @@ class Graph:
 
     def emitted(self, name: str) -> bool:
         """Tell whether anybody here emits or publishes this message."""
-        return any(declared.name == name for declared in self._sent())
+        return any(declared.name == name for declared in self.sent())
 
     def handlers_of(self, name: str) -> tuple[Handler, ...]:
         return tuple(handler for handler in self.handlers if name in _names(handler.handles))
@@ -44,7 +44,8 @@ class Graph:
         handlers = (h for h in self.handlers_of(name) if not (but_compensations and h.compensates))
         return tuple(dict.fromkeys(emitted for handler in handlers for emitted in _names(handler.emits)))
 
-    def _sent(self) -> Iterator[MessageType]:
+    def sent(self) -> Iterator[MessageType]:
+        """Yield every message that is published or emitted here."""
         for declared in self.published.values():
             yield from declared
         for handler in self.handlers:
@@ -149,7 +150,7 @@ def _unemitted(graph: Graph) -> Iterator[Problem]:
 
 
 def _unread(graph: Graph) -> Iterator[Problem]:
-    sent = {(declared.name, declared.version) for declared in graph._sent()}  # noqa: SLF001
+    sent = {(declared.name, declared.version) for declared in graph.sent()}
     for handler in graph.handlers:
         readable: dict[str, set[int]] = {}
         for declared in handler.handles:

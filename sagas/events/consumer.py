@@ -44,12 +44,6 @@ logger = logging.getLogger(__name__)
 #: Seconds that a receive may take: without anything else to see to, and with.
 _IDLE, _BUSY = 1.0, 0.02
 
-#: What observers are told when a dead letter is filed; it comes after how the delivery ended.
-DEAD_LETTERED = "dead_lettered"
-
-#: What they are told each time that a queue cannot be read, as it is not what is declared.
-DOWN = "down"
-
 #: Messages that are held at once, at most, where those of failing keys fill the window.
 _MOST_HELD = 2_000
 
@@ -325,7 +319,7 @@ class Consumer:
             self._declare()
         except QueueMismatch as error:
             if self.queue in error.queues:
-                self._observers.delivered(self.queue, DOWN)
+                self._observers.delivered(self.queue, End.DOWN)
                 logger.error("%s: is not read: %s", self.queue, error.queues[self.queue])  # noqa: TRY400
                 raise
 
@@ -519,7 +513,7 @@ class Consumer:
                 self.queue, job.name, describe(error),
             )  # fmt: skip
             return False
-        self._observers.delivered(self.queue, DEAD_LETTERED)
+        self._observers.delivered(self.queue, End.DEAD_LETTERED)
         logger.error("%s: dead letter %d: %s: %s", self.queue, letter, job.name, job.verdict)
         self._done(job)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import enum
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -25,13 +26,10 @@ from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import begun
 from sagas.text import clean, is_clean
 
-__all__ = ["CommandFailed", "EventDeadLetter", "DeadLetters"]
+__all__ = ["CommandFailed", "DeadLetters", "EventDeadLetter", "EventResolution"]
 
 #: In the metadata of a message that is replayed: the id of its dead letter.
 REPLAY_OF = "replayOf"
-
-#: What a dead letter is in between being replayed and being handled.
-REPLAYING = "replaying"
 
 #: A header of ours: how the body is kept that is no text.
 _ENCODING = "sagas-body"
@@ -68,6 +66,14 @@ class CommandFailed:
     attempts: int  #: 0 where it was refused, or nobody received it
 
 
+class EventResolution(enum.StrEnum):
+    """What became of the dead letter of a message."""
+
+    REPLAYING = "replaying"  #: sent again, and not handled yet
+    REPLAYED = "replayed"
+    DISCARDED = "discarded"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventDeadLetter:
     """A message that one subscriber could not handle, why, and what became of it."""
@@ -86,7 +92,7 @@ class EventDeadLetter:
     behind: int | None  #: of an ordered queue: the dead letter of its key that it was parked behind
     created_at: datetime
     resolved_at: datetime | None
-    resolution: str | None  #: replaying (not handled yet), replayed, discarded
+    resolution: str | None  #: an `EventResolution`
     reason: str | None
     actor: str | None
 
@@ -346,7 +352,7 @@ class DeadLetters:
                 first = self._first(connection, letter.queue, letter.key)
                 if not self._lock(connection, letter.id):
                     continue
-                self._resolve(connection, letter.id, resolution="discarded", reason=reason, actor=actor)
+                self._resolve(connection, letter.id, resolution=EventResolution.DISCARDED, reason=reason, actor=actor)
                 if first == letter.id and letter.key is not None:
                     self.release(connection, letter.queue, letter.key, actor=actor)
             discarded.append(letter)
@@ -357,7 +363,9 @@ class DeadLetters:
         open_ = _TABLE.resolved_at.is_(None)
         mine = (_TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id, open_)
         done = update(schema.event_dead_letters).where(*mine)
-        resolved = connection.execute(done.values(resolved_at=datetime.now(UTC), resolution="replayed")).rowcount
+        resolved = connection.execute(
+            done.values(resolved_at=datetime.now(UTC), resolution=EventResolution.REPLAYED)
+        ).rowcount
         if resolved and envelope.key is not None:
             self.release(connection, queue, envelope.key, actor=None)
 
@@ -378,7 +386,7 @@ class DeadLetters:
         """Tell whether somebody decided that a message will not be handled, though it is on its way."""
         mine = _TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id
         query = select(_TABLE.resolution).where(*mine)
-        return connection.execute(query).scalar() == "discarded"
+        return connection.execute(query).scalar() == EventResolution.DISCARDED
 
     def purge(self, older: timedelta) -> int:
         """Delete those that were resolved longer ago than that. Returns how many. Each thousand is a transaction."""
@@ -419,13 +427,16 @@ class DeadLetters:
             about = {**envelope.metadata, REPLAY_OF: letter.id}
             envelope = msgspec.structs.replace(envelope, metadata=about)
             mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
-            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), actor=_by(actor)))
+            how = EventResolution.REPLAYING
+            connection.execute(mark.values(resolution=how, reason=clean(reason), actor=_by(actor)))
         else:
-            self._resolve(connection, letter.id, resolution="replayed", reason=reason, actor=actor)
+            self._resolve(connection, letter.id, resolution=EventResolution.REPLAYED, reason=reason, actor=actor)
         write(connection, envelope, letter.queue or None)
 
     @staticmethod
-    def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, actor: str | None) -> None:
+    def _resolve(
+        connection: Connection, letter: int, *, resolution: EventResolution, reason: str, actor: str | None
+    ) -> None:
         mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
         now = datetime.now(UTC)
         connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), actor=_by(actor)))

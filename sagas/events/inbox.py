@@ -72,6 +72,8 @@ class End(enum.StrEnum):
     REJECTED = "rejected"  #: trying again is no use
     DEFERRED = "deferred"  #: the database did not answer: that says nothing about the message
     LOST = "lost"  #: whoever handled it died, or was told to stop: nobody knows how far it got
+    DEAD_LETTERED = "dead_lettered"  #: its consumer filed it as a dead letter; comes after one of the others
+    DOWN = "down"  #: nothing was delivered: the queue is not what is declared, and is not read
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
 
 from sagas.endings import ends_process
 from sagas.errors import DefinitionError, DuplicateName, EventError, HandlersFailed, NoHandler
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.services import parameters
-from sagas.stores.commits import Commits, own_session
+from sagas.stores.commits import Commits
+from sagas.stores.sessions import AnySession, own_session
 from sagas.text import describe
 
 __all__ = ["LocalBus"]
@@ -141,7 +142,7 @@ class LocalBus:
 
     # -- carrying -------------------------------------------------------------------------------------------------
 
-    def publish(self, event: Any, session: Session | scoped_session[Any] | Connection | None = None) -> None:
+    def publish(self, event: Any, session: AnySession | None = None) -> None:
         """Tell everybody who subscribed. Nobody need have.
 
         `session`: the transaction that it is a part of. Of a connection, handlers get a session on it.
@@ -165,7 +166,7 @@ class LocalBus:
                 commits.after(lambda: _call_and_log(event, listeners.after_commit))
         _call(event, own, listeners.inline)
 
-    def send(self, command: Any, session: Session | scoped_session[Any] | Connection | None = None) -> Any:
+    def send(self, command: Any, session: AnySession | None = None) -> Any:
         """Let the one handler of a command handle it, and return what that returns. What it raises is raised.
 
         Raises `NoHandler` when there is none, `DefinitionError` for what is no command.

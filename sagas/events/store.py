@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
 
 from sagas.errors import (
     ConfigurationError,
@@ -28,10 +28,10 @@ from sagas.errors import (
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, type_of
 from sagas.events.positions import Row, writing_on
-from sagas.stores.commits import own_session
 from sagas.stores.engines import READ_ONLY, database_now, translated
 from sagas.stores.schema import snapshots as snapshot_table
 from sagas.stores.schema import stored_events, streams
+from sagas.stores.sessions import AnySession, own_session
 from sagas.stores.transactions import begun
 from sagas.values import dump, load
 
@@ -160,7 +160,7 @@ class EventStore:
 
     def append(
         self,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
         stream: str,
         events: Sequence[Any],
         *,
@@ -226,7 +226,7 @@ class EventStore:
         return envelope
 
     @contextmanager
-    def _in(self, session: Session | scoped_session[Any] | Connection | None, *, at_once: bool) -> Iterator[Connection]:
+    def _in(self, session: AnySession | None, *, at_once: bool) -> Iterator[Connection]:
         """Give a connection in the caller's transaction, or in one of our own."""
         if session is None and at_once:
             with self._reading() as connection:

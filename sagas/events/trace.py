@@ -47,11 +47,8 @@ class Entry:
     detail: str = ""
     children: list[Entry] = field(default_factory=list)  #: in the order of time
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as what JSON can hold."""
-        return self._as_json(_DEEPEST)
-
-    def _as_json(self, levels: int) -> dict[str, Any]:
+    def as_json(self, levels: int = _DEEPEST) -> dict[str, Any]:
+        """Return it as what JSON can hold, with so many levels of children."""
         told: dict[str, Any] = {
             "kind": self.kind,
             "at": None if self.at is None else self.at.isoformat(),
@@ -59,7 +56,7 @@ class Entry:
             "what": self.what,
             "id": self.id,
             "detail": self.detail,
-            "children": [child._as_json(levels - 1) for child in self.children] if levels else [],  # noqa: SLF001
+            "children": [child.as_json(levels - 1) for child in self.children] if levels else [],
         }
         if self.children and not levels:
             told["cut"] = f"nested too deep: {sum(1 for _ in walk(self.children))} entries are left out"

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, insert, select, update
 
 from sagas.stores import schema
 from sagas.stores.engines import reading
+from sagas.stores.protocols import OperatorStore
 from sagas.text import clean
 
-if TYPE_CHECKING:
-    from sagas.stores.sql import SqlStore
-
-__all__ = ["AuditEntry", "audit", "count_up", "note"]
+__all__ = ["MaintenanceEntry", "audit", "count_up", "note"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
+class MaintenanceEntry:
     """Something that was done to the sagas as a whole, by whom, why, and to how many."""
 
     at: datetime
@@ -31,17 +28,17 @@ class AuditEntry:
     count: int
 
 
-def audit(store: SqlStore, limit: int = 100) -> Sequence[AuditEntry]:
+def audit(store: OperatorStore, limit: int = 100) -> Sequence[MaintenanceEntry]:
     """Return what was done, newest first."""
-    columns = [schema.audit.c[field.name] for field in fields(AuditEntry)]
+    columns = [schema.audit.c[field.name] for field in fields(MaintenanceEntry)]
     query = select(*columns).order_by(schema.audit.c.id.desc()).limit(limit)
     with reading(store.engine) as connection:
-        return [AuditEntry(**row) for row in connection.execute(query).mappings()]
+        return [MaintenanceEntry(**row) for row in connection.execute(query).mappings()]
 
 
-def note(connection: Connection, entry: AuditEntry) -> int:
+def note(connection: Connection, entry: MaintenanceEntry) -> int:
     """Write an entry in a transaction of the caller's, and return its id."""
-    row = {field.name: getattr(entry, field.name) for field in fields(AuditEntry)}
+    row = {field.name: getattr(entry, field.name) for field in fields(MaintenanceEntry)}
     row |= {name: clean(text) for name, text in row.items() if isinstance(text, str)}
     (number,) = connection.execute(insert(schema.audit).values(row)).inserted_primary_key or (0,)
     return int(number)

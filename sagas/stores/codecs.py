@@ -25,7 +25,7 @@ class Codec(Protocol):
         """Return what was encoded. Raises `PayloadUnreadable`."""
 
     def is_current(self, stored: str) -> bool:
-        """Tell whether this is how it would be stored today. What is not, `SqlStore.reencrypt` writes anew."""
+        """Tell whether this is how it would be stored today. Else `reencrypt` writes it anew."""
 
 
 def input_of(saga_id: str) -> str:

@@ -6,30 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from sagas.errors import ConfigurationError
 from sagas.stores.transactions import check
 
-__all__ = ["Commits", "own_session"]
+__all__ = ["Commits"]
 
 Then = Callable[[], object]
 
 #: How many rounds of what is asked for before the commit may ask for more. Each sees what the one before it did.
 _MOST_ROUNDS = 100
-
-
-def own_session(given: Session | scoped_session[Any] | Connection) -> Session | Connection:
-    """Return the session behind what callers call one. Raises `ConfigurationError` for what is none."""
-    if isinstance(given, scoped_session):
-        session: Session = given()
-        return session
-    if not isinstance(given, Session | Connection):
-        raise ConfigurationError(
-            f"session={given!r} is not a Session or a Connection of SQLAlchemy's. Of an AsyncSession give the "
-            "sync_session: await session.run_sync(lambda session: saga.start(..., session=session))"
-        )
-    return given
 
 
 class Commits:

@@ -26,7 +26,7 @@ class AesGcm:
 
     `keys`: 16, 24 or 32 random bytes each, by an id that is stored with each value. `current`: the id of the one that
         encrypts. `reads_plain`: also read what was stored before there was encryption; for as long as it takes to
-        encrypt that, see `SqlStore.reencrypt`.
+        encrypt that, see `sagas.stores.reencryption.reencrypt`.
 
     A value is bound to its saga and its field: moved to another row it cannot be read. Replace a key before it has
     encrypted 4 billion values (2**32), which is what random nonces are good for.

@@ -1,13 +1,15 @@
-"""What operators ask of a store: which sagas, and how many there are."""
+"""What operators ask a store for, and what it answers with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sagas.checkpoints import HistoryEntry, SagaStatus
+from sagas.errors import PayloadUnreadable
 
-__all__ = ["EVERYTHING", "AuditEntry", "Filter", "InFlight", "StatusCount"]
+__all__ = ["EVERYTHING", "AuditEntry", "Filter", "InFlight", "Payloads", "StatusCount"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +69,11 @@ class AuditEntry:
     name: str
     key: str
     entry: HistoryEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """The payloads of one saga as JSON. The error takes the place of a payload that cannot be read."""
+
+    input: str | PayloadUnreadable
+    results: Mapping[str, str | PayloadUnreadable]  #: by step

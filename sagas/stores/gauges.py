@@ -1,4 +1,4 @@
-"""The statements behind the numbers that are watched. `SqlStore` runs them; each finds what it counts by an index."""
+"""The statements behind the numbers that are watched. `SqlQueries` runs them; each finds what it counts by an index."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from sqlalchemy import Select, func, select
 
 from sagas.stores import schema
-from sagas.stores.lists import STANDS_STILL
+from sagas.stores.lists import NOT_PROGRESSING
 
-__all__ = ["first_due", "open_letters", "standing_still"]
+__all__ = ["first_due", "not_progressing", "open_letters"]
 
 _sagas, _letters = schema.sagas.c, schema.dead_letters.c
 
 
-def standing_still() -> Select[Any]:
+def not_progressing() -> Select[Any]:
     """Count the sagas of each name whose next step nobody begins."""
     query = select(_sagas.name, func.count().label("count")).group_by(_sagas.name)
-    return query.where(STANDS_STILL)
+    return query.where(NOT_PROGRESSING)
 
 
 def open_letters() -> Select[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, Executable, Table, delete, false, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
@@ -13,10 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sagas.checkpoints import FINISHED, NOT_SENT, SagaStatus
 from sagas.stores import schema
 from sagas.stores.engines import lacks_tables, may_not, reading, translated
-from sagas.stores.lists import STANDS_STILL
-
-if TYPE_CHECKING:
-    from sagas.stores.sql import SqlStore
+from sagas.stores.lists import NOT_PROGRESSING
+from sagas.stores.protocols import OperatorStore
 
 __all__ = ["Backlog", "Forbidden", "Found", "backlog", "forbidden", "is_standby", "settings", "tables"]
 
@@ -37,7 +35,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def settings(store: SqlStore) -> dict[str, str]:
+def settings(store: OperatorStore) -> dict[str, str]:
     """Return the version and those settings of the database that matter to sagas, as a connection of ours sees them."""
     with reading(store.engine) as connection:
         match store.dialect:
@@ -63,7 +61,7 @@ def _pragma(connection: Connection, name: str) -> str:
     return str(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()).lower()
 
 
-def tables(store: SqlStore) -> tuple[str | None, str | None]:
+def tables(store: OperatorStore) -> tuple[str | None, str | None]:
     """Return the revision that the tables are at, None where there are none, and the one that this code needs."""
     from sagas.stores import migrate  # noqa: PLC0415 - Alembic is slow to import and rarely needed
 
@@ -80,7 +78,7 @@ class Forbidden:
     says: str
 
 
-def forbidden(store: SqlStore, *, events: bool) -> list[Forbidden]:
+def forbidden(store: OperatorStore, *, events: bool) -> list[Forbidden]:
     """Try every kind of statement on every table, on no row, and return what is refused. It changes nothing.
 
     `events`: also on the tables of events.
@@ -102,7 +100,7 @@ def forbidden(store: SqlStore, *, events: bool) -> list[Forbidden]:
     return found + (_forbidden_sequences(store, wanted) if store.dialect == "postgresql" else [])
 
 
-def _refusal(store: SqlStore, statement: Executable) -> str | None:
+def _refusal(store: OperatorStore, statement: Executable) -> str | None:
     """Return what a database says that does not allow a statement; None where it does, or lacks the table."""
     with translated(store.engine), store.engine.connect() as connection:
         try:
@@ -117,7 +115,7 @@ def _refusal(store: SqlStore, statement: Executable) -> str | None:
     return None
 
 
-def _forbidden_sequences(store: SqlStore, wanted: Sequence[Table]) -> list[Forbidden]:
+def _forbidden_sequences(store: OperatorStore, wanted: Sequence[Table]) -> list[Forbidden]:
     """Find the sequences that ids of new rows come from, and that this role may not use."""
     query = text(
         "SELECT table_name, pg_get_serial_sequence(quote_ident(table_name), column_name) AS sequence"
@@ -135,7 +133,7 @@ def _forbidden_sequences(store: SqlStore, wanted: Sequence[Table]) -> list[Forbi
         ]
 
 
-def is_standby(store: SqlStore) -> bool:
+def is_standby(store: OperatorStore) -> bool:
     """Tell whether this is a PostgreSQL server that follows another, and takes no writes."""
     if store.dialect != "postgresql":
         return False
@@ -164,7 +162,7 @@ class Backlog:
     event_letters: Found  #: open dead letters of events
 
 
-def backlog(store: SqlStore) -> Backlog:
+def backlog(store: OperatorStore) -> Backlog:
     """Return what waits in the database."""
     unfinished = tuple(sorted(status for status in SagaStatus if status not in FINISHED))
     with reading(store.engine) as connection:
@@ -176,7 +174,7 @@ def backlog(store: SqlStore) -> Backlog:
         return Backlog(
             unfinished=ask(_sagas.created_at, _sagas.id, _sagas.status.in_(unfinished)),
             stuck=ask(_sagas.updated_at, _sagas.id, _sagas.status == SagaStatus.STUCK),
-            standing=ask(_sagas.stage_ready_at, _sagas.id, STANDS_STILL),
+            standing=ask(_sagas.stage_ready_at, _sagas.id, NOT_PROGRESSING),
             not_sent=ask(
                 _sagas.stage_ready_at,
                 _sagas.id,

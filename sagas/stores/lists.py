@@ -1,4 +1,4 @@
-"""The statements behind lists and counts. `SqlStore` runs them."""
+"""The statements behind lists and counts. `SqlQueries` runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sagas.text import is_clean
 __all__ = [
     "MANY_IDLE_CHECKS",
     "SETTLED",
-    "STANDS_STILL",
+    "NOT_PROGRESSING",
     "SUMMARY",
     "audited",
     "counted",
@@ -41,7 +41,7 @@ SETTLED = (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.SKIPPED)
 
 #: A saga whose next step nobody had begun at so many looks stands still: a person should know.
 MANY_IDLE_CHECKS = 3
-STANDS_STILL = _sagas.next_check_at.is_not(None) & (_sagas.idle_checks >= MANY_IDLE_CHECKS)
+NOT_PROGRESSING = _sagas.next_check_at.is_not(None) & (_sagas.idle_checks >= MANY_IDLE_CHECKS)
 
 
 def _stands_at(step: str) -> ColumnElement[bool]:
@@ -76,7 +76,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.
         needing = union(
             select(_sagas.id).where(_sagas.status == SagaStatus.STUCK),
-            select(_sagas.id).where(STANDS_STILL),
+            select(_sagas.id).where(NOT_PROGRESSING),
             select(_letters.saga_id).where(_letters.resolved_at.is_(None)),
         )
         conditions.append(_sagas.id.in_(needing))

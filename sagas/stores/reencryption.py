@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 
@@ -14,9 +14,7 @@ from sagas.errors import NotAllowed, PayloadUnreadable, StoreUnavailable
 from sagas.stores import audit, schema
 from sagas.stores.codecs import input_of, own_input_of, result_of
 from sagas.stores.engines import reading
-
-if TYPE_CHECKING:
-    from sagas.stores.sql import SqlStore
+from sagas.stores.protocols import OperatorStore
 
 __all__ = ["Progress", "reencrypt"]
 
@@ -56,7 +54,7 @@ class Progress:
     unreadable: Sequence[PayloadUnreadable] = ()  #: found since the last one; these stay as they are
 
 
-def reencrypt(store: SqlStore, *, reason: str, actor: str | None = None, batch: int = 200) -> Iterator[Progress]:
+def reencrypt(store: OperatorStore, *, reason: str, actor: str | None = None, batch: int = 200) -> Iterator[Progress]:
     """Write every payload anew that is not encrypted with the current key; yield how far it has come.
 
     What cannot be read is left as it is, and named in the progress; the rest goes on.
@@ -80,7 +78,7 @@ def reencrypt(store: SqlStore, *, reason: str, actor: str | None = None, batch: 
             stale = _stale(store, waiting, unreadable)
             if not stale:
                 break
-            with store.writing() as connection:
+            with store.connections.writing() as connection:
                 done = _write(connection, stale)
                 if done:
                     entry = entry or audit.note(connection, _entry(store, reason=reason, actor=actor))
@@ -97,19 +95,19 @@ def reencrypt(store: SqlStore, *, reason: str, actor: str | None = None, batch: 
         time.sleep(time.monotonic() - began)  # workers get at least half of the time
 
 
-def _entry(store: SqlStore, *, reason: str, actor: str | None) -> audit.AuditEntry:
-    return audit.AuditEntry(
+def _entry(store: OperatorStore, *, reason: str, actor: str | None) -> audit.MaintenanceEntry:
+    return audit.MaintenanceEntry(
         at=store.now(), actor=actor, what="reencrypt", detail=repr(store.codec), reason=reason, count=0
     )
 
 
-def _page(store: SqlStore, after: str, limit: int) -> Sequence[str]:
+def _page(store: OperatorStore, after: str, limit: int) -> Sequence[str]:
     with reading(store.engine) as connection:
         query = select(_sagas.id).where(_sagas.id > after).order_by(_sagas.id).limit(limit)
         return connection.execute(query).scalars().all()
 
 
-def _stale(store: SqlStore, ids: Sequence[str], unreadable: dict[str, PayloadUnreadable]) -> list[_Stale]:
+def _stale(store: OperatorStore, ids: Sequence[str], unreadable: dict[str, PayloadUnreadable]) -> list[_Stale]:
     """Return those of the sagas that are to be written, each as it is to be. Collects what cannot be read."""
 
     def again(stored: str, about: str) -> str | None:

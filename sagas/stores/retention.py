@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 
@@ -16,11 +16,9 @@ from sagas.stores import audit, schema
 from sagas.stores.archive import Archive, Archived
 from sagas.stores.codecs import AS_STORED
 from sagas.stores.engines import reading
-from sagas.stores.sql import entry_of, letter_of, saga_of
+from sagas.stores.protocols import OperatorStore
+from sagas.stores.rows import entry_of, letter_of, saga_of
 from sagas.text import is_clean
-
-if TYPE_CHECKING:
-    from sagas.stores.sql import SqlStore
 
 __all__ = ["Expired", "count_expired", "forget", "purge"]
 
@@ -66,7 +64,7 @@ class Expired:
         return f"{' and '.join(sorted(self.statuses))} sagas{of} that ended more than {self.older_than} ago"
 
 
-def count_expired(store: SqlStore, which: Expired) -> int:
+def count_expired(store: OperatorStore, which: Expired) -> int:
     """Return how many sagas `purge` would delete now."""
     before = store.now() - which.older_than
     query = select(func.count()).select_from(schema.sagas).where(*_expired(which, before), _sagas.id < _bound(before))
@@ -75,7 +73,7 @@ def count_expired(store: SqlStore, which: Expired) -> int:
 
 
 def purge(
-    store: SqlStore, which: Expired, *, reason: str, actor: str | None = None, archive: Archive | None = None,
+    store: OperatorStore, which: Expired, *, reason: str, actor: str | None = None, archive: Archive | None = None,
     batch: int = 1000,
 ) -> Iterator[int]:  # fmt: skip
     """Delete sagas that have been kept for long enough, oldest first; yield how many after each transaction.
@@ -96,7 +94,7 @@ def purge(
             return
         # What was found is looked at again under a lock: one that a worker holds, or has changed, is left to the next
         # run. The search itself locks nothing.
-        with store.writing() as connection:
+        with store.connections.writing() as connection:
             ids = _locked(connection, which, before, page)
             if ids and archive is not None:
                 archive.write(_read(connection, ids))
@@ -111,14 +109,14 @@ def purge(
         time.sleep(time.monotonic() - began)
 
 
-def forget(store: SqlStore, correlation_id: str) -> int:
+def forget(store: OperatorStore, correlation_id: str) -> int:
     """Delete the sagas of one correlation id, finished or not, and the messages that they emitted; return how many.
 
     For what a rehearsal made: nobody is to find it, carry it on or send it.
     """
     deleted, ids = 0, select(_sagas.id).where(_sagas.correlation_id == correlation_id).limit(_FORGOTTEN_AT_ONCE)
     while True:
-        with store.writing() as connection:
+        with store.connections.writing() as connection:
             page = connection.execute(ids).scalars().all()
             if page:
                 _delete(connection, page)
@@ -129,10 +127,10 @@ def forget(store: SqlStore, correlation_id: str) -> int:
 
 
 def _entry(
-    store: SqlStore, which: Expired, archive: Archive | None, *, reason: str, actor: str | None
-) -> audit.AuditEntry:
+    store: OperatorStore, which: Expired, archive: Archive | None, *, reason: str, actor: str | None
+) -> audit.MaintenanceEntry:
     detail = f"{which}, {'not archived' if archive is None else f'archived in {archive.path}'}"
-    return audit.AuditEntry(at=store.now(), actor=actor, what="purge", detail=detail, reason=reason, count=0)
+    return audit.MaintenanceEntry(at=store.now(), actor=actor, what="purge", detail=detail, reason=reason, count=0)
 
 
 def _expired(which: Expired, before: datetime) -> list[ColumnElement[bool]]:
@@ -149,7 +147,7 @@ def _bound(before: datetime) -> str:
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
 
 
-def _page(store: SqlStore, which: Expired, before: datetime, after: str, limit: int) -> Sequence[str]:
+def _page(store: OperatorStore, which: Expired, before: datetime, after: str, limit: int) -> Sequence[str]:
     between = _sagas.id > after, _sagas.id < _bound(before)
     query = select(_sagas.id).where(*_expired(which, before), *between).order_by(_sagas.id).limit(limit)
     with reading(store.engine) as connection:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sagas.checkpoints import SagaStatus
 from sagas.handle import SagaHandle
 
@@ -42,7 +40,6 @@ def _assert_status(handle: SagaHandle, wanted: SagaStatus) -> None:
 
 def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
     record = handle.record
-    operations: Any = handle._operations  # noqa: SLF001 - whoever made the handle has the history
     lines = [f"saga {record.name!r} ({record.id}) is {record.status}, not {wanted}"]
     if record.error:
         lines.append(f"because: {record.error}")
@@ -52,7 +49,7 @@ def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
         for state in record.steps.values()
     ]
     lines.append("history:")
-    for entry in operations.store.history(handle.id):
+    for entry in handle.history:
         where = f" {entry.step}" if entry.step else ""
         lines.append(f"  {entry.at:%H:%M:%S} {entry.what}{where}" + (f": {entry.detail}" if entry.detail else ""))
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import uuid_utils
 
 from sagas import signals, transitions
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus
+from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
@@ -34,8 +34,7 @@ from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["Inline"]
 
@@ -125,7 +124,7 @@ class Inline:
         *,
         id: str | None = None,  # noqa: A002
         sender: str | None = None,
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> None:
         """Send a signal, and run the saga as far as it goes then. What `handle.signal` calls."""
         id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
@@ -230,6 +229,9 @@ class Inline:
 
     def load(self, saga_id: str) -> SagaRecord:
         return self.store.load(saga_id)
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        return self.store.queries.history(saga_id)
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)

@@ -12,10 +12,11 @@ from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, S
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sqlalchemy.orm import Session
 
-__all__ = ["MemoryStore"]
+    from sagas.stores.sessions import AnySession
+
+__all__ = ["MemoryLog", "MemoryStore"]
 
 
 class MemoryStore:
@@ -23,8 +24,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._records: dict[str, SagaRecord] = {}
-        self._history: list[tuple[str, HistoryEntry]] = []
-        self._letters: list[DeadLetter] = []
+        self.queries = MemoryLog()
         self._arrivals: dict[str, datetime] = {}
         self.outbox: list[Mapping[str, Any]] = []  #: rows of the outbox; nobody sends them
 
@@ -34,22 +34,18 @@ class MemoryStore:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def insert(
-        self, record: SagaRecord, session: Session | scoped_session[Any] | Connection | None = None
-    ) -> SagaRecord:
+    def insert(self, record: SagaRecord, session: AnySession | None = None) -> SagaRecord:
         if session is not None:
             raise _no_transactions()
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
 
-    def after_commit(
-        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
-    ) -> None:
+    def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
         if session is not None:
             raise _no_transactions()
         then()
 
-    def load(self, saga_id: str, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
+    def load(self, saga_id: str, session: AnySession | None = None) -> SagaRecord:
         if session is not None:
             raise _no_transactions()
         if saga_id not in self._records:
@@ -69,31 +65,18 @@ class MemoryStore:
         history: Sequence[HistoryEntry] = (),
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
-        session: Session | scoped_session[Any] | Connection | None = None,
+        session: AnySession | None = None,
     ) -> SagaRecord | None:
         if session is not None:
             raise _no_transactions()
         if self.load(before.id).revision != before.revision:
             return None
         after = self._records[before.id] = replace(after, revision=before.revision + 1)
-        self._history += [(before.id, entry) for entry in history]
+        self.queries.entries += [(before.id, entry) for entry in history]
         for letter in dead_letters:
-            self._file(letter)
+            self.queries.file(letter)
         self.outbox += outbox
         return after
-
-    def _file(self, letter: DeadLetter) -> None:
-        """Open a dead letter, or close the open ones of its step."""
-        if letter.resolved_at is None:
-            self._letters.append(letter)
-            return
-        how = {name: getattr(letter, name) for name in ("resolved_at", "resolution", "reason", "actor")}
-        self._letters = [
-            replace(open_, **how)
-            if open_.resolved_at is None and (open_.saga_id, open_.step) == (letter.saga_id, letter.step)
-            else open_
-            for open_ in self._letters
-        ]
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
         return nullcontext()
@@ -134,13 +117,34 @@ class MemoryStore:
     def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
         return {task: at for task, at in self._arrivals.items() if task in tasks}
 
+
+class MemoryLog:
+    """The histories and dead letters of a `MemoryStore`."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, HistoryEntry]] = []
+        self.letters: list[DeadLetter] = []
+
+    def file(self, letter: DeadLetter) -> None:
+        """Open a dead letter, or resolve the open ones of its step."""
+        if letter.resolved_at is None:
+            self.letters.append(letter)
+            return
+        how = {name: getattr(letter, name) for name in ("resolved_at", "resolution", "reason", "actor")}
+        self.letters = [
+            replace(open_, **how)
+            if open_.resolved_at is None and (open_.saga_id, open_.step) == (letter.saga_id, letter.step)
+            else open_
+            for open_ in self.letters
+        ]
+
     def history(self, saga_id: str) -> Sequence[HistoryEntry]:
-        return [entry for of, entry in self._history if of == saga_id]
+        return [entry for of, entry in self.entries if of == saga_id]
 
     def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
         return [
             letter
-            for letter in self._letters
+            for letter in self.letters
             if saga_id in (None, letter.saga_id) and (letter.resolved_at is None or not unresolved)
         ]
 

@@ -17,7 +17,7 @@ from sagas.definition import BoundStep, Saga
 from sagas.errors import NotAllowed, SagaNotFound, TerminalError
 from sagas.events import Events
 from sagas.handle import SagaHandle
-from sagas.stores import CheckpointStore, Filter, SqlStore
+from sagas.stores import CheckpointStore, Filter, OperatorStore
 from sagas.stores.retention import forget
 from sagas.testing.inline import Inline
 
@@ -111,13 +111,14 @@ def rehearse(
     "its action, called again under the same key, changed the state from {'tea': 4} to {'tea': 3}"
     """
     correlation_id = f"rehearsal-{uuid.uuid4()}"
-    if isinstance(store, SqlStore) and not live and (unfinished := unfinished_in(store)):
+    database = store if isinstance(store, OperatorStore) else None  # which others may use, too
+    if database is not None and not live and (unfinished := unfinished_in(database)):
         raise NotAllowed(
             f"{store!r} has {unfinished} unfinished sagas, so it does not look like a test database. A rehearsal calls "
             f"the real actions and compensations of {saga.name!r}: use a database of its own, or pass live=True"
         )
     inline = Inline(store, lease=lease, max_payload=max_payload, events=events)
-    if events is not None and isinstance(store, SqlStore):
+    if events is not None and database is not None:
         inline.orchestrator.events = _NeverSent(events)
     stage = _Stage(inline, saga, input, state, correlation_id)
     try:
@@ -132,14 +133,14 @@ def rehearse(
         try:
             stage.settle()
         finally:
-            if isinstance(store, SqlStore):
-                forget(store, correlation_id)
+            if database is not None:
+                forget(database, correlation_id)
     return Rehearsal(saga, tuple(rows))
 
 
-def unfinished_in(store: SqlStore) -> int:
+def unfinished_in(store: OperatorStore) -> int:
     """Return how many sagas in a database are not at their end: some application may be at work there."""
-    return store.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
+    return store.queries.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
 
 
 class _NeverSent:

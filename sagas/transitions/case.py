@@ -12,6 +12,7 @@ from sagas.checkpoints import (
     DeadLetter,
     Direction,
     HistoryEntry,
+    HistoryKind,
     SagaRecord,
     SagaStatus,
     StepRecord,
@@ -285,7 +286,7 @@ class Case:
             record = replace(record, next_check_at=next_check_at)
         return Change(replace(record, updated_at=self.now), verdict, note, history, dead_letters)
 
-    def entry(self, what: str, step: StepRecord | None, detail: str, actor: str | None = None) -> HistoryEntry:
+    def entry(self, what: HistoryKind, step: StepRecord | None, detail: str, actor: str | None = None) -> HistoryEntry:
         """Return an entry for the saga's history."""
         name = None if step is None else step.name
         return HistoryEntry(at=self.now, what=what, epoch=self.record.epoch, step=name, detail=detail, actor=actor)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sagas.checkpoints import AT_REST, DeadLetter, Direction, HistoryEntry, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import (
+    AT_REST,
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    HistoryKind,
+    Resolution,
+    SagaStatus,
+    StepRecord,
+    StepStatus,
+)
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 
 __all__ = [
@@ -34,7 +44,9 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     """An attempt at a step failed, and its claim is alive: try again, or give the step up."""
     undoing = step.status is StepStatus.COMPENSATING
     node = case.node(step)
-    history = (case.entry("compensation failed" if undoing else "step failed", step, failure.error),)
+    history = (
+        case.entry(HistoryKind.COMPENSATION_FAILED if undoing else HistoryKind.STEP_FAILED, step, failure.error),
+    )
     retry = node.compensation_retry if undoing else node.retry
     failures = step.failures + 1
     again = failure.outcome is Outcome.FAILED and failures < retry.max_attempts
@@ -58,7 +70,9 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
 def end_failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     """A step has failed for good."""
     undoing = step.status is StepStatus.COMPENSATING
-    history = (case.entry("compensation failed" if undoing else "step failed", step, failure.error),)
+    history = (
+        case.entry(HistoryKind.COMPENSATION_FAILED if undoing else HistoryKind.STEP_FAILED, step, failure.error),
+    )
     status = _given_up(case, step, failure.outcome, undoing=undoing)
     step = released(step, status, case.now, failures=step.failures + 1, error=failure.error)
     return after_step(case.set(step), step, Verdict.FAILED, failure.error, history)
@@ -80,7 +94,7 @@ def lose(case: Case, step: StepRecord) -> Change:
     awaited = not case.forward and not undoing  # an action that the saga no longer wants
     lost = step.lost + 1
     error = f"lost {lost} of {most} times: " + ("its worker died" if ran else "Celery could not run it")
-    history = (case.entry("lost", step, error),)
+    history = (case.entry(HistoryKind.LOST, step, error),)
     if lost < most and not awaited:
         waiting = StepStatus.PENDING if step.status is StepStatus.RUNNING else step.status
         step = released(step, waiting, step.finished_at, lost=lost, error=error)
@@ -102,7 +116,7 @@ def _expire_unstarted(case: Case, change: Change) -> Change:
         error = f"no worker began it within {case.node(step).step.start_timeout:g} s"
         status = _given_up(case, step, Outcome.IN_DOUBT if step.started_seq else Outcome.TERMINAL, undoing=False)
         step = released(step, status, case.now, error=error)
-        history = (case.entry("not started", step, error),)
+        history = (case.entry(HistoryKind.NOT_STARTED, step, error),)
         change = change.then(after_step(case.set(step), step, Verdict.FAILED, error, history))
     return change
 
@@ -143,7 +157,7 @@ def _get_stuck(case: Case, stage: tuple[StepRecord, ...]) -> Change:
     reason = case.reason(stage)
     # Backward, the error says why it turned back; that its compensation is stuck, the step says.
     case = case.status(SagaStatus.STUCK, error=reason if case.forward else case.record.error)
-    return case.done(Verdict.GO_AWAY, history=(case.entry("stuck", None, reason),))
+    return case.done(Verdict.GO_AWAY, history=(case.entry(HistoryKind.STUCK, None, reason),))
 
 
 def settle(case: Case) -> Change:
@@ -209,7 +223,7 @@ def _has_no_message(case: Case, step: StepRecord) -> bool:
 
 def compensate(case: Case, why: str, actor: str | None = None) -> Change:
     """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
-    history = (case.entry("compensation started", None, why, actor),)
+    history = (case.entry(HistoryKind.COMPENSATION_STARTED, None, why, actor),)
     for step in case.record.steps.values():
         if step.started_seq:
             case = case.set(_to_undo(case, step))
@@ -247,7 +261,7 @@ def late_failure(case: Case, step: StepRecord, owner: str, direction: Direction,
         if not case.forward:
             return late_success(case, step, owner, None, failure.error)
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
-            history = (case.entry("late outcome", step, f"an earlier attempt ended with: {failure.error}"),)
+            history = (case.entry(HistoryKind.LATE_OUTCOME, step, f"an earlier attempt ended with: {failure.error}"),)
             return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "it came late", history)
     return case.refuse(f"its claim was taken over; the step is {step.status}")
 
@@ -262,10 +276,12 @@ def late_success(case: Case, step: StepRecord, owner: str, result: str | None, e
     if step.status is StepStatus.DONE or (step.status is StepStatus.RUNNING and step.owner != owner):
         return case.refuse("another delivery of it stands for it, and will be undone")
     how = "" if error is None else f", and ended with: {error}"
-    history = (case.entry("late outcome", step, f"it was {step.status}{how}"),)
+    history = (case.entry(HistoryKind.LATE_OUTCOME, step, f"it was {step.status}{how}"),)
     letters: tuple[DeadLetter, ...] = ()
     if step.status is StepStatus.STUCK:
-        letters = (case.letter(step, resolution="late outcome", reason="its outcome is known: undone once more"),)
+        letters = (
+            case.letter(step, resolution=Resolution.LATE_OUTCOME, reason="its outcome is known: undone once more"),
+        )
     # Whoever is undoing it now may have looked before it landed: that claim is void, and it is undone once more.
     step = released(
         step,
@@ -291,5 +307,5 @@ def _late_for_good(case: Case, step: StepRecord, error: str | None) -> Change:
     if not case.node(step).step.is_pivot:
         return case.refuse(note)
     letter = replace(case.letter(step), direction=Direction.FORWARD, error=note)
-    history = (case.entry("late outcome", step, note),)
+    history = (case.entry(HistoryKind.LATE_OUTCOME, step, note),)
     return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, note, history, (letter,))

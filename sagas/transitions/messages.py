@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import Direction, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
 from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
@@ -79,7 +79,7 @@ def succeed(case: Case, name: str, owner: str, direction: Direction, result: str
     if step.owner != owner:
         if step.status is StepStatus.STUCK:  # whoever has to decide what becomes of it will want to know
             # The result is kept where results are, for its history is neither encrypted nor redacted.
-            history = (case.entry("late outcome", step, "an earlier attempt succeeded; its result is kept"),)
+            history = (case.entry(HistoryKind.LATE_OUTCOME, step, "an earlier attempt succeeded; its result is kept"),)
             case = case.set(replace(step, result=result), updated_at=case.now)
             return Change(case.record, Verdict.GO_AWAY, "it came late", history)
         # Settled, perhaps by this very report, whose answer was lost: then the chain may go on. In a chord whoever

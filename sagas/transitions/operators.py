@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import replace
 
-from sagas.checkpoints import AT_REST, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryKind, Resolution, SagaStatus, StepRecord, StepStatus
 from sagas.errors import NotAllowed
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.ends import compensate, settle
@@ -34,7 +34,7 @@ def resume(case: Case, reason: str, actor: str | None = None) -> Change:
         stuck = case.record.status is SagaStatus.STUCK
         hint = "retry, skip or mark its stuck step" if stuck else "nothing is left of it"
         raise NotAllowed(f"{case.about} is {case.record.status} and cannot be resumed: {hint}")
-    history = (case.entry("operator: resume", None, reason, actor),)
+    history = (case.entry(HistoryKind.OPERATOR_RESUME, None, reason, actor),)
     for step in stage:
         if step.kind == "timer" and step.status is StepStatus.WAITING:
             change = elapse(case, step)
@@ -72,8 +72,8 @@ def repair(
             + (f"its stuck step is {stuck[0].name!r}, not {name!r}" if stuck else "none of its steps is stuck")
         )
     step = _repaired(case, step, how, result)
-    history = (case.entry(f"operator: {how.value}", step, reason, actor),)
-    letters = (case.letter(step, resolution=how.value, reason=reason, actor=actor),)
+    history = (case.entry(HistoryKind(f"operator: {how.value}"), step, reason, actor),)
+    letters = (case.letter(step, resolution=Resolution(how.value), reason=reason, actor=actor),)
     case = case.set(step)
     if case.stuck:
         record = replace(case.record, updated_at=case.now)

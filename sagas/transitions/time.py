@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from sagas.checkpoints import AT_REST, CLOCKS_DIFFER, NOT_SENT, HistoryEntry, SagaRecord, StepStatus
+from sagas.checkpoints import (
+    AT_REST,
+    CLOCKS_DIFFER,
+    NOT_SENT,
+    HistoryEntry,
+    HistoryKind,
+    SagaRecord,
+    StepStatus,
+)
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.ends import expire, move_on
 from sagas.transitions.waits import elapse
@@ -77,7 +85,7 @@ def not_sent(case: Case, why: str, *, broker_answers: bool) -> Change:
         record = replace(record, error=note)
     history: tuple[HistoryEntry, ...] = ()
     if broker_answers:
-        history = tuple(case.entry(NOT_SENT, step, why) for step in waiting)
+        history = tuple(case.entry(HistoryKind.NOT_SENT, step, why) for step in waiting)
     else:
         record = replace(record, idle_checks=max(record.idle_checks - 1, 0))
     record = replace(record, next_check_at=case.now + case.on(record).patience)

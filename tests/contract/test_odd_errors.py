@@ -10,7 +10,8 @@ import pytest
 from celery import Celery
 
 from sagas import Pivot, Retry, RetryableError, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus, TerminalError
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter, schema
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import reencrypt
@@ -96,7 +97,7 @@ def test_what_operators_say_is_kept(store: SqlStore, text: str) -> None:
         Saga("odd", Step("first", lambda: 1, compensation=lambda: None), Pivot("pay", lambda: 1))
     )
     operations.act(Action.SKIP, record.id, actor=text, reason=text)
-    told = [entry for entry in store.history(record.id) if entry.actor]
+    told = [entry for entry in store.queries.history(record.id) if entry.actor]
     assert told
     assert all(is_clean(entry.detail) and is_clean(entry.actor or "") for entry in told)
 
@@ -116,14 +117,14 @@ def test_why_it_turned_back_stays_its_error(store: SqlStore) -> None:
     saga = Saga("order", Step("book", lambda: 1, compensation=refused), Pivot("pay", declined))
     inline = Inline(store)
     handle = inline.start(saga)
-    record = store.summary(handle.id)
+    record = store.queries.summary(handle.id)
     assert record.status is SagaStatus.STUCK
     assert record.error == "step 'pay' failed: card declined"
     assert record.trouble == "step 'book' is stuck: refund refused"
     operations = operations_of(store)
     operations.sagas.orchestrator.register(saga)
     operations.act(Action.SKIP, handle.id, actor="ann", reason="written off")
-    record = store.summary(handle.id)
+    record = store.queries.summary(handle.id)
     assert record.status is SagaStatus.COMPENSATED
     assert record.error == record.trouble == "step 'pay' failed: card declined"
 
@@ -155,7 +156,7 @@ def test_one_payload_that_cannot_be_read_costs_that_saga_alone(store: SqlStore) 
     assert not any(good.id in text for text in named)
     only_new = SqlStore(store.engine, codec=AesGcm(new, current="new"))
     assert only_new.load(good.id).step("hello").result == '"hi"'
-    assert only_new.payloads(bad.id).results["hello"] == '"hi"'
+    assert only_new.queries.payloads(bad.id).results["hello"] == '"hi"'
 
 
 def test_rotation_names_what_it_cannot_read(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def id_of(at: datetime, number: int) -> str:
 
 
 def left(store: SqlStore) -> list[str]:
-    return [record.id for record in store.select(after="", limit=1000)]
+    return [record.id for record in store.queries.select(after="", limit=1000)]
 
 
 def rows(store: SqlStore) -> list[int]:
@@ -139,7 +139,11 @@ def test_what_is_archived_reads_back(store: SqlStore, tmp_path: Path, name: str)
     for number in range(5):
         saga = add(store, number, days=60 + number)
         expected.append(
-            (store.load(saga), tuple(store.history(saga)), tuple(store.dead_letters(saga, unresolved=False)))
+            (
+                store.load(saga),
+                tuple(store.queries.history(saga)),
+                tuple(store.queries.dead_letters(saga, unresolved=False)),
+            )
         )
     with Archive(tmp_path / name) as archive:
         assert sum(purge(store, WHICH, reason="x", archive=archive, batch=2)) == 5
@@ -276,8 +280,8 @@ def test_payloads_are_stored_encrypted(store: SqlStore) -> None:
     assert not any("4111" in text or "receipt" in text for text in stored(store))
     assert sealed.load(saga).input == '{"card":"4111-1"}'
     assert sealed.load(saga).step("a").result == '"receipt-1"'
-    assert sealed.resolve("key-1").id == sealed.resolve(saga).id == saga
-    assert [each.id for each in sealed.select(Filter(name="order", key="key-1"))] == [saga]
+    assert sealed.queries.resolve("key-1").id == sealed.queries.resolve(saga).id == saga
+    assert [each.id for each in sealed.queries.select(Filter(name="order", key="key-1"))] == [saga]
     with pytest.raises(PayloadUnreadable, match=r":input is encrypted, and this store has no codec"):
         store.load(saga)
 

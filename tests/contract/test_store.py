@@ -29,12 +29,12 @@ from sagas import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaSummary
+from sagas.checkpoints import DeadLetter, HistoryEntry, HistoryKind, SagaSummary
 from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schema
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
 from sagas.stores.engines import lacks_tables
-from sagas.stores.sql import FIXED_FIELDS
+from sagas.stores.rows import FIXED_FIELDS
 from sagas.testing.memory import MemoryStore
 
 HOUR = timedelta(hours=1)
@@ -101,7 +101,7 @@ def test_a_save_of_an_old_revision_changes_nothing(store: SqlStore) -> None:
     entry = HistoryEntry(at=first.created_at, what="x", epoch=1)
     assert store.save(first, replace(first, epoch=9, steps={"b": replace(STEP, node="b", seq=2)}), [entry]) is None
     assert store.load(first.id) == second
-    assert store.history(first.id) == []
+    assert store.queries.history(first.id) == []
 
 
 def _outgoing(store: SqlStore) -> list[str]:
@@ -234,12 +234,12 @@ def test_history_and_dead_letters(store: SqlStore) -> None:
     letter = DeadLetter(saga_id=first.id, step="s", direction=Direction.BACKWARD, error="e", created_at=at)
     second = store.save(first, replace(first, epoch=2), entries, [letter])
     assert second is not None
-    assert store.history(first.id) == entries
-    assert store.dead_letters() == [letter]
+    assert store.queries.history(first.id) == entries
+    assert store.queries.dead_letters() == [letter]
     resolved = replace(letter, resolved_at=at, resolution="skip", reason="why", actor="ann")
     store.save(second, replace(second, epoch=3), [], [resolved])
-    assert store.dead_letters() == []
-    assert store.dead_letters(unresolved=False) == [resolved]
+    assert store.queries.dead_letters() == []
+    assert store.queries.dead_letters(unresolved=False) == [resolved]
 
 
 def ids(found: Sequence[SagaSummary]) -> list[str]:
@@ -249,15 +249,15 @@ def ids(found: Sequence[SagaSummary]) -> list[str]:
 def test_lists(store: SqlStore) -> None:
     for number in range(5):
         store.insert(record(number, status=SagaStatus.STUCK if number % 2 else SagaStatus.RUNNING, name=f"n{number}"))
-    assert ids(store.select(limit=2)) == ["id-0004", "id-0003"]
-    assert ids(store.select(before="id-0002")) == ["id-0001", "id-0000"]
-    assert ids(store.select(after="", limit=2)) == ["id-0000", "id-0001"]
-    assert ids(store.select(after="id-0002")) == ["id-0003", "id-0004"]
-    assert ids(store.select(Filter(statuses=frozenset({SagaStatus.STUCK})))) == ["id-0003", "id-0001"]
-    assert ids(store.select(Filter(name="n3"))) == ["id-0003"]
-    assert ids(store.select(Filter(ids=("id-0001", "id-0002")))) == ["id-0002", "id-0001"]
-    assert store.count() == 5
-    assert store.count(Filter(statuses=frozenset({SagaStatus.STUCK, SagaStatus.RUNNING}), name="n1")) == 1
+    assert ids(store.queries.select(limit=2)) == ["id-0004", "id-0003"]
+    assert ids(store.queries.select(before="id-0002")) == ["id-0001", "id-0000"]
+    assert ids(store.queries.select(after="", limit=2)) == ["id-0000", "id-0001"]
+    assert ids(store.queries.select(after="id-0002")) == ["id-0003", "id-0004"]
+    assert ids(store.queries.select(Filter(statuses=frozenset({SagaStatus.STUCK})))) == ["id-0003", "id-0001"]
+    assert ids(store.queries.select(Filter(name="n3"))) == ["id-0003"]
+    assert ids(store.queries.select(Filter(ids=("id-0001", "id-0002")))) == ["id-0002", "id-0001"]
+    assert store.queries.count() == 5
+    assert store.queries.count(Filter(statuses=frozenset({SagaStatus.STUCK, SagaStatus.RUNNING}), name="n1")) == 1
 
 
 def test_filters(store: SqlStore) -> None:
@@ -282,14 +282,14 @@ def test_filters(store: SqlStore) -> None:
         (Filter(created_after=at - HOUR), [waiting, plain]),
         (Filter(updated_before=at), [old]),
     ):
-        assert ids(store.select(where)) == ids(expected), where
-    assert store.select()[1].steps == {}
-    assert [found.steps for found in store.select(with_steps=True)] == [
+        assert ids(store.queries.select(where)) == ids(expected), where
+    assert store.queries.select()[1].steps == {}
+    assert [found.steps for found in store.queries.select(with_steps=True)] == [
         {},
         {"pay": step, "ship": replace(other, result=None)},
         {},
     ]
-    assert store.payloads(waiting.id) == Payloads(waiting.input, {"ship": other.result or ""})
+    assert store.queries.payloads(waiting.id) == Payloads(waiting.input, {"ship": other.result or ""})
 
 
 def test_what_needs_a_person(store: SqlStore) -> None:
@@ -301,11 +301,11 @@ def test_what_needs_a_person(store: SqlStore) -> None:
     letter = DeadLetter(saga_id=undone.id, step="pay", direction=Direction.FORWARD, error="late", created_at=at)
     saved = store.save(undone, replace(undone, epoch=2), dead_letters=[letter])
     assert saved is not None
-    assert ids(store.select(Filter(attention=True))) == ["id-0004", "id-0002", "id-0001"]
-    assert store.dead_letters("id-0001") == []
-    assert store.dead_letters("id-0004") == [letter]
+    assert ids(store.queries.select(Filter(attention=True))) == ["id-0004", "id-0002", "id-0001"]
+    assert store.queries.dead_letters("id-0001") == []
+    assert store.queries.dead_letters("id-0004") == [letter]
     store.save(saved, replace(saved, epoch=3), dead_letters=[replace(letter, resolved_at=at, resolution="x")])
-    assert ids(store.select(Filter(attention=True))) == ["id-0002", "id-0001"]
+    assert ids(store.queries.select(Filter(attention=True))) == ["id-0002", "id-0001"]
 
 
 def test_what_has_ended(store: SqlStore) -> None:
@@ -314,28 +314,28 @@ def test_what_has_ended(store: SqlStore) -> None:
         [(SagaStatus.COMPLETED, 0), (SagaStatus.COMPENSATED, 0), (SagaStatus.COMPLETED, 2), (SagaStatus.STUCK, 0)], 1
     ):
         store.insert(record(number, status=status, updated_at=at - age * HOUR))
-    assert store.ended(at - HOUR) == 2
-    assert store.ended(at - HOUR * 3) == 3
-    assert store.ended(at - HOUR * 3, among=1) == 2  # the newest of each end
-    assert store.ended(at + HOUR) == 0
+    assert store.queries.ended(at - HOUR) == 2
+    assert store.queries.ended(at - HOUR * 3) == 3
+    assert store.queries.ended(at - HOUR * 3, among=1) == 2  # the newest of each end
+    assert store.queries.ended(at + HOUR) == 0
 
 
 def test_counts(store: SqlStore) -> None:
-    assert store.tally() == []
-    assert store.in_flight() == []
+    assert store.queries.tally() == []
+    assert store.queries.in_flight() == []
     first = store.insert(record(0, name="a"))
     store.insert(record(1, name="a"))
     store.insert(record(2, name="a", status=SagaStatus.STUCK, outline='[{"step": "x"}]'))
     store.insert(record(3, name="b", status=SagaStatus.COMPLETED))
-    assert sorted(store.tally(), key=str) == [
+    assert sorted(store.queries.tally(), key=str) == [
         StatusCount("a", first.status, 2),
         StatusCount("a", SagaStatus.STUCK, 1),
         StatusCount("b", SagaStatus.COMPLETED, 1),
     ]
-    assert store.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [
+    assert store.queries.tally(Filter(name="a", statuses=frozenset({SagaStatus.STUCK}))) == [
         StatusCount("a", SagaStatus.STUCK, 1)
     ]
-    assert sorted(store.in_flight(), key=lambda each: each.example) == [
+    assert sorted(store.queries.in_flight(), key=lambda each: each.example) == [
         InFlight("a", 1, first.outline, first.status, 2, first.created_at, first.id),
         InFlight("a", 1, '[{"step": "x"}]', SagaStatus.STUCK, 1, first.created_at, "id-0002"),
     ]
@@ -344,17 +344,17 @@ def test_counts(store: SqlStore) -> None:
 def test_what_operators_did(store: SqlStore) -> None:
     first, second = store.insert(record(0, name="a", key="k")), store.insert(record(1, name="b"))
     at = first.created_at
-    retried = HistoryEntry(at=at - HOUR, what="operator: retry", epoch=1, step="s", detail="why", actor="ann")
-    cancelled = HistoryEntry(at=at, what="compensation started", epoch=1, detail="no", actor="bob")
-    store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what="step failed", epoch=1), retried])
+    retried = HistoryEntry(at=at - HOUR, what=HistoryKind.OPERATOR_RETRY, epoch=1, step="s", detail="why", actor="ann")
+    cancelled = HistoryEntry(at=at, what=HistoryKind.COMPENSATION_STARTED, epoch=1, detail="no", actor="bob")
+    store.save(first, replace(first, epoch=2), [HistoryEntry(at=at, what=HistoryKind.STEP_FAILED, epoch=1), retried])
     store.save(second, replace(second, epoch=2), [cancelled])
-    newest, oldest = store.audit()
+    newest, oldest = store.queries.audit()
     assert (newest.saga_id, newest.name, newest.entry) == (second.id, "b", cancelled)
     assert (oldest.saga_id, oldest.name, oldest.key, oldest.entry) == (first.id, "a", "k", retried)
-    assert store.audit(actor="ann") == store.audit(name="a") == [oldest]
-    assert store.audit(since=at) == store.audit(limit=1) == [newest]
-    assert store.audit(before=newest.number) == [oldest]
-    assert store.audit(actor="ann", name="b") == []
+    assert store.queries.audit(actor="ann") == store.queries.audit(name="a") == [oldest]
+    assert store.queries.audit(since=at) == store.queries.audit(limit=1) == [newest]
+    assert store.queries.audit(before=newest.number) == [oldest]
+    assert store.queries.audit(actor="ann", name="b") == []
 
 
 def test_tables_that_are_not_there(store: SqlStore) -> None:
@@ -362,7 +362,7 @@ def test_tables_that_are_not_there(store: SqlStore) -> None:
     with store.engine.begin() as connection:
         connection.execute(text("alter table sagas_saga rename to elsewhere"))
     with pytest.raises(Exception, match="sagas_saga") as raised:
-        store.select()
+        store.queries.select()
     with store.engine.begin() as connection:
         connection.execute(text("alter table elsewhere rename to sagas_saga"))
     assert lacks_tables(raised.value)
@@ -374,15 +374,15 @@ def test_what_an_operator_means(store: SqlStore) -> None:
     first = store.insert(record(0, name="a", key="order-1"))
     store.insert(record(1, name="b", key="order-1"))
     other = store.insert(record(2, name="b", key="id-000"))
-    assert store.resolve(first.id).id == first.id
-    assert store.resolve("id-0002").id == other.id
+    assert store.queries.resolve(first.id).id == first.id
+    assert store.queries.resolve("id-0002").id == other.id
     with pytest.raises(AmbiguousSaga, match=r"id-0000 \(a, key order-1\), id-0001 \(b, key order-1\): give the whole"):
-        store.resolve("order-1")
+        store.queries.resolve("order-1")
     with pytest.raises(AmbiguousSaga, match="id-0001"):
-        store.resolve("id-000")  # the ids come first, also where it is a key
+        store.queries.resolve("id-000")  # the ids come first, also where it is a key
     for nothing in ("", "order-2", "id-%"):
         with pytest.raises(SagaNotFound, match="begins with"):
-            store.resolve(nothing)
+            store.queries.resolve(nothing)
 
 
 def test_a_start_commits_and_rolls_back_with_its_caller(store: SqlStore) -> None:
@@ -393,7 +393,7 @@ def test_a_start_commits_and_rolls_back_with_its_caller(store: SqlStore) -> None
         session.commit()
     with store.engine.begin() as connection:
         store.insert(record(3), connection)
-    assert [r.id for r in store.select()] == ["id-0003", "id-0002"]
+    assert [r.id for r in store.queries.select()] == ["id-0003", "id-0002"]
 
 
 def test_what_follows_a_commit(store: SqlStore) -> None:
@@ -518,7 +518,7 @@ def test_every_field_that_a_rule_can_change_survives_a_save(any_store: Any, way:
     else:
         saved = any_store.save(first, after, [entry] if way == "with history" else [])
     assert any_store.load(first.id) == saved == replace(after, revision=first.revision + 1)
-    assert list(any_store.history(first.id)) == ([] if way == "at once" else [entry])
+    assert list(any_store.queries.history(first.id)) == ([] if way == "at once" else [entry])
 
 
 @pytest.fixture(params=["sql", "memory"])
@@ -536,17 +536,17 @@ def test_lists_read_no_payloads(store: SqlStore) -> None:
     assert sealed.save(bad, done) is not None
     with store.engine.begin() as connection:
         connection.execute(schema.sagas.update().where(schema.sagas.c.id == bad.id).values(input="~aesgcm:k:broken"))
-    assert ids(sealed.select(with_steps=True)) == [bad.id, good.id]
-    assert sealed.resolve(bad.id).step("a").status is StepStatus.DONE
-    assert not hasattr(sealed.select()[0], "input")
-    payloads = sealed.payloads(bad.id)
+    assert ids(sealed.queries.select(with_steps=True)) == [bad.id, good.id]
+    assert sealed.queries.resolve(bad.id).step("a").status is StepStatus.DONE
+    assert not hasattr(sealed.queries.select()[0], "input")
+    payloads = sealed.queries.payloads(bad.id)
     assert isinstance(payloads.input, PayloadUnreadable)
     assert payloads.results == {"a": '"secret"'}
     with pytest.raises(SagaNotFound):
-        sealed.payloads("nobody")
+        sealed.queries.payloads("nobody")
     statements: list[str] = []
     event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    sealed.select(with_steps=True)
+    sealed.queries.select(with_steps=True)
     assert statements
     assert not any(".input" in text_ or ".result" in text_ for text_ in statements)
 
@@ -628,7 +628,7 @@ def test_a_session_whose_transaction_has_failed(store: SqlStore) -> None:
 def test_what_no_database_can_hold_is_not_found(store: SqlStore, strange: str) -> None:
     for look in (
         store.load,
-        store.resolve,
+        store.queries.resolve,
         lambda text_: store.find("order", text_),
         lambda text_: store.find(text_, "k"),
     ):
@@ -641,5 +641,5 @@ def test_what_no_database_can_hold_is_not_found(store: SqlStore, strange: str) -
         Filter(ids=(strange,)),
         Filter(step=strange),
     ):
-        assert store.select(where) == []
-        assert store.count(where) == 0
+        assert store.queries.select(where) == []
+        assert store.queries.count(where) == 0

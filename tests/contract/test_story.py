@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, insert, update
 
 from sagas import SagaRecord, SagaStatus, SqlStore, StepRecord, StepStatus
-from sagas.checkpoints import HistoryEntry
+from sagas.checkpoints import HistoryEntry, HistoryKind
 from sagas.events import Envelope, command, event, outbox
 from sagas.events.choreography import Heard, observed
 from sagas.events.trace import Entry, trace
@@ -161,7 +161,7 @@ def test_a_story_with_a_saga_in_it(store: SqlStore, tables: Tables) -> None:
     )  # fmt: skip
     step = StepRecord(node="pay", seq=1, status=StepStatus.DONE, started_seq=0, started_at=START + timedelta(seconds=1))
     failed = HistoryEntry(
-        at=START + timedelta(seconds=9), what="compensation started", epoch=1, detail="late", step=None
+        at=START + timedelta(seconds=9), what=HistoryKind.COMPENSATION_STARTED, epoch=1, detail="late", step=None
     )
     saved = store.insert(record)
     store.save(saved, replace(saved, status=SagaStatus.RUNNING, steps={"pay": step}), [failed])

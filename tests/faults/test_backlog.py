@@ -23,7 +23,7 @@ def queued(redis_server: Redis, rig: Rig) -> int:
 def waiting(rig: Rig) -> int:
     store = rig.sagas.store
     assert isinstance(store, SqlStore)
-    return store.count(Filter(statuses=frozenset(SagaStatus) - {SagaStatus.COMPLETED}))
+    return store.queries.count(Filter(statuses=frozenset(SagaStatus) - {SagaStatus.COMPLETED}))
 
 
 @pytest.fixture

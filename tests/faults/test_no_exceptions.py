@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from sagas import SagaStatus
+from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
 from tests.rig import NO_EXCEPTIONS
 from tests.servers import wait_for
@@ -22,10 +23,14 @@ def test_it_is_an_attempt_that_failed(rig: Rig, pool: str) -> None:
         assert handle.error == f"step 'two' is in doubt: {kind}: broken"
     for kind, handle in backward.items():
         rig.assert_undone(handle)
-        failed = [entry.detail for entry in rig.sagas.store.history(handle.id) if entry.what == "compensation failed"]
+        failed = [
+            entry.detail
+            for entry in rig.sagas.store.queries.history(handle.id)
+            if entry.what == HistoryKind.COMPENSATION_FAILED
+        ]
         assert failed == [f"{kind}: broken"] * 2
     for handle in [*forward.values(), *backward.values()]:
-        assert "lost" not in [entry.what for entry in rig.sagas.store.history(handle.id)]
+        assert HistoryKind.LOST not in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]
     for handle in forward.values():
         assert len([e for e in rig.ledger.of(handle.id, "begin") if e.step == "two"]) == 3 + 1  # with its undo
     after = [rig.start("line") for _ in range(4)]
@@ -67,7 +72,7 @@ def test_a_worker_that_is_told_to_stop_has_not_failed(rig: Rig, pool: str, how: 
             wait_for(lambda: not worker.running, 30, "the worker has ended")
             rig.worker()
     rig.assert_done(handle)
-    said = {entry.what: entry.detail for entry in rig.sagas.store.history(handle.id)}
+    said = {entry.what: entry.detail for entry in rig.sagas.store.queries.history(handle.id)}
     assert "lost" in said
     assert "step failed" not in said
     assert handle.record.steps["two"].failures == 0
@@ -106,7 +111,7 @@ def test_a_forged_report_does_not_end_a_claim(rig: Rig, pool: str) -> None:
     rig.assert_done(handle)
     assert [e.attempt for e in rig.ledger.of(handle.id, "begin") if e.step == "two"] == [1]
     assert handle.status is SagaStatus.COMPLETED
-    assert {entry.what for entry in rig.sagas.store.history(handle.id)} & {"lost", "step failed"} == set()
+    assert {entry.what for entry in rig.sagas.store.queries.history(handle.id)} & {"lost", "step failed"} == set()
 
 
 def test_the_hard_limit_of_gevent_is_a_failed_attempt(rig: Rig) -> None:

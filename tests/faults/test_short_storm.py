@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from sagas import SagaStatus
-from sagas.checkpoints import HistoryEntry, SagaRecord
+from sagas.checkpoints import HistoryEntry, HistoryKind, SagaRecord
 from sagas.errors import SagaNotFound
 from tests.faults.long.judge import judge
 from tests.faults.long.storm import Settings, report, storm
@@ -59,7 +59,7 @@ def test_the_judge_sees_what_is_wrong(
         id="s", name="line", version=1, key="k", outline="[]", correlation_id="s", input='{"faults": {}}',
         status=SagaStatus(status or "PENDING"), created_at=NOW, updated_at=NOW, stage_ready_at=NOW,
     )  # fmt: skip
-    entries = [HistoryEntry(at=NOW, what="lost", epoch=1, step="one")] * takeovers
+    entries = [HistoryEntry(at=NOW, what=HistoryKind.LOST, epoch=1, step="one")] * takeovers
 
     def find(name: str, key: str) -> SagaRecord:
         if status is None:

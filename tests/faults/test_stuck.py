@@ -10,7 +10,7 @@ def stuck(rig: Rig) -> SagaHandle:
     handle = rig.start("line", three="terminal", two__compensate="error:3")
     assert handle.wait(30) is SagaStatus.STUCK
     assert "step 'two' is stuck" in (handle.error or "")
-    [letter] = rig.sagas.store.dead_letters()
+    [letter] = rig.sagas.store.queries.dead_letters()
     assert (letter.saga_id, letter.step, letter.direction) == (handle.id, "two", "BACKWARD")
     assert "broken" in letter.error
     return handle
@@ -20,7 +20,7 @@ def test_retry(rig: Rig) -> None:
     rig.worker()
     handle = rig.start("line", three="terminal", two__compensate="terminal:1")
     assert handle.wait(30) is SagaStatus.STUCK
-    rig.sagas.store.dead_letters()
+    rig.sagas.store.queries.dead_letters()
     # TerminalError says that trying again is useless, so the engine did not; a person may know better.
     assert len([e for e in rig.ledger.of(handle.id, "begin") if e.step == "two"]) == 2
     with pytest.raises(NotAllowed, match="stuck step is 'two'"):
@@ -31,11 +31,11 @@ def test_retry(rig: Rig) -> None:
     assert handle.wait(30) is SagaStatus.STUCK  # attempts begin again at 1, so it is refused again
     rig.sagas.mark_done(handle.id, "two", reason="refunded by hand", actor="ann")
     assert handle.wait(30) is SagaStatus.COMPENSATED
-    history = [(entry.what, entry.actor, entry.detail) for entry in rig.sagas.store.history(handle.id)]
+    history = [(entry.what, entry.actor, entry.detail) for entry in rig.sagas.store.queries.history(handle.id)]
     assert ("operator: retry", "ann", "the bank is back") in history
     assert ("operator: done", "ann", "refunded by hand") in history
-    assert rig.sagas.store.dead_letters() == []
-    assert [letter.resolution for letter in rig.sagas.store.dead_letters(unresolved=False)] == ["retry", "done"]
+    assert rig.sagas.store.queries.dead_letters() == []
+    assert [letter.resolution for letter in rig.sagas.store.queries.dead_letters(unresolved=False)] == ["retry", "done"]
 
 
 def test_skip(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from sagas import NotAllowed, SagaStatus
+from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
 from tests.servers import wait_for
 
@@ -41,7 +42,7 @@ def test_an_action_that_lands_after_its_compensation_is_undone_again(make_rig: M
     wait_for(lambda: "two" in rig.ledger.story(handle.id), what="it lands late")
     wait_for(lambda: rig.ledger.story(handle.id)[-1] == "-two", what="and is undone again")
     rig.assert_undone(handle)
-    assert "late outcome" in [entry.what for entry in rig.sagas.store.history(handle.id)]
+    assert HistoryKind.LATE_OUTCOME in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]
 
 
 def test_a_saga_that_takes_too_long_turns_back(rig: Rig) -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from sagas import SagaStatus
+from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
 from tests.servers import wait_for
 
@@ -21,7 +22,7 @@ def test_a_child_killed_at_work_is_replaced(make_rig: MakeRig, broker: str, mome
     rig.assert_done(handle)
     assert [e.attempt for e in rig.ledger.of(handle.id, "begin") if e.step == "two"] == [1, 2]
     assert len({e.key for e in rig.ledger.of(handle.id) if e.step == "two"}) == 1
-    assert "lost" in [entry.what for entry in rig.sagas.store.history(handle.id)]
+    assert HistoryKind.LOST in [entry.what for entry in rig.sagas.store.queries.history(handle.id)]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -131,7 +131,7 @@ def test_what_a_step_writes_with_the_orm_happens_once(shop: Callable[..., Projec
     # What shows that this test can fail: a transaction of the step's own, and a worker that dies after it.
     assert project.ended("careless_order", "6").status is SagaStatus.COMPLETED
     assert project.effects("careless 6") == 2
-    lost = {entry.what for entry in project.store.history(project.store.find("place_order", "2").id)}
+    lost = {entry.what for entry in project.store.queries.history(project.store.find("place_order", "2").id)}
     assert lost, "its worker was killed"
 
 

@@ -105,7 +105,7 @@ def test_a_request_that_comes_twice_at_the_same_moment(web: ModuleType) -> None:
 
     asyncio.run(requests())
     assert orders(web) == ["ann-1"]
-    assert web.store.count(EVERYTHING) == 1
+    assert web.store.queries.count(EVERYTHING) == 1
 
 
 def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
@@ -132,7 +132,7 @@ def test_it_is_rolled_back_with_its_caller(web: ModuleType) -> None:
         await web.engine.dispose()
 
     asyncio.run(requests())
-    assert web.store.count(EVERYTHING) == 1
+    assert web.store.queries.count(EVERYTHING) == 1
     assert orders(web) == ["kept"]
 
 
@@ -156,4 +156,4 @@ def test_every_driver_tells_of_a_transaction_that_an_error_has_undone(web: Modul
 
     saga_id = asyncio.run(requests())
     assert wait_for(lambda: web.sagas.load(saga_id).id, 5) == saga_id
-    assert web.store.count(EVERYTHING) == 1
+    assert web.store.queries.count(EVERYTHING) == 1

@@ -196,7 +196,7 @@ def notes(app: Flask) -> list[str]:
 def stored(app: Flask) -> int:
     store = app.extensions["sagas"].store
     assert isinstance(store, SqlStore)
-    return store.count(EVERYTHING)
+    return store.queries.count(EVERYTHING)
 
 
 # -- starting -----------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_a_view(app: Flask) -> None:
                 ORDER.start(key=str(at))
                 db.session.commit()
             assert_usable(app)
-            stored = sagas.store.select(limit=100)
+            stored = sagas.store.queries.select(limit=100)
             assert (f"view {at}" in notes(app)) == (str(at) in {saga.key for saga in stored}), at
             if blow.asked < at:
                 break

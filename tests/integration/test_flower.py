@@ -68,7 +68,7 @@ def untouched(rig: Rig) -> SagaHandle:
 
 
 def done_by(rig: Rig, saga_id: str) -> list[tuple[str | None, str]]:
-    return [(entry.actor, entry.what) for entry in rig.sagas.store.history(saga_id) if entry.actor]
+    return [(entry.actor, entry.what) for entry in rig.sagas.store.queries.history(saga_id) if entry.actor]
 
 
 # -- the API ----------------------------------------------------------------------------------------------------------
@@ -128,12 +128,12 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("skip", {"reason": "x", "step": "four"}, {}, 409, "its stuck step is 'pivot', not 'four'"),
         ("mark-done", {"reason": "x", "step": "pivot", "result": {"no": 1}}, {}, 409, "pivot"),
         ("cancel", {"reason": "x"}, {}, 409, "its pivot 'pivot' is STUCK"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": {"a": NaN}}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": -Infinity}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": 1e999}', {}, 400, "out of range"),
-        ("done", b'{"reason": "x", "result": "\\ud800"}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
-        ("done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": {"a": NaN}}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": -Infinity}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": 1e999}', {}, 400, "out of range"),
+        ("mark-done", b'{"reason": "x", "result": "\\ud800"}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
+        ("mark-done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
         ("mark-done", b"[" * 100_000, {}, 400, "levels deep"),
         ("mark-done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes are more than"),
         ("mark-done", {"reason": "x", "step": "pivot\0"}, {}, 409, "pivot"),

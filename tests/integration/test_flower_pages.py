@@ -92,7 +92,7 @@ def fill(chrome: Chrome, selector: str, text: str) -> None:
 
 
 def operators(rig: Rig, handle: SagaHandle) -> list[tuple[str, str]]:
-    return [(entry.what, entry.detail) for entry in rig.sagas.store.history(handle.id) if entry.actor]
+    return [(entry.what, entry.detail) for entry in rig.sagas.store.queries.history(handle.id) if entry.actor]
 
 
 def test_a_saga_is_watched_from_start_to_finish(rig: Rig, flower: FlowerProcess, chrome: Chrome) -> None:

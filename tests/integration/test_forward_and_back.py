@@ -76,7 +76,7 @@ def test_after_the_pivot_there_is_no_way_back(rig: Rig) -> None:
     rig.worker()
     handle = rig.start("full", last="error")
     assert handle.wait(30) is SagaStatus.STUCK
-    [letter] = rig.sagas.store.dead_letters()
+    [letter] = rig.sagas.store.queries.dead_letters()
     assert (letter.saga_id, letter.step, letter.direction) == (handle.id, "last", "FORWARD")
     rig.sagas.mark_done(handle.id, "last", reason="done by phone", actor="ann", result=Receipt("by hand", 0))
     rig.assert_done(handle)

@@ -57,17 +57,17 @@ def run(folder: Path, *words: str, answer: str = "") -> subprocess.CompletedProc
 def test_purge(store: SqlStore, tmp_path: Path) -> None:
     assert run(tmp_path, "purge", "--older-than", "1h", "--reason", "policy", "--dry-run").stdout == "would delete 2\n"
     refused = run(tmp_path, "purge", "--older-than", "1h")
-    assert (refused.returncode, store.count()) == (2, 3)
+    assert (refused.returncode, store.queries.count()) == (2, 3)
     assert "Missing option '--reason'" in refused.stderr
     asked = run(tmp_path, "purge", "--older-than", "1h", "--reason", "policy", answer="n\n")
-    assert (asked.returncode, store.count()) == (2, 3)
+    assert (asked.returncode, store.queries.count()) == (2, 3)
     assert "delete these 2, without an archive?" in asked.stderr
     for wrong in ("soon", "0d"):
         assert run(tmp_path, "purge", "--older-than", wrong, "--reason", "x").returncode != 0
     words = ("purge", "--older-than", "1h", "--reason", "policy", "--actor", "ann", "--yes", "--archive", "a.jsonl.gz")
     done = run(tmp_path, *words)
     assert done.stdout == "deleted 2\n", done.stderr
-    assert store.count() == 1
+    assert store.queries.count() == 1
     assert len(list(load_archive(tmp_path / "a.jsonl.gz"))) == 2
     assert run(tmp_path, *words).stdout == "deleted 0\n"
     [entry] = json.loads(run(tmp_path, "db", "audit", "--json").stdout)
@@ -79,7 +79,7 @@ def test_reencrypt(store: SqlStore, tmp_path: Path) -> None:
     done = run(tmp_path, "db", "reencrypt", "--reason", "begin", "--actor", "ann")
     assert done.stdout.startswith("3 sagas are encrypted anew"), done.stderr
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
-    assert [sealed.payloads(record.id).results["hello"] for record in sealed.select()] == ['"hi"'] * 3
+    assert [sealed.queries.payloads(record.id).results["hello"] for record in sealed.queries.select()] == ['"hi"'] * 3
     assert run(tmp_path, "db", "reencrypt", "--reason", "again").stdout.startswith("0 sagas")
     with store.engine.begin() as connection:
         first = connection.execute(select(func.min(schema.sagas.c.id))).scalar_one()

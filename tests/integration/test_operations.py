@@ -23,8 +23,10 @@ from sagas import (
     TerminalError,
     transitions,
 )
+from sagas.checkpoints import HistoryKind
 from sagas.errors import ConfigurationError, InvalidInput
-from sagas.operations import Action, AllowedAction, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action, AllowedAction
 from sagas.stores import EVERYTHING, Filter
 from sagas.testing import Inline
 from sagas.testing.memory import MemoryStore
@@ -124,10 +126,10 @@ def test_each_leaves_who_and_why(operations: Operations) -> None:
         (stuck(operations, at_pivot), Action.COMPENSATE, SagaStatus.COMPENSATING),
     ):
         assert operations.act(action, saga, actor="ann", reason="so it is").status is ends, action
-        last = [entry for entry in operations.store.history(saga) if entry.actor]
+        last = [entry for entry in operations.queries.history(saga) if entry.actor]
         assert [entry.actor for entry in last] == ["ann"] * len(last) != []
         assert "so it is" in last[-1].detail
-        assert operations.store.dead_letters(saga) == []
+        assert operations.queries.dead_letters(saga) == []
 
 
 def test_all_stuck_steps_are_meant_unless_one_is_named(operations: Operations) -> None:
@@ -162,7 +164,7 @@ def test_a_resumed_saga_does_not_wait_for_its_retry(operations: Operations) -> N
     assert due_at is not None
     assert due_at <= operations.store.now()
     assert (resumed.epoch, resumed.idle_checks) == (record.epoch, 0)
-    assert operations.store.history(handle.id)[-1].what == "operator: resume"
+    assert operations.queries.history(handle.id)[-1].what == HistoryKind.OPERATOR_RESUME
 
 
 def test_what_cannot_be_resumed(operations: Operations) -> None:
@@ -197,8 +199,8 @@ def test_reasons_and_results_have_limits(operations: Operations) -> None:
             operations.act(action, saga, actor="ann", reason=reason, result=result)
     assert operations.store.load(saga).status is SagaStatus.STUCK
     operations.act(Action.RETRY, saga, actor="ann", reason="x" * 2_000)
-    assert operations.store.select(Filter(ids=())) == []
-    assert operations.store.select(Filter(ids=(saga,)))[0].id == saga
+    assert operations.queries.select(Filter(ids=())) == []
+    assert operations.queries.select(Filter(ids=(saga,)))[0].id == saga
 
 
 def test_masked_fields_are_not_shown(operations: Operations) -> None:

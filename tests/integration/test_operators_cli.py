@@ -22,7 +22,8 @@ from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step
 from sagas.cli import actions
 from sagas.cli.sagas import sagas as group
 from sagas.errors import StoreUnavailable
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import schema
 from sagas.testing import Inline
 from tests.integration.test_operations import at_pivot, plain, stuck, two_undos, waiting
@@ -252,7 +253,7 @@ def test_the_exit_code_says_how_it_ended(operations: Operations, run: Run) -> No
 
 def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = stuck(operations, at_pivot), stuck(operations, at_pivot)
-    select, asked = operations.store.select, iter(range(100))
+    select, asked = operations.queries.select, iter(range(100))
 
     def now_and_then(*given: Any, **options: Any) -> Any:
         match next(asked):
@@ -264,7 +265,7 @@ def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeyp
                 raise KeyboardInterrupt
         return select(*given, **options)
 
-    monkeypatch.setattr(operations.store, "select", now_and_then)
+    monkeypatch.setattr(operations.queries, "select", now_and_then)
     watched = run("watch", "--status", "stuck", "--interval", "0s")
     assert (watched.exit_code, watched.stderr) == (130, "the database did not answer; still trying\n")
     names, *rows = [line.split("\t") for line in watched.stdout.splitlines()]
@@ -290,7 +291,7 @@ def test_each_action(operations: Operations, run: Run) -> None:
             ["id", "saga", "key", "outcome", "status", "error"], [saga, operations.store.load(saga).name, saga, "done", ends, ""],
         ]  # fmt: skip
         assert done.stderr == "1 done\n"
-        assert [entry.actor for entry in operations.store.history(saga)][-1] == "ann"
+        assert [entry.actor for entry in operations.queries.history(saga)][-1] == "ann"
 
 
 def test_refusals(operations: Operations, run: Run) -> None:
@@ -460,7 +461,7 @@ def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
         started = run("start", "plain", "--key", "k-1", "--json")
         [told] = json.loads(started.stdout)
         assert (told["saga"], told["key"], told["status"]) == ("plain", "k-1", "PENDING")
-    assert operations.store.count() == 1
+    assert operations.queries.count() == 1
     (tmp_path / "list.json").write_text("[]")
     for words, said in (
         (("start", "nope"), "there is: at_pivot, plain, two_undos"),
@@ -469,7 +470,7 @@ def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
     ):
         refused = run(*words, input='{"x": 1}')
         assert (refused.exit_code, said in refused.stderr) == (2, True), refused.stderr
-    assert operations.store.count() == 1
+    assert operations.queries.count() == 1
 
 
 @pytest.mark.parametrize("command", ["list", "show", "history", "watch", "audit", "start", *Action])

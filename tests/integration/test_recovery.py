@@ -14,6 +14,7 @@ from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import OperationalError
 
 from sagas import Retry, Saga, Sagas, SagaStatus, SqlStore, Step, StepContext, StepStatus, StoreUnavailable
+from sagas.checkpoints import HistoryKind
 from sagas.observers import Observer
 from sagas.plan import Plan
 from sagas.stores import schema
@@ -95,7 +96,7 @@ def test_sagas_that_cannot_be_sent_hold_up_no_other(shop: Shop, error: Exception
         assert record.error.startswith("not sent: ")
         assert record.step("a").error == record.error
         assert record.status is SagaStatus.PENDING
-        told = [entry.what for entry in shop.store.history(handle.id)]
+        told = [entry.what for entry in shop.store.queries.history(handle.id)]
         assert told == (["not sent"] if isinstance(error, KeyError) else [])
     shop.refuse = lambda plan: None
     for _ in range(3):
@@ -149,7 +150,7 @@ def test_a_saga_that_cannot_be_read_holds_up_no_other(shop: Shop) -> None:
     shop.later(REDISPATCH_AFTER + 1)
     shop.look()
     assert shop.dispatched == [good.id]
-    seen = shop.store.summary(bad.id)
+    seen = shop.store.queries.summary(bad.id)
     assert "is encrypted, and this store has no codec" in (seen.error or "")
     assert shop.watched.failed == ["bad"]
 
@@ -242,5 +243,5 @@ def test_an_action_that_was_given_up_and_ends_badly_is_undone(tmp_path: Path, en
         wait_for(lambda: handle.status is SagaStatus.COMPENSATED, 20, "the saga is at its end")
     assert not charged
     assert handle.record.step("charge").status is StepStatus.COMPENSATED
-    assert "late outcome" in [entry.what for entry in store.history(handle.id)]
+    assert HistoryKind.LATE_OUTCOME in [entry.what for entry in store.queries.history(handle.id)]
     store.engine.dispose()

@@ -27,7 +27,8 @@ from sagas.contrib.opentelemetry import Tracing
 from sagas.errors import InvalidInput
 from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.redaction import MASK, Redaction
 from sagas.stores import Filter
 from sagas.stores.encryption import AesGcm
@@ -136,7 +137,7 @@ def test_it_is_told_nowhere(
     assert [handle.status for handle in handles] == [SagaStatus.STUCK, SagaStatus.STUCK]
     error = handles[0].record.step("charge").error or ""
     assert error.endswith(f"{MASK} {MASK} {MASK} 7")
-    assert operations.shown(cast("str", operations.store.payloads(handles[0].id).input))["card"] == MASK
+    assert operations.shown(cast("str", operations.queries.payloads(handles[0].id).input))["card"] == MASK
 
     assert_hidden("logs", caplog.text)
     assert "attempt failed" in caplog.text
@@ -166,7 +167,7 @@ def test_it_is_told_nowhere(
     assert_hidden("flower", json.dumps(api._whole(cast("Any", handler), found)) + repr(found.results) + found.input)
     rows = listing.look(operations, listing.Asked(view="all")).rows
     assert_hidden("flower's list", repr(rows))
-    assert operations.store.select(Filter(error="4111-2222")) == []
+    assert operations.queries.select(Filter(error="4111-2222")) == []
 
 
 def test_a_result_that_an_operator_gives_is_not_quoted(operations: Operations) -> None:

@@ -110,7 +110,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = run("config", *words, "--live", SAGAS_DATABASE_URL=url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Without --state nobody has looked" in done.stdout
-    assert [record.id for record in store.select()] == [waiting]
+    assert [record.id for record in store.queries.select()] == [waiting]
     store.engine.dispose()
 
 
@@ -186,7 +186,7 @@ def test_a_database_in_use_is_refused(kept: tuple[SqlStore, Events]) -> None:
         rehearse(emitting(world), store=store, events=events)
     assert world == set()
     rehearse(emitting(world), store=store, events=events, live=True)
-    assert [record.id for record in store.select()] == [waiting]
+    assert [record.id for record in store.queries.select()] == [waiting]
 
 
 def test_an_interrupted_run_is_compensated_and_deleted(kept: tuple[SqlStore, Events]) -> None:
@@ -194,7 +194,7 @@ def test_an_interrupted_run_is_compensated_and_deleted(kept: tuple[SqlStore, Eve
     world, told = set[str](), list[int]()
 
     def press() -> None:
-        told.append(len(store.select()))
+        told.append(len(store.queries.select()))
         if len(told) == 3:
             signal.raise_signal(signal.SIGINT)
 

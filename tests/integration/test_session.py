@@ -101,7 +101,7 @@ def test_a_late_effect_is_rolled_back(sagas: Sagas) -> None:
     turned.set()
     assert handle.wait(10) is SagaStatus.COMPENSATED
     assert effects(handle, sagas) == 0
-    assert "rolled back" in [entry.detail.split(":")[0] for entry in sagas.store.history(handle.id)]
+    assert "rolled back" in [entry.detail.split(":")[0] for entry in sagas.store.queries.history(handle.id)]
 
 
 def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
@@ -109,4 +109,6 @@ def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
     handle = SAGAS[3].start()
     assert handle.wait(10) is SagaStatus.COMPENSATED
     assert "no_such_table" in (handle.error or "")
-    assert [entry.what for entry in sagas.store.history(handle.id)] == ["step failed"] * 3 + ["compensation started"]
+    assert [entry.what for entry in sagas.store.queries.history(handle.id)] == ["step failed"] * 3 + [
+        "compensation started"
+    ]

@@ -80,14 +80,14 @@ def test_bad_input_is_refused_and_leaves_nothing(
     with pytest.raises(error, match=says) as caught:
         order.start(given)
     assert "saga 'order'" in str(caught.value)
-    assert Operations(sagas).store.select() == []
+    assert Operations(sagas).queries.select() == []
 
 
 @pytest.mark.parametrize("key", ["", " x", "x" * 201])
 def test_a_bad_key_is_refused(sagas: Sagas, order: Saga, key: str) -> None:
     with pytest.raises(InvalidInput, match="key"):
         order.start(Order("1", Decimal(1)), key=key)
-    assert Operations(sagas).store.select() == []
+    assert Operations(sagas).queries.select() == []
 
 
 def test_the_same_key_is_the_same_saga(sagas: Sagas, order: Saga) -> None:
@@ -96,7 +96,7 @@ def test_the_same_key_is_the_same_saga(sagas: Sagas, order: Saga) -> None:
     assert sagas.find("order", "k") == first
     with pytest.raises(KeyConflict, match="another input"):
         order.start(Order("1", Decimal(2)), key="k")
-    assert len(Operations(sagas).store.select()) == 1
+    assert len(Operations(sagas).queries.select()) == 1
 
 
 def test_unknown_things(sagas: Sagas) -> None:
@@ -187,7 +187,7 @@ def test_a_saga_from_another_database_is_refused(sagas: Sagas, order: Saga) -> N
     engine = create_engine("mysql+pymysql://x@127.0.0.1:1/x")
     with pytest.raises((ConfigurationError, StoreUnavailable, Exception)), Session(engine) as session:
         order.start(Order("1", Decimal(1)), session=session)
-    assert Operations(sagas).store.select() == []
+    assert Operations(sagas).queries.select() == []
 
 
 def test_only_before_the_pivot(sagas: Sagas) -> None:

@@ -30,7 +30,7 @@ from sagas import (
     Wait,
     transitions,
 )
-from sagas.checkpoints import FINISHED
+from sagas.checkpoints import FINISHED, HistoryKind
 from sagas.opening import is_undecided
 from sagas.plan import Stage, plan
 from sagas.transitions import SKIPPED, Change, Failure, Outcome, Repair, Signal, Timing, Verdict, Waiting
@@ -253,7 +253,7 @@ class World:
                 return done
 
             change = yield from self._ask(report)
-            if any(entry.what == "late outcome" for entry in change.history):
+            if any(entry.what == HistoryKind.LATE_OUTCOME for entry in change.history):
                 self.late.add(name)
         yield
         match change.verdict:

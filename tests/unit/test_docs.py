@@ -29,9 +29,11 @@ BEFORE = {
     "docs/operations.md": """
 from unittest.mock import create_autospec
 from sagas import Sagas, SqlStore
+from sagas.stores import Queries
 sagas, saga_id = create_autospec(Sagas, instance=True), "an-id"
 sagas.store = create_autospec(SqlStore, instance=True)
-sagas.store.dead_letters.return_value = []
+sagas.store.queries = create_autospec(Queries, instance=True)
+sagas.store.queries.dead_letters.return_value = []
 """,
 }
 

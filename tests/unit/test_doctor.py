@@ -176,5 +176,5 @@ def test_helpers_have_a_queue_of_their_own() -> None:
 def test_a_store_that_is_no_database() -> None:
     from sagas.doctor import examine  # noqa: PLC0415
 
-    with pytest.raises(ConfigurationError, match="knows databases"):
+    with pytest.raises(ConfigurationError, match="has no lists"):
         examine(Sagas(Celery("ill", broker="memory://", set_as_current=False), MemoryStore()))

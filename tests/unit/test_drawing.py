@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from sagas import Direction, Parallel, Pivot, Saga, SagaRecord, SagaStatus, Step, StepRecord, StepStatus
-from sagas.checkpoints import HistoryEntry
+from sagas.checkpoints import HistoryEntry, HistoryKind
 from sagas.contrib.flower.timeline import timeline
 from sagas.drawing import Format, look_of, render
 from sagas.outline import Outline
@@ -140,8 +140,8 @@ def test_the_timeline() -> None:
     undone = step("reserve", StepStatus.COMPENSATED, started_at=at(0), finished_at=at(8), result="1")
     running = step("authorize", StepStatus.RUNNING, started_seq=2, owner="w", started_at=at(4))
     history = [
-        HistoryEntry(at=at(2), what="step failed", epoch=1, step="reserve", detail="once"),
-        HistoryEntry(at=at(4), what="compensation started", epoch=1),
+        HistoryEntry(at=at(2), what=HistoryKind.STEP_FAILED, epoch=1, step="reserve", detail="once"),
+        HistoryEntry(at=at(4), what=HistoryKind.COMPENSATION_STARTED, epoch=1),
     ]
     saga = replace(record(back=True, reserve=undone, authorize=running), next_check_at=at(20))
     first, second = timeline(saga, history, at(10))

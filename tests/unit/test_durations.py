@@ -23,6 +23,7 @@ from sagas import (
     SqlStore,
     Step,
 )
+from sagas.checkpoints import HistoryKind
 from sagas.events import Events, Service, event
 from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
@@ -157,6 +158,8 @@ def test_a_header_as_it_came_is_a_failed_attempt(header: str, advice: str) -> No
     inline = Inline()
     handle = inline.start(Saga("s", Step("a", charge, compensation=None)))
     assert (handle.status, len(calls)) == (SagaStatus.COMPLETED, 3)
-    failed = [entry.detail for entry in inline.store.history(handle.id) if entry.what == "step failed"]
+    failed = [
+        entry.detail for entry in inline.store.queries.history(handle.id) if entry.what == HistoryKind.STEP_FAILED
+    ]
     assert len(failed) == 2
     assert all("429 of the bank" in each and header in each for each in failed)

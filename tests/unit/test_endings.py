@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sagas import Retry, RetryableError, Saga, SagaHandle, SagaStatus, SqlStore, Step, StepContext, TerminalError
-from sagas.checkpoints import SagaRecord
+from sagas.checkpoints import HistoryKind, SagaRecord
 from sagas.endings import ProcessEnd, ends_process, interruptible, meant
 from sagas.errors import HandlersFailed, InvalidMessage, ProjectionStopped
 from sagas.events import NO_STREAM, Events, EventStore, LocalBus, Projection, Projections, Service, StoredEvent, event
@@ -46,7 +46,7 @@ def _raise(error: BaseException) -> Any:
 
 def _failures(inline: Inline, handle: SagaHandle) -> list[str]:
     assert isinstance(inline.store, MemoryStore)
-    return [entry.detail for entry in inline.store.history(handle.id) if entry.what == "step failed"]
+    return [entry.detail for entry in inline.store.queries.history(handle.id) if entry.what == HistoryKind.STEP_FAILED]
 
 
 def _fails_by(error: Callable[[], BaseException], **options: Any) -> Saga:

@@ -221,13 +221,13 @@ def test_events_in_the_database(registry: Registry, sagas: Sagas) -> None:
 def test_the_database_is_asked_so_often_and_not_when_registered(
     registry: Registry, sagas: Sagas, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, in_flight = [], store.in_flight
+    asked, in_flight = [], store.queries.in_flight
 
     def count() -> object:
         asked.append(1)
         return in_flight()
 
-    monkeypatch.setattr(store, "in_flight", count)
+    monkeypatch.setattr(store.queries, "in_flight", count)
     registry.register(Snapshot(sagas, every=3600))
     assert asked == []
     for _ in range(3):
@@ -246,7 +246,7 @@ def test_a_database_that_is_away_leaves_the_last_reading(
         raise StoreUnavailable("the database is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "in_flight", away)
+        patch.setattr(store.queries, "in_flight", away)
         assert registry.value("sagas_snapshot_up") == 0
         assert registry.value("sagas_unfinished", saga="stuck", status="STUCK") == 1
     assert registry.value("sagas_snapshot_up") == 1
@@ -256,14 +256,14 @@ def test_a_database_that_hangs_does_not_hold_a_scrape_up(
     registry: Registry, sagas: Sagas, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, asked = threading.Event(), []
-    in_flight = store.in_flight
+    in_flight = store.queries.in_flight
 
     def hang() -> object:
         asked.append(1)
         hangs.wait(30)
         return in_flight()
 
-    monkeypatch.setattr(store, "in_flight", hang)
+    monkeypatch.setattr(store.queries, "in_flight", hang)
     registry.register(Snapshot(sagas, every=0, patience=0.05))
     for _ in range(3):
         assert registry.value("sagas_snapshot_up") == 0

@@ -131,7 +131,7 @@ def test_a_worker_that_dies_before_or_after_the_effect(world: World, line: Saga,
         assert handle.status is (SagaStatus.COMPENSATED if undo else SagaStatus.COMPLETED)
         assert world.calls.count("undo l" if undo else "l") == calls
         assert inline.now - begun > timedelta(seconds=29), "the claim of the dead has to expire"
-        assert [entry.what for entry in inline.store.history(handle.id)][-1] == "lost"
+        assert [entry.what for entry in inline.store.queries.history(handle.id)][-1] == "lost"
 
 
 def test_a_step_that_kills_every_worker_is_given_up(world: World, line: Saga) -> None:
@@ -147,7 +147,7 @@ def test_a_failing_undo_is_stuck(line: Saga) -> None:
     inline.fail_at("l", undo=True, times=None)
     handle = inline.start(line)
     assert handle.status is SagaStatus.STUCK
-    assert [letter.step for letter in inline.store.dead_letters()] == ["l"]
+    assert [letter.step for letter in inline.store.queries.dead_letters()] == ["l"]
 
 
 def test_an_effect_after_its_undo_is_undone(world: World) -> None:
@@ -236,11 +236,11 @@ def test_the_memory_store_keeps_the_one_rule() -> None:
     saved = inline.store.save(record, record, [entry])
     assert saved is not None
     assert inline.store.save(record, record, [entry]) is None
-    assert inline.store.history(record.id) == [entry]
+    assert inline.store.queries.history(record.id) == [entry]
     assert inline.store.find("s", record.key) == saved
     letter = DeadLetter(saga_id=record.id, step="a", direction=Direction.FORWARD, error="e", created_at=inline.now)
     inline.store.save(saved, saved, dead_letters=[letter])
-    assert inline.store.dead_letters() == [letter]
+    assert inline.store.queries.dead_letters() == [letter]
 
 
 # -- assertions -----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def test_german_is_whole_and_compiled(tmp_path: Path) -> None:
     assert check(ROOT) == []
     for folder in ("scripts", "sagas/contrib/django"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "sagas/operator_actions.py", tmp_path / "sagas")
     file = tmp_path / "sagas/contrib/django/locale/de/LC_MESSAGES/django.po"
     text = file.read_text()
     file.write_text(text.replace('"Schritte"', '"Stufen"').replace('"Begründung"', '""'))

@@ -17,7 +17,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone, translation
-from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
@@ -26,7 +25,8 @@ from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, 
 from sagas.contrib.django.models import DeadLetter, Saga, Step
 from sagas.contrib.django.project import PROJECT
 from sagas.errors import SagaError, SagaNotFound
-from sagas.operations import LONGEST_REASON, Action, AllowedAction, Operations, pretty
+from sagas.operations import LONGEST_REASON, Operations, pretty
+from sagas.operator_actions import Action, AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Filter
 from sagas.stores.lists import MANY_IDLE_CHECKS
@@ -41,37 +41,6 @@ _MOST = 1000
 #: Entries of the history: on the page of a saga, and on a page of its own.
 _LAST = 20
 _PAGE = 100
-
-#: What each action is called, and what it does, for who presses the button.
-_WORDS: dict[Action, tuple[Promise, Promise]] = {
-    Action.RETRY: (
-        pgettext_lazy("saga", "Retry"),
-        pgettext_lazy("saga", "Try the stuck step again, with all attempts."),
-    ),
-    Action.SKIP: (
-        pgettext_lazy("saga", "Skip"),
-        pgettext_lazy("saga", "Leave the stuck step as it is, and go on with the rest."),
-    ),
-    Action.MARK_DONE: (
-        pgettext_lazy("saga", "Mark done"),
-        pgettext_lazy("saga", "Take the stuck step as done, or undone, by hand."),
-    ),
-    Action.COMPENSATE: (
-        pgettext_lazy("saga", "Compensate"),
-        pgettext_lazy("saga", "Turn the saga back, also when it is stuck at its pivot: what began is undone."),
-    ),
-    Action.CANCEL: (
-        pgettext_lazy("saga", "Cancel"),
-        pgettext_lazy("saga", "Turn the saga back: what began is undone."),
-    ),
-    Action.RESUME: (
-        pgettext_lazy("saga", "Resume"),
-        pgettext_lazy("saga", "Launch what is left of it now."),
-    ),
-}
-
-#: Not offered for many at once: what was done by hand differs from saga to saga.
-_ONE_BY_ONE = (Action.MARK_DONE,)
 
 #: What the URL of the list may filter by. Anything else, inputs above all, could be guessed letter by letter.
 _LOOKUPS = {
@@ -237,9 +206,9 @@ class SagaAdmin(admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
-        payloads = operations.store.payloads(object_id)
-        buttons = [_button(record, choice) for choice in operations.allowed_actions(record)]
-        history = operations.store.history(record.id)
+        payloads = operations.queries.payloads(object_id)
+        buttons = [_button(record, allowed) for allowed in operations.allowed_actions(record)]
+        history = operations.queries.history(record.id)
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -254,7 +223,7 @@ class SagaAdmin(admin.ModelAdmin):
             ],
             "history": [_entry(entry) for entry in reversed(history[-_LAST:])],
             "entries": len(history),
-            "letters": [_letter(each) for each in operations.store.dead_letters(record.id, unresolved=False)],
+            "letters": [_letter(each) for each in operations.queries.dead_letters(record.id, unresolved=False)],
         }
         return TemplateResponse(request, "admin/sagas/saga/detail.html", context)
 
@@ -265,7 +234,7 @@ class SagaAdmin(admin.ModelAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
-        page = Paginator(operations.store.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
+        page = Paginator(operations.queries.history(record.id)[::-1], _PAGE).get_page(request.GET.get("p"))
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -283,26 +252,26 @@ class SagaAdmin(admin.ModelAdmin):
         if action not in list(Action):
             raise Http404
         operations, record = _operations_and(saga_id)
-        choice = AllowedAction(Action(action), request.GET.get("step") or None)
-        if choice.step is not None and choice.step not in _names_of_steps(record):
+        asked = AllowedAction(Action(action), request.GET.get("step") or None)
+        if asked.step is not None and asked.step not in _names_of_steps(record):
             raise Http404
         back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
-        with_result = choice.action is Action.MARK_DONE and record.direction is Direction.FORWARD
+        with_result = asked.info.takes_result and record.direction is Direction.FORWARD
         form = (_ResultForm if with_result else _ReasonForm)(request.POST or None)
         if request.method == "POST" and form.is_valid():
             result, reason = form.cleaned_data.get("result"), form.cleaned_data["reason"]
             try:
                 after = operations.act(
-                    choice.action, saga_id, actor=_name(request), reason=reason, step=choice.step, result=result
+                    asked.action, saga_id, actor=_name(request), reason=reason, step=asked.step, result=result
                 )
             except SagaError as error:
                 form.add_error(None, str(error))
             else:
-                self._log(request, saga_id, choice, reason)
-                told = {"action": _title(choice), "status": after.status}
+                self._log(request, saga_id, asked, reason)
+                told = {"action": _title(asked), "status": after.status}
                 messages.success(request, pgettext("saga", "%(action)s: the saga is %(status)s now.") % told)
                 return HttpResponseRedirect(back)
-        return self._ask(request, form, choice, [record], back)
+        return self._ask(request, form, asked, [record], back)
 
     # -- many sagas ---------------------------------------------------------------------------------------------
 
@@ -312,9 +281,9 @@ class SagaAdmin(admin.ModelAdmin):
             return {}
         text = pgettext("saga", "%(action)s selected sagas…")
         return {
-            str(action): (_bulk(action), str(action), text % {"action": _WORDS[action][0]})
+            str(action): (_bulk(action), str(action), text % {"action": pgettext("saga", action.info.title)})
             for action in Action
-            if action not in _ONE_BY_ONE
+            if not action.info.takes_result  # what was done by hand differs from saga to saga
         }
 
     def act_on_selected(self, request: HttpRequest, queryset: Any, action: Action) -> HttpResponse | None:
@@ -331,31 +300,31 @@ class SagaAdmin(admin.ModelAdmin):
             return None
         where = Filter(ids=tuple(ids))
         form = _ReasonForm(request.POST if "reason" in request.POST else None)
-        choice = AllowedAction(action)
+        asked = AllowedAction(action)
         if not form.is_valid():
             return self._ask(
-                request, form, choice, _operations().store.select(where, limit=_MOST), request.get_full_path()
+                request, form, asked, _operations().queries.select(where, limit=_MOST), request.get_full_path()
             )
         reason, done = form.cleaned_data["reason"], 0
         for outcome in _operations().act_on_all(action, where, actor=_name(request), reason=reason, limit=_MOST):
             if outcome.error is None:
                 done += 1
-                self._log(request, outcome.record.id, choice, reason)
+                self._log(request, outcome.record.id, asked, reason)
             else:
                 messages.warning(request, f"{outcome.record.name} {outcome.record.key}: {outcome.error}")
         told = npgettext(
             "saga", "%(action)s: done to %(done)d of %(all)d saga.", "%(action)s: done to %(done)d of %(all)d sagas.",
             len(ids),
         )  # fmt: skip
-        messages.success(request, told % {"action": _title(choice), "done": done, "all": len(ids)})
+        messages.success(request, told % {"action": _title(asked), "done": done, "all": len(ids)})
         return None
 
     def _ask(
-        self, request: HttpRequest, form: forms.Form, choice: AllowedAction, records: Sequence[SagaSummary], back: str
+        self, request: HttpRequest, form: forms.Form, asked: AllowedAction, records: Sequence[SagaSummary], back: str
     ) -> HttpResponse:
         context = {
-            **self._context(request, _title(choice)),
-            "what": _WORDS[choice.action][1],
+            **self._context(request, _title(asked)),
+            "what": _explanation(asked.action),
             "form": form,
             "records": [(record, _badge(record.status)) for record in records],
             "selected": request.POST.getlist("_selected_action"),
@@ -369,9 +338,9 @@ class SagaAdmin(admin.ModelAdmin):
     def _context(self, request: HttpRequest, title: str) -> dict[str, Any]:
         return {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
 
-    def _log(self, request: HttpRequest, saga_id: str, choice: AllowedAction, reason: str) -> None:
+    def _log(self, request: HttpRequest, saga_id: str, asked: AllowedAction, reason: str) -> None:
         with translation.override(None):  # it is stored: in the words of the library, whoever reads it
-            message = f"{_title(choice)}: {reason}"
+            message = f"{_title(asked)}: {reason}"
         self.log_change(request, Saga.objects.get(pk=saga_id), message)
 
 
@@ -389,7 +358,7 @@ def _operations() -> Operations:
 def _operations_and(saga_id: str) -> tuple[Operations, SagaSummary]:
     operations = _operations()
     try:
-        return operations, operations.store.summary(saga_id)
+        return operations, operations.queries.summary(saga_id)
     except SagaNotFound as error:
         raise Http404(str(error)) from error
 
@@ -408,17 +377,23 @@ def _name(request: HttpRequest) -> str:
     return str(request.user.get_username())
 
 
-def _title(choice: AllowedAction) -> str:
-    action = str(_WORDS[choice.action][0])
-    return pgettext("saga", "%(action)s %(step)s") % {"action": action, "step": choice.step} if choice.step else action
+def _title(asked: AllowedAction) -> str:
+    action: str = pgettext("saga", asked.info.title)
+    return pgettext("saga", "%(action)s %(step)s") % {"action": action, "step": asked.step} if asked.step else action
 
 
-def _button(record: SagaSummary, choice: AllowedAction) -> dict[str, str]:
-    url = reverse("admin:sagas_saga_act", args=[record.id, choice.action])
+def _explanation(action: Action) -> str:
+    """Return what the action does, in the language of the request."""
+    info = action.info
+    return " ".join(pgettext("saga", text) for text in (info.summary, info.detail) if text)
+
+
+def _button(record: SagaSummary, allowed: AllowedAction) -> dict[str, str]:
+    url = reverse("admin:sagas_saga_act", args=[record.id, allowed.action])
     return {
-        "url": f"{url}?{urlencode({'step': choice.step})}" if choice.step else url,
-        "title": _title(choice),
-        "what": str(_WORDS[choice.action][1]),
+        "url": f"{url}?{urlencode({'step': allowed.step})}" if allowed.step else url,
+        "title": _title(allowed),
+        "what": _explanation(allowed.action),
     }
 
 

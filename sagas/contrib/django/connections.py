@@ -81,9 +81,22 @@ def open_engine(alias: str) -> Engine:
     dialect.reset_isolation_level = lambda _connection: None
     if django.vendor == "sqlite":
         dialect.colspecs = {**dialect.colspecs, types.DateTime: _EitherWay}
+        event.listen(engine, "before_cursor_execute", _in_djangos_style, retval=True)
     event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", _note_error)
     return engine
+
+
+def _in_djangos_style(
+    _connection: Connection, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool
+) -> tuple[str, Any]:
+    """Return a statement as Django's cursors take it.
+
+    What SQLAlchemy asks about tables is not compiled: its parameters are "?", which Django cannot log (DEBUG).
+    """
+    if context.compiled is None and parameters and "?" in statement:
+        statement = statement.replace("%", "%%").replace("?", "%s")
+    return statement, parameters
 
 
 def is_outermost(connection: Connection) -> bool:

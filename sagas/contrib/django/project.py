@@ -48,7 +48,7 @@ class Project:
             logger.error("sagas are not set up: %r", failure)  # noqa: TRY400 - who asks for them gets it all
             self.failure = failure
             for saga in found:
-                saga._starter = _Refusing(self)  # noqa: SLF001
+                saga.bind(_Refusing(self), replace=True)
 
     def get(self) -> Sagas:
         """Return them. Raises `ConfigurationError` where something is wrong, or Django is not set up yet."""

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from sqlalchemy import Connection
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
 
 from sagas.contrib.django.connections import is_outermost, nothing_left_open, open_engine
 from sagas.contrib.django.errors import for_django
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
-from sagas.stores.commits import own_session
+from sagas.stores.connections import Connections
+from sagas.stores.sessions import AnySession, own_session
 
 __all__ = ["DjangoStore"]
+
+
+class _DjangoConnections(Connections):
+    """Django's own connections, with errors as Django raises them."""
+
+    @contextmanager
+    def translated(self, *, limited: bool = True) -> Iterator[None]:
+        with for_django(), super().translated(limited=limited):
+            yield
+
+    def free_if_lost(self, connection: Connection) -> None:
+        # Not in a block of the caller's, whose pauses are his own.
+        if is_outermost(connection):
+            super().free_if_lost(connection)
 
 
 class DjangoStore(SqlStore):
@@ -26,6 +40,8 @@ class DjangoStore(SqlStore):
     commit of the outermost block.
     """
 
+    connections_type = _DjangoConnections
+
     def __init__(self, alias: str) -> None:
         super().__init__(open_engine(alias))
         self.alias = alias
@@ -33,9 +49,7 @@ class DjangoStore(SqlStore):
     def __repr__(self) -> str:
         return f"DjangoStore({self.alias!r})"
 
-    def after_commit(
-        self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
-    ) -> None:
+    def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
         if session is not None:
             session = own_session(session)
             engine = session.get_bind() if isinstance(session, Session) else session.engine
@@ -69,13 +83,3 @@ class DjangoStore(SqlStore):
         raise ConfigurationError(
             f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: {self.how_to_upgrade}"
         )
-
-    @contextmanager
-    def _translated(self, *, limited: bool = True) -> Iterator[None]:
-        with for_django(), super()._translated(limited=limited):
-            yield
-
-    def _free_if_lost(self, connection: Connection) -> None:
-        # Not in a block of the caller's, whose pauses are his own.
-        if is_outermost(connection):
-            super()._free_if_lost(connection)

@@ -17,8 +17,7 @@ from sagas.stores import SqlStore
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import Session, scoped_session
+    from sagas.stores.sessions import AnySession
 
 __all__ = ["AppSagas", "current_sagas"]
 
@@ -62,7 +61,7 @@ class _Current:
         *,
         key: str | None,
         correlation_id: str | None,
-        session: Session | scoped_session[Any] | Connection | None,
+        session: AnySession | None,
         at: datetime | None,
     ) -> SagaHandle:
         sagas = current_sagas()

@@ -52,7 +52,7 @@ class FlaskStore(SqlStore):
         try:
             with Lent(session, self.engine, who, most=limit) as lent:
                 yield session
-                with self._translated():
+                with self.connections.translated():
                     lent.commit()
         finally:
             let_go(session)

@@ -14,7 +14,7 @@ from sagas.checkpoints import SagaSummary
 from sagas.contrib.flower import listing, one
 from sagas.contrib.flower.handler import Handler
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
-from sagas.operations import Action
+from sagas.operator_actions import Action
 from sagas.values import parse
 
 __all__ = ["Act", "Counts", "OneSaga", "Sagas"]
@@ -67,7 +67,7 @@ class Counts(_Api):
 
 
 class OneSaga(_Api):
-    """GET: one saga with its steps, history, open dead letters and choices."""
+    """GET: one saga with its steps, history, open dead letters and allowed actions."""
 
     @authenticated
     async def get(self, saga_id: str) -> None:
@@ -159,5 +159,5 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
         "dead_letters": [
             {"step": letter.step, "direction": letter.direction, "error": letter.error} for letter in found.letters
         ],
-        "allowed_actions": [{"action": choice.action, "step": choice.step} for choice in found.choices],
+        "allowed_actions": [{"action": allowed.action, "step": allowed.step} for allowed in found.allowed_actions],
     }

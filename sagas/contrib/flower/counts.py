@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sagas.checkpoints import SagaStatus
-from sagas.stores import Filter, SqlStore, StatusCount
+from sagas.stores import Filter, OperatorStore, StatusCount
 
 __all__ = ["Counts", "Snapshot"]
 
@@ -45,7 +45,7 @@ class Snapshot:
 class Counts:
     """Asks the store at most every 5 s, however many pages are open."""
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: OperatorStore) -> None:
         self._store = store
         self._lock = asyncio.Lock()
         self._snapshot: Snapshot | None = None
@@ -60,6 +60,6 @@ class Counts:
             return self._snapshot
 
     def _count(self) -> Snapshot:
-        ended = self._store.ended(self._store.now() - timedelta(minutes=1), among=_AMONG)
-        attention = self._store.count(Filter(attention=True))
-        return Snapshot(self._store.tally(), attention, ended, at_least=ended >= _AMONG)
+        ended = self._store.queries.ended(self._store.now() - timedelta(minutes=1), among=_AMONG)
+        attention = self._store.queries.count(Filter(attention=True))
+        return Snapshot(self._store.queries.tally(), attention, ended, at_least=ended >= _AMONG)

@@ -32,7 +32,7 @@ class UnknownDefinition:
 
 def look(operations: Operations) -> tuple[list[Known], list[UnknownDefinition]]:
     """Ask the database what is in flight."""
-    flights = operations.store.in_flight()
+    flights = operations.queries.in_flight()
     definitions = operations.sagas.orchestrator.sagas
     known = [
         Known(

@@ -107,15 +107,15 @@ class Listing:
 def look(operations: Operations, asked: Asked) -> Listing:
     """Ask the database for a page."""
     now = operations.store.now()
-    rows = operations.store.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
-    recent = operations.store.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
+    rows = operations.queries.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
+    recent = operations.queries.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
     return Listing(asked, now, rows[:PAGE], len(rows) > PAGE, recent)
 
 
 def find(operations: Operations, text: str) -> tuple[str | None, str]:
     """Return the id of the saga that a search means, or None and why there is not the one."""
     try:
-        return operations.store.resolve(text).id, ""
+        return operations.queries.resolve(text).id, ""
     except AmbiguousSaga as error:
         return None, str(error)
     except SagaNotFound as error:

@@ -10,27 +10,18 @@ from sagas.canvas import FAIL, JOIN, task_id
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace, walk
-from sagas.operations import Action, AllowedAction, Operations, pretty
+from sagas.operations import Operations, pretty
+from sagas.operator_actions import AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Payloads
 
-__all__ = ["EXPLAINED", "OneSaga", "Told", "look", "tasks_of"]
+__all__ = ["OneSaga", "Told", "look", "tasks_of"]
 
 #: Entries of the history, and lines of the story, that a page shows: the last and the first ones.
 _ENTRIES = 500
 
 #: Dispatches, the last ones, whose Celery tasks are looked for.
 _DISPATCHES = 20
-
-#: What each button does, for whoever is about to press it.
-EXPLAINED = {
-    Action.RETRY: "The step is tried again, with all its attempts.",
-    Action.SKIP: "The step is left as it is, and the saga goes on. Going forward, its result is then null.",
-    Action.MARK_DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
-    Action.COMPENSATE: "The pivot counts as not done: be sure of that. The saga turns back and undoes what has begun.",
-    Action.CANCEL: "The saga turns back and undoes what has begun, last first.",
-    Action.RESUME: "What is left is dispatched now, without waiting for a retry or for recovery.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +39,7 @@ class OneSaga:
     record: SagaSummary
     now: datetime
     missing: str  #: why the running code has no definition for it, where it has none
-    choices: tuple[AllowedAction, ...]
+    allowed_actions: tuple[AllowedAction, ...]
     history: Sequence[HistoryEntry]
     older: int  #: entries of the history that were left out
     letters: Sequence[DeadLetter]
@@ -66,9 +57,9 @@ class OneSaga:
 
 def look(operations: Operations, saga_id: str) -> OneSaga:
     """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = operations.store.summary(saga_id), "", list[Told]()
-    history = operations.store.history(saga_id)
-    payloads = operations.store.payloads(saga_id)
+    record, missing, story = operations.queries.summary(saga_id), "", list[Told]()
+    history = operations.queries.history(saga_id)
+    payloads = operations.queries.payloads(saga_id)
     try:
         operations.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
@@ -82,7 +73,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         operations.allowed_actions(record),
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
-        operations.store.dead_letters(saga_id),
+        operations.queries.dead_letters(saga_id),
         story[:_ENTRIES],
         len(story[_ENTRIES:]),
         payloads,

@@ -15,7 +15,7 @@ from sagas.drawing import STYLE, look_of, render
 from sagas.errors import DefinitionMissing, InvalidInput, NotAllowed, PayloadTooLarge
 from sagas.events.choreography import graph, problems
 from sagas.events.drawing import render as render_choreography
-from sagas.operations import Action, AllowedAction
+from sagas.operator_actions import Action, AllowedAction
 from sagas.values import parse
 
 __all__ = ["Act", "Choreography", "ChoreographyImage", "DeadLetters", "Definitions", "OneSaga", "Sagas"]
@@ -71,7 +71,6 @@ class OneSaga(Handler):
             looks={step.name: look_of(step, record.direction) for step in found.steps},
             tasks=tasks,
             age=listing.age,
-            explained=one.EXPLAINED,
         )
 
     def _tasks(self, record: Any, step: str) -> list[tuple[str, str, str]]:
@@ -89,38 +88,38 @@ class Act(Handler):
     @authenticated
     async def get(self, saga_id: str, action: str) -> None:
         self._refuse_if_read_only()
-        await self._form(saga_id, self._choice(action))
+        await self._form(saga_id, self._asked(action))
 
     @authenticated
     async def post(self, saga_id: str, action: str) -> None:
         self._refuse_if_read_only()
-        choice, reason = self._choice(action), self.get_body_argument("reason", "")
+        asked, reason = self._asked(action), self.get_body_argument("reason", "")
         given = self.get_body_argument("result", "")
         try:
             result = parse(given) if given.strip() else None
         except ValueError as error:
-            await self._form(saga_id, choice, problem=f"the result is not JSON: {error}", status=400)
+            await self._form(saga_id, asked, problem=f"the result is not JSON: {error}", status=400)
             return
         try:
-            await self.ask(lambda: self._act(choice, saga_id, reason, result))
+            await self.ask(lambda: self._act(asked, saga_id, reason, result))
         except (NotAllowed, InvalidInput, PayloadTooLarge, DefinitionMissing) as error:
-            await self._form(saga_id, choice, problem=str(error), status=409)
+            await self._form(saga_id, asked, problem=str(error), status=409)
             return
         self.redirect(self.reverse_url("saga", saga_id))
 
-    def _act(self, choice: AllowedAction, saga_id: str, reason: str, result: Any) -> None:
-        self.operations.act(choice.action, saga_id, actor=self.who, reason=reason, step=choice.step, result=result)
+    def _act(self, asked: AllowedAction, saga_id: str, reason: str, result: Any) -> None:
+        self.operations.act(asked.action, saga_id, actor=self.who, reason=reason, step=asked.step, result=result)
 
-    def _choice(self, action: str) -> AllowedAction:
+    def _asked(self, action: str) -> AllowedAction:
         return AllowedAction(Action(action), self.value("step") or None)
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise HTTPError(403, "this Flower is read-only")
 
-    async def _form(self, saga_id: str, choice: AllowedAction, *, problem: str = "", status: int = 200) -> None:
+    async def _form(self, saga_id: str, asked: AllowedAction, *, problem: str = "", status: int = 200) -> None:
         found = await self.ask(one.look, self.operations, saga_id)
-        allowed = choice in found.choices
+        allowed = asked in found.allowed_actions
         if not allowed and not problem:
             problem, status = "this cannot be done to the saga as it is now; somebody may have been quicker", 409
         self.set_status(status)
@@ -129,12 +128,11 @@ class Act(Handler):
             tab="saga",
             found=found,
             record=found.record,
-            choice=choice,
+            asked=asked,
             allowed=allowed,
             problem=problem,
             reason=self.get_body_argument("reason", ""),
             result=self.get_body_argument("result", ""),
-            explained=one.EXPLAINED,
             who=self.who,
         )
 
@@ -153,7 +151,7 @@ class DeadLetters(Handler):
 
     @authenticated
     async def get(self) -> None:
-        steps = await self.ask(self.operations.store.dead_letters)
+        steps = await self.ask(self.operations.queries.dead_letters)
         events = self.operations.sagas.events
         messages = [] if events is None else await self.ask(lambda: events.dead_letters(limit=_LETTERS))
         self.show("dead_letters.html", tab="dead-letters", steps=steps, shown=steps[:_LETTERS], messages=messages)

@@ -11,11 +11,12 @@ from tornado.web import StaticFileHandler
 
 from sagas.contrib.flower import api, pages
 from sagas.contrib.flower.handler import STATIC
+from sagas.operator_actions import Action
 
 __all__ = ["routes"]
 
 _ID = r"([0-9A-Za-z-]{1,36})"
-_ACTION = r"(retry|skip|done|compensate|cancel|resume)"
+_ACTION = f"({'|'.join(Action)})"
 
 
 def routes(prefix: str | None) -> list[URLSpec]:

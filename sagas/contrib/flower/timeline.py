@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sagas.checkpoints import HistoryEntry, SagaSummary, StepRecord, StepStatus
+from sagas.checkpoints import HistoryEntry, HistoryKind, SagaSummary, StepRecord, StepStatus
 from sagas.drawing import Look, look_of
 
 __all__ = ["Bar", "Mark", "Row", "timeline"]
@@ -58,7 +58,7 @@ def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime
     def share(moment: datetime) -> float:
         return min(max((moment - first).total_seconds() / whole * 100, 0.0), 100.0)
 
-    turned = max((entry.at for entry in history if entry.what == "compensation started"), default=None)
+    turned = max((entry.at for entry in history if entry.what == HistoryKind.COMPENSATION_STARTED), default=None)
     rows = []
     for step, end in zip(begun, ends, strict=True):
         start = _start(step)

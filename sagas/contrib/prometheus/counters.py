@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.utils import INF
 
-from sagas.checkpoints import AT_REST, Direction, HistoryEntry, SagaRecord
+from sagas.checkpoints import AT_REST, Direction, HistoryEntry, HistoryKind, SagaRecord
 from sagas.observers import Attempt, Handling, Observer, Start
 
 __all__ = ["Metrics"]
@@ -20,7 +20,11 @@ __all__ = ["Metrics"]
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, INF)
 
 #: What the history calls it, and what it is counted as.
-_RECOVERED = {"lost": "takeover", "not started": "not_started", "late outcome": "landed_late"}
+_RECOVERED: Mapping[str, str] = {
+    HistoryKind.LOST: "takeover",
+    HistoryKind.NOT_STARTED: "not_started",
+    HistoryKind.LATE_OUTCOME: "landed_late",
+}
 
 #: The locks of prometheus_client know nothing of forks: a child that is forked while another thread of the worker's
 #: main process counts would find them held for ever. So nobody counts while a child is forked.

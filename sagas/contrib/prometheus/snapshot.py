@@ -16,7 +16,7 @@ from sagas.app import Sagas
 from sagas.checkpoints import FINISHED, SagaStatus
 from sagas.events.breakers import BreakerState
 from sagas.operations import Operations
-from sagas.stores import SqlStore
+from sagas.stores import OperatorStore
 
 __all__ = ["Snapshot"]
 
@@ -120,13 +120,13 @@ class _Reading:
         return float("inf") if self.at is None else time.monotonic() - self.at
 
 
-def _read(sagas: Sagas, store: SqlStore) -> _Reading:
+def _read(sagas: Sagas, store: OperatorStore) -> _Reading:
     begun, now, events = time.monotonic(), store.now(), sagas.events
     names = {name for name, _ in sagas.orchestrator.sagas}
     # Zeros for what there is none of: an alert that watches a series which is not there says nothing.
     unfinished: dict[tuple[str, ...], float] = {(name, status): 0.0 for name in names for status in _UNFINISHED}
     oldest = dict(unfinished)
-    for group in store.in_flight():
+    for group in store.queries.in_flight():
         key = group.name, group.status.value
         unfinished[key] = unfinished.get(key, 0.0) + group.count
         oldest[key] = max(oldest.get(key, 0.0), (now - group.oldest).total_seconds())
@@ -135,9 +135,9 @@ def _read(sagas: Sagas, store: SqlStore) -> _Reading:
         at=begun,
         unfinished=unfinished,
         oldest=oldest,
-        still={**none, **store.standing_still()},
-        letters={**none, **store.open_dead_letters()},
-        overdue=store.overdue(),
+        still={**none, **store.queries.not_progressing()},
+        letters={**none, **store.queries.open_dead_letters()},
+        overdue=store.queries.overdue(),
         event_letters=None if events is None else events.open_dead_letters(),
         unsent=None if events is None else events.outbox_unsent(),
         unsent_age=None if events is None else events.outbox_age(),

@@ -58,7 +58,8 @@ from sagas.contrib.django.models import DeadLetter, HistoryEntry, InboxMessage, 
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import migrate, retention, schema
 from sagas.stores.retention import Expired
 from sagas.testing import Inline
@@ -362,8 +363,8 @@ class Refusals(Committing):
             "status": lambda: self.handle.status,
             "cancel": self.handle.cancel,
             "compensate": lambda: sagas.compensate(self.handle.id, reason="x"),
-            "list": lambda: sagas.store.select(),  # type: ignore[attr-defined]
-            "history": lambda: sagas.store.history(self.handle.id),
+            "list": lambda: sagas.store.queries.select(),  # type: ignore[attr-defined]
+            "history": lambda: sagas.store.queries.history(self.handle.id),
             "operators": lambda: Operations(sagas).act(Action.RESUME, self.handle.id, actor="ann", reason="x"),
         }
 
@@ -619,7 +620,7 @@ class InTheAdmin(TestCase):
         assert "stuck" in self.client.get(url).content.decode()
         answer = self.client.post(url, {"reason": "the bank is back"}, follow=True)
         assert "Retry charge: the saga is RUNNING now." in answer.content.decode()
-        entry = sagas.store.history(self.stuck.id)[-1]
+        entry = sagas.store.queries.history(self.stuck.id)[-1]
         assert entry.actor == "ann"
         assert "the bank is back" in entry.detail
         log = LogEntry.objects.get()
@@ -631,7 +632,7 @@ class InTheAdmin(TestCase):
         assert LogEntry.objects.count() == 1
 
     def test_a_step_is_marked_done_with_its_result(self) -> None:
-        url = f"/admin/sagas/saga/{self.stuck.id}/done/do/?step=charge"
+        url = f"/admin/sagas/saga/{self.stuck.id}/mark-done/do/?step=charge"
         assert "This is not JSON" in self.client.post(url, {"reason": "x", "result": "receipt-7"}).content.decode()
         answer = self.client.post(url, {"reason": "by hand", "result": '"receipt-7"'}, follow=True)
         assert "the saga is RUNNING now" in answer.content.decode()

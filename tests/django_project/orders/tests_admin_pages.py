@@ -148,7 +148,7 @@ class WhateverIsAsked(_Pages):
         assert self.stuck.status is SagaStatus.STUCK
 
     def test_a_result_is_json_that_can_be_kept(self) -> None:
-        url = f"/admin/sagas/saga/{self.stuck.id}/done/do/?step=charge"
+        url = f"/admin/sagas/saga/{self.stuck.id}/mark-done/do/?step=charge"
         for result, problem in (
             ('{"a": NaN}', "This is not JSON"), ("Infinity", "This is not JSON"), ("1e999", "This is not JSON"),
             ("[" * 500 + "]" * 500, "100 levels deep"), ('"\\ud800"', "This is not JSON"), ("[1]", "Expected `str`"),
@@ -228,7 +228,7 @@ class WhatIsShown(_Pages):
         page = self.page(self.stuck)
         assert "time 129" in page
         assert "time 100" not in page
-        total = len(sagas.store.history(self.stuck.id))
+        total = len(sagas.store.queries.history(self.stuck.id))
         assert f"The whole history: {total} entries" in page
         first, second = (self.client.get(f"/admin/sagas/saga/{self.stuck.id}/history/?p={n}") for n in (1, 2))
         whole = first.content.decode() + second.content.decode()
@@ -240,7 +240,7 @@ class WhatIsShown(_Pages):
     def test_in_german(self) -> None:
         with translation.override("de"):
             listed, page = self.client.get("/admin/sagas/saga/").content.decode(), self.page(self.stuck)
-            form = self.client.get(f"/admin/sagas/saga/{self.stuck.id}/done/do/?step=charge").content.decode()
+            form = self.client.get(f"/admin/sagas/saga/{self.stuck.id}/mark-done/do/?step=charge").content.decode()
             url = f"/admin/sagas/saga/{self.stuck.id}/retry/do/?step=charge"
             done = self.client.post(url, {"reason": "wieder da"}, follow=True).content.decode()
         for german, text in (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagas import Sagas, SagaStatus
-from sagas.checkpoints import FINISHED, HistoryEntry, SagaRecord
+from sagas.checkpoints import FINISHED, HistoryEntry, HistoryKind, SagaRecord
 from sagas.errors import SagaNotFound
 from tests.rig import TAKEOVERS, Effect
 
@@ -74,7 +74,7 @@ def judge(
             continue
         known.add(record.id)
         verdict.statuses[str(record.status)] += 1
-        history = sagas.store.history(record.id)
+        history = sagas.store.queries.history(record.id)
         lines = ledger.get(record.id, [])
         found = [] if set(ids) <= {record.id} else ["several sagas of one key"]
         found += _of_one(sagas, record, lines, history)
@@ -130,7 +130,8 @@ def _repeated(lines: Iterable[Effect], history: Iterable[HistoryEntry]) -> int:
     A "begin" does not say which way it goes; what begins after the saga first turned back is taken for a compensation.
     """
     back = min(
-        (entry.at.timestamp() for entry in history if entry.what == "compensation started"), default=float("inf")
+        (entry.at.timestamp() for entry in history if entry.what == HistoryKind.COMPENSATION_STARTED),
+        default=float("inf"),
     )
     begun = Counter((line.step, line.at > back) for line in lines if line.event == "begin")
     return sum(n - 1 for n in begun.values())

@@ -32,7 +32,8 @@ from sagas import (
 from sagas.contrib.flask import AppSagas, FlaskSagas, current_sagas, status_blueprint
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.operations import Action, Operations
+from sagas.operations import Operations
+from sagas.operator_actions import Action
 from sagas.stores import Filter
 from sagas.testing import Inline
 
@@ -118,7 +119,7 @@ def look(event: OrderPlaced, context: HandlerContext) -> None:
 events = Events([orders], engine=store.engine, broker=MemoryBroker())
 sagas = Sagas(app, store, everything, events=events, lease=10)
 assert_type(sagas, Sagas[SqlStore])
-assert_type(sagas.store.count(Filter(statuses=frozenset({SagaStatus.STUCK}))), int)
+assert_type(sagas.store.queries.count(Filter(statuses=frozenset({SagaStatus.STUCK}))), int)
 
 
 def start(session: Session) -> None:

@@ -1,0 +1,231 @@
+"""What the engine, and what operators, ask of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Protocol, runtime_checkable
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
+from sagas.errors import ConfigurationError
+from sagas.stores.codecs import Codec
+from sagas.stores.connections import Connections
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
+from sagas.stores.sessions import AnySession
+
+__all__ = ["CheckpointStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
+
+
+class SagaLog(Protocol):
+    """Reads what a store keeps beside the records of sagas."""
+
+    def history(self, saga_id: str) -> Sequence[HistoryEntry]:
+        """Return what happened to a saga beside its plain way forward, oldest first."""
+
+    def dead_letters(self, saga_id: str | None = None, *, unresolved: bool = True) -> Sequence[DeadLetter]:
+        """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
+
+
+class CheckpointStore(Protocol):
+    """What the engine asks of a store. Every method raises `StoreUnavailable` when the database does not answer.
+
+    The one rule that all safety rests on: `save` stores the new record only if the stored one still has the revision
+    of the old. Whoever loses that race loads again and decides again.
+    """
+
+    @property
+    def queries(self) -> SagaLog:
+        """What people read. The engine reads none of it."""
+
+    def now(self) -> datetime:
+        """Return the database's time, in UTC. It is the only clock that the engine reads."""
+
+    def insert(self, record: SagaRecord, session: AnySession | None = None) -> SagaRecord:
+        """Store a new saga, in the caller's transaction if one is given.
+
+        Returns the saga that has this name and key: the given one, or the one that was there before it.
+        """
+
+    def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
+        """Call `then` once the caller's transaction has committed, and not at all when it rolls back.
+
+        Without a session, at once; or, where the store knows of a transaction that all its writes are a part of, after
+        that.
+        """
+
+    def load(self, saga_id: str, session: AnySession | None = None) -> SagaRecord:
+        """Return a saga with all its steps; with `session`, lock it until that transaction ends.
+
+        Raises `SagaNotFound`.
+        """
+
+    def find(self, name: str, key: str) -> SagaRecord:
+        """Return the saga of this name and key. Raises `SagaNotFound`."""
+
+    def save(
+        self,
+        before: SagaRecord,
+        after: SagaRecord,
+        history: Sequence[HistoryEntry] = (),
+        dead_letters: Sequence[DeadLetter] = (),
+        outbox: Sequence[Mapping[str, Any]] = (),
+        session: AnySession | None = None,
+    ) -> SagaRecord | None:
+        """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first.
+
+        `outbox`: rows of the outbox, for messages that leave if and only if this is stored.
+        """
+
+    def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:
+        """Return what an attempt at a step runs in, from before its function is called until it has returned.
+
+        With `step.session`, until that is committed. An error that leaves it at the end is a failure of the step.
+
+        `open_session`: what `step.session` asks; it opens `transaction`, the first time.
+        """
+
+    def transaction(self, who: str = "a step", limit: float | None = None) -> AbstractContextManager[Session]:
+        """Open a session for a step that wants its effect and its checkpoint in one transaction.
+
+        Only the end of the block ends that transaction: the step is refused when it does so. It counts as committed
+        only if it was. `who`: the step, for messages. `limit`: seconds after which nobody waits for the step.
+        """
+
+    def due(self, limit: int, lease: float) -> Sequence[str]:
+        """Return the ids of sagas that recovery has to look at, kept from other recoveries for `lease` seconds."""
+
+    def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
+        """Return those of these sagas that exist, with their steps, without their payloads."""
+
+    def reschedule(self, sagas: Collection[SagaSummary]) -> None:
+        """Store when recovery looks at these sagas again (`next_check_at`), and for the how many times (`idle_checks`).
+
+        That is no save: the revision stays, and a saga that somebody has saved since stays as it is.
+        """
+
+    def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
+        """Keep a saga from recovery for so long, though its record may not be readable. Return its name.
+
+        `why`: becomes its error, unless that says why it turned back. None where there is no such saga.
+        """
+
+    def arrived(self, task: str, sent_at: datetime) -> None:
+        """Note that what was sent for a Celery task before `sent_at` has arrived, or is lost. An older note is kept."""
+
+    def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
+        """Return the latest such time of those tasks that have one."""
+
+
+class Queries(SagaLog, Protocol):
+    """What people ask of the sagas in a store. Nothing here changes a saga, and the engine needs none of it.
+
+    Every method raises `StoreUnavailable` when the database does not answer.
+    """
+
+    def resolve(self, text: str) -> SagaSummary:
+        """Return the saga that an operator means by its id, the start of its id, or its key.
+
+        It has its steps, and no payloads. Raises `SagaNotFound`; `AmbiguousSaga` where there are several.
+        """
+
+    def summary(self, saga_id: str) -> SagaSummary:
+        """Return a saga with its steps, without its payloads. Raises `SagaNotFound`."""
+
+    def payloads(self, saga_id: str) -> Payloads:
+        """Return the input of a saga and the results of its steps. Raises `SagaNotFound`."""
+
+    def select(
+        self,
+        where: Filter = EVERYTHING,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        after: str | None = None,
+        with_steps: bool = False,
+    ) -> Sequence[SagaSummary]:
+        """Return the sagas that fit a filter, newest first, without their payloads.
+
+        `before`: an id, for the next page. `after`: an id, or "" for the first page, to get them oldest first.
+        `with_steps`: load their steps too; left out, the records have none.
+        """
+
+    def count(self, where: Filter = EVERYTHING) -> int:
+        """Return how many sagas fit a filter."""
+
+    def tally(self, where: Filter = EVERYTHING) -> Sequence[StatusCount]:
+        """Return how many of the sagas that fit a filter have each name and status."""
+
+    def in_flight(self) -> Sequence[InFlight]:
+        """Return the unfinished sagas, by name, version, outline and status."""
+
+    def ended(self, since: datetime, *, among: int = 1000) -> int:
+        """Return how many sagas have ended since then, of the `among` that were started last with each end.
+
+        Cheap, for a rate: it reads at most `among` rows for each end.
+        """
+
+    def audit(
+        self,
+        *,
+        actor: str | None = None,
+        name: str | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+        before: int | None = None,
+    ) -> Sequence[AuditEntry]:
+        """Return what operators did, newest first: one of them, to sagas of one name, since a moment.
+
+        `before`: the number of an entry, for the next page.
+        """
+
+    def not_progressing(self) -> Mapping[str, int]:
+        """Return how many sagas of each name wait, for a long time, for somebody to begin their next step."""
+
+    def open_dead_letters(self) -> Mapping[str, int]:
+        """Return how many steps of the sagas of each name wait for a person."""
+
+    def overdue(self) -> float:
+        """Return for how many seconds the saga that waits longest has been due without a recovery pass."""
+
+
+@runtime_checkable
+class OperatorStore(CheckpointStore, Protocol):
+    """A store that operators can work with: its sagas are in the library's tables, in a SQL database.
+
+    The command line, Flower, the admin, the doctor, metrics and retention need one. `SqlStore` is one.
+    """
+
+    @property
+    def queries(self) -> Queries:
+        """The answers to what people ask."""
+
+    @property
+    def engine(self) -> Engine:
+        """The database."""
+
+    @property
+    def dialect(self) -> str:
+        """The kind of database, as SQLAlchemy names it."""
+
+    @property
+    def connections(self) -> Connections:
+        """What opens its transactions."""
+
+    @property
+    def codec(self) -> Codec:
+        """What payloads are encrypted with."""
+
+    @property
+    def how_to_upgrade(self) -> str:
+        """The command that brings the tables to what this version needs."""
+
+
+def operator_store(store: CheckpointStore) -> OperatorStore:
+    """Return a store as one that operators can work with. Raises `ConfigurationError` where it is none."""
+    if not isinstance(store, OperatorStore):
+        raise ConfigurationError(f"{store!r} has no lists for operators; keep the sagas in a SqlStore")
+    return store

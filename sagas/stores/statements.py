@@ -1,0 +1,138 @@
+"""The statements that write sagas, as each kind of database spells them.
+
+They are built once: SQLAlchemy takes longer to build a statement than to execute it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, cast, insert, select, union_all, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from sagas.checkpoints import DeadLetter, SagaRecord
+from sagas.stores import schema
+from sagas.stores.rows import LETTER_FIELDS, MUTABLE_FIELDS, row_of
+
+__all__ = [
+    "BY_ID",
+    "BY_KEY",
+    "COMPARE_AND_SET",
+    "DIALECTS",
+    "RESCHEDULE",
+    "STEPS",
+    "compared_and_set",
+    "file_letter",
+    "save_at_once",
+]
+
+BY_ID = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
+BY_KEY = select(schema.sagas).where(schema.sagas.c.name == bindparam("name"), schema.sagas.c.key == bindparam("key"))
+STEPS = select(schema.steps).where(schema.steps.c.saga_id == bindparam("saga_id")).order_by(schema.steps.c.seq)
+
+#: The one statement that all safety rests on.
+COMPARE_AND_SET = (
+    update(schema.sagas)
+    .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
+    .values({name: bindparam(name, type_=schema.sagas.c[name].type) for name in MUTABLE_FIELDS})
+)
+
+RESCHEDULE = (
+    update(schema.sagas)
+    .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
+    .values(
+        idle_checks=bindparam("_idle_checks"),
+        next_check_at=bindparam("_next_check_at", type_=schema.sagas.c.next_check_at.type),
+    )
+)
+
+
+def compared_and_set(before: SagaRecord, after: SagaRecord) -> dict[str, Any]:
+    """Return the parameters of `COMPARE_AND_SET`."""
+    return {"_id": before.id, "_revision": before.revision, **row_of(after, MUTABLE_FIELDS)}
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """The statements that differ from database to database."""
+
+    insert_or_keep: Any
+    insert_arrival: Any
+    upsert: Any
+    counts_inserts: bool = True  #: whether the row count tells an insert from a row that was kept
+
+
+_STEP_KEY = [column.name for column in schema.steps.primary_key]
+
+
+def _upsert(statement: Any) -> Any:
+    return statement.on_conflict_do_update(index_elements=_STEP_KEY, set_=_not_key(statement.excluded))
+
+
+def _mysql_upsert(statement: mysql.Insert) -> Any:
+    return statement.on_duplicate_key_update(_not_key(statement.inserted))
+
+
+def _not_key(new: Any) -> dict[str, Any]:
+    return {column.name: new[column.name] for column in schema.steps.columns if column.name not in _STEP_KEY}
+
+
+def _keep(statement: Any, *unique: str) -> Any:
+    return statement.on_conflict_do_nothing(index_elements=unique)
+
+
+# SQLAlchemy says how many rows an INSERT wrote only when it is asked; here that tells who won.
+_COUNTED = {"preserve_rowcount": True}
+
+_MYSQL = _Dialect(
+    # Not INSERT IGNORE: that also cuts what is too long, and says nothing.
+    insert_or_keep=mysql.insert(schema.sagas).on_duplicate_key_update(id=schema.sagas.c.id),
+    insert_arrival=mysql.insert(schema.arrivals).on_duplicate_key_update(task=schema.arrivals.c.task),
+    counts_inserts=False,
+    upsert=_mysql_upsert(mysql.insert(schema.steps)),
+)
+DIALECTS: Mapping[str, _Dialect] = {
+    "postgresql": _Dialect(
+        insert_or_keep=_keep(postgresql.insert(schema.sagas), "name", "key").execution_options(**_COUNTED),
+        insert_arrival=_keep(postgresql.insert(schema.arrivals), "task"),
+        upsert=_upsert(postgresql.insert(schema.steps)),
+    ),
+    "sqlite": _Dialect(
+        insert_or_keep=_keep(sqlite.insert(schema.sagas), "name", "key").execution_options(**_COUNTED),
+        insert_arrival=_keep(sqlite.insert(schema.arrivals), "task"),
+        upsert=_upsert(sqlite.insert(schema.steps)),
+    ),
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+
+
+@functools.cache
+def save_at_once(steps: int) -> Any:
+    """Return PostgreSQL's statement that compares and sets, and writes this number of steps if it won."""
+    if not steps:
+        return COMPARE_AND_SET
+    won = COMPARE_AND_SET.returning(schema.sagas.c.id).cte("won")
+    columns = list(schema.steps.c)
+    rows = [
+        select(*(cast(bindparam(f"{c.name}_{n}", type_=c.type), c.type) for c in columns)).select_from(won)
+        for n in range(steps)
+    ]
+    source = rows[0] if steps == 1 else union_all(*rows)
+    insertion = postgresql.insert(schema.steps).from_select(columns, source)
+    return _upsert(insertion).add_cte(won).execution_options(**_COUNTED)
+
+
+def file_letter(letter: DeadLetter) -> Any:
+    """Return the statement that opens a dead letter, or resolves the open ones of its step."""
+    if letter.resolved_at is None:
+        return insert(schema.dead_letters).values(row_of(letter, LETTER_FIELDS))
+    table = schema.dead_letters.c
+    return (
+        update(schema.dead_letters)
+        .where(table.saga_id == letter.saga_id, table.step == letter.step, table.resolved_at.is_(None))
+        .values(row_of(letter, ("resolved_at", "resolution", "reason", "actor")))
+    )
