@@ -91,6 +91,7 @@ def _command(action: Action) -> click.Command:
         as_json: bool,
         result: str | None = None,
     ) -> None:
+        """Do it to the sagas with these ids, or to those that the options choose."""
         order = _Order(
             action=action,
             reason=reason,
