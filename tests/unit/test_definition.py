@@ -111,7 +111,7 @@ ok = Step("ok", nothing, compensation=None)
         (lambda: Step("x", nothing, compensation=None, max_deliveries=0), DefinitionError, "never run"),
         (lambda: Retry(max_attempts=0), DefinitionError, "at least 1"),
         (lambda: Retry(factor=0.5), DefinitionError, "factor"),
-        (lambda: Parallel(ok), DefinitionError, "two steps or more"),
+        (lambda: Parallel(ok), DefinitionError, "two nodes or more"),
         (lambda: Parallel(ok, Pivot("p", nothing)), DefinitionError, "cannot be one of several"),
         (lambda: Saga("s", Step("x", nothing)), DefinitionError, "say what undoes it"),
         (lambda: Saga("s", ok, ok), DuplicateName, "another step has this name"),
@@ -133,7 +133,7 @@ ok = Step("ok", nothing, compensation=None)
         (lambda: Saga("s", Step("x", returns_object, compensation=None)), DefinitionError, "cannot be kept"),
         (lambda: Saga("s", ok, input=Celery), DefinitionError, "cannot be"),
         (lambda: Saga("s", ok, input=int), DefinitionError, "not a dataclass"),
-        (lambda: Saga("s", reserve), DefinitionError, "neither a Step"),  # type: ignore[arg-type]
+        (lambda: Saga("s", reserve), DefinitionError, "is no node"),  # type: ignore[arg-type]
         (lambda: Saga("s", ok).start(), ConfigurationError, "not registered"),
     ],
 )
