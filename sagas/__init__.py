@@ -28,6 +28,7 @@ from sagas.errors import (
     WaitTimeout,
 )
 from sagas.handle import SagaHandle
+from sagas.schedules import Schedule
 from sagas.stores import SqlStore
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     # running it
     "Sagas",
     "SqlStore",
+    "Schedule",
     "SagaHandle",
     # reading it
     "SagaStatus",

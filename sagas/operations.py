@@ -25,7 +25,7 @@ from sagas.stores import Filter, SqlStore
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "Action", "AllowedAction", "Operations", "ActionResult", "pretty"]
+__all__ = ["LONGEST_REASON", "Action", "AllowedAction", "Operations", "ActionResult", "check_reason", "pretty"]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
@@ -85,7 +85,9 @@ class Operations:
         if record.status is SagaStatus.STUCK:
             stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
             found = [
-                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
+                AllowedAction(action, step)
+                for step in stuck
+                for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
             ]
             if definition.pivot is not None and definition.pivot.name in stuck:
                 found.append(AllowedAction(Action.COMPENSATE))
@@ -112,7 +114,7 @@ class Operations:
         Raises `NotAllowed` when its state forbids it, or no reason is given; `InvalidInput` for a reason of more than
         2,000 characters and a result that is not of its type; `PayloadTooLarge` for one of more than `max_payload`.
         """
-        _check_reason(f"saga {saga_id}, {action}", reason)
+        check_reason(f"saga {saga_id}, {action}", reason)
         sagas = self.sagas
         match action:
             case Action.CANCEL:
@@ -207,7 +209,8 @@ def pretty(value: Any, indent: int | None = 2) -> str:
     return f"{text[:_LONGEST_SHOWN]}\n… cut: {len(text) - _LONGEST_SHOWN:,} characters more"
 
 
-def _check_reason(where: str, reason: str) -> None:
+def check_reason(where: str, reason: str) -> None:
+    """Refuse what an operator does without saying why, or at too great length."""
     if not reason.strip():
         raise NotAllowed(f"{where}: say why; it is kept with the saga")
     if len(reason) > LONGEST_REASON:
