@@ -132,7 +132,7 @@ class ScheduleOperations:
 
     def _view(self, name: str, state: ScheduleState | None, now: datetime) -> ScheduleView:
         last = stored.ticks(self.store, name, limit=1)
-        abandoned = state is None or now - state.seen_at > ABANDONED
+        abandoned = state is None or abs(now - state.seen_at) > ABANDONED
         return ScheduleView(name, self._scheduler.schedules.get(name), state, abandoned, last[0] if last else None)
 
     def _entry(self, what: str, schedule: Schedule, actor: str, reason: str, count: int) -> AuditEntry:

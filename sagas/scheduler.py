@@ -114,13 +114,13 @@ class Scheduler:
         defined = schedule.saga.name, schedule.cron, schedule.timezone
         if defined == (state.saga, state.cron, state.timezone):
             self._stored.add(schedule.name)
-            if now - state.seen_at > _CONFIRM:
+            if abs(now - state.seen_at) > _CONFIRM:
                 if state.next_at > (following := schedule.next_after(now)):  # the clock was ahead, and was set back
                     return self._settle(schedule, state, Decision(state=replace(state, next_at=following), ticks=()))
                 stored.confirm(self.store, state, now)
             return state
         # Workers of the version before may still run. The one that started last is right, as long as it is there.
-        if schedule.name in self._stored and now - state.seen_at < ABANDONED:
+        if schedule.name in self._stored and abs(now - state.seen_at) < ABANDONED:
             return None
         self._stored.add(schedule.name)
         logger.info("schedule %s was %r in %s and is now %r", state.name, state.cron, state.timezone, schedule)
