@@ -40,6 +40,24 @@ class ScheduleView:
     last: Tick | None  #: its latest tick
 
     @property
+    def saga(self) -> str:
+        """The name of the saga that it starts."""
+        return self._defined("saga") if self.schedule is None else self.schedule.saga.name
+
+    @property
+    def cron(self) -> str:
+        """Its cron expression."""
+        return self._defined("cron") if self.schedule is None else self.schedule.cron
+
+    @property
+    def timezone(self) -> str:
+        """The time zone of its local times."""
+        return self._defined("timezone") if self.schedule is None else self.schedule.timezone
+
+    def _defined(self, name: str) -> str:
+        return str(getattr(self.state, name))
+
+    @property
     def allowed(self) -> tuple[ScheduleAction, ...]:
         """What may be done to it."""
         if self.schedule is None:

@@ -19,6 +19,7 @@ from sagas.cli.rehearse import rehearse
 from sagas.cli.retention import audit as audit_of_all
 from sagas.cli.retention import purge, reencrypt
 from sagas.cli.saga_graph import draw_saga
+from sagas.cli.schedules import schedules
 from sagas.cli.showing import history, show
 from sagas.cli.start import start
 from sagas.cli.watch import watch
@@ -38,7 +39,7 @@ def sagas(context: click.Context) -> None:
 
 _COMMANDS: tuple[click.Command, ...] = (
     list_, show, history, watch, *actions, audit, purge, start, check, doctor, draw_saga,
-    rehearse, flower, events,
+    rehearse, flower, schedules, events,
 )  # fmt: skip
 for command in _COMMANDS:
     sagas.add_command(command)
