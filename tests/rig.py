@@ -24,7 +24,7 @@ import psutil
 from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
-from sagas import Parallel, Pivot, Retry, Saga, Sagas, SqlStore, Step, StepContext, TerminalError
+from sagas import Parallel, Pivot, Retry, Saga, Sagas, Schedule, SqlStore, Step, StepContext, TerminalError
 from tests.servers import Clock, die_with_parent, wait_for
 
 logger = logging.getLogger(__name__)
@@ -196,6 +196,7 @@ def make_app(
     run_next_inline: bool = True,
     task_cls: str | None = None,
     more: Sequence[str] = (),
+    schedules: Mapping[str, Mapping[str, Any]] | None = None,
     **conf: Any,
 ) -> Celery:
     app = Celery("rig", broker=broker, set_as_current=False, task_cls=task_cls)
@@ -219,10 +220,16 @@ def make_app(
         redispatch_after=redispatch_after,
         recovery_interval=0.2,
         run_next_inline=run_next_inline,
+        schedules=[_schedule(name, known, **options) for name, options in (schedules or {}).items()],
     )
     if broken:
         _break(app, *broken)
     return app
+
+
+def _schedule(name: str, known: Sequence[Saga], *, saga: str, **options: Any) -> Schedule:
+    [of_name] = [each for each in known if each.name == saga]
+    return Schedule(name, of_name, input=Faults(), **options)
 
 
 def _break(app: Celery, task: str, how: str) -> None:

@@ -416,7 +416,11 @@ WORKERS, TICKS = 6, 12
 def race(make: Callable[..., Shop], clock: Clock, **options: Any) -> tuple[Counter[str], Sequence[Shop]]:
     """Let workers look all at once, tick by tick. Return how many sagas each tick started."""
     shops = [make(**options) for _ in range(WORKERS)]
-    barrier = threading.Barrier(WORKERS, action=lambda: clock.later(hours=1))
+
+    def next_hour() -> None:
+        clock.later(hours=1)
+
+    barrier = threading.Barrier(WORKERS, action=next_hour)
 
     def work(shop: Shop) -> None:
         for _ in range(TICKS):
