@@ -87,9 +87,11 @@ class Decision:
 def decide(schedule: Schedule, state: ScheduleState, now: datetime, running: Running | None) -> Decision | None:
     """Decide about what is due first; None where nothing is to be done now. Asked again, it goes on from there."""
     free = running is None or schedule.overlap is Overlap.ALLOW
-    if state.waiting is not None and free and state.paused_at is None:
-        return _start(replace(state, waiting=None), state.waiting, now, "the saga that it waited for has ended")
     due, following = _due(schedule, state, now)
+    # A later tick would at once cancel what is started here. It takes its place, unless all ticks are to start.
+    replaced = due and schedule.overlap is Overlap.CANCEL and schedule.catch_up is not CatchUp.ALL
+    if state.waiting is not None and free and state.paused_at is None and not replaced:
+        return _start(replace(state, waiting=None), state.waiting, now, "the saga that it waited for has ended")
     if not due:
         return None
     if state.paused_at is not None:
@@ -149,19 +151,17 @@ def _decide_one(
     state = replace(state, next_at=schedule.next_after(at))
     if running is not None:
         return _overlap(schedule, state, at, now, running)
-    return _start(state, at, now, f"{_told(late)} late: no worker looked at it in time" if caught_up else "")
+    why = f"{_told(late)} late: no worker looked at it in time" if caught_up else ""
+    decision = _start(replace(state, waiting=None), at, now, why)
+    return decision if state.waiting is None else replace(decision, ticks=[_replaced(state, at, now), *decision.ticks])
 
 
 def _overlap(schedule: Schedule, state: ScheduleState, at: datetime, now: datetime, running: Running) -> Decision:
     waiting = state.waiting
     if schedule.overlap is Overlap.CANCEL:
-        ticks = [
-            _tick(state, at, now, TickOutcome.QUEUED, f"{running}; it is cancelled, and this one waits for its end")
-        ]
-        if waiting is not None:
-            ticks.insert(
-                0, _tick(state, waiting, now, TickOutcome.SKIPPED, f"the tick {at.isoformat()} took its place")
-            )
+        why = f"{running}; it is cancelled, and this one waits for its end"
+        ticks = [] if waiting is None else [_replaced(state, at, now)]
+        ticks.append(_tick(state, at, now, TickOutcome.QUEUED, why))
         return Decision(state=replace(state, waiting=at), ticks=ticks, cancel=running.saga_id)
     if schedule.overlap is Overlap.QUEUE and waiting is None:
         return Decision(
@@ -208,6 +208,12 @@ def _start(state: ScheduleState, at: datetime, now: datetime, why: str) -> Decis
 
 def _tick(state: ScheduleState, at: datetime, now: datetime, outcome: TickOutcome, why: str) -> Tick:
     return Tick(schedule=state.name, at=at, outcome=outcome, why=why, decided_at=now)
+
+
+def _replaced(state: ScheduleState, at: datetime, now: datetime) -> Tick:
+    """Return the tick that waits, whose place another one takes."""
+    assert state.waiting is not None
+    return _tick(state, state.waiting, now, TickOutcome.SKIPPED, f"the tick {at.isoformat()} took its place")
 
 
 def _told(duration: timedelta) -> str:

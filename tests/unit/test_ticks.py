@@ -140,6 +140,21 @@ def test_the_latest_tick_takes_the_place_of_one_that_waits_for_a_cancellation() 
     assert (decision.state.waiting, decision.cancel) == (NOON, "the-saga")
 
 
+def test_a_later_tick_takes_its_place_also_when_it_could_start() -> None:
+    """No worker ran when the cancelled saga had ended: what starts would be cancelled by the next tick at once."""
+    waits = state(waiting=NOON - HOUR)
+    decision = decide(hourly(overlap="cancel"), waits, NOON, None)
+    assert decision is not None
+    assert [(tick.at, tick.outcome) for tick in decision.ticks] == [
+        (NOON - HOUR, TickOutcome.SKIPPED), (NOON, TickOutcome.STARTED),
+    ]  # fmt: skip
+    assert (decision.start, decision.state.waiting, decision.state.next_at) == (NOON, None, NOON + HOUR)
+    for other in (hourly(overlap="cancel", catch_up="all"), hourly(overlap="queue")):
+        decision = decide(other, waits, NOON, None)
+        assert decision is not None
+        assert decision.start == NOON - HOUR
+
+
 def test_a_paused_schedule_skips_its_ticks_and_says_who_paused_it() -> None:
     paused = state(paused_at=NOON, paused_by="ann", paused_why="audit", waiting=NOON - HOUR)
     decision = decide(hourly(), paused, NOON + 2 * HOUR, None)
