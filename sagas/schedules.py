@@ -72,7 +72,7 @@ class Schedule:
     >>> bill_all = Saga("bill_all", Step("bill", lambda: None, compensation=None))
     >>> nightly = Schedule("nightly_billing", bill_all, cron="0 2 * * *", timezone="Europe/Vienna")
     >>> nightly.next_times(datetime(2026, 7, 1, tzinfo=UTC), 1)[0].isoformat()
-    '2026-07-01T02:00:00+02:00'
+    '2026-07-02T02:00:00+02:00'
     """
 
     def __init__(
