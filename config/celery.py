@@ -10,6 +10,7 @@ from config.settings import Settings
 from sagas import Sagas, SqlStore, logs
 from sagas.contrib.prometheus import export
 from tasks import tables
+from tasks.billing import bill_all, nightly_billing
 from tasks.bookings import book_stay
 from tasks.orders import place_order
 from tasks.transfers import transfer_money
@@ -50,10 +51,11 @@ tables.ShopSession.configure(bind=store.engine)
 sagas = Sagas(
     app,
     store,
-    [place_order, transfer_money, book_stay],
+    [place_order, transfer_money, book_stay, bill_all],
     lease=settings.lease,
     redispatch_after=settings.redispatch_after,
     recovery_interval=settings.recovery_interval,
+    schedules=[nightly_billing],
 )
 # `--metrics-address` of workers, and which step a line of a log is about.
 export(sagas)

@@ -31,6 +31,7 @@ from sagas.errors import (
 )
 from sagas.handle import SagaHandle
 from sagas.nodes import COMPENSATE, Sleep, Wait
+from sagas.schedules import Schedule
 from sagas.signals import Completion
 from sagas.stores import SqlStore
 
@@ -50,6 +51,7 @@ __all__ = [
     # running it
     "Sagas",
     "SqlStore",
+    "Schedule",
     "SagaHandle",
     "Completion",
     # reading it

@@ -21,6 +21,8 @@ from sagas.handle import SagaHandle
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
+from sagas.scheduler import Scheduler
+from sagas.schedules import Schedule
 from sagas.signals import Completion
 from sagas.transitions import Repair, Timing, Verdict
 
@@ -48,6 +50,7 @@ class Sagas(Generic[StoreT_co]):
     `events`: what steps publish through, and what workers consume; see `sagas.events`.
     `redact`: names of fields of inputs and results whose values operators do not see, wherever they look; where an
     exception quotes one, it is taken out of the error, too.
+    `schedules`: start sagas at the times of a cron expression; any worker runs them.
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `run_next_inline`: let a worker that has done a step run the next one too, without a message, if it serves the
         queue of that step.
@@ -77,6 +80,7 @@ class Sagas(Generic[StoreT_co]):
         events: Events | None = None,
         redact: Iterable[str] = (),
         observers: Iterable[Observer] = (),
+        schedules: Iterable[Schedule] = (),
     ) -> None:
         if hasattr(app, "sagas"):
             raise ConfigurationError(f"the Celery app {app.main!r} already has its Sagas")
@@ -106,9 +110,10 @@ class Sagas(Generic[StoreT_co]):
             redact=self.redact,
         )
         self.canvas = Canvas(app, self.orchestrator)
-        self.recovery = Recovery(self.orchestrator, self.canvas, recovery_interval)
         for saga in sagas:
             self.register(saga)
+        self.scheduler = Scheduler(self.orchestrator, self.canvas, schedules)
+        self.recovery = Recovery(self.orchestrator, self.canvas, recovery_interval, self.scheduler)
         # By name: nothing but a worker needs them.
         app.steps["worker"].add("sagas.worker.recovery:RecoveryStep")
         if events is not None:

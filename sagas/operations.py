@@ -24,7 +24,7 @@ from sagas.stores import Filter, operator_store
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "ActionResult", "Operations", "pretty"]
+__all__ = ["LONGEST_REASON", "ActionResult", "Operations", "check_reason", "pretty"]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
@@ -93,7 +93,7 @@ class Operations:
         Raises `NotAllowed` when its state forbids it, or no reason is given; `InvalidInput` for a reason of more than
         2,000 characters and a result that is not of its type; `PayloadTooLarge` for one of more than `max_payload`.
         """
-        _check_reason(f"saga {saga_id}, {action}", reason)
+        check_reason(f"saga {saga_id}, {action}", reason)
         sagas = self.sagas
         match action:
             case Action.CANCEL:
@@ -188,7 +188,8 @@ def pretty(value: Any, indent: int | None = 2) -> str:
     return f"{text[:_LONGEST_SHOWN]}\n… cut: {len(text) - _LONGEST_SHOWN:,} characters more"
 
 
-def _check_reason(where: str, reason: str) -> None:
+def check_reason(where: str, reason: str) -> None:
+    """Refuse what an operator does without saying why, or at too great length."""
     if not reason.strip():
         raise NotAllowed(f"{where}: say why; it is kept with the saga")
     if len(reason) > LONGEST_REASON:

@@ -24,6 +24,7 @@ from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, Sto
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.probes import Advice, Overdue, Queue
+from sagas.scheduler import Scheduler
 from sagas.text import clean, describe
 from sagas.transitions import Verdict
 
@@ -63,8 +64,9 @@ class Recovery:
     as one does no saga stands still. What goes wrong with one saga is its own: the others are seen to all the same.
     """
 
-    def __init__(self, orchestrator: Orchestrator, canvas: Canvas, interval: float) -> None:
+    def __init__(self, orchestrator: Orchestrator, canvas: Canvas, interval: float, scheduler: Scheduler) -> None:
         self._orchestrator = orchestrator
+        self._scheduler = scheduler
         self._canvas = canvas
         self._interval = interval
         self._queues: dict[str, Queue] = {}  # by task; those of which a saga was overdue
@@ -89,6 +91,7 @@ class Recovery:
                 self._see_to(saga.saga_id, partial(self._send_again, saga, look), look)
             while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
                 self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
+        self._scheduler.run_once()
         if observers := self._orchestrator.observers:
             observers.recovered(look.sent)
         if look.broker_error is not None and not look.sent:

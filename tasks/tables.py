@@ -9,6 +9,7 @@ __all__ = [
     "Account",
     "Base",
     "Entry",
+    "Invoice",
     "Night",
     "Operation",
     "PlannedFault",
@@ -80,6 +81,17 @@ class Night(Base):
     listing: Mapped[str] = mapped_column(primary_key=True)
     night: Mapped[date] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(index=True)
+
+
+class Invoice(Base):
+    """Billing: what a customer is asked to pay."""
+
+    __tablename__ = "shop_invoices"
+
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[date] = mapped_column(index=True)
+    amount: Mapped[int]  #: cents
+    sent: Mapped[bool] = mapped_column(default=False)
 
 
 class PlannedFault(Base):

@@ -24,7 +24,20 @@ import psutil
 from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
-from sagas import Parallel, Pivot, Retry, Saga, Sagas, Sleep, SqlStore, Step, StepContext, TerminalError, Wait
+from sagas import (
+    Parallel,
+    Pivot,
+    Retry,
+    Saga,
+    Sagas,
+    Schedule,
+    Sleep,
+    SqlStore,
+    Step,
+    StepContext,
+    TerminalError,
+    Wait,
+)
 from sagas.checkpoints import HistoryKind
 from tests.servers import Clock, die_with_parent, wait_for
 
@@ -238,6 +251,7 @@ def make_app(
     run_next_inline: bool = True,
     task_cls: str | None = None,
     more: Sequence[str] = (),
+    schedules: Mapping[str, Mapping[str, Any]] | None = None,
     **conf: Any,
 ) -> Celery:
     app = Celery("rig", broker=broker, set_as_current=False, task_cls=task_cls)
@@ -261,10 +275,16 @@ def make_app(
         redispatch_after=redispatch_after,
         recovery_interval=0.2,
         run_next_inline=run_next_inline,
+        schedules=[_schedule(name, known, **options) for name, options in (schedules or {}).items()],
     )
     if broken:
         _break(app, *broken)
     return app
+
+
+def _schedule(name: str, known: Sequence[Saga], *, saga: str, **options: Any) -> Schedule:
+    [of_name] = [each for each in known if each.name == saga]
+    return Schedule(name, of_name, input=Faults(), **options)
 
 
 def _break(app: Celery, task: str, how: str) -> None:

@@ -16,6 +16,7 @@ from sagas.cli.options import DURATION, TEXT, signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.operations import Operations
 from sagas.stores import retention
+from sagas.stores import schedules as stored_schedules
 from sagas.stores.archive import Archive
 from sagas.stores.audit import audit as entries
 from sagas.stores.reencryption import reencrypt as reencrypt_all
@@ -54,16 +55,21 @@ def purge(
 ) -> None:
     """Delete finished sagas, with their steps and history, oldest first.
 
-    Never one that is unfinished, stuck, or has an open dead letter. It is safe beside workers, may be interrupted, and
-    goes on from there the next time. With --archive each saga is on the disk before it is deleted.
+    With them go the ticks of schedules that were decided about before that, unless --status chooses.
+
+    Never a saga that is unfinished, stuck, or has an open dead letter. It is safe beside workers, may be interrupted,
+    and goes on from there the next time. With --archive each saga is on the disk before it is deleted.
 
     Keep sagas for longer than any action may hang, and than a key may be used again: a deleted key starts a new saga.
     """
     store = Operations(obj.app.sagas).store
     which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or FINISHED, name=saga)
     count = retention.count_expired(store, which)
+    ticks = 0 if statuses else stored_schedules.count_old(store, older_than, saga)
     click.echo(f"{count:,} {which}", err=True)
-    if dry_run or not count:
+    if ticks:
+        click.echo(f"{ticks:,} ticks of schedules", err=True)
+    if dry_run or not (count or ticks):
         click.echo(f"{'would delete' if dry_run else 'deleted'} {count}")
         return
     if not yes:
@@ -76,6 +82,9 @@ def purge(
                 click.echo(f"{total:,} of {count:,}", err=True)
     except OSError as error:
         raise Refusal(f"the archive could not be written, and its sagas are kept: {error}") from error
+    if ticks:
+        for _ in stored_schedules.purge(store, older_than, saga, reason=reason, actor=actor):
+            pass
     click.echo(f"deleted {total}")
 
 

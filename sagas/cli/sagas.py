@@ -32,6 +32,7 @@ _COMMANDS = LazyCommands(
         "graph": "sagas.cli.saga_graph:draw_saga",
         "rehearse": "sagas.cli.rehearse:rehearse",
         "flower": "sagas.cli.flower:flower",
+        "schedules": "sagas.cli.schedules:schedules",
         "events": "sagas.cli.events:events",
     }
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sagas.app import Sagas
-from sagas.doctor import broker, database, setup, work, workers
+from sagas.doctor import broker, database, schedules, setup, work, workers
 from sagas.doctor.findings import Finding, Level, problem
 from sagas.errors import StoreRefused
 from sagas.stores import OperatorStore, operator_store
@@ -35,6 +35,7 @@ def _examine(sagas: Sagas, store: OperatorStore, timeout: float) -> Iterator[Fin
     if tables_are_there:  # else there is nothing to look at, or not in these columns
         try:
             yield from work.examine(sagas, store)
+            yield from schedules.examine(sagas)
         except StoreRefused as error:
             yield problem(database.PRIVILEGES, f"the work that waits cannot be looked at: {error}", "grant SELECT")
     if sagas.events is not None:

@@ -37,6 +37,8 @@ __all__ = [
     "history",
     "dead_letters",
     "audit",
+    "schedules",
+    "ticks",
     # events
     "outbox",
     "relay_shards",
@@ -238,6 +240,37 @@ audit = Table(
     Column("detail", LongText, nullable=False),
     Column("reason", LongText, nullable=False),
     Column("count", BigInteger, nullable=False),  # of the sagas that it was done to
+    **MYSQL_OPTIONS,
+)
+
+schedules = Table(
+    "sagas_schedule",
+    metadata,
+    Column("name", exact(100), primary_key=True),
+    Column("saga", exact(100), nullable=False),
+    Column("cron", exact(200), nullable=False),
+    Column("timezone", exact(100), nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("waiting", UtcDateTime),
+    Column("paused_at", UtcDateTime),
+    Column("paused_by", String(200)),
+    Column("paused_why", LongText),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("revision", Integer, nullable=False),
+    **MYSQL_OPTIONS,
+)
+
+#: What became of each time of a schedule. The key is what keeps two workers from starting one tick twice.
+ticks = Table(
+    "sagas_tick",
+    metadata,
+    Column("schedule", exact(100), primary_key=True),
+    Column("at", UtcDateTime, primary_key=True),
+    Column("outcome", String(8), nullable=False),
+    Column("why", LongText, nullable=False),
+    Column("saga_id", String(36)),  # no foreign key: the tick outlives its saga
+    Column("decided_at", UtcDateTime, nullable=False),
+    Column("actor", String(200)),
     **MYSQL_OPTIONS,
 )
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
 Saga Step Parallel Pivot Wait Sleep COMPENSATE Retry StepContext TerminalError RetryableError
-Sagas SqlStore SagaHandle Completion
+Sagas SqlStore Schedule SagaHandle Completion
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
 KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SignalRefused InvalidToken

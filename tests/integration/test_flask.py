@@ -33,6 +33,7 @@ from sagas import (
     SagaHandle,
     SagaNotFound,
     SagaStatus,
+    Schedule,
     SqlStore,
     Step,
     StepContext,
@@ -452,6 +453,28 @@ def test_several_apps_with_the_same_sagas(tmp_path: Path) -> None:
             assert run(app, ORDER).result["note"] == app.name
     assert notes(one) == ["note of k in one"]
     assert notes(two) == ["note of k in two"]
+
+
+def test_a_schedule_starts_its_saga(tmp_path: Path) -> None:
+    app = Flask("nightly")
+    app.config |= {
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'nightly.db'}",
+        "CELERY": {"broker_url": "memory://"},
+        "SAGAS_RECOVERY_INTERVAL": 0.1,
+    }
+    database = SQLAlchemy()
+    database.init_app(app)
+    nightly = Saga("nightly", Step("note", lambda: current_app.name, compensation=None))
+    schedule = Schedule("every_night", nightly, cron="0 2 * * *")
+    sagas = FlaskSagas(database, [nightly], schedules=[schedule]).init_app(app)
+    sagas.store.upgrade()
+    operated = app.test_cli_runner().invoke(args=["sagas", "schedules", "run", "every_night", "--reason", "try it"])
+    assert operated.output.startswith("every_night: STARTED "), operated.output
+    with worker(app):
+        handle = sagas.handle(operated.output.split()[-1])
+        assert handle.wait(20) is SagaStatus.COMPLETED
+    assert handle.result["note"] == "nightly"
+    sagas.store.engine.dispose()
 
 
 def test_what_cannot_be(tmp_path: Path) -> None:

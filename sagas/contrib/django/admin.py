@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.core.paginator import Paginator
@@ -16,16 +15,18 @@ from django.db.models import Exists, OuterRef, Q, Subquery
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
-from django.utils import timezone, translation
+from django.utils import translation
 from django.utils.html import format_html
 from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
 from sagas.checkpoints import DeadLetter as Letter
 from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.contrib.django.admin_parts import ReasonForm, local, operator
+from sagas.contrib.django.admin_schedules import ScheduleAdmin
 from sagas.contrib.django.models import DeadLetter, Saga, Step
 from sagas.contrib.django.project import PROJECT
 from sagas.errors import SagaError, SagaNotFound
-from sagas.operations import LONGEST_REASON, Operations, pretty
+from sagas.operations import Operations, pretty
 from sagas.operator_actions import Action, AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Filter
@@ -33,7 +34,7 @@ from sagas.stores.lists import MANY_IDLE_CHECKS
 from sagas.text import is_clean
 from sagas.values import parse
 
-__all__ = ["SagaAdmin"]
+__all__ = ["SagaAdmin", "ScheduleAdmin"]
 
 #: Sagas that one bulk action may be about.
 _MOST = 1000
@@ -81,16 +82,7 @@ class _Name(admin.AllValuesFieldListFilter):
         self.title = pgettext("saga", "saga")  # "name" would be the name of what?
 
 
-class _ReasonForm(forms.Form):
-    reason = forms.CharField(
-        label=pgettext_lazy("saga", "Reason"),
-        max_length=LONGEST_REASON,
-        widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text=pgettext_lazy("saga", "Kept in the saga's history, with your name."),
-    )
-
-
-class _ResultForm(_ReasonForm):
+class _ResultForm(ReasonForm):
     result = forms.CharField(
         label=pgettext_lazy("saga", "Result"),
         required=False,
@@ -216,8 +208,8 @@ class SagaAdmin(admin.ModelAdmin):
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
             "input": _json(operations.shown(payloads.input)),
-            "facts": {"started": _local(record.created_at), "changed": _local(record.updated_at)},
-            "deadline": record.deadline and _local(record.deadline),
+            "facts": {"started": local(record.created_at), "changed": local(record.updated_at)},
+            "deadline": record.deadline and local(record.deadline),
             "steps": [
                 _step(step, _json(operations.shown(payloads.results.get(step.name)))) for step in steps_of(record)
             ],
@@ -257,12 +249,12 @@ class SagaAdmin(admin.ModelAdmin):
             raise Http404
         back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
         with_result = asked.info.takes_result and record.direction is Direction.FORWARD
-        form = (_ResultForm if with_result else _ReasonForm)(request.POST or None)
+        form = (_ResultForm if with_result else ReasonForm)(request.POST or None)
         if request.method == "POST" and form.is_valid():
             result, reason = form.cleaned_data.get("result"), form.cleaned_data["reason"]
             try:
                 after = operations.act(
-                    asked.action, saga_id, actor=_name(request), reason=reason, step=asked.step, result=result
+                    asked.action, saga_id, actor=operator(request), reason=reason, step=asked.step, result=result
                 )
             except SagaError as error:
                 form.add_error(None, str(error))
@@ -299,14 +291,14 @@ class SagaAdmin(admin.ModelAdmin):
             messages.warning(request, pgettext("saga", "None of the selected sagas is there any more."))
             return None
         where = Filter(ids=tuple(ids))
-        form = _ReasonForm(request.POST if "reason" in request.POST else None)
+        form = ReasonForm(request.POST if "reason" in request.POST else None)
         asked = AllowedAction(action)
         if not form.is_valid():
             return self._ask(
                 request, form, asked, _operations().queries.select(where, limit=_MOST), request.get_full_path()
             )
         reason, done = form.cleaned_data["reason"], 0
-        for outcome in _operations().act_on_all(action, where, actor=_name(request), reason=reason, limit=_MOST):
+        for outcome in _operations().act_on_all(action, where, actor=operator(request), reason=reason, limit=_MOST):
             if outcome.error is None:
                 done += 1
                 self._log(request, outcome.record.id, asked, reason)
@@ -373,10 +365,6 @@ def _names_of_steps(record: SagaSummary) -> set[str]:
     return {step.name for step in steps_of(record)}
 
 
-def _name(request: HttpRequest) -> str:
-    return str(request.user.get_username())
-
-
 def _title(asked: AllowedAction) -> str:
     action: str = pgettext("saga", asked.info.title)
     return pgettext("saga", "%(action)s %(step)s") % {"action": action, "step": asked.step} if asked.step else action
@@ -406,9 +394,9 @@ def _step(step: StepRecord, result: str) -> dict[str, Any]:
         "name": step.name,
         "badge": _badge(step.status) if begun or step.status is not StepStatus.PENDING else "",
         "attempts": step.attempts or "",
-        "started": step.started_at and _local(step.started_at),
-        "finished": step.finished_at and _local(step.finished_at),
-        "due": _local(step.due_at) if step.due_at and not step.held else None,
+        "started": step.started_at and local(step.started_at),
+        "finished": step.finished_at and local(step.finished_at),
+        "due": local(step.due_at) if step.due_at and not step.held else None,
         "result": result,
         "error": step.error or "",
     }
@@ -416,7 +404,7 @@ def _step(step: StepRecord, result: str) -> dict[str, Any]:
 
 def _entry(entry: HistoryEntry) -> dict[str, Any]:
     return {
-        "at": _local(entry.at),
+        "at": local(entry.at),
         "what": entry.what,
         "step": entry.step or "",
         "detail": entry.detail,
@@ -426,21 +414,14 @@ def _entry(entry: HistoryEntry) -> dict[str, Any]:
 
 def _letter(letter: Letter) -> dict[str, Any]:
     return {
-        "opened": _local(letter.created_at),
+        "opened": local(letter.created_at),
         "step": letter.step,
         "error": letter.error,
-        "resolved": letter.resolved_at and _local(letter.resolved_at),
+        "resolved": letter.resolved_at and local(letter.resolved_at),
         "how": letter.resolution or "",
         "why": letter.reason or "",
         "actor": letter.actor or "",
     }
-
-
-def _local(at: datetime) -> datetime:
-    """Return a moment as the lists of the admin show it: in the current time zone, or without one in the default."""
-    zone = timezone.get_current_timezone() if settings.USE_TZ else timezone.get_default_timezone()
-    local = at.astimezone(zone)
-    return local if settings.USE_TZ else local.replace(tzinfo=None)
 
 
 def _badge(status: str) -> str:

@@ -20,8 +20,8 @@ from sagas.errors import NotAllowed
 
 __all__ = [
     "Arrival", "AuditEntry", "Binding", "DeadLetter", "Event", "EventDeadLetter", "EventSchema", "HistoryEntry",
-    "ConsumerLease", "InboxMessage", "LiveProjection", "OutboxMessage", "Projection", "Redelivery", "Saga", "Snapshot",
-    "Step", "Stream",
+    "ConsumerLease", "InboxMessage", "LiveProjection", "OutboxMessage", "Projection", "Redelivery", "Saga", "Schedule",
+    "Snapshot", "Step", "Stream", "Tick",
 ]  # fmt: skip
 
 
@@ -198,6 +198,42 @@ class DeadLetter(_ReadOnly):
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_dead_letter"
+
+
+class Schedule(_ReadOnly):
+    name = _name(100, primary_key=True)
+    saga = _name(100)
+    cron = _name(200)
+    timezone = _name(100)
+    next_at = models.DateTimeField()
+    waiting = models.DateTimeField(null=True)
+    paused_at = models.DateTimeField(null=True)
+    paused_by = _name(200, null=True)
+    paused_why = models.TextField(null=True)
+    seen_at = models.DateTimeField()
+    revision = models.IntegerField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_schedule"
+        ordering = ("name",)
+        permissions = (("operate_schedule", "Can pause, resume and run schedules"),)
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+class Tick(_SeveralColumns):
+    whole_key = ("schedule", "at")
+    schedule = _name(100, primary_key=True)
+    at = models.DateTimeField()
+    outcome = _name(8)
+    why = models.TextField()
+    saga_id = _name(36, null=True)
+    decided_at = models.DateTimeField()
+    actor = _name(200, null=True)
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_tick"
 
 
 # -- events: on their way -----------------------------------------------------------------------------------------

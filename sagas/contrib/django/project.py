@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery, current_app
 from celery.app.utils import find_app
@@ -18,10 +18,13 @@ from sagas.contrib.django.store import DjangoStore
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
 from sagas.events import Events
+from sagas.schedules import Schedule
 
 __all__ = ["PROJECT", "Project", "describe"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T", Saga, Schedule)
 
 #: The module of each installed app whose sagas are registered.
 _MODULE = "sagas"
@@ -42,8 +45,8 @@ class Project:
         """Put them together. For `AppConfig.ready`."""
         found: list[Saga] = []
         try:
-            found += _discover()
-            self._sagas = _assemble(found)
+            found += _discover(Saga)
+            self._sagas = _assemble(found, list(_discover(Schedule)))
         except Exception as failure:  # noqa: BLE001 - a module of the project may raise anything
             logger.error("sagas are not set up: %r", failure)  # noqa: TRY400 - who asks for them gets it all
             self.failure = failure
@@ -77,19 +80,19 @@ def describe(failure: Exception) -> str:
     return str(failure) if isinstance(failure, ConfigurationError) else f"{type(failure).__name__}: {failure}"
 
 
-def _discover() -> Iterator[Saga]:
-    """Yield each `Saga` that a `sagas.py` of an installed app has a name for."""
+def _discover(kind: type[_T]) -> Iterator[_T]:
+    """Yield each `Saga`, or each `Schedule`, that a `sagas.py` of an installed app has a name for."""
     seen: set[int] = set()
     for config in apps.get_app_configs():
         if not module_has_submodule(config.module, _MODULE):
             continue
         for value in vars(importlib.import_module(f"{config.name}.{_MODULE}")).values():
-            if isinstance(value, Saga) and id(value) not in seen:
+            if isinstance(value, kind) and id(value) not in seen:
                 seen.add(id(value))
                 yield value
 
 
-def _assemble(found: list[Saga]) -> Sagas:
+def _assemble(found: list[Saga], schedules: list[Schedule]) -> Sagas:
     settings = read()
     return Sagas(
         _celery_app(settings.app),
@@ -102,6 +105,7 @@ def _assemble(found: list[Saga]) -> Sagas:
         run_next_inline=settings.run_next_inline,
         redact=settings.redact,
         events=_events(settings.events),
+        schedules=schedules,
     )
 
 

@@ -18,6 +18,7 @@ from sagas.contrib.flask.store import FlaskStore, adopt_sessions
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
 from sagas.events import Events
+from sagas.schedules import Schedule
 from sagas.stores import autogenerate  # noqa: F401 - it keeps our tables out of what Flask-Migrate generates
 
 __all__ = ["FlaskSagas"]
@@ -26,7 +27,7 @@ __all__ = ["FlaskSagas"]
 _OPTIONS = {
     f"SAGAS_{name.upper()}": name
     for name, parameter in inspect.signature(Sagas).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name != "events"
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in ("events", "schedules")
 }
 
 
@@ -34,6 +35,7 @@ class FlaskSagas:
     """Adds sagas to Flask apps, in the database of their Flask-SQLAlchemy.
 
     `db`: the `SQLAlchemy` of the apps. `sagas`: the definitions, every version that may still be in flight.
+    `schedules`: start sagas at the times of a cron expression.
     `events`: given the engine, in the app's context, returns the `Events` that steps publish through.
     `app`: left out, call `init_app` for each app.
 
@@ -60,11 +62,13 @@ class FlaskSagas:
         db: SQLAlchemy,
         sagas: Iterable[Saga] = (),
         *,
+        schedules: Iterable[Schedule] = (),
         events: Callable[[Engine], Events] | None = None,
         app: Flask | None = None,
     ) -> None:
         self.db = db
         self._sagas = tuple(sagas)
+        self._schedules = tuple(schedules)
         self._events = events
         adopt_sessions(db)
         if app is not None:
@@ -83,7 +87,7 @@ class FlaskSagas:
             with app.app_context():
                 options["events"] = self._events(store.engine)
         celery = celery_of(app)
-        sagas = AppSagas(celery, store, self._sagas, **options)
+        sagas = AppSagas(celery, store, self._sagas, schedules=self._schedules, **options)
         sagas.db = self.db
         app.extensions["sagas"] = sagas
         tell_of_uncommitted(app, self.db)

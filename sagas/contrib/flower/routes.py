@@ -9,13 +9,14 @@ from __future__ import annotations
 from tornado.routing import URLSpec
 from tornado.web import StaticFileHandler
 
-from sagas.contrib.flower import api, pages
+from sagas.contrib.flower import api, pages, schedules
 from sagas.contrib.flower.handler import STATIC
 from sagas.operator_actions import Action
 
 __all__ = ["routes"]
 
 _ID = r"([0-9A-Za-z-]{1,36})"
+_SCHEDULE = r"([A-Za-z_][A-Za-z0-9_.-]{0,99})"
 _ACTION = f"({'|'.join(Action)})"
 
 
@@ -25,6 +26,12 @@ def routes(prefix: str | None) -> list[URLSpec]:
     return [
         URLSpec(rf"{before}/sagas", pages.Sagas, name="sagas"),
         URLSpec(rf"{before}/sagas/definitions", pages.Definitions, name="sagas-definitions"),
+        URLSpec(rf"{before}/sagas/schedules", schedules.Schedules, name="sagas-schedules"),
+        URLSpec(
+            rf"{before}/sagas/schedules/{_SCHEDULE}/(pause|resume|run)",
+            schedules.ActOnSchedule,
+            name="sagas-schedule-act",
+        ),
         URLSpec(rf"{before}/sagas/dead-letters", pages.DeadLetters, name="sagas-dead-letters"),
         URLSpec(rf"{before}/sagas/choreography", pages.Choreography, name="sagas-choreography"),
         URLSpec(rf"{before}/sagas/choreography\.svg", pages.ChoreographyImage, name="sagas-choreography-image"),

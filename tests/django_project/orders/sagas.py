@@ -11,7 +11,7 @@ from typing import TypedDict
 from django.conf import settings
 from django.db import transaction
 
-from sagas import Pivot, Retry, Saga, Step, StepContext, TerminalError
+from sagas import Pivot, Retry, Saga, Schedule, Step, StepContext, TerminalError
 from sagas.contrib.django import atomic
 from tests.django_project.orders.models import Effect, Order
 
@@ -88,3 +88,10 @@ place_order = Saga(
     input=Placed,
 )
 careless_order = Saga("careless_order", Step("careless", careless, compensation=None, retry=QUICK), input=Placed)
+nightly_order = Schedule(
+    "nightly_order",
+    place_order,
+    cron="0 2 * * *",
+    timezone="Europe/Vienna",
+    input=lambda tick: {"number": f"{tick:%Y-%m-%d}", "card": "4111", "fault": ""},
+)
