@@ -1,7 +1,7 @@
-"""What becomes of a saga, as events that anybody may listen to: `Saga(..., publish_lifecycle=True)`.
+"""The lifecycle of a saga as events that any service may subscribe to: `Saga(..., publish_lifecycle=True)`.
 
-They are stored with the change that they tell of, belong to the context `sagas`, and keep their order: their key is the
-id of the saga.
+Each event is stored with the change it reports, belongs to the context `sagas`, and has the saga's id as its key: the
+events of one saga stay in order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 @event("sagas.saga.started")
 class SagaStarted:
-    """The first step of a saga was claimed."""
+    """The first step of a saga has started."""
 
     saga_id: str
     name: str
@@ -36,7 +36,7 @@ class SagaStarted:
 
 @event("sagas.step.completed")
 class StepCompleted:
-    """The action of a step is done. Its result stays with the saga."""
+    """The action of a step is done. Its result stays in the saga's record."""
 
     saga_id: str
     name: str
@@ -46,7 +46,7 @@ class StepCompleted:
 
 @event("sagas.saga.turned_back", failure=True)
 class SagaTurnedBack:
-    """The saga goes backward from now on."""
+    """The saga started compensating."""
 
     saga_id: str
     name: str
@@ -66,7 +66,7 @@ class StepUndone:
 
 @event("sagas.saga.completed")
 class SagaCompleted:
-    """Every step is done."""
+    """Every step of the saga is done."""
 
     saga_id: str
     name: str
@@ -75,7 +75,7 @@ class SagaCompleted:
 
 @event("sagas.saga.compensated")
 class SagaCompensated:
-    """Everything that had begun is undone."""
+    """Every step that had started is compensated."""
 
     saga_id: str
     name: str
@@ -85,7 +85,7 @@ class SagaCompensated:
 
 @event("sagas.saga.got_stuck", failure=True)
 class SagaGotStuck:
-    """A person is needed."""
+    """The saga is stuck and needs a person to decide."""
 
     saga_id: str
     name: str
@@ -104,7 +104,7 @@ _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
 
 
 def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
-    """Yield what a change of a saga's record has to tell, in order. Pure."""
+    """Yield the events for a change of a saga's record, in order. Pure."""
     of: dict[str, Any] = {"saga_id": after.id, "name": after.name, "key": after.key}
     if before.status is SagaStatus.PENDING and any(step.started_seq for step in after.steps.values()):
         yield SagaStarted(**of, version=after.version)

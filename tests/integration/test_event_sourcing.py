@@ -176,7 +176,7 @@ def test_one_that_stopped_is_shown_and_resumed(store: EventStore) -> None:
 
 def test_what_cannot_be_done_is_told(store: EventStore) -> None:
     command = Commands(store, counting(1, []))
-    assert "Error: this code has no projection sums; it has: counts 1" in command("promote", "sums").output
+    assert "Error: this code has no projection sums. It has: counts 1" in command("promote", "sums").output
     assert "Error: this code has no projection counts 7" in command("rebuild", "counts", "--version", "7").output
     assert "Error: projection counts 1 is live" in command("rebuild", "counts").output
     assert "Error: this app has no projections: Events(..., store=" in Commands(None)("list").output

@@ -118,7 +118,7 @@ def test_something_that_was_never_declared_is_refused() -> None:
     inline = Inline()
     handle = inline.start(Saga("order", Step("reserve", wrong, compensation=None, retry=ONCE)))
     assert handle.status is SagaStatus.COMPENSATED
-    assert "declare it with @event or @command" in (handle.error or "")
+    assert "Declare it with @event or @command" in (handle.error or "")
 
 
 def _names(messages: list[Any]) -> list[str]:

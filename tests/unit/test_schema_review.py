@@ -108,7 +108,7 @@ def test_an_old_message_is_brought_up_step_by_step() -> None:
 @pytest.mark.parametrize("version", [1, 4])
 def test_no_way_up_says_what_can_be_read(version: int) -> None:
     now = placed(3, a=int, upcasters={2: lambda data: data})
-    with pytest.raises(UnknownVersion, match=rf"no way from version {version} to 3.*Readable: 2, 3"):
+    with pytest.raises(UnknownVersion, match=rf"no upcaster leads from version {version} to version 3.*Readable: 2, 3"):
         wrapped(placed(version, a=int), a=1).open(now)
 
 
