@@ -512,7 +512,10 @@ def test_what_rabbitmq_gave_up_and_nobody_had_begun_is_handled(rabbitmq: RabbitM
         wait_for(given_up, 60, "readers that end at once have RabbitMQ give up all")
         assert events.collect_given_up() == 31
         [letter] = events.dead_letters(queue=queue)
-        assert (letter.body, letter.error.partition(";")[0]) == (b"\xffpoison", "the broker gave up on the message: delivery_limit")
+        assert (letter.body, letter.error.partition(";")[0]) == (
+            b"\xffpoison",
+            "the broker gave up on the message: delivery_limit",
+        )
         consumers = events.consumers(InProcess(events.handle, ThreadPoolExecutor(4)))
         consumers.start()
         events.relay.send()

@@ -120,7 +120,7 @@ def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_pat
     assert migrated.returncode == 0
     assert "sagas.W002" not in migrated.stderr, "it is about to make them"
     helped = manage(environment, "sagas", "--help")
-    assert "Look after sagas and their tables." in helped.stdout, helped.stderr
+    assert "Manage sagas and their tables." in helped.stdout, helped.stderr
     refused = manage(environment, "sagas", "db", "upgrade")
     assert refused.returncode == 2
     assert "manage.py migrate" in refused.stderr

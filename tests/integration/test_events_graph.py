@@ -89,10 +89,10 @@ def test_a_story_is_told(store: SqlStore) -> None:
     assert (entry["kind"], entry["id"]) == ("message", envelope.event_id)
     unknown = run(store, "trace", "o-2")
     assert unknown.exit_code == 2
-    assert "nothing is known of 'o-2'" in unknown.output
+    assert "there is no correlation id, business key, saga or message 'o-2'" in unknown.output
     compared = run(store, "graph", "--observed")
     assert compared.exit_code == 0
-    assert "declared, not seen: orders.order.placed -> payments.process_payment\n" in compared.output
+    assert "declared, not observed: orders.order.placed -> payments.process_payment\n" in compared.output
 
 
 def test_a_database_that_is_away() -> None:

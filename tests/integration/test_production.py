@@ -104,4 +104,4 @@ def test_the_readmes_shop(shop: Shop, tmp_path: Path) -> None:
     order.write_text('{"order_id": "r", "customer": "A", "sku": "tea", "quantity": 1, "amount": "1", "address": "x"}')
     rehearsal = shop.run(*doctor[:-1], "rehearse", "place_order", "--input", str(order), "--yes")
     assert rehearsal.returncode == 2
-    assert "workers of this app answer (" in rehearsal.stderr
+    assert "workers of this app are running (" in rehearsal.stderr

@@ -110,7 +110,7 @@ def test_what_is_not_there(run: Run) -> None:
     for words, message in [
         (("show", "nope"), "there is no subject 'nope'; there is: orders.order.placed.v1"),
         (("show", "orders.order.placed.v1", "--revision", "7"), "has no revision 7; there is: 1"),
-        (("diff", "orders.order.placed.v1"), "declares nothing for 'orders.order.placed.v1'"),
+        (("diff", "orders.order.placed.v1"), "declares no message for 'orders.order.placed.v1'"),
         (("check", "--format", "xml"), "has no format 'xml', only json, avro"),
     ]:
         done = run("schema", *words, types=[])

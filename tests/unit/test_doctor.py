@@ -124,7 +124,7 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
         ({"unfinished": Found(1, NOW - timedelta(days=2), "id")}, [("warning", "old-saga")]),
         ({"stuck": Found(2, NOW, "id"), "letters": Found(2, NOW, "id")}, [("problem", "stuck")]),
         ({"letters": Found(1, NOW, "id")}, [("problem", "dead-letters")]),
-        ({"standing": Found(1, NOW, "id")}, [("problem", "standing-still")]),
+        ({"standing": Found(1, NOW, "id")}, [("problem", "not-progressing")]),
         ({"not_sent": Found(1, NOW, "id")}, [("problem", "not-sent")]),
         ({"event_letters": Found(1, NOW, 1)}, [("warning", "event-dead-letters")]),
     ],
@@ -176,5 +176,5 @@ def test_helpers_have_a_queue_of_their_own() -> None:
 def test_a_store_that_is_no_database() -> None:
     from sagas.doctor import examine  # noqa: PLC0415
 
-    with pytest.raises(ConfigurationError, match="knows databases"):
+    with pytest.raises(ConfigurationError, match="examines databases"):
         examine(Sagas(Celery("ill", broker="memory://", set_as_current=False), MemoryStore()))

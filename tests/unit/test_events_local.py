@@ -259,7 +259,10 @@ async def _async(event: OrderPlaced) -> None: ...
     [
         (lambda bus: bus.subscribe(Reserve, lambda event: None), "'stock.reserve' is a command. Handle"),
         (lambda bus: bus.handles(OrderPlaced, lambda event: None), "'orders.order.placed' is an event. Subscribe"),
-        (lambda bus: bus.subscribe(OrderPlaced, lambda event: None, when="soon"), "when='soon' must be one of inline, "),
+        (
+            lambda bus: bus.subscribe(OrderPlaced, lambda event: None, when="soon"),
+            "when='soon' must be one of inline, ",
+        ),
         (lambda bus: bus.subscribe(OrderPlaced, _with_session, when="after_commit"), "Open a new session"),
         (lambda bus: bus.subscribe(OrderPlaced, _async), "plain function"),
         (

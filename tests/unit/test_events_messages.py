@@ -164,7 +164,9 @@ class LooseStruct(msgspec.Struct):
 
 @pytest.mark.parametrize("cls", [LooseData, LooseModel, LooseStruct])
 def test_classes_that_can_be_changed_are_refused(cls: Any) -> None:
-    with pytest.raises(DefinitionError, match=rf"'orders.order.placed': {cls.__name__} is mutable. Make the class frozen"):
+    with pytest.raises(
+        DefinitionError, match=rf"'orders.order.placed': {cls.__name__} is mutable. Make the class frozen"
+    ):
         event("orders.order.placed")(cls)
 
 
@@ -194,7 +196,9 @@ class Measured:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", None])
 def test_what_no_reader_could_read_is_not_written(value: Any) -> None:
-    with pytest.raises(InvalidMessage, match="'sensors.value.measured': its data cannot be stored as JSON and read back.*value"):
+    with pytest.raises(
+        InvalidMessage, match="'sensors.value.measured': its data cannot be stored as JSON and read back.*value"
+    ):
         dump(Measured(value=value))
 
 
@@ -289,7 +293,8 @@ def test_upcasters_lead_up_from_every_version(cls: Any) -> None:
 @pytest.mark.parametrize("version", [0, 4])
 def test_a_version_from_nowhere(version: int) -> None:
     with pytest.raises(
-        UnknownVersion, match=rf"no upcaster leads from version {version} to version 3.*Readable: 1, 2, 3. Add an upcaster"
+        UnknownVersion,
+        match=rf"no upcaster leads from version {version} to version 3.*Readable: 1, 2, 3. Add an upcaster",
     ):
         type_of(Registered).load(b"{}", version)
 

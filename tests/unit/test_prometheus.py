@@ -188,7 +188,7 @@ def test_what_the_database_says(registry: Registry, sagas: Sagas, store: SqlStor
     assert registry.value("sagas_snapshot_up") == 1
 
 
-def test_overdue_and_standing_still(registry: Registry, sagas: Sagas, store: SqlStore) -> None:
+def test_overdue_and_not_progressing(registry: Registry, sagas: Sagas, store: SqlStore) -> None:
     orchestrator = sagas.orchestrator
     saga = orchestrator.sagas["order", 1]
     saga_id = orchestrator.start(saga, None, key=None, correlation_id=None, session=None).record.id
@@ -197,7 +197,7 @@ def test_overdue_and_standing_still(registry: Registry, sagas: Sagas, store: Sql
         connection.execute(late.values(next_check_at=store.now().replace(year=2020), idle_checks=3))
     registry.register(Snapshot(sagas))
     assert (registry.value("sagas_overdue_seconds") or 0) > 1e7
-    assert registry.value("sagas_standing_still", saga="order") == 1
+    assert registry.value("sagas_not_progressing", saga="order") == 1
     assert registry.value("sagas_unfinished", saga="order", status="PENDING") == 1
 
 

@@ -107,7 +107,7 @@ class _Reading:
     at: float | None = None  #: by the monotonic clock
     unfinished: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     oldest: Mapping[tuple[str, ...], float] = field(default_factory=dict)
-    still: Mapping[str, float] = field(default_factory=dict)
+    not_progressing: Mapping[str, float] = field(default_factory=dict)
     letters: Mapping[str, float] = field(default_factory=dict)
     overdue: float | None = None
     event_letters: Mapping[str, float] | None = None
@@ -135,7 +135,7 @@ def _read(sagas: Sagas, store: SqlStore) -> _Reading:
         at=begun,
         unfinished=unfinished,
         oldest=oldest,
-        still={**none, **store.standing_still()},
+        not_progressing={**none, **store.standing_still()},
         letters={**none, **store.open_dead_letters()},
         overdue=store.overdue(),
         event_letters=None if events is None else events.open_dead_letters(),
@@ -149,7 +149,12 @@ def _families(reading: _Reading) -> Iterator[Metric]:
     actor = ["saga", "status"]
     yield _gauges("sagas_unfinished", "Sagas that are not finished.", actor, reading.unfinished)
     yield _gauges("sagas_oldest_seconds", "Since when the oldest of them was started.", actor, reading.oldest)
-    yield _gauges("sagas_standing_still", "Sagas whose next step nobody begins.", ["saga"], _keyed(reading.still))
+    yield _gauges(
+        "sagas_not_progressing",
+        "Sagas whose next step has not started for a long time.",
+        ["saga"],
+        _keyed(reading.not_progressing),
+    )
     yield _gauges("sagas_dead_letters", "Steps that wait for a person.", ["saga"], _keyed(reading.letters))
     if reading.overdue is not None:
         yield _gauge("sagas_overdue_seconds", "For how long a saga has waited for recovery.", reading.overdue)
