@@ -17,9 +17,9 @@ __all__ = [
     "SagaCompleted",
     "SagaGotStuck",
     "SagaStarted",
-    "SagaTurnedBack",
+    "SagaCompensationStarted",
     "StepCompleted",
-    "StepUndone",
+    "StepCompensated",
     "lifecycle_events",
 ]
 
@@ -44,8 +44,8 @@ class StepCompleted:
     step: str
 
 
-@event("sagas.saga.turned_back", failure=True)
-class SagaTurnedBack:
+@event("sagas.saga.compensation_started", failure=True)
+class SagaCompensationStarted:
     """The saga started compensating."""
 
     saga_id: str
@@ -54,8 +54,8 @@ class SagaTurnedBack:
     error: str | None
 
 
-@event("sagas.step.undone")
-class StepUndone:
+@event("sagas.step.compensated")
+class StepCompensated:
     """A step has been compensated."""
 
     saga_id: str
@@ -99,7 +99,7 @@ _ENDS: Mapping[SagaStatus, Callable[..., Any]] = {
 }
 _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
     StepStatus.DONE: StepCompleted,
-    StepStatus.COMPENSATED: StepUndone,
+    StepStatus.COMPENSATED: StepCompensated,
 }
 
 
@@ -112,7 +112,7 @@ def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
         if step.status in _STEP_ENDS and step.status is not before.step(step.name).status:
             yield _STEP_ENDS[step.status](**of, step=step.name)
     if after.direction is not before.direction:
-        yield SagaTurnedBack(**of, error=after.error)
+        yield SagaCompensationStarted(**of, error=after.error)
     if after.status is before.status:
         return
     if after.status is SagaStatus.COMPLETED:

@@ -242,7 +242,7 @@ def test_what_cannot_be_drawn_is_cut_and_said(rig: Rig, open_flower: FlowerProce
     record = store.load(handle.id)
     store.save(record, replace(record, error="x" * 10_000), many)
     page, _ = shown("null")
-    assert "700 older entries are left out" in page
+    assert "700 older entries are omitted" in page
     assert "no. 1199" in page
 
 

@@ -24,9 +24,9 @@ from sagas.events.lifecycle import (
     SagaCompleted,
     SagaGotStuck,
     SagaStarted,
-    SagaTurnedBack,
+    SagaCompensationStarted,
     StepCompleted,
-    StepUndone,
+    StepCompensated,
 )
 from sagas.testing import Inline
 
@@ -143,13 +143,13 @@ def test_the_life_of_a_saga_that_is_undone() -> None:
     assert _names(inline.emitted) == [
         "SagaStarted",
         "StepCompleted a",
-        "SagaTurnedBack",
-        "StepUndone a",
+        "SagaCompensationStarted",
+        "StepCompensated a",
         "SagaCompensated",
     ]
     turned_back, undone, compensated = inline.emitted[2:]
-    assert isinstance(turned_back, SagaTurnedBack)
-    assert isinstance(undone, StepUndone)
+    assert isinstance(turned_back, SagaCompensationStarted)
+    assert isinstance(undone, StepCompensated)
     assert isinstance(compensated, SagaCompensated)
     assert turned_back.error == compensated.error == "step 'b' failed: no"
     assert compensated.saga_id == handle.id

@@ -97,7 +97,7 @@ def counted(registry: Registry, store: SqlStore | MemoryStore | None = None) -> 
 def test_a_saga_that_turns_back_is_counted(registry: Registry) -> None:
     counted(registry).start(order())
     assert registry.value("sagas_started_total", saga="order") == 1
-    assert registry.value("sagas_turned_back_total", saga="order") == 1
+    assert registry.value("sagas_compensations_started_total", saga="order") == 1
     assert registry.value("sagas_ended_total", saga="order", status="COMPENSATED") == 1
 
     def attempts(step: str, direction: str, outcome: str) -> float | None:
@@ -283,5 +283,5 @@ def test_addresses() -> None:
     assert _address("0.0.0.0:9101") == ("0.0.0.0", 9101)
     assert _address("[::1]:9101") == ("::1", 9101)
     for wrong in ("", "here", "here:", "1:99999"):
-        with pytest.raises(ConfigurationError, match="it looks like 9101"):
+        with pytest.raises(ConfigurationError, match="use a port or an address"):
             _address(wrong)

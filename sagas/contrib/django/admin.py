@@ -1,4 +1,4 @@
-"""Sagas in the admin: to look at, and for operators to act on, through the same desk as everywhere."""
+"""Sagas in the admin: a list and a page for each saga, and the actions of operators through `Operations`."""
 
 from __future__ import annotations
 
@@ -35,45 +35,45 @@ from sagas.values import parse
 
 __all__ = ["SagaAdmin"]
 
-#: Sagas that one bulk action may be about.
+#: The most sagas in one bulk action.
 _MOST = 1000
 
-#: Entries of the history: on the page of a saga, and on a page of its own.
+#: History entries on the page of a saga, and per page of its full history.
 _LAST = 20
 _PAGE = 100
 
-#: What each action is called, and what it does, for who presses the button.
+#: The label and the explanation of each action.
 _WORDS: dict[Action, tuple[Promise, Promise]] = {
     Action.RETRY: (
         pgettext_lazy("saga", "Retry"),
-        pgettext_lazy("saga", "Try the stuck step again, with all attempts."),
+        pgettext_lazy("saga", "Retry the stuck step, with all its attempts."),
     ),
     Action.SKIP: (
         pgettext_lazy("saga", "Skip"),
-        pgettext_lazy("saga", "Leave the stuck step as it is, and go on with the rest."),
+        pgettext_lazy("saga", "Leave the stuck step as it is, and continue with the others."),
     ),
     Action.MARK_DONE: (
         pgettext_lazy("saga", "Mark done"),
-        pgettext_lazy("saga", "Take the stuck step as done, or undone, by hand."),
+        pgettext_lazy("saga", "Record the stuck step as done, or compensated, by hand."),
     ),
     Action.COMPENSATE: (
         pgettext_lazy("saga", "Compensate"),
-        pgettext_lazy("saga", "Turn the saga back, also when it is stuck at its pivot: what began is undone."),
+        pgettext_lazy("saga", "Start compensating, even if the saga is stuck at its pivot: started steps are undone."),
     ),
     Action.CANCEL: (
         pgettext_lazy("saga", "Cancel"),
-        pgettext_lazy("saga", "Turn the saga back: what began is undone."),
+        pgettext_lazy("saga", "Start compensating: started steps are undone."),
     ),
     Action.RESUME: (
         pgettext_lazy("saga", "Resume"),
-        pgettext_lazy("saga", "Launch what is left of it now."),
+        pgettext_lazy("saga", "Dispatch what is left now."),
     ),
 }
 
-#: Not offered for many at once: what was done by hand differs from saga to saga.
+#: Not offered as a bulk action: what was done by hand differs from saga to saga.
 _ONE_BY_ONE = (Action.MARK_DONE,)
 
-#: What the URL of the list may filter by. Anything else, inputs above all, could be guessed letter by letter.
+#: The filters that the list's URL may contain. Any other, above all on inputs, could be used to guess hidden values.
 _LOOKUPS = {
     **dict.fromkeys(("id", "name", "key", "correlation_id", "status"), ("exact", "in", "startswith", "istartswith")),
     "error": ("icontains", "isnull"),
@@ -81,7 +81,7 @@ _LOOKUPS = {
     "version": ("exact", "in", "gt", "gte", "lt", "lte"),
 }
 
-# Not in the model's Meta: there each word would be a migration.
+# Not in the model's Meta: each change there would need a migration.
 Saga._meta.verbose_name = pgettext_lazy("saga", "saga")  # noqa: SLF001 - as Django calls it
 Saga._meta.verbose_name_plural = pgettext_lazy("saga", "sagas")  # noqa: SLF001
 
@@ -98,10 +98,10 @@ class _Status(admin.SimpleListFilter):
         match self.value():
             case None:
                 return queryset
-            case "attention":  # as `sagas.stores.lists` has it
+            case "attention":  # the same as in `sagas.stores.lists`
                 letters = DeadLetter.objects.filter(saga=OuterRef("pk"), resolved_at=None)
-                still = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
-                return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | still)
+                idle = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
+                return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | idle)
             case status:
                 return queryset.filter(status=status)
 
@@ -109,7 +109,7 @@ class _Status(admin.SimpleListFilter):
 class _Name(admin.AllValuesFieldListFilter):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.title = pgettext("saga", "saga")  # "name" would be the name of what?
+        self.title = pgettext("saga", "saga")  # "name" alone would be unclear
 
 
 class _ReasonForm(forms.Form):
@@ -117,7 +117,7 @@ class _ReasonForm(forms.Form):
         label=pgettext_lazy("saga", "Reason"),
         max_length=LONGEST_REASON,
         widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text=pgettext_lazy("saga", "Kept in the saga's history, with your name."),
+        help_text=pgettext_lazy("saga", "Recorded in the saga's history, with your name."),
     )
 
 
@@ -126,11 +126,11 @@ class _ResultForm(_ReasonForm):
         label=pgettext_lazy("saga", "Result"),
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text=pgettext_lazy("saga", "JSON: what the step would have returned, where later steps need it."),
+        help_text=pgettext_lazy("saga", "The step's result as JSON, if later steps need it."),
     )
 
     def clean_result(self) -> Any:
-        # Not a JSONField: what that returns for a string is no plain string, and it takes NaN.
+        # Not a JSONField, which returns a str subclass for a string and accepts NaN.
         text = self.cleaned_data["result"]
         try:
             return parse(text) if text else None
@@ -142,12 +142,12 @@ class _ResultForm(_ReasonForm):
 
 @admin.register(Saga)
 class SagaAdmin(admin.ModelAdmin):
-    """Sagas: a list to find them in, and a page for each."""
+    """A searchable list of sagas, and a page for each."""
 
     list_display = ("shown_key", "shown_name", "coloured_status", "shown_error", "shown_start")
     list_filter = (_Status, ("name", _Name))
     search_fields = ("^id", "=key", "=correlation_id")
-    search_help_text = pgettext_lazy("saga", "The start of an id, a whole key or a whole correlation id")
+    search_help_text = pgettext_lazy("saga", "A prefix of an id, a whole key or a whole correlation id")
     show_full_result_count = False
     list_per_page = 50
 
@@ -170,7 +170,7 @@ class SagaAdmin(admin.ModelAdmin):
 
     @admin.display(description=pgettext_lazy("saga", "error"))
     def shown_error(self, saga: Saga) -> str:
-        stuck: str | None = saga.stuck_error  # what is wrong now comes before why it turned back
+        stuck: str | None = saga.stuck_error  # the current problem comes before the reason for compensating
         return _short((stuck if saga.status == SagaStatus.STUCK else None) or saga.error or "")
 
     @admin.display(description=pgettext_lazy("saga", "started"), ordering="created_at")
@@ -179,12 +179,12 @@ class SagaAdmin(admin.ModelAdmin):
         return at
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        """Without the inputs, which may be large; with the error of the step that a saga is stuck at."""
+        """Return sagas without their inputs, which may be large, and with the error of the stuck step."""
         stuck = Step.objects.filter(saga=OuterRef("pk"), status=StepStatus.STUCK).values("error")[:1]
         return super().get_queryset(request).defer("input").annotate(stuck_error=Subquery(stuck))
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:  # noqa: ARG002
-        """Let the URL filter by what everybody sees who may look, and by nothing else."""
+        """Allow URL filters only on what every user with view permission can see."""
         if lookup == _Status.parameter_name:
             return True
         field, _, how = lookup.partition("__")
@@ -217,7 +217,7 @@ class SagaAdmin(admin.ModelAdmin):
         return False
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether a user may retry, skip, cancel and so on. Looking takes the permission to view."""
+        """Return whether a user may retry, skip, cancel and so on. Viewing needs the view permission."""
         return bool(request.user.has_perm("sagas.operate_saga"))
 
     # -- one saga -----------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class SagaAdmin(admin.ModelAdmin):
         form_url: str = "",  # noqa: ARG002
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show everything of one saga, and the buttons for what may be done to it as it is now."""
+        """Show everything about one saga, and buttons for the actions that its current state allows."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
@@ -261,7 +261,7 @@ class SagaAdmin(admin.ModelAdmin):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show all that happened to one saga, whoever or whatever did it, newest first."""
+        """Show the complete history of one saga, newest first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
@@ -277,7 +277,7 @@ class SagaAdmin(admin.ModelAdmin):
         return TemplateResponse(request, "admin/sagas/saga/history.html", context)
 
     def act_view(self, request: HttpRequest, saga_id: str, action: str) -> HttpResponse:
-        """Ask for the reason, then do it. What was typed stays in the form until it is done."""
+        """Ask for a reason, then act. The form keeps its input until the action succeeds."""
         if not self.has_operate_permission(request):
             raise PermissionDenied
         if action not in list(Action):
@@ -299,15 +299,15 @@ class SagaAdmin(admin.ModelAdmin):
                 form.add_error(None, str(error))
             else:
                 self._log(request, saga_id, choice, reason)
-                told = {"action": _title(choice), "status": after.status}
-                messages.success(request, pgettext("saga", "%(action)s: the saga is %(status)s now.") % told)
+                outcome = {"action": _title(choice), "status": after.status}
+                messages.success(request, pgettext("saga", "%(action)s: the saga is now %(status)s.") % outcome)
                 return HttpResponseRedirect(back)
         return self._ask(request, form, choice, [record], back)
 
     # -- many sagas ---------------------------------------------------------------------------------------------
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Offer what operators do to many, to those who may."""
+        """Return the bulk actions, for users who may operate sagas."""
         if not self.has_operate_permission(request):
             return {}
         text = pgettext("saga", "%(action)s selected sagas…")
@@ -318,7 +318,7 @@ class SagaAdmin(admin.ModelAdmin):
         }
 
     def act_on_selected(self, request: HttpRequest, queryset: Any, action: Action) -> HttpResponse | None:
-        """Ask for the reason, then do it to each that allows it."""
+        """Ask for a reason, then act on each saga that allows it."""
         if not self.has_operate_permission(request):
             raise PermissionDenied
         ids = list(queryset.order_by("id").values_list("id", flat=True)[: _MOST + 1])
@@ -327,7 +327,7 @@ class SagaAdmin(admin.ModelAdmin):
             messages.error(request, text % {"most": _MOST})
             return None
         if not ids:
-            messages.warning(request, pgettext("saga", "None of the selected sagas is there any more."))
+            messages.warning(request, pgettext("saga", "None of the selected sagas exists any more."))
             return None
         where = Filter(ids=tuple(ids))
         form = _ReasonForm(request.POST if "reason" in request.POST else None)
@@ -343,11 +343,13 @@ class SagaAdmin(admin.ModelAdmin):
                 self._log(request, outcome.record.id, choice, reason)
             else:
                 messages.warning(request, f"{outcome.record.name} {outcome.record.key}: {outcome.error}")
-        told = npgettext(
-            "saga", "%(action)s: done to %(done)d of %(all)d saga.", "%(action)s: done to %(done)d of %(all)d sagas.",
+        summary = npgettext(
+            "saga",
+            "%(action)s: %(done)d of %(all)d saga done.",
+            "%(action)s: %(done)d of %(all)d sagas done.",
             len(ids),
         )  # fmt: skip
-        messages.success(request, told % {"action": _title(choice), "done": done, "all": len(ids)})
+        messages.success(request, summary % {"action": _title(choice), "done": done, "all": len(ids)})
         return None
 
     def _ask(
@@ -370,7 +372,7 @@ class SagaAdmin(admin.ModelAdmin):
         return {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
 
     def _log(self, request: HttpRequest, saga_id: str, choice: AllowedAction, reason: str) -> None:
-        with translation.override(None):  # it is stored: in the words of the library, whoever reads it
+        with translation.override(None):  # it is stored, so it is not in the language of one user
             message = f"{_title(choice)}: {reason}"
         self.log_change(request, Saga.objects.get(pk=saga_id), message)
 
@@ -395,9 +397,9 @@ def _operations_and(saga_id: str) -> tuple[Operations, SagaSummary]:
 
 
 def _refuse_unwritable(texts: Iterable[str]) -> None:
-    """Answer 400 to what no database can look for: some would raise."""
+    """Answer 400 to text that no database can store: searching for it would raise on some."""
     if not all(map(is_clean, texts)):
-        raise BadRequest("a text in the request has a character that cannot be stored")
+        raise BadRequest("the request contains a character that cannot be stored")
 
 
 def _names_of_steps(record: SagaSummary) -> set[str]:
@@ -462,7 +464,7 @@ def _letter(letter: Letter) -> dict[str, Any]:
 
 
 def _local(at: datetime) -> datetime:
-    """Return a moment as the lists of the admin show it: in the current time zone, or without one in the default."""
+    """Return a datetime as in the admin's lists: in the current time zone, or without USE_TZ in the default one."""
     zone = timezone.get_current_timezone() if settings.USE_TZ else timezone.get_default_timezone()
     local = at.astimezone(zone)
     return local if settings.USE_TZ else local.replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Everything that the page of one saga shows, asked in one go."""
+"""Everything that the page of one saga shows, loaded at once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from sagas.operations import Action, AllowedAction, Operations, pretty
 from sagas.outline import steps_of
 from sagas.stores import Payloads
 
-__all__ = ["EXPLAINED", "OneSaga", "Told", "look", "tasks_of"]
+__all__ = ["EXPLAINED", "OneSaga", "TraceLine", "look", "tasks_of"]
 
-#: Entries of the history, and lines of the story, that a page shows: the last and the first ones.
+#: How many of the last history entries, and of the first trace lines, a page shows.
 _ENTRIES = 500
 
-#: Dispatches, the last ones, whose Celery tasks are looked for.
+#: For how many of the last dispatches Celery tasks are looked up.
 _DISPATCHES = 20
 
-#: What each button does, for whoever is about to press it.
+#: The explanation of each action.
 EXPLAINED = {
-    Action.RETRY: "The step is tried again, with all its attempts.",
-    Action.SKIP: "The step is left as it is, and the saga goes on. Going forward, its result is then null.",
-    Action.MARK_DONE: "You have done it by hand, or undone it where the saga goes backward. The saga goes on.",
-    Action.COMPENSATE: "The pivot counts as not done: be sure of that. The saga turns back and undoes what has begun.",
-    Action.CANCEL: "The saga turns back and undoes what has begun, last first.",
+    Action.RETRY: "The step is retried, with all its attempts.",
+    Action.SKIP: "The step stays as it is, and the saga continues. If it goes forward, the step's result is null.",
+    Action.MARK_DONE: "You have done the step by hand or, if the saga is compensating, undone it. The saga continues.",
+    Action.COMPENSATE: "The pivot counts as not done: make sure of that. The saga compensates the steps that started.",
+    Action.CANCEL: "The saga compensates the steps that started, last first.",
     Action.RESUME: "What is left is dispatched now, without waiting for a retry or for recovery.",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A line of the story of its correlation id."""
+class TraceLine:
+    """A line in the trace of the saga's correlation id."""
 
     depth: int
     entry: Entry
@@ -43,30 +43,30 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class OneSaga:
-    """A saga, as its page shows it."""
+    """A saga, as shown on its page."""
 
     record: SagaSummary
     now: datetime
-    missing: str  #: why the running code has no definition for it, where it has none
+    missing: str  #: why the running code has no definition for it, or empty
     choices: tuple[AllowedAction, ...]
     history: Sequence[HistoryEntry]
-    older: int  #: entries of the history that were left out
+    older: int  #: the number of omitted history entries
     letters: Sequence[DeadLetter]
-    story: Sequence[Told]
-    later: int  #: lines of the story that were left out
+    trace: Sequence[TraceLine]
+    later: int  #: the number of omitted trace lines
     payloads: Payloads
     input: str
     results: dict[str, str]
 
     @property
     def steps(self) -> list[StepRecord]:
-        """The steps in the order of the definition, those that have not begun too."""
+        """All steps in the order of the definition, including those that have not started."""
         return steps_of(self.record)
 
 
 def look(operations: Operations, saga_id: str) -> OneSaga:
-    """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = operations.store.summary(saga_id), "", list[Told]()
+    """Query the database. Raises `SagaNotFound`."""
+    record, missing, lines = operations.store.summary(saga_id), "", list[TraceLine]()
     history = operations.store.history(saga_id)
     payloads = operations.store.payloads(saga_id)
     try:
@@ -74,7 +74,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
     except DefinitionMissing as error:
         missing = str(error)
     if operations.sagas.events is not None:
-        story = [Told(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
+        lines = [TraceLine(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
     return OneSaga(
         record,
         operations.store.now(),
@@ -83,8 +83,8 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
         operations.store.dead_letters(saga_id),
-        story[:_ENTRIES],
-        len(story[_ENTRIES:]),
+        lines[:_ENTRIES],
+        len(lines[_ENTRIES:]),
         payloads,
         pretty(operations.shown(payloads.input)),
         {step: pretty(operations.shown(result)) for step, result in payloads.results.items()},
@@ -92,7 +92,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
 
 
 def tasks_of(record: SagaSummary, step: str) -> Iterator[tuple[str, str]]:
-    """Yield the ids of the Celery tasks that there may have been for a step, oldest first, each with what it is."""
+    """Yield the possible ids of the Celery tasks for a step, oldest first, each with a description."""
     for dispatch in range(max(1, record.dispatches - _DISPATCHES + 1), record.dispatches + 1):
         for direction, what in ((Direction.FORWARD, "action"), (Direction.BACKWARD, "undo")):
             yield task_id(record.id, step, direction, dispatch), f"{what}, dispatch {dispatch}"
