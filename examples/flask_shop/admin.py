@@ -1,4 +1,4 @@
-"""What the people of the shop see: sagas that need one of them, and what may be done."""
+"""The pages for the shop's staff: sagas that need a person, and the allowed actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = {
     Action.MARK_DONE: "Done by hand:",
     Action.COMPENSATE: "Undo everything",
     Action.CANCEL: "Cancel",
-    Action.RESUME: "Go on now",
+    Action.RESUME: "Resume now",
 }
 
 
@@ -41,7 +41,7 @@ def login() -> str | Response:
         if secrets.compare_digest(given.encode(), str(current_app.config["ADMIN_PASSWORD"]).encode()):
             session["admin"] = True
             return redirect(url_for("admin.desk"))
-        flash("That is not the password.")
+        flash("Wrong password.")
     return render_template("login.html")
 
 
@@ -71,7 +71,7 @@ def act(saga_id: str) -> Response:
     except (NotAllowed, SagaNotFound, DefinitionMissing, ValueError) as error:
         flash(str(error))
     else:
-        flash(f"{action}: order {record.key} is {record.status} now")
+        flash(f"{action}: order {record.key} is now {record.status}")
     return redirect(url_for("admin.desk"))
 
 

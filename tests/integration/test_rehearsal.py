@@ -93,12 +93,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert "This calls the real actions" in done.stderr
     assert "it is unknown whether workers are running" in done.stderr  # the broker does not answer
     assert "saga 'place_order' version 1: 40 runs, all ok" in done.stdout
-    assert "create_shipment    effect after its undo    COMPENSATED  ok" in done.stdout
+    assert "create_shipment    effect after compensation  COMPENSATED  ok" in done.stdout
 
     # A ledger only grows: by the number of its lines nothing was ever undone.
     done = run("config", *words, "--state", "tests.integration.test_rehearsal:lines", SAGAS_DATABASE_URL=url)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "NOT COVERED: reserve_stock, undone twice: undone, but the state was" in done.stdout
+    assert "NOT COVERED: reserve_stock, compensated twice: compensated, but the state was" in done.stdout
 
     store = SqlStore(url)
     assert left(store) == []

@@ -21,12 +21,12 @@ from sagas import (
 from sagas.events import event
 from sagas.events.lifecycle import (
     SagaCompensated,
+    SagaCompensationStarted,
     SagaCompleted,
     SagaGotStuck,
     SagaStarted,
-    SagaCompensationStarted,
-    StepCompleted,
     StepCompensated,
+    StepCompleted,
 )
 from sagas.testing import Inline
 

@@ -171,7 +171,7 @@ def test_classes_that_can_be_changed_are_refused(cls: Any) -> None:
 
 
 def test_what_cannot_be_kept_is_refused_when_it_is_declared() -> None:
-    with pytest.raises(DefinitionError, match="'orders.order.placed'.*cannot be kept as JSON"):
+    with pytest.raises(DefinitionError, match="'orders.order.placed'.*cannot be stored as JSON"):
 
         @event("orders.order.placed")
         class Odd:

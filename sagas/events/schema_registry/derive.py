@@ -63,7 +63,7 @@ def _of_plain(cls: type) -> dict[str, Any]:
 
     def describe_model(type_: type) -> dict[str, Any]:
         if not is_pydantic(type_):
-            raise TypeError(f"a {type_.__qualname__} cannot be kept as JSON")
+            raise TypeError(f"a {type_.__qualname__} cannot be stored as JSON")
         name = re.sub(r"[^\w.-]", "_", f"{type_.__module__}.{type_.__qualname__}")
         if name not in models:
             model = _of_pydantic(type_, f"#/$defs/{name}.{{model}}")
