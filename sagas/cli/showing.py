@@ -75,7 +75,7 @@ def _text(value: Any) -> str | None:
 @AS_JSON
 @click.pass_obj
 def history(obj: Any, saga: str, as_json: bool) -> None:
-    """Show a saga's history, oldest first: failures, compensation and operators' actions, but not plain progress.
+    """Show a saga's history, oldest first: failures, compensation and what operators did, but not plain progress.
 
     ID is an id, a prefix of an id, or a key.
     """

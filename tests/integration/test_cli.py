@@ -64,4 +64,4 @@ def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
     done = run("config", "graph", "nope", **environment)
     assert (done.returncode, "The definitions are: book_stay, place_order" in done.stderr) == (2, True)
     done = run("config", "graph", "place_order", "--version", "3", **environment)
-    assert (done.returncode, "no version 3 of a saga 'place_order'; there is: 1" in done.stderr) == (2, True)
+    assert (done.returncode, "saga 'place_order' has no version 3. It has: 1" in done.stderr) == (2, True)

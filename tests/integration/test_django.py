@@ -94,7 +94,7 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
         database={"AUTOCOMMIT": False}, CELERY_SAGAS_LEASES=1, CELERY_SAGAS_LEASE="30", CELERY_SAGAS_REDACT="card"
     )
     assert "has AUTOCOMMIT = False" in wrong
-    assert "there is no setting CELERY_SAGAS_LEASES; there is: CELERY_SAGAS_APP, " in wrong
+    assert "there is no setting CELERY_SAGAS_LEASES. The settings are: CELERY_SAGAS_APP, " in wrong
     assert "CELERY_SAGAS_LEASE is '30', but must be a positive number of seconds" in wrong
     assert "CELERY_SAGAS_REDACT is 'card', but must be a list of field names" in wrong
     assert "CELERY_SAGAS_DATABASE is 'main', which is not in DATABASES" in said(CELERY_SAGAS_DATABASE="main")

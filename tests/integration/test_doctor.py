@@ -143,12 +143,12 @@ def test_what_a_role_may_not_do(postgres: Postgres, mariadb: MariaDB, tmp_path: 
     found = privileges(sagas)
     assert found is not None
     assert found[0] == "privileges"
-    assert "may not DELETE on sagas_history. The database says: permission denied" in found[1]
+    assert "not allowed to DELETE on sagas_history. The database says: permission denied" in found[1]
     admin(f"GRANT DELETE ON sagas_history TO {name}", f"REVOKE USAGE ON SEQUENCE sagas_history_id_seq FROM {name}")
     found = privileges(sagas)
     assert found is not None
     assert found[0] == "privileges"
-    assert "may not USAGE on sagas_history. The database says: permission denied for sequence" in found[1]
+    assert "not allowed to USAGE on sagas_history. The database says: permission denied for sequence" in found[1]
     admin(f"REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {name}")
     assert code() == "privileges"
     admin(

@@ -94,7 +94,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
 def test_a_queue_that_is_not_there(rig: EventRig, run: Run) -> None:
     done = run("consume", "--queues", "no.such")
     assert done.exit_code == 2
-    assert "Error: there is no queue 'no.such'; there is: 'inventory.reserve_stock'" in done.stderr
+    assert "Error: there is no queue 'no.such'. The queues are: 'inventory.reserve_stock'" in done.stderr
     rig.close()
 
 

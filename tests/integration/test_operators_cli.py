@@ -316,7 +316,7 @@ def test_refusals(operations: Operations, run: Run) -> None:
         (("mark-done", saga, "--reason", "x", "--result", "1e999"), "is not JSON"),
         (("mark-done", saga, "--reason", "x", "--result", "[" * 500 + "]" * 500), "more than 100 levels deep"),
         (("mark-done", saga, "--reason", "x", "--result", '"\udcff"'), "not UTF-8"),
-        (("mark-done", saga, "--reason", "x" * 2_001), "give at most 2,000"),
+        (("mark-done", saga, "--reason", "x" * 2_001), "the limit is 2,000"),
     ):
         refused = run(*words)
         assert (refused.exit_code, said in refused.stderr) == (2, True), (words, refused.stderr)

@@ -262,7 +262,7 @@ def lines() -> int:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["no_such"], "no saga 'no_such' is registered; there is: book_stay, place_order, transfer_money"),
+        (["no_such"], "no saga named 'no_such' is registered. Registered are: book_stay, place_order, transfer_money"),
         (["place_order", "--input", "{folder}/none.json"], "none.json"),
         (["place_order", "--input", "{folder}/broken.json"], "broken.json is not JSON"),
         (["place_order", "--input", "{folder}/list.json"], "list.json must contain a JSON object"),

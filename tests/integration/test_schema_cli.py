@@ -73,7 +73,7 @@ def test_from_the_first_registration_to_a_new_version(run: Run) -> None:
         assert done.exit_code == 1
         assert "refused    orders.order.placed.v1 (revision 1)\n" in done.stdout
         assert "$.a: revision 1 may write an integer here; the new schema accepts a string" in done.stdout
-        assert "1 of 1 will not do" in done.stderr
+        assert "1 of 1 are refused or unreadable" in done.stderr
 
     done = run("schema", "register", types=[placed(2, a=str)])
     assert done.exit_code == 0
@@ -108,8 +108,8 @@ def test_show_and_diff(run: Run) -> None:
 def test_what_is_not_there(run: Run) -> None:
     run("schema", "register", types=[placed(a=int)])
     for words, message in [
-        (("show", "nope"), "there is no subject 'nope'; there is: orders.order.placed.v1"),
-        (("show", "orders.order.placed.v1", "--revision", "7"), "has no revision 7; there is: 1"),
+        (("show", "nope"), "there is no subject 'nope'. The subjects are: orders.order.placed.v1"),
+        (("show", "orders.order.placed.v1", "--revision", "7"), "has no revision 7. It has: 1"),
         (("diff", "orders.order.placed.v1"), "declares no message for 'orders.order.placed.v1'"),
         (("check", "--format", "xml"), "has no format 'xml', only json, avro"),
     ]:

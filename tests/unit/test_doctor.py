@@ -76,7 +76,7 @@ def test_redis_settings() -> None:
 
 def test_tables() -> None:
     assert database.check_tables("0006", "0006", "migrate").level is Level.OK
-    assert "are not there" in database.check_tables(None, "0006", "migrate").says
+    assert "do not exist" in database.check_tables(None, "0006", "migrate").says
     assert "needs 0006" in database.check_tables("0005", "0006", "migrate").says
     assert "newer version" in database.check_tables("0007", "0006", "migrate").says
 
