@@ -40,7 +40,7 @@ def login() -> str | Response:
         given = request.form.get("password", "")
         if secrets.compare_digest(given.encode(), str(current_app.config["ADMIN_PASSWORD"]).encode()):
             session["admin"] = True
-            return redirect(url_for("admin.desk"))
+            return redirect(url_for("admin.overview"))
         flash("Wrong password.")
     return render_template("login.html")
 
@@ -72,11 +72,11 @@ def act(saga_id: str) -> Response:
         flash(str(error))
     else:
         flash(f"{action}: order {record.key} is now {record.status}")
-    return redirect(url_for("admin.desk"))
+    return redirect(url_for("admin.overview"))
 
 
 @admin.post("/bank")
 def bank() -> Response:
     db.session.get_one(Bank, 1).away = request.form["away"] == "yes"
     db.session.commit()
-    return redirect(url_for("admin.desk"))
+    return redirect(url_for("admin.overview"))

@@ -112,11 +112,11 @@ def problems(graph: Graph) -> list[Problem]:
 
 
 def _cycles(graph: Graph) -> Iterator[Problem]:
-    told: set[frozenset[str]] = set()
+    reported: set[frozenset[str]] = set()
     for name in sorted(graph.messages):
         path = _way(graph.next, name, name)
-        if path is not None and frozenset(path) not in told:
-            told.add(frozenset(path))
+        if path is not None and frozenset(path) not in reported:
+            reported.add(frozenset(path))
             yield Problem("problem", "cycle", f"messages lead to each other in a cycle: {_arrows(path)}", tuple(path))
 
 

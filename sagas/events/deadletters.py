@@ -40,7 +40,7 @@ _ENCODING = "sagas-body"
 _KEY = "sagas-key"
 
 #: The most characters that are stored of an error, and that fit in the columns.
-_LONGEST_ERROR, _LONGEST_TYPE, _LONGEST_KEY, _LONGEST_BY = 20_000, 100, 200, 200
+_LONGEST_ERROR, _LONGEST_TYPE, _LONGEST_KEY, _LONGEST_ACTOR = 20_000, 100, 200, 200
 
 #: How many rows are deleted at once.
 _BATCH = 1000
@@ -419,7 +419,7 @@ class DeadLetters:
             about = {**envelope.metadata, REPLAY_OF: letter.id}
             envelope = msgspec.structs.replace(envelope, metadata=about)
             mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
-            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), actor=_by(actor)))
+            connection.execute(mark.values(resolution=REPLAYING, reason=clean(reason), actor=_actor(actor)))
         else:
             self._resolve(connection, letter.id, resolution="replayed", reason=reason, actor=actor)
         write(connection, envelope, letter.queue or None)
@@ -428,7 +428,8 @@ class DeadLetters:
     def _resolve(connection: Connection, letter: int, *, resolution: str, reason: str, actor: str | None) -> None:
         mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
         now = datetime.now(UTC)
-        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), actor=_by(actor)))
+        values = {"resolved_at": now, "resolution": resolution, "reason": clean(reason), "actor": _actor(actor)}
+        connection.execute(mark.values(values))
 
 
 def replay_of(envelope: Envelope) -> int | None:
@@ -460,8 +461,8 @@ def _is_of(letter: EventDeadLetter, envelope: Envelope) -> bool:
     return theirs is not None and envelope.is_same(theirs)
 
 
-def _by(actor: str | None) -> str | None:
-    return None if actor is None else clean(actor, _LONGEST_BY)
+def _actor(actor: str | None) -> str | None:
+    return None if actor is None else clean(actor, _LONGEST_ACTOR)
 
 
 def _failure(command: Envelope, error: str, attempts: int) -> Envelope:

@@ -174,10 +174,10 @@ class _Trace:
             return self.roots
         handlers = self.handled.get(cause, {})
         if source is None:
-            actor = next(iter(handlers.values())) if len(handlers) == 1 else None
+            handler = next(iter(handlers.values())) if len(handlers) == 1 else None
         else:
-            actor = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
-        return (actor or self.messages[cause]).children
+            handler = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
+        return (handler or self.messages[cause]).children
 
 
 def _found(connection: Connection, table: Table, column: Column[Any], values: Sequence[str]) -> Sequence[Any]:

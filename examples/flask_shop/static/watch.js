@@ -1,6 +1,6 @@
 // Polls the status of the order's saga, and shows where its steps are.
 const saga = document.getElementById("saga");
-const told = {
+const texts = {
   PENDING: "Waiting for a worker.",
   RUNNING: "On its way.",
   COMPLETED: "It is on its way to you.",
@@ -16,7 +16,7 @@ function show({status, steps, error}) {
   const badge = document.getElementById("status");
   badge.dataset.status = status;
   badge.textContent = status.toLowerCase();
-  document.getElementById("told").textContent = told[status];
+  document.getElementById("status-text").textContent = texts[status];
   for (const step of steps) {
     const element = document.getElementById(`step-${step.name}`);
     element.dataset.status = step.status;

@@ -193,11 +193,11 @@ class KafkaBroker:
         """Return the numbers of a topic's partitions. The topic may have been created a moment ago."""
         give_up = time.monotonic() + self.timeout
         while True:
-            told = consumer.list_topics(topic, timeout=self.timeout).topics[topic]
-            if told.error is None:
-                return sorted(told.partitions)
+            metadata = consumer.list_topics(topic, timeout=self.timeout).topics[topic]
+            if metadata.error is None:
+                return sorted(metadata.partitions)
             if time.monotonic() > give_up:
-                raise KafkaException(told.error)
+                raise KafkaException(metadata.error)
             time.sleep(0.05)
 
     # -- publishing -----------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class KafkaBroker:
     def _produce(self, records: Sequence[tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]]) -> None:
         failures: list[KafkaError] = []
 
-        def told(error: KafkaError | None, _message: Message) -> None:
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
             if error is not None:
                 failures.append(error)
 
@@ -231,7 +231,7 @@ class KafkaBroker:
             self._producer = None  # what a failed producer still sends might arrive after the next messages
             try:
                 for topic, key, body, headers in records:
-                    self._produce_one(producer, topic, key, body, headers, told)
+                    self._produce_one(producer, topic, key, body, headers, on_delivery)
             except BaseException:
                 producer.purge()
                 raise
@@ -259,11 +259,11 @@ class KafkaBroker:
         )
 
     def _produce_one(
-        self, producer: Producer, topic: str, key: bytes | None, body: bytes, headers: Any, told: Any
+        self, producer: Producer, topic: str, key: bytes | None, body: bytes, headers: Any, on_delivery: Any
     ) -> None:
         while True:
             try:
-                producer.produce(topic, body, key, headers=headers, on_delivery=told)
+                producer.produce(topic, body, key, headers=headers, on_delivery=on_delivery)
             except BufferError:  # the producer's local queue is full
                 producer.poll(0.1)
             except KafkaException as error:

@@ -47,7 +47,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class _Beating(Protocol):
     def beat(self) -> None:
-        """Tell the broker that this reader is alive."""
+        """Send a heartbeat for this reader."""
 
 
 class Heartbeat:
