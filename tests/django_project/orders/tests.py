@@ -727,7 +727,7 @@ class Tables(Committing):
         for database in ("default", "other"):
             said = StringIO()
             call_command("dumpdata", database=database, stdout=(dump := StringIO()), stderr=said)
-            assert "leaves out the tables of sagas" in said.getvalue()
+            assert "excludes the tables of sagas" in said.getvalue()
             dumps.append(dump.getvalue())
         assert {row["model"].split(".")[0] for row in json.loads(dumps[0])} >= {"orders"}
         assert '"sagas.' not in dumps[0]
