@@ -22,5 +22,5 @@ class Command(dumpdata.Command):
         if not app_labels and "sagas" not in options["exclude"]:
             options["exclude"] = [*options["exclude"], "sagas"]
             if options["verbosity"]:
-                self.stderr.write("dumpdata excludes the tables of sagas and events; --exclude sagas does so without this note")
+                self.stderr.write("dumpdata excludes the tables of sagas and events, as --exclude sagas does")
         return super().handle(*app_labels, **options)
