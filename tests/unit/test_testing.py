@@ -197,7 +197,7 @@ def test_a_fault_that_could_never_happen_is_refused(world: World) -> None:
     saga = Saga("s", world.step("a"), Step("b", world.action, compensation=None))
     inline = Inline()
     inline.fail_at("aa")
-    with pytest.raises(NotAllowed, match="has no step 'aa' to fail at; it has a, b"):
+    with pytest.raises(NotAllowed, match="has no step 'aa' to fail at. It has a, b"):
         inline.start(saga)
     inline.heal()
     inline.crash_after("b", undo=True)
@@ -255,7 +255,7 @@ def test_assertions_tell_the_story(line: Saga) -> None:
         assert_completed(handle)
     story = str(raised.value)
     assert story.startswith(f"saga 'line' ({handle.id}) is COMPENSATED, not COMPLETED")
-    assert "because: step 'l' is in doubt: ConnectionError: card terminal" in story
+    assert "error: step 'l' is in doubt: ConnectionError: card terminal" in story
     assert "  a: COMPENSATED" in story
     assert len(re.findall(r"step failed l: ConnectionError: card terminal", story)) == 3
     with pytest.raises(AssertionError, match="is COMPLETED, not COMPENSATED"):
