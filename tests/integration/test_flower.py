@@ -128,14 +128,14 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("skip", {"reason": "x", "step": "four"}, {}, 409, "its stuck step is 'pivot', not 'four'"),
         ("mark-done", {"reason": "x", "step": "pivot", "result": {"no": 1}}, {}, 409, "pivot"),
         ("cancel", {"reason": "x"}, {}, 409, "its pivot 'pivot' is STUCK"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": {"a": NaN}}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": -Infinity}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "step": "pivot", "result": 1e999}', {}, 400, "out of range"),
-        ("done", b'{"reason": "x", "result": "\\ud800"}', {}, 400, "not JSON"),
-        ("done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
-        ("done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": {"a": NaN}}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": -Infinity}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "step": "pivot", "result": 1e999}', {}, 400, "out of range"),
+        ("mark-done", b'{"reason": "x", "result": "\\ud800"}', {}, 400, "not JSON"),
+        ("mark-done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
+        ("mark-done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
         ("mark-done", b"[" * 100_000, {}, 400, "levels deep"),
-        ("mark-done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes are more than"),
+        ("mark-done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes; the limit is"),
         ("mark-done", {"reason": "x", "step": "pivot\0"}, {}, 409, "pivot"),
         ("skip", {"reason": "x", "step": "\0"}, {}, 409, "pivot"),
         ("skip", {"reason": "x", "step": ""}, {}, 409, "pivot"),
@@ -144,7 +144,7 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("skip", b"{", {}, 400, "not JSON"),
         ("skip", ["x"], {}, 400, "send {"),
         ("skip", {"reason": "x"}, {"Content_Type": "text/plain"}, 415, "Content-Type"),
-        ("skip", {"reason": "x"}, {"Origin": "http://evil.example"}, 403, "evil.example asked"),
+        ("skip", {"reason": "x"}, {"Origin": "http://evil.example"}, 403, "a page of evil.example"),
         ("skip", {"reason": "x"}, {"Origin": "null"}, 403, "another site"),
         ("skip", {"reason": "x"}, {"Sec_Fetch_Site": "cross-site"}, 403, "another site"),
         ("purge", {"reason": "x"}, {}, 404, ""),
@@ -197,7 +197,7 @@ def test_text_that_cannot_be_stored(rig: Rig, open_flower: FlowerProcess, untouc
         ):
             assert client.get(path).status < 500, path
         assert client.post_json(f"/api/sagas/{text}/retry", {"reason": "x"}).status in (400, 404), text
-    path = f"/sagas/saga/{untouched.id}/done?step=pivot"
+    path = f"/sagas/saga/{untouched.id}/mark-done?step=pivot"
     token = client.token(path)
     for form, problem in (
         ({"reason": "x", "result": '{"step": "pivot", "attempt": NaN}'}, "the result is not JSON"),

@@ -266,7 +266,7 @@ def test_looks(rig: Rig, flower: FlowerProcess, chrome: Chrome, untouched: SagaH
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         for number, path in enumerate(
-            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/done?step=pivot", "/definitions", "/dead-letters")
+            ("", f"/saga/{untouched.id}", f"/saga/{untouched.id}/mark-done?step=pivot", "/definitions", "/dead-letters")
         ):
             chrome.get(f"{flower.url}/sagas{path}")
             script = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
