@@ -1,1 +1,1 @@
-"""How the shop runs."""
+"""The shop's configuration."""

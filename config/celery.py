@@ -1,4 +1,4 @@
-"""The shop's Celery app, and the sagas in it: `celery -A config worker`."""
+"""The shop's Celery app and its sagas: `celery -A config worker`."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ app = Celery("shop", broker=settings.broker_url)
 app.conf.update(
     broker_transport_options=settings.broker_transport_options,
     broker_connection_retry_on_startup=True,
-    # For whatever no step's `queue` says otherwise about.
+    # For tasks of steps without a `queue`.
     task_default_queue="shop",
-    # A message fetched ahead is out of the other workers' reach, and with a killed worker it is lost until recovery
-    # notices. Steps take far longer than fetching one, so nothing is gained by it.
+    # A prefetched message is out of other workers' reach and, if its worker is killed, lost until recovery notices.
+    # Steps take far longer than fetching a message, so prefetching gains nothing.
     worker_prefetch_multiplier=1,
-    # What Flower shows. It cannot look into a folder of messages.
+    # For Flower. It cannot inspect a folder of messages.
     worker_send_task_events=settings.broker_folder is None,
     task_send_sent_event=settings.broker_folder is None,
 )
@@ -40,12 +40,12 @@ if store.dialect == "sqlite":
 
     @event.listens_for(store.engine, "connect")
     def _(connection: Any, _record: object) -> None:
-        # SQLite is for demos. Its commits have to survive workers that are killed, and no power cut: without waiting
-        # for the disk they are ten times as fast.
+        # SQLite is for demos. Its commits must survive killed workers, but not power cuts: without waiting for the
+        # disk, they are ten times as fast.
         connection.execute("PRAGMA synchronous = NORMAL")
 
 
-# The shop keeps its own tables beside those of the sagas: so a step's effect and its checkpoint are one transaction.
+# The shop's own tables are in the sagas' database, so that a step's effect and its checkpoint share a transaction.
 tables.ShopSession.configure(bind=store.engine)
 
 sagas = Sagas(
@@ -57,6 +57,6 @@ sagas = Sagas(
     recovery_interval=settings.recovery_interval,
     schedules=[nightly_billing],
 )
-# `--metrics-address` of workers, and which step a line of a log is about.
+# Adds the workers' option `--metrics-address`, and the saga and step to log lines.
 export(sagas)
 logs.install(sagas)

@@ -1,7 +1,7 @@
-"""The shop's orders without a conductor: `celery -A config.choreography worker`, or `... sagas events consume`.
+"""The shop's orders as a choreography: `celery -A config.choreography worker`, or `... sagas events consume`.
 
-All five services are in this one program. `-Q inventory.reserve_stock,inventory.release_stock`, or `--queues`, has a
-process be one of them.
+All five services are in this one program. To run one of them in a process, pass
+`-Q inventory.reserve_stock,inventory.release_stock`, or `--queues`.
 """
 
 from celery import Celery

@@ -1,6 +1,6 @@
-"""What the shop's Flower reads at its start: `celery -A config flower --conf=config/flowerconfig.py`.
+"""The configuration of the shop's Flower: `celery -A config flower --conf=config/flowerconfig.py`.
 
-It has a tab for sagas, and shows what the database says of them at /metrics, beside its own metrics.
+Flower gets a tab for sagas, and serves gauges of the database at /metrics, next to its own metrics.
 """
 
 from prometheus_client import REGISTRY

@@ -1,6 +1,6 @@
-"""Bring all tables to what this version needs, before the workers start: `python -m config.migrate`.
+"""Upgrade all tables to this version, before the workers start: `python -m config.migrate`.
 
-The first half is `celery -A config sagas db upgrade`; the second is the shop's own.
+The first half is the same as `celery -A config sagas db upgrade`; the second creates the shop's own tables.
 """
 
 import sys
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     try:
         store.upgrade()
     except SagaError as error:
-        sys.exit(f"the tables were not brought up to date: {error}")
+        sys.exit(f"the tables could not be upgraded: {error}")
     tables.create_all(store.engine)

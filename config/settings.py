@@ -1,4 +1,4 @@
-"""What the environment says. Nothing else in the shop reads it."""
+"""The settings from environment variables. Nothing else in the shop reads the environment."""
 
 import os
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ __all__ = ["Settings", "SettingsError"]
 
 
 class SettingsError(ValueError):
-    """A variable of the environment has a value that cannot be used."""
+    """An environment variable has an invalid value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How the shop runs. Every field is one variable of the environment; `from_env` says which."""
+    """The shop's settings. Each field is an environment variable; see `from_env` for the names."""
 
     broker_url: str
     broker_folder: Path | None
@@ -27,16 +27,16 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the settings. Raises `SettingsError`, naming the variable, for a value that cannot be used."""
+        """Read the settings. Raises `SettingsError`, naming the variable, for an invalid value."""
         broker_url = _url(environ, "BROKER_URL", "redis://127.0.0.1:6379/0")
         folder = environ.get("BROKER_FOLDER")
         if broker_url.startswith("filesystem:") and not folder:
-            raise SettingsError("BROKER_FOLDER is not set, and BROKER_URL=filesystem:// keeps its messages in a folder")
+            raise SettingsError("BROKER_FOLDER is not set, but BROKER_URL=filesystem:// needs a folder for messages")
         return cls(
             broker_url=broker_url,
             broker_folder=Path(folder) if folder else None,
             database_url=_url(environ, "SAGAS_DATABASE_URL", "postgresql+psycopg://sagas:sagas@127.0.0.1:5432/sagas"),
-            # Shorter than any step's timeout: so a worker that was killed is told from a participant that is silent.
+            # Shorter than any step's timeout, to distinguish a killed worker from a participant that does not answer.
             lease=_seconds(environ, "SAGAS_LEASE", 8),
             redispatch_after=_seconds(environ, "SAGAS_REDISPATCH_AFTER", 30),
             recovery_interval=_seconds(environ, "SAGAS_RECOVERY_INTERVAL", 1),
@@ -44,12 +44,12 @@ class Settings:
 
     @property
     def broker_transport_options(self) -> dict[str, Any]:
-        """What the broker's driver has to be told."""
+        """Options for the broker's transport."""
         match urlsplit(self.broker_url).scheme:
             case "filesystem":
                 assert self.broker_folder is not None
                 messages = self.broker_folder / "messages"
-                # The worker takes its messages from where the others put them; the folder has to be there first.
+                # The worker reads messages from where others write them; the folder has to exist first.
                 messages.mkdir(parents=True, exist_ok=True)
                 return {
                     "data_folder_in": str(messages),
@@ -58,9 +58,9 @@ class Settings:
                     "polling_interval": 0.02,
                 }
             case "redis" | "rediss":
-                # Redis redelivers what is not acknowledged by then. It has to be longer than the longest step, and
-                # may be much longer: recovery does not wait for it.
-                # A publish on a connection that hangs ends after `socket_timeout`, else never.
+                # Redis redelivers messages that are not acknowledged in this time. It must be longer than the longest
+                # step, and may be much longer: recovery does not wait for it.
+                # Without `socket_timeout`, publishing on a connection that hangs never ends.
                 return {"visibility_timeout": 600, "socket_timeout": 30}
             case _:
                 return {}
@@ -70,7 +70,7 @@ def _url(environ: Mapping[str, str], variable: str, default: str) -> str:
     value = environ.get(variable, default)
     if "://" not in value:
         # Without the value: it may hold a password.
-        raise SettingsError(f"{variable} is not a URL; it looks like {default}")
+        raise SettingsError(f"{variable} is not a URL. A URL looks like {default}")
     return value
 
 

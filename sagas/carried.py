@@ -1,4 +1,4 @@
-"""Celery tasks carry the cause of what sent them: a handler calls `task.delay()`, and the task starts a saga."""
+"""Celery tasks carry the cause of the code that sent them, for handlers whose tasks start sagas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sagas.causes import CURRENT, Cause
 
 __all__ = ["HEADER"]
 
-#: The header of a task's message that holds its cause.
+#: The header of a task's message that contains its cause.
 HEADER = "sagas_cause"
 
 _TOKEN = "_sagas_cause_before"  # noqa: S105 - the token of a context variable

@@ -1,4 +1,4 @@
-"""How the library's commands are typed in this process, so that messages name commands that can be copied."""
+"""How the library's commands are typed in this process, so that users can copy commands from messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _typed: str | None = None
 
 
 def command(*words: str) -> str:
-    """Return a command of the group `sagas` as it is typed here.
+    """Return a command of the group `sagas` as it is typed in this process.
 
     >>> typed_as("manage.py sagas")
     >>> command("list", "--key", "order 1")
@@ -26,22 +26,22 @@ def command(*words: str) -> str:
 
 
 def worker_command() -> str:
-    """Return how a worker is started, as far as that is known in this process."""
+    """Return the command that starts a worker, as far as this process knows it."""
     app = _app()
     return "a Celery worker of this app" if app is None else f"celery -A {app} worker"
 
 
 def typed_as(group: str | None) -> None:
-    """Say how the group `sagas` is typed in this process: `manage.py sagas`, `flask -A shop sagas`.
+    """Set how the group `sagas` is typed in this process: `manage.py sagas`, `flask -A shop sagas`.
 
-    None: as a plug-in of Celery's, with the app that this process was given.
+    None: as a Celery plug-in, with the app of this process.
     """
     global _typed  # noqa: PLW0603 - a fact about the process
     _typed = group
 
 
 def app_option(typed: Sequence[str]) -> list[str]:
-    """Return the option that named the app, and no other: there may be a password in them."""
+    """Return only the option that names the app: other options may contain a password."""
     words = iter(typed)
     for word in words:
         if word in ("-A", "--app"):
@@ -54,7 +54,7 @@ def app_option(typed: Sequence[str]) -> list[str]:
 
 
 def _app() -> str | None:
-    """Return the app that this process of Celery's was given, on its command line or by its environment."""
+    """Return the app of this Celery process, from its command line or its environment."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name
     if name != "celery":

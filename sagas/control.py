@@ -1,4 +1,4 @@
-"""What a worker tells of itself to whoever asks through Celery: `app.control.inspect()`."""
+"""A worker's report about itself, for queries through Celery: `app.control.inspect()`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from celery.worker.control import inspect_command
 
-__all__ = ["COMMAND", "tell"]
+__all__ = ["COMMAND", "report"]
 
 COMMAND = "sagas"
 
 
 @inspect_command(name=COMMAND)  # type: ignore[untyped-decorator]
-def tell(state: Any) -> dict[str, Any]:
-    """Tell which sagas this worker can run, which queues of events it consumes, and how it is set up."""
+def report(state: Any) -> dict[str, Any]:
+    """Return the sagas that this worker can run, the event queues it consumes, and its settings."""
     sagas, worker = getattr(state.app, "sagas", None), state.consumer.controller
     if sagas is None:  # an app without sagas, in a process that has imported them
         return {}

@@ -1,4 +1,4 @@
-"""Numbers and lengths of time that a user gives, checked where they enter: later they would fail far from there."""
+"""Checks for numbers and durations that users pass, so that errors appear here rather than far away later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 __all__ = ["LONGEST", "finite_number", "seconds", "whole_number"]
 
-#: Ten years: every database, broker and `timedelta` can add it to the time of day.
+#: Ten years: every database, broker and `timedelta` can add it to the current time.
 LONGEST = 3650 * 86_400.0
 
 
@@ -18,9 +18,9 @@ def seconds(
     *,
     zero: bool = False,
 ) -> float:
-    """Return a length of time in seconds. `zero`: none at all will do, too.
+    """Return a duration in seconds. `zero`: whether zero is allowed.
 
-    Raises `error`; without it `TypeError` for what is no length of time and `ValueError` for one that cannot be used.
+    Raises `error`; without it, `TypeError` if the value is not a duration and `ValueError` if it is out of range.
 
     >>> seconds(timedelta(minutes=2), "timeout")
     120.0
@@ -42,7 +42,7 @@ def finite_number(value: float, what: str, error: type[Exception] | None = None,
     """Return a finite number as a float. Raises as `seconds` does."""
     if isinstance(value, str):
         raise (error or TypeError)(
-            f"{what} is {value!r}, a str; it must be {hint}: convert the text first{_advice(value)}"
+            f"{what} is {value!r}, a str; it must be {hint}. Convert the text first{_advice(value)}"
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise (error or TypeError)(f"{what} is {value!r}, a {type(value).__name__}; it must be {hint}")
@@ -56,7 +56,7 @@ def finite_number(value: float, what: str, error: type[Exception] | None = None,
 
 
 def whole_number(value: int, what: str, error: type[Exception], *, why: str = "") -> int:
-    """Return a whole number of at least 1. `why` it cannot be less is told with the error."""
+    """Return a whole number of at least 1. `why`: added to the error if the number is less."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise error(f"{what} is {value!r}, a {type(value).__name__}; it must be a whole number, an int")
     if not 1 <= value < 2**31:
@@ -67,7 +67,7 @@ def whole_number(value: int, what: str, error: type[Exception], *, why: str = ""
 def _advice(text: str) -> str:
     if text.strip().isdigit():
         return f", float({text!r})"
-    # What HTTP allows in Retry-After beside a number of seconds.
+    # HTTP's Retry-After may be a date instead of a number of seconds.
     if text.strip().endswith("GMT"):
-        return "; of an HTTP date: email.utils.parsedate_to_datetime(text) - datetime.now(UTC)"
+        return "; for an HTTP date: email.utils.parsedate_to_datetime(text) - datetime.now(UTC)"
     return ""

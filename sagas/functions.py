@@ -1,7 +1,7 @@
-"""What a user's function looks like from outside, and its call: plain or async, and never left half done.
+"""The signature of a user's function, and how to call it: synchronous or async, and run to its end.
 
-A callable comes as a function, a method, a Celery task, a `functools.partial` or an object with `__call__`. What looks
-plain may still return a coroutine (a lambda, a decorator), so what counts is what comes back.
+A callable may be a function, a method, a Celery task, a `functools.partial` or an object with `__call__`. A callable
+that looks synchronous may still return a coroutine (a lambda, a decorator), so the returned object decides.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ __all__ = ["Look", "allows_none", "bare", "describe", "finish", "look_at", "refu
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a callable takes and returns."""
+    """The parameters and types of a callable."""
 
-    parameters: Mapping[str, inspect.Parameter]  #: that may be filled: not those that a partial has filled
-    hints: Mapping[str, Any]  #: of the parameters and, as "return", of what it returns in the end
+    parameters: Mapping[str, inspect.Parameter]  #: those that can be passed, without those that a partial has set
+    hints: Mapping[str, Any]  #: of the parameters and, as "return", of the awaited result
 
 
 def look_at(given: Callable[..., Any]) -> Look:
-    """Return what a callable takes and returns.
+    """Return the parameters and types of a callable.
 
-    Raises `TypeError` for a class, a generator and what tells nothing about itself, `NameError` for an annotation that
-    cannot be resolved.
+    Raises `TypeError` for a class, a generator or a callable without a signature, and `NameError` for an annotation
+    that cannot be resolved.
     """
-    # A Celery task's own signature is (*args, **kwargs); that of its run() is the author's.
+    # A Celery task's own signature is (*args, **kwargs); the author's is that of its run().
     function = given.run if hasattr(given, "run") and hasattr(given, "apply_async") else given
     inner, filled = _unwrapped(function)
     if inspect.isclass(inner):
         raise TypeError(
-            f"{describe(given)} is a class: calling it makes an instance and does nothing else. Give a function, or an "
-            f"instance with __call__: {inner.__name__}()"
+            f"{describe(given)} is a class: calling it only creates an instance. Pass a function, or an instance with "
+            f"__call__: {inner.__name__}()"
         )
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        raise TypeError(f"{describe(given)} is a generator: calling it runs nothing. Make it a function, without yield")
+        raise TypeError(f"{describe(given)} is a generator: calling it runs nothing. Make it a function without yield")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError as error:
-        raise TypeError(f"{describe(given)} does not tell what it takes: wrap it in a function of yours") from error
+        raise TypeError(f"{describe(given)} has no readable signature. Wrap it in a function of your own") from error
     hints = _hints(inner)
     if "return" in hints:
         hints["return"] = _in_the_end(hints["return"])
@@ -60,9 +60,9 @@ def look_at(given: Callable[..., Any]) -> Look:
 
 
 def _unwrapped(function: Any) -> tuple[Any, frozenset[str]]:
-    """Return the function inside partials, methods and callable objects, and the names that partials have filled."""
+    """Return the function inside partials, methods and callable objects, and the arguments that partials have set."""
     filled: frozenset[str] = frozenset()
-    for _ in range(100):  # nobody nests deeper, and a __call__ may lead back to itself
+    for _ in range(100):  # nobody nests deeper, and a __call__ may refer to itself
         partial = getattr(function, "__partialmethod__", None) or getattr(function, "_partialmethod", None)
         if isinstance(function, functools.partial) or isinstance(partial, functools.partialmethod):
             found: Any = partial or function
@@ -80,12 +80,12 @@ def _unwrapped(function: Any) -> tuple[Any, frozenset[str]]:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except TypeError:  # a builtin: it has no annotations
+    except TypeError:  # a builtin has no annotations
         return {}
 
 
 def _in_the_end(hint: Any) -> Any:
-    """Return what is left of a declared result once it was awaited: of `Awaitable[int]`, int."""
+    """Return the type of a result after awaiting it: int for `Awaitable[int]`."""
     while True:
         origin, arguments = typing.get_origin(bare(hint)), typing.get_args(bare(hint))
         if not (inspect.isclass(origin) and arguments and issubclass(origin, Awaitable | concurrent.futures.Future)):
@@ -94,7 +94,7 @@ def _in_the_end(hint: Any) -> Any:
 
 
 def bare(hint: Any) -> Any:
-    """Return a type without `Annotated`, a `type` alias, and an optional None: what a parameter is for."""
+    """Return a type without `Annotated`, `type` aliases and an optional None."""
     while True:
         if isinstance(hint, TypeAliasType):
             hint = hint.__value__
@@ -109,7 +109,7 @@ def bare(hint: Any) -> Any:
 
 
 def allows_none(hint: Any) -> bool:
-    """Tell whether a parameter of this type takes None."""
+    """Return whether a parameter of this type accepts None."""
     if isinstance(hint, TypeAliasType):
         return allows_none(hint.__value__)
     if typing.get_origin(hint) is typing.Annotated or _is_union(hint):
@@ -135,9 +135,9 @@ def describe(function: Any) -> str:
 
 
 def finish(returned: Any, timeout: float | None = None) -> Any:
-    """Return what a call returned once it is really there: an awaitable is awaited, a future waited for.
+    """Return the final result of a call: awaitables are awaited, futures waited for.
 
-    An event loop is made for it. After `timeout` seconds the coroutine is cancelled, and `TimeoutError` raised.
+    This creates an event loop. After `timeout` seconds, the coroutine is cancelled and `TimeoutError` is raised.
     """
     while True:
         if isinstance(returned, concurrent.futures.Future):
@@ -155,13 +155,13 @@ async def _awaited(awaitable: Awaitable[Any], seconds: float | None) -> Any:
             return await awaitable
     except TimeoutError as error:
         if limit.expired():
-            raise TimeoutError(f"it was cancelled, since its timeout of {seconds:g} s was over") from error
+            raise TimeoutError(f"it was cancelled because its timeout of {seconds:g} s expired") from error
         raise
 
 
 def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Run a coroutine in an event loop of its own, also where the thread has one that runs."""
-    # Green threads share the one running loop of their thread: each gets a real thread instead.
+    """Run a coroutine in its own event loop, even if one is running in this thread."""
+    # Green threads share their thread's running loop: each gets a real thread instead.
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and gevent.is_module_patched("threading"):
         pool = type(sys.modules["gevent"].get_hub().threadpool)(1)
@@ -171,25 +171,25 @@ def _run(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
             pool.kill()
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.is_monkey_patched("thread"):
-        from eventlet import tpool  # noqa: PLC0415 - only where it is in use
+        from eventlet import tpool  # noqa: PLC0415 - only if it is in use
 
         return _elsewhere(make, tpool.execute)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(make())
-    return _elsewhere(make, _in_a_thread)  # an async test calls what runs a step
+    return _elsewhere(make, _in_a_thread)  # for example an async test that runs a step
 
 
 def _elsewhere(make: Callable[[], Coroutine[Any, Any, Any]], run: Callable[[Callable[[], None]], object]) -> Any:
-    """Run a coroutine by way of `run`, with the context of here, and return or raise here what comes of it."""
+    """Run a coroutine through `run` with the current context, and return or raise its outcome here."""
     context = contextvars.copy_context()
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def work() -> None:
         try:
             future.set_result(context.run(asyncio.run, make()))
-        except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller
             future.set_exception(error)
 
     run(work)
@@ -203,16 +203,16 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 def refuse_unfinished(returned: Any) -> None:
-    """Raise `TypeError` for what somebody would have to go on with: what was meant to happen has not happened."""
+    """Raise `TypeError` for a result that still has to be run: the intended work has not happened."""
     lazy = (types.GeneratorType, types.AsyncGeneratorType, collections.abc.AsyncIterator, map, filter)
     if isinstance(returned, lazy):
-        what = "nothing of it has run: make it a plain function that does its work itself"
+        what = "none of it has run. Make it a plain function that does its work itself"
     elif isinstance(getattr(returned, "gen", None), types.GeneratorType | types.AsyncGeneratorType):
-        what = "a context manager that nobody has entered: use it in a function"
+        what = "a context manager that was never entered. Use it inside a function"
     elif isinstance(returned, types.FunctionType | types.MethodType | functools.partial):
-        what = f"{describe(returned)} was returned and not called"
+        what = f"{describe(returned)} was returned but not called"
     elif hasattr(returned, "apply_async") and hasattr(returned, "set_immutable"):
-        what = "a signature of Celery's that nobody has sent"
+        what = "a Celery signature that was never sent"
     else:
         return
     raise TypeError(f"it returned a {type(returned).__name__}: {what}")

@@ -1,4 +1,4 @@
-"""Keeps the claims of this process alive while their steps are at work."""
+"""Keeps the claims of this process alive while their steps run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Leases:
-    """Renews every claim that has been held for a third of its lease, from one thread a process.
+    """Renews every claim that has been held for a third of its lease, from one thread per process.
 
-    `renew(saga_id, step, owner)` tells whether the claim is still ours. Steps that are quicker than a third of the
-    lease, which are most, cost nothing but a place in a dictionary.
+    `renew(saga_id, step, owner)` returns whether the claim is still ours. Most steps are faster than a third of the
+    lease, and cost only an entry in a dictionary.
     """
 
     def __init__(self, lease: float, renew: Callable[[str, str, str], bool]) -> None:
@@ -29,10 +29,10 @@ class Leases:
         _ALL.add(self)
 
     def reset(self) -> None:
-        """Forget all claims."""
+        """Drop all claims."""
         self._claims: dict[str, tuple[str, str, float]] = {}
         self._changed = threading.Condition()
-        self._idle = False  # whether the thread waits for nothing but a notice
+        self._idle = False  # whether the thread waits for a notification only
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -43,7 +43,7 @@ class Leases:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sagas-leases", daemon=True)
                 self._thread.start()
-            if self._idle:  # else it wakes before this claim is due, all leases being of one length
+            if self._idle:  # otherwise it wakes before this claim is due, because all leases have the same length
                 self._changed.notify()
         try:
             yield
@@ -68,7 +68,7 @@ class Leases:
     def _renew_one(self, saga_id: str, step: str, owner: str) -> None:
         try:
             alive = self._renew(saga_id, step, owner)
-        except Exception as error:  # noqa: BLE001 - the database is away: the lease may yet outlive that
+        except Exception as error:  # noqa: BLE001 - the database is unavailable: the lease may last until it is back
             logger.warning("saga %s, step %s: the claim could not be renewed: %r", saga_id, step, error)
             alive = True
         with self._changed:

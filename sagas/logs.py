@@ -1,10 +1,10 @@
-"""Says in every line of a log which saga, step and attempt it was written for, whoever writes it.
+"""Adds the saga, step and attempt to every log line that is written for it, by any code.
 
 ::
 
     from sagas import logs
 
-    logs.install(sagas)  # beside the app, so that it is done in every process
+    logs.install(sagas)  # next to the app, so that it runs in every process
     app.conf.worker_log_format = "%(levelname)s %(saga)s %(saga_id)s %(step)s %(attempt)s: %(message)s"
     app.conf.worker_task_log_format = app.conf.worker_log_format
 
@@ -26,7 +26,7 @@ from sagas.observers import Attempt, Handling, Observer, Start
 
 __all__ = ["FIELDS", "Fields", "current", "install", "processor"]
 
-#: What the filter gives each record. A "-" where it does not apply.
+#: The attributes that the filter adds to each record; "-" if one does not apply.
 FIELDS = ("saga", "saga_id", "step", "attempt", "correlation_id", "queue", "event_id")
 
 _NOTHING: Mapping[str, str | int] = {}
@@ -34,18 +34,18 @@ _CURRENT: ContextVar[Mapping[str, str | int]] = ContextVar("sagas_logs", default
 
 
 def current() -> Mapping[str, str | int]:
-    """Return what is at work in this thread: those of `FIELDS` that apply. Empty outside of steps and handlers.
+    """Return the `FIELDS` of the work in this thread. Empty outside steps and handlers.
 
-    A thread that a step starts is not the step's: pass it on with `contextvars.copy_context().run`.
+    Threads that a step starts do not inherit them: pass them on with `contextvars.copy_context().run`.
     """
     return _CURRENT.get()
 
 
 def install(sagas: Sagas) -> None:
-    """Have what is logged in a step or a handler say which: by user code, by libraries and by the engine.
+    """Add fields to all log lines in steps and handlers, whether from user code, libraries or the engine.
 
-    It adds the filter `Fields` to the handlers that Celery makes when a worker sets its logs up. Handlers of your own,
-    or of another process, need it too: `handler.addFilter(logs.Fields())`, or in `dictConfig`
+    This adds the filter `Fields` to the handlers that Celery creates when a worker sets up logging. Add it to other
+    handlers yourself: `handler.addFilter(logs.Fields())`, or in `dictConfig`
     `"filters": {"sagas": {"()": "sagas.logs.Fields"}}`.
     """
     sagas.observers.add(_Logs())
@@ -54,16 +54,17 @@ def install(sagas: Sagas) -> None:
 
 
 def processor(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add what is at work to an event of structlog. What the event says itself comes first."""
+    """Add the fields of the current work to a structlog event. Values in the event itself take precedence."""
     for name, value in _CURRENT.get().items():
         event.setdefault(name, value)
     return event
 
 
 class Fields(logging.Filter):
-    """Lets every record pass, with `FIELDS` as attributes. What the line says itself, by `extra`, stays.
+    """Passes every record, with `FIELDS` as attributes. Values from the record's own `extra` take precedence.
 
-    A filter of handlers and no record factory: there, user code that has one of these names as `extra` would fail.
+    It is a filter of handlers rather than a record factory, with which user code that has one of these names in `extra`
+    would fail.
 
     >>> handler = logging.StreamHandler()
     >>> handler.addFilter(Fields())

@@ -1,7 +1,7 @@
-"""How deep JSON may be nested, and what becomes of text that is deeper.
+"""The limit on the nesting of JSON, and what happens to text beyond it.
 
-Recursive readers and writers, Python's among them, give up on deep values. The scan here does not recurse, so it works
-for any depth.
+Recursive readers and writers, including Python's, fail on deep values. The scan here is not recursive, so it works for
+any depth.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import re
 
 __all__ = ["DEEPEST", "cut", "is_too_deep"]
 
-#: Levels of arrays and objects within one another. Every reader bears as many, in whatever language, and every page can
-#: draw them; pydantic gives up at 200, others of Python's at about 1,000.
+#: The most levels of nested arrays and objects. Readers in every language support this, and every page can show it.
+#: pydantic fails at 200, other Python readers at about 1,000.
 DEEPEST = 100
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 
 def is_too_deep(text: str) -> bool:
-    """Tell whether JSON text has more than `DEEPEST` levels.
+    """Return whether JSON text has more than `DEEPEST` levels.
 
     >>> is_too_deep("[" * 100 + "]" * 100), is_too_deep("[" * 101 + "]" * 101)
     (False, True)
@@ -37,7 +37,7 @@ def is_too_deep(text: str) -> bool:
 
 
 def cut(text: str) -> str:
-    """Return JSON text with a string in the place of each value that lies deeper than `DEEPEST` levels.
+    """Return JSON text with a string in place of each value that is nested deeper than `DEEPEST` levels.
 
     >>> cut("[" * 500 + "]" * 500)[98:-98]
     '[["… cut: nested more than 100 levels deep"]]'

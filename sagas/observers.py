@@ -1,4 +1,4 @@
-"""The seam for those who watch: metrics, traces, logs. Nothing that an observer does changes a saga."""
+"""The interface for metrics, traces and logs. Nothing that an observer does changes a saga."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Start:
     """A saga is about to be stored."""
 
     record: SagaRecord
-    traceparent: str | None = None  #: what an observer has the saga keep: W3C's name of the span that started it
+    traceparent: str | None = None  #: set by an observer and stored with the saga: the W3C name of the starting span
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One attempt at an action or a compensation, with the checkpoint of what came of it."""
+    """One attempt of an action or a compensation, including the checkpoint of its outcome."""
 
     record: SagaRecord  #: as it was claimed
     step: str
     begun: float = field(default_factory=time.perf_counter)
-    seconds: float = 0.0  #: that the function took
-    outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and when it was cut off
+    seconds: float = 0.0  #: how long the function took
+    outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and if it was cut off
     error: BaseException | None = None
-    redaction: Redaction | None = None  #: takes out of texts about `error` what `Sagas(redact=[...])` names
+    redaction: Redaction | None = None  #: removes from texts about `error` the values that `Sagas(redact=[...])` names
 
     @property
     def number(self) -> int:
-        """Which attempt it is, from 1. Those that were lost count."""
+        """The number of the attempt, from 1. Lost attempts count."""
         return self.record.step(self.step).attempt
 
     @property
@@ -54,7 +54,7 @@ class Attempt:
         return self.record.direction is Direction.BACKWARD
 
     def end(self, outcome: str, error: BaseException | None = None, redaction: Redaction | None = None) -> None:
-        """Say how the function ended. The first word counts."""
+        """Record how the function ended. Only the first call counts."""
         if self.outcome is None:
             self.seconds = time.perf_counter() - self.begun
             self.outcome, self.error, self.redaction = outcome, error, redaction
@@ -62,7 +62,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Handling:
-    """A message is being handled, in the process that runs its handler."""
+    """A message is being handled in this process."""
 
     queue: str
     type: str
@@ -70,46 +70,46 @@ class Handling:
     correlation_id: str
     attempt: int
     metadata: Mapping[str, Any]  #: of its envelope
-    outcome: str | None = None  #: handled, skipped, parked or lost; None while it runs, and when an error came of it
+    outcome: str | None = None  #: handled, skipped, parked or lost; None while it runs, and if it raised an error
 
 
 class Observer:
-    """Told what the engine has done. Take what you need; what is left out does nothing.
+    """Receives notice of what the engine does. Override the methods you need; the others do nothing.
 
-    Everything is called in the thread that does the work, so be quick. What you raise is logged, once, and goes no
-    further. With the prefork pool `during` is called in the children, `swept`, `delivered` and `relayed` in the main
-    process of the worker, and `changed` in both.
+    All methods are called in the thread that does the work, so they must be fast. An exception they raise is logged
+    once and not propagated. With the prefork pool, `during` is called in the child processes, `recovered`, `delivered`
+    and `relayed` in the worker's main process, and `changed` in both.
     """
 
     def during(self, work: Start | Attempt | Handling) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Return what surrounds a piece of work. At its end `work` tells how that went."""
+        """Return a context manager to surround a piece of work. At its end, `work` contains the outcome."""
         return nullcontext()
 
     def changed(self, before: SagaRecord | None, after: SagaRecord, history: Sequence[HistoryEntry]) -> None:
-        """A saga was stored: a new one (`before` is None), or a new state of one. It has committed.
+        """A saga was stored and committed: a new one (`before` is None), or a new state of an existing one.
 
-        `history`: what this change adds to its history.
+        `history`: the entries that this change adds.
         """
 
     def recovered(self, dispatched: Sequence[SagaRecord]) -> None:
-        """Recovery has looked at what was due, and sent these to their queues."""
+        """Recovery completed a pass, and dispatched these sagas."""
 
     def recovery_failed(self, saga: str) -> None:
-        """Recovery could not deal with a saga of this name: no broker takes it, or this worker cannot read it."""
+        """Recovery failed to process a saga of this name: no broker accepts it, or this worker cannot read it."""
 
     def delivered(self, queue: str, end: str) -> None:
-        """A delivery of a message came to an end: `end` is a value of `sagas.events.inbox.End`."""
+        """The delivery of a message ended: with `end` is a value of `sagas.events.inbox.End`."""
 
     def relayed(self, count: int) -> None:
-        """The relay has sent so many messages."""
+        """The relay has sent this many messages."""
 
     def carry(self) -> Mapping[str, str]:
-        """Return what a message that is published now takes along in its metadata: `traceparent`, `tracestate`."""
+        """Return metadata for a message that is published now: `traceparent`, `tracestate`."""
         return {}
 
 
 class Observers:
-    """The observers of an app. Where there are none, telling them costs nothing to speak of."""
+    """The observers of an app. Without observers, calls cost almost nothing."""
 
     __slots__ = ("_all", "_blamed")
 
@@ -121,31 +121,31 @@ class Observers:
         return bool(self._all)
 
     def add(self, *observers: Observer) -> None:
-        """Have these told, too, from now on. Before the worker forks its pool, so that all of it knows them."""
+        """Add observers. Call it before the worker forks its pool, so that all processes have them."""
         self._all += observers
 
     def during(self, work: W) -> AbstractContextManager[W]:
         return _During(self, self._all, work) if self._all else nullcontext(work)
 
     def changed(self, before: SagaRecord | None, after: SagaRecord, history: Sequence[HistoryEntry] = ()) -> None:
-        self._tell("changed", before, after, history)
+        self._notify("changed", before, after, history)
 
     def recovered(self, dispatched: Sequence[SagaRecord]) -> None:
-        self._tell("recovered", dispatched)
+        self._notify("recovered", dispatched)
 
     def recovery_failed(self, saga: str) -> None:
-        self._tell("recovery_failed", saga)
+        self._notify("recovery_failed", saga)
 
     def delivered(self, queue: str, end: str) -> None:
-        self._tell("delivered", queue, end)
+        self._notify("delivered", queue, end)
 
     def relayed(self, count: int) -> None:
-        self._tell("relayed", count)
+        self._notify("relayed", count)
 
     def carry(self) -> dict[str, str]:
-        return {name: value for told in self._tell("carry") for name, value in told.items()}
+        return {name: value for answer in self._notify("carry") for name, value in answer.items()}
 
-    def _tell(self, what: str, *about: Any) -> list[Any]:
+    def _notify(self, what: str, *about: Any) -> list[Any]:
         answers = []
         for observer in self._all:
             try:
@@ -153,16 +153,16 @@ class Observers:
             except BaseException as error:
                 if ends_process(error):
                     raise
-                # Whoever watches must not break what is watched.
+                # An observer must not break what it observes.
                 self.blame(observer, what, error)
         return answers
 
     def blame(self, observer: Observer, what: str, error: BaseException) -> None:
-        """Log what an observer raised: once, for it may do so at every step."""
+        """Log an observer's exception, but only once: it may raise at every step."""
         if (id(observer), what) not in self._blamed:
             self._blamed.add((id(observer), what))
             logger.error(
-                "observer %s failed in %s; that is said once. No saga is the worse for it, but what it shows may be",
+                "observer %s failed in %s (logged once). Sagas are not affected, but its output may be wrong",
                 type(observer).__qualname__,
                 what,
                 exc_info=error,
@@ -170,7 +170,7 @@ class Observers:
 
 
 class _During(AbstractContextManager[W]):
-    """Surrounds work by what each observer wants around it. An error of the work passes through untouched."""
+    """Surrounds work with each observer's context manager. Exceptions of the work propagate unchanged."""
 
     __slots__ = ("_all", "_entered", "_observers", "_work")
 

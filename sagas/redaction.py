@@ -1,4 +1,4 @@
-"""Values that operators must not see: fields of inputs and results that `Sagas(redact=[...])` names."""
+"""Values that operators must not see: the fields of inputs and results that `Sagas(redact=[...])` names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sagas.nesting import cut
 
 __all__ = ["MASK", "Redaction", "shown"]
 
-#: What is shown in the place of a redacted value.
+#: Replaces a redacted value.
 MASK = "•••"
 
-#: A shorter value is not looked for in error texts: it would be found in words that have nothing to do with it.
+#: Shorter values are not redacted in error texts: they would also match parts of unrelated words.
 _SHORTEST = 4
 
 
 def shown(payload: str, names: frozenset[str]) -> Any:
-    """Return the JSON value of an input or a result, without what is redacted and without what lies too deep.
+    """Return the JSON value of an input or result, without redacted values and without values nested too deep.
 
-    Returns a text that says so for a payload that is not JSON.
+    For a payload that is not JSON, returns a text that says so.
 
     >>> shown('{"order": 7, "card": {"number": "4111"}}', frozenset({"card"}))
     {'order': 7, 'card': '•••'}
@@ -40,9 +40,9 @@ def _hidden(value: Any, names: frozenset[str]) -> Any:
 
 
 class Redaction:
-    """Takes the redacted values of one saga out of text: of errors, which end up in many places.
+    """Removes the redacted values of one saga from text, such as errors, which are copied to many places.
 
-    `payloads`: the JSON of the saga's input and results, which hold the values.
+    `payloads`: the JSON of the saga's input and results, which contain the values.
 
     >>> Redaction(frozenset({"card"}), ['{"card": "4111-22"}']).text("card 4111-22 declined")
     'card ••• declined'
@@ -56,7 +56,7 @@ class Redaction:
         return bool(self._secrets)
 
     def text(self, text: str) -> str:
-        """Return text with `MASK` in the place of each redacted value of four characters or more."""
+        """Return the text with `MASK` in place of each redacted value of four or more characters."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return text
@@ -64,11 +64,11 @@ class Redaction:
 
 def _secrets(payload: str, names: frozenset[str]) -> Iterator[str]:
     try:
-        value = json.loads(cut(payload), parse_float=str, parse_int=str)  # as they are written
+        value = json.loads(cut(payload), parse_float=str, parse_int=str)  # as written
     except ValueError:
         return
     for leaf in _leaves(value, names, inside=False):
-        # Also as `repr` and JSON write it: an exception often quotes what it was given.
+        # Also as written by `repr` and JSON: an exception often quotes its arguments.
         for form in {leaf, repr(leaf)[1:-1], json.dumps(leaf)[1:-1]}:
             if len(form) >= _SHORTEST:
                 yield form

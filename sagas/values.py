@@ -1,10 +1,10 @@
-"""Values in and out of JSON, with their types kept.
+"""Converts values to JSON and back, without losing their types.
 
-What is stored is JSON text. What a step gets back is what its author declared: a dataclass, a pydantic model,
-`Decimal`, `UUID`, `datetime`, and whatever else msgspec knows. Nothing is guessed and nothing is pickled.
+Stored values are JSON text. A step receives values of the declared types: dataclasses, pydantic models, `Decimal`,
+`UUID`, `datetime`, and everything else msgspec supports. Nothing is guessed and nothing is pickled.
 
-Each value is read again when it is written, and compared in depth. No text of an error has values in it, since those
-may be secret and what is kept may be encrypted.
+Each value is read back when it is written, and compared in depth. Error texts contain no values, because values may be
+secret and the stored form may be encrypted.
 """
 
 from __future__ import annotations
@@ -48,37 +48,37 @@ __all__ = [
     "same",
 ]
 
-#: Stands for "no type was declared": plain JSON only, and it comes back as plain JSON.
+#: Means that no type was declared: only plain JSON is allowed, and plain JSON is returned.
 NO_TYPE: Any = object()
 
-#: Stands for the value of a field that is not there.
+#: The value of a field that is absent.
 ABSENT: Any = object()
 
-#: What msgspec quotes: a value that is none of an enumeration, a literal or a tagged union.
+#: Where msgspec quotes a value that is not in an enumeration, a literal or a tagged union.
 _QUOTED = re.compile(r"\b(Invalid (?:enum )?value) (?:'.*'|\".*\"|-?\d+)", re.DOTALL)
 
-#: How pydantic reads: aliases are what others write, names what pydantic itself writes unless it is told otherwise.
+#: How pydantic reads: other writers use aliases; pydantic itself writes field names by default.
 _BOTH_NAMES: Any = {"by_alias": True, "by_name": True}
 
 
 def dump(value: Any, type_: Any = NO_TYPE) -> str:
-    """Return `value` as JSON text, sure that `load(text, type_)` gives it back.
+    """Return `value` as JSON text that `load(text, type_)` converts back to the same value.
 
-    Raises `TypeError`, saying where, when that cannot be promised.
+    Raises `TypeError`, with the place, if that is not certain.
     """
     if isinstance(value, enum.Enum) and type_ in (str, int):
-        value = value.value  # what was declared comes back, and neither a reader nor a type checker expects more
+        value = value.value  # the declared type is returned, which is what readers and type checkers expect
     try:
         if type_ is NO_TYPE or type_ is Any:
             _check_plain(value, "$")
         text = encode(value).decode()
     except (ValueError, OverflowError, RecursionError, msgspec.EncodeError) as error:
-        raise TypeError(f"cannot be kept as JSON: {explain(error)}") from error
+        raise TypeError(f"cannot be stored as JSON: {explain(error)}") from error
     if is_too_deep(text):
-        raise TypeError(f"cannot be kept as JSON: it is nested more than {DEEPEST} levels deep; make it flatter")
+        raise TypeError(f"cannot be stored as JSON: it is nested more than {DEEPEST} levels deep. Make it flatter")
     try:
         back = load(text, type_)
-    except Exception as error:  # a type of the user's may raise anything when it is made again
+    except Exception as error:  # a user's type may raise anything when it is constructed again
         raise TypeError(f"{explain(error)} (declared as {_name(type_)}, got {_name(type(value))})") from error
     if difference := next(_differences(value, back, "$"), None):
         raise TypeError(f"declared as {_name(type_)}, it would come back changed: {difference}")
@@ -93,7 +93,7 @@ def load(text: str, type_: Any = NO_TYPE) -> Any:
 def parse(text: str | bytes) -> Any:
     """Return the plain value of JSON that a person or another program wrote.
 
-    Raises `ValueError` for what is not JSON, such as NaN and Infinity, and for what is too deep to be kept.
+    Raises `ValueError` if it is not JSON (NaN and Infinity are not), or if it is nested too deep to be stored.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -101,16 +101,16 @@ def parse(text: str | bytes) -> Any:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         return msgspec.json.decode(text)
     except UnicodeError:
-        raise ValueError("it has bytes or characters that are not UTF-8") from None
+        raise ValueError("it contains bytes or characters that are not UTF-8") from None
 
 
 def encode(value: Any) -> bytes:
-    """Return `value` as JSON, without a promise that it comes back. Raises what msgspec raises, or `TypeError`."""
+    """Return `value` as JSON, without checking that it can be read back. Raises msgspec's errors, or `TypeError`."""
     return _ENCODER.encode(value)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same in depth, with their types, also where their class does not define `==`."""
+    """Return whether two values are equal in depth, including their types, even if their class has no `__eq__`."""
     return next(_differences(one, other, "$"), None) is None
 
 
@@ -118,10 +118,10 @@ def same(one: Any, other: Any) -> bool:
 
 
 def field_names(type_: Any) -> dict[str, bool]:
-    """Return the fields of an input type, each with whether it must be given."""
+    """Return the fields of an input type, each with whether it is required."""
     if is_pydantic(type_):
         if getattr(type_, "__pydantic_root_model__", False):
-            raise TypeError(f"{_name(type_)} is a root model: it has no fields by name")
+            raise TypeError(f"{_name(type_)} is a root model: it has no named fields")
         return {name: field.is_required() for name, field in type_.model_fields.items()}
     if dataclasses.is_dataclass(type_):
         return {
@@ -129,28 +129,28 @@ def field_names(type_: Any) -> dict[str, bool]:
             for f in dataclasses.fields(type_)
         }
     if attributes := getattr(type_, "__attrs_attrs__", None):
-        nothing = sys.modules["attr"].NOTHING  # whose class it is, so that it is there
+        nothing = sys.modules["attr"].NOTHING  # imported, because the class is attrs'
         return {each.name: each.init and each.default is nothing for each in attributes}
     if _is_struct(type_):
         return {f.name: f.required for f in msgspec.structs.fields(type_)}
     if typing_extensions.is_typeddict(type_):
         hints = typing_extensions.get_type_hints(type_, include_extras=True)
         return {name: not _is_absent_able(type_, name, hint) for name, hint in hints.items()}
-    raise TypeError(f"{_name(type_)} is not a dataclass, pydantic model, msgspec Struct, TypedDict or class of attrs")
+    raise TypeError(f"{_name(type_)} is not a dataclass, pydantic model, msgspec Struct, TypedDict or attrs class")
 
 
 def may_be_absent(type_: Any, name: str) -> bool:
-    """Tell whether a value of this type may lack a field, so that not even a default stands for it."""
+    """Return whether values of this type may lack a field, without a default."""
     return typing_extensions.is_typeddict(type_) and not field_names(type_)[name]
 
 
 def field_of(value: Any, name: str, otherwise: Any = None) -> Any:
-    """Return a field of a value; `otherwise` where it is absent."""
+    """Return a field of a value, or `otherwise` if it is absent."""
     return value.get(name, otherwise) if isinstance(value, dict) else getattr(value, name)
 
 
 def _is_absent_able(type_: Any, name: str, hint: Any) -> bool:
-    # Asked of the hint first: with `from __future__ import annotations` Python counts NotRequired as required.
+    # The hint first: with `from __future__ import annotations`, Python treats NotRequired as required.
     while (origin := typing.get_origin(hint)) in (typing.Annotated, typing_extensions.ReadOnly):
         hint = typing.get_args(hint)[0]
     if origin in (typing.NotRequired, typing.Required):
@@ -159,7 +159,7 @@ def _is_absent_able(type_: Any, name: str, hint: Any) -> bool:
 
 
 def convert(data: Mapping[str, Any], type_: Any) -> Any:
-    """Build a `type_` from a mapping. Raises `TypeError` for a field unknown, missing or of a wrong type."""
+    """Build a `type_` from a mapping. Raises `TypeError` for an unknown or missing field, or a wrong type."""
     fields = field_names(type_)
     known = fields | _aliases(type_)
     takes_more = is_pydantic(type_) and type_.model_config.get("extra") == "allow"
@@ -168,7 +168,7 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
     try:
         if is_pydantic(type_):
             return _convert_model(dict(data), type_)
-        if hasattr(type_, "__pydantic_validator__"):  # a dataclass of pydantic's
+        if hasattr(type_, "__pydantic_validator__"):  # a pydantic dataclass
             return type_.__pydantic_validator__.validate_python(dict(data), **_BOTH_NAMES)
         if own := _own_fields(type_):
             return _convert_fields(data, type_, own)
@@ -181,7 +181,7 @@ def _convert_model(data: dict[str, Any], type_: Any) -> Any:
     try:
         return type_.model_validate(data, **_BOTH_NAMES)
     except ValueError:
-        # A strict model takes no text for a date, unless it is read from JSON; and that is where this may come from.
+        # A strict model accepts text for a date only from JSON, and the data may come from there.
         try:
             _check_plain(data, "$")
         except TypeError:
@@ -195,13 +195,13 @@ def _convert_model(data: dict[str, Any], type_: Any) -> Any:
 class _Field:
     name: str
     type: Any
-    names: tuple[str, ...]  #: by which it may be given
+    names: tuple[str, ...]  #: the names under which it may be passed
     required: bool
 
 
 def _own_fields(type_: Any) -> list[_Field]:
-    """Return the fields of a class that is built field by field; none of one that msgspec builds as well."""
-    if _is_struct(type_):  # as a whole it wants its names on the wire, its tag, or an array
+    """Return the fields of a class that has to be built field by field; none if msgspec can build it."""
+    if _is_struct(type_):  # as a whole, msgspec expects its wire names, its tag, or an array
         found = msgspec.structs.fields(type_)
         return [_Field(f.name, f.type, (f.name, f.encode_name), f.required) for f in found]
     if dataclasses.is_dataclass(type_) and not all(f.init for f in dataclasses.fields(type_)):
@@ -226,7 +226,7 @@ def _convert_fields(data: Mapping[str, Any], type_: Any, fields: Iterable[_Field
 
 
 def _aliases(type_: Any) -> dict[str, bool]:
-    """Return the other names by which the fields of a type may be given."""
+    """Return other names under which a type's fields may be passed."""
     if _is_struct(type_):
         return {f.encode_name: f.required for f in msgspec.structs.fields(type_)}
     found: dict[str, bool] = {}
@@ -244,7 +244,7 @@ def _aliases(type_: Any) -> dict[str, bool]:
 
 
 def check_type(type_: Any) -> None:
-    """Raise `TypeError` when values of this type could not be kept as JSON."""
+    """Raise `TypeError` if values of this type cannot be stored as JSON."""
     if type_ is NO_TYPE:
         return
     for problem in _problems(type_, set()):
@@ -257,13 +257,13 @@ def check_type(type_: Any) -> None:
 
 
 def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
-    """Yield what is in a type that would be lost on the way, whatever its value."""
+    """Yield the parts of a type that would be lost in JSON, whatever the value."""
     if id(type_) in seen:
         return
     seen.add(id(type_))
     for each in typing.get_args(type_):
         yield from _problems(each, seen)
-    if isinstance(origin := typing.get_origin(type_), type):  # a generic class, with what it is made of
+    if isinstance(origin := typing.get_origin(type_), type):  # a generic class with its arguments
         if issubclass(origin, Mapping) and (key := typing.get_args(type_)[0]) in _NO_KEYS:
             yield f"a {_name(key)} cannot be a key in JSON"
         yield from _problems(origin, seen)
@@ -277,20 +277,20 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
         for name, field in fields.items():
             where = f"field {name!r} of {_name(type_)}"
             if field.exclude and not speaks:
-                yield f"{where} is excluded when it is written: it would be lost"
+                yield f"{where} is excluded from the output, so it would be lost"
             names = [name, field.validation_alias, *getattr(field.validation_alias, "choices", [])]
             written = getattr(type_, "model_config", {}).get("serialize_by_alias") and field.serialization_alias
             if written and written not in names:
-                yield f"{where} is written as {written!r}, and not read by that name: give it one alias for both"
+                yield f"{where} is written as {written!r} but not read under that name. Give it one alias for both"
             if any(hasattr(default, "validation_alias") for default in _defaults(type_, name)):
-                yield f"{where} has its default from pydantic's Field, which is not read here: give it as `= value`"
+                yield f"{where} has its default in pydantic's Field, which is not read here. Write it as `= value`"
             if not speaks and not _serializes(field.metadata):
                 yield from (f"{where}: {problem}" for problem in _problems(field.annotation, seen))
     elif (
         isinstance(type_, type) and hasattr(type_, "get_secret_value") and not hasattr(type_, "__pydantic_root_model__")
     ):
-        seen.discard(id(type_))  # each field that has one is told of
-        yield f"a {_name(type_)} is written as asterisks: declare a str, or a reference to where the secret is"
+        seen.discard(id(type_))  # report each field that has it
+        yield f"a {_name(type_)} is written as asterisks. Declare a str, or a reference to the secret"
     elif isinstance(type_, type) and (
         dataclasses.is_dataclass(type_) or _is_struct(type_) or typing_extensions.is_typeddict(type_)
     ):
@@ -302,7 +302,7 @@ def _defaults(type_: Any, name: str) -> list[Any]:
     return [f.default for f in dataclasses.fields(type_) if f.name == name] if dataclasses.is_dataclass(type_) else []
 
 
-#: Of which a JSON object has no keys.
+#: Types that cannot be keys of a JSON object.
 _NO_KEYS = (bool, types.NoneType)
 
 
@@ -316,8 +316,8 @@ def _serializes(metadata: Iterable[Any]) -> bool:
 
 
 def is_pydantic(type_: Any) -> bool:
-    """Tell whether a type is a pydantic model."""
-    # Asked by shape, so that pydantic stays the user's choice and is never imported here.
+    """Return whether a type is a pydantic model."""
+    # Checked by its attributes, so that pydantic stays the user's choice and is never imported here.
     return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate")
 
 
@@ -330,16 +330,16 @@ def _is_struct(type_: Any) -> bool:
 
 @functools.cache
 def decoder(type_: Any) -> Callable[[Any], Any]:
-    """Return what reads JSON text, or bytes, as values of a type; of None, as plain JSON."""
+    """Return a function that reads JSON as values of a type; for None, as plain JSON."""
     if type_ is None:
         return msgspec.json.Decoder().decode
-    if is_pydantic(type_):  # which makes a Decimal of what is a float by then
+    if is_pydantic(type_):  # which would make a Decimal from a float
         return msgspec.json.Decoder(type_, dec_hook=_decode_foreign, float_hook=Number.read).decode
     return msgspec.json.Decoder(type_, dec_hook=_decode_foreign).decode
 
 
 class Number(float):
-    """A float that remembers how it was written in JSON: read as a `Decimal` it has all its digits."""
+    """A float that remembers its JSON text: read as a `Decimal`, it has all its digits."""
 
     text: str
 
@@ -349,17 +349,17 @@ class Number(float):
         number.text = text
         return number
 
-    def __str__(self) -> str:  # which is what pydantic makes a Decimal of, and what Decimal(str(number)) takes
+    def __str__(self) -> str:  # pydantic makes a Decimal from this text, as Decimal(str(number)) does
         return self.text
 
 
 def _encode_foreign(value: Any) -> Any:
     if is_pydantic(type(value)):
-        # Without computed fields, which are no input. As text: in strict mode, too, pydantic reads that again.
+        # Without computed fields, which are not input. As text, which pydantic can read back even in strict mode.
         return msgspec.Raw(value.model_dump_json(round_trip=True).encode())
     if isinstance(value, Number):
         return msgspec.Raw(value.text.encode())
-    raise TypeError(f"a {_name(type(value))} cannot be kept as JSON")
+    raise TypeError(f"a {_name(type(value))} cannot be stored as JSON")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
@@ -368,7 +368,7 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
 def _decode_foreign(type_: Any, data: Any) -> Any:
     if is_pydantic(type_):
         if _has_more_digits(data):
-            # From JSON pydantic makes a Decimal by way of a float. A strict model takes nothing else.
+            # pydantic converts JSON numbers to Decimal through float. A strict model accepts nothing else.
             with contextlib.suppress(ValueError):
                 return type_.model_validate(data, **_BOTH_NAMES)
         return type_.model_validate_json(encode(data), **_BOTH_NAMES)
@@ -376,7 +376,7 @@ def _decode_foreign(type_: Any, data: Any) -> Any:
 
 
 def _has_more_digits(data: Any) -> bool:
-    """Tell whether there is a number in it that a float does not hold."""
+    """Return whether the data contains a number with more digits than a float."""
     if isinstance(data, Number):
         return Decimal(data.text).as_tuple() != Decimal(repr(float(data))).as_tuple()
     items = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
@@ -391,16 +391,16 @@ def _convert_foreign(type_: Any, data: Any) -> Any:
 
 def _schema_foreign(type_: Any) -> dict[str, Any]:
     if is_pydantic(type_):
-        return {"type": "object"}  # not {}: msgspec takes that for no answer
-    raise TypeError(f"a {_name(type_)} cannot be kept as JSON")
+        return {"type": "object"}  # not {}, which msgspec treats as no answer
+    raise TypeError(f"a {_name(type_)} cannot be stored as JSON")
 
 
 # -- comparing ----------------------------------------------------------------------------------------------------
 
 
 def _check_plain(value: Any, path: str) -> None:
-    """Without a declared type only what JSON itself has is safe: anything else would come back changed."""
-    kind = type(value)  # exactly: a subclass (a StrEnum, a namedtuple) would come back as its base
+    """Without a declared type, only JSON's own types are safe: any other would come back changed."""
+    kind = type(value)  # exactly: a subclass (a StrEnum, a namedtuple) would come back as its base class
     if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
         return
     if kind is list:
@@ -412,11 +412,11 @@ def _check_plain(value: Any, path: str) -> None:
     else:
         what = "a dict with keys other than str" if kind is dict else f"a {_name(kind)}"
         what = f"the float {value}" if kind is float else what
-        raise TypeError(f"{what} at {path} is not plain JSON; declare its type so that it comes back as what it is")
+        raise TypeError(f"{what} at {path} is not plain JSON. Declare its type, so that it can be restored")
 
 
 def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
-    """Yield where what comes back is not what was written, in depth."""
+    """Yield the places where a value that was read back differs from the original, in depth."""
     kind, came = type(value), type(back)
     if isinstance(value, enum.Enum) or value is None or back is None:
         if value is not back:
@@ -425,7 +425,7 @@ def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
                 if kind is not came
                 else f"the {_name(kind)} at {path} would have another value"
             )
-    elif came is float and kind is int:  # what is declared as float may be given as a whole number
+    elif came is float and kind is int:  # a whole number may be passed for a float
         if value != back:
             yield f"an int at {path} has more digits than a float"
     elif kind is not came and not (issubclass(kind, came) and _is_mere(came) and not hasattr(value, "_fields")):
@@ -451,12 +451,12 @@ def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
     elif isinstance(value, set | frozenset):
         yield from _differing_keys(value, back, path)
     elif isinstance(value, Decimal) and value.is_nan():
-        yield f"NaN at {path}: it is equal to nothing, not even to itself"
+        yield f"NaN at {path}, which is not equal to anything, not even itself"
     elif not _is_equal(value, back):
         yield f"the {_name(kind)} at {path} would have another value"
 
 
-#: A subclass of these that was declared as the class itself comes back as what was declared.
+#: A subclass of these types may be declared as the base type. It then comes back as the base type.
 _MERE = (str, int, float, bytes, bytearray, datetime, date, time, Decimal, list, dict, set, frozenset)
 
 
@@ -465,7 +465,7 @@ def _is_mere(kind: type) -> bool:
 
 
 def _parts(value: Any) -> Iterable[str] | None:
-    """Return the names of the fields of an object; None of what has none."""
+    """Return the names of an object's fields; None if it has none."""
     kind = type(value)
     if is_pydantic(kind):
         return typing.cast("Iterable[str]", kind.model_fields)
@@ -483,7 +483,7 @@ def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Ite
     if len(ours) != len(keys):
         yield f"{len(ours)} items at {path} would be {len(keys)}"
     for key in ours:
-        # Some are not found by what they are equal to, such as the repeated hour of a time zone.
+        # Some equal keys are not found by hash, such as the repeated hour of a time zone.
         match = keys[key] if key in keys else next((each for each in keys if same(key, each)), ABSENT)
         if match is ABSENT:
             yield f"the {_name(type(key))} in {path} would be another, or of another type"
@@ -493,27 +493,27 @@ def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Ite
 
 def _is_equal(value: Any, back: Any) -> bool:
     if isinstance(value, datetime | time):
-        # Not `==`: of two time zones that is never true in an hour that a change of the clock repeats or leaves out.
+        # Not `==`: with two time zones it is never true in an hour that a clock change repeats or skips.
         return (
             value.replace(tzinfo=None) == back.replace(tzinfo=None)
             and (value.tzinfo is None) == (back.tzinfo is None)
             and value.utcoffset() == back.utcoffset()
         )
     if isinstance(value, Decimal):
-        return bool(value.as_tuple() == back.as_tuple())  # 1.0 and 1.00 are equal, and not the same
+        return bool(value.as_tuple() == back.as_tuple())  # 1.0 and 1.00 are equal but not the same
     if isinstance(value, float):
         return value == back and math.copysign(1, value) == math.copysign(1, back)
     return bool(value == back)
 
 
 def explain(error: BaseException) -> str:
-    """Return what an error says of a type, without the value."""
+    """Return the text of a type error, without the value."""
     if isinstance(error, msgspec.ValidationError) and error.__cause__ is not None:
-        return explain(error.__cause__)  # of a type that msgspec does not know
+        return explain(error.__cause__)  # from a type that msgspec does not know
     listed = getattr(error, "errors", None)
     if not callable(listed) or not hasattr(error, "error_count"):
-        if isinstance(error, UnicodeError):  # quotes the text that it could not encode
-            return "a lone surrogate in a text cannot be written"
+        if isinstance(error, UnicodeError):  # its text quotes the value
+            return "a text contains a lone surrogate, which cannot be written"
         return _QUOTED.sub(r"\1", str(error)) if isinstance(error, msgspec.ValidationError) else str(error)
     found = listed(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{each['msg']} - at `$.{'.'.join(map(str, each['loc']))}`" for each in found[:5])

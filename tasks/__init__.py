@@ -1,1 +1,1 @@
-"""The reference shop: one participant a file, and the sagas that they take part in."""
+"""The reference shop: one module for each participant, and the sagas that use them."""

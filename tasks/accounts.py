@@ -12,7 +12,7 @@ __all__ = ["credit", "debit", "undo_credit", "undo_debit"]
 
 
 def debit(transfer_id: str, source: str, amount: Decimal, step: StepContext) -> str:
-    """Take the money out of the source. Returns the number of the entry."""
+    """Withdraw the money from the source. Returns the number of the entry."""
     faults.check(step, transfer_id, "accounts.debit")
     operation = ledger.begin(step, transfer_id)
     if operation.answer is None:
@@ -31,7 +31,7 @@ def undo_debit(transfer_id: str, source: str, amount: Decimal, step: StepContext
 
 
 def credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) -> str:
-    """Put the money into the target. Returns the number of the entry."""
+    """Deposit the money in the target. Returns the number of the entry."""
     faults.check(step, transfer_id, "accounts.credit")
     operation = ledger.begin(step, transfer_id)
     if operation.answer is None:
@@ -45,13 +45,13 @@ def credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) ->
 def undo_credit(transfer_id: str, target: str, amount: Decimal, step: StepContext) -> None:
     faults.check(step, transfer_id, "accounts.undo_credit")
     if ledger.undo(step, transfer_id):
-        # The owner may have spent it already. An undo has to succeed, so the account goes below zero.
+        # The owner may already have spent it. A compensation has to succeed, so the balance may become negative.
         _move(step, target, -amount)
         ledger.reverse(step, "credit undone")
 
 
 def _move(step: StepContext, name: str, amount: Decimal, *, at_least: int | None = None) -> bool:
-    """Change a balance. Returns whether there is such an account, with at least that many cents in it."""
+    """Change a balance. Returns whether the account exists and has at least that many cents."""
     account = update(Account).where(Account.name == name)
     if at_least is not None:
         account = account.where(Account.balance >= at_least)

@@ -1,4 +1,4 @@
-"""A stay with a host: nights, the guest's money, and after the stay the host's."""
+"""A stay with a host: the nights, the guest's payment and, after the stay, the host's payout."""
 
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -25,7 +25,7 @@ book_stay = Saga(
     "book_stay",
     Step("reserve_listing", listings.reserve, compensation=listings.release, queue="listings", timeout=10),
     Step("charge_guest", payments.process, compensation=payments.refund, queue="payments", timeout=20),
-    # Guest and host have been told. Whoever changes their mind now does so by the rules of cancellation.
+    # From here on, guest and host have a confirmation. Later changes follow the cancellation rules.
     Pivot("confirm_booking", listings.confirm, queue="listings", timeout=10),
     Step("pay_host", listings.payout, queue="listings", timeout=20),
     input=BookStay,

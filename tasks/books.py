@@ -1,4 +1,4 @@
-"""The audit: what the ledger should say of orders after all that was done and undone."""
+"""The audit: what the ledger should contain for orders after everything was done and undone."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ __all__ = ["complaints", "expected", "undone"]
 
 
 def undone(saga: SagaSummary) -> list[str]:
-    """Return the steps whose compensation ran, in the order in which that was done."""
+    """Return the steps whose compensation ran, in the order in which they were compensated."""
     steps = [
         (step.finished_at, step.name)
         for step in saga.steps.values()
@@ -23,7 +23,7 @@ def undone(saga: SagaSummary) -> list[str]:
 
 
 def expected(it: Placed) -> Mapping[str, Net]:
-    """Return what the ledger should have left: all of an order or nothing of it."""
+    """Return what should be left in the ledger: all of an order, or nothing."""
     if it.saga.status is not SagaStatus.COMPLETED:
         return {}
     order = it.order.input
@@ -36,7 +36,7 @@ def expected(it: Placed) -> Mapping[str, Net]:
 
 
 def complaints(it: Placed, left: Mapping[str, Net]) -> Iterator[str]:
-    """Say what is not as it should be. `left`: what the ledger has left of the order."""
+    """Yield what is wrong. `left`: what the ledger has left for the order."""
     key, status = it.saga.key, it.saga.status
     if status not in FINISHED:
         yield f"{key} is still {status}: {it.saga.trouble or 'no error'}"

@@ -1,8 +1,8 @@
-"""An order without a conductor: each service does its part when it hears that the one before it has done its own.
+"""An order as a choreography: each service acts on the event of the service before it.
 
-The same flow with a conductor is the saga in `tasks/fulfilment.py`: there one definition says what comes next, and what
-is undone; here each service says what it listens to. `celery -A config.choreography sagas events graph` draws it.
-
+`tasks/fulfilment.py` has the same flow as an orchestrated saga: there, one definition says what comes next and what is
+compensated; here, each service says which events it handles. `celery -A config.choreography sagas events graph` draws
+it.
 ::
 
     OrderPlaced -> PaymentCompleted -> StockReserved -> ShipmentCreated -> e-mail
@@ -56,12 +56,12 @@ SERVICES = (orders, inventory, payments, shipping, notifications)
 
 
 def place(events: Events, session: Session, order: PlaceOrder) -> Envelope:
-    """Place an order, in the caller's transaction. Its id names the whole story."""
+    """Place an order in the caller's transaction. The order's id is the correlation id of the flow."""
     return events.publish(OrderPlaced(order=order), session, key=order.order_id, correlation_id=order.order_id)
 
 
 def outcome(session: Session, order_id: str) -> str | None:
-    """Return what became of an order: "confirmed", or "cancelled" and why; None while it is under way."""
+    """Return the outcome of an order: "confirmed", or "cancelled" and the reason; None if it has not ended."""
     operation = session.get(Operation, f"{order_id}:close")
     return None if operation is None else operation.answer
 
@@ -147,11 +147,11 @@ def send_apology(event: OrderCancelled, context: HandlerContext) -> None:
     )
 
 
-# -- the participants, as they are --------------------------------------------------------------------------------
+# -- using the participants' functions ----------------------------------------------------------------------------
 
 
 def _step(context: HandlerContext, order: PlaceOrder, name: str) -> StepContext:
-    """Let a participant take a handler for a step. What undoes has the name of what it undoes: they share their key."""
+    """Present a handler to a participant as a step. A compensation has the name of its step, to share its key."""
 
     def emit(message: Any, key: str | None) -> None:
         context.emit(message, key=key)
@@ -169,6 +169,6 @@ def _step(context: HandlerContext, order: PlaceOrder, name: str) -> StepContext:
 
 
 def _try(context: HandlerContext, act: Callable[[], T]) -> T:
-    """Call a participant so that a refusal leaves nothing behind, and the handler can go on to tell of it."""
+    """Call a participant so that a refusal leaves nothing behind, and the handler can report it."""
     with context.session.begin_nested():
         return act()

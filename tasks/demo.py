@@ -1,8 +1,8 @@
-"""The shop at work, with no server: `python -m tasks.demo [ORDERS_FILE]`.
+"""A demo of the shop without any server: `python -m tasks.demo [ORDERS_FILE]`.
 
-A real Celery worker, SQLite and a folder of messages. Some of the orders ask for a fault: a parcel is declined, a
-carrier never answers, the worker is killed. At the end every order has gone through or left no trace, and the ledger
-proves it.
+It runs a real Celery worker with SQLite and a folder of messages. Some orders ask for a fault: a parcel is declined, a
+carrier never answers, the worker is killed. At the end every order is complete or left no trace, and the ledger proves
+it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tasks.books import complaints, expected, undone
 from tasks.ledger import Net
 from tasks.orderfile import Order, OrderFileError
 from tasks.placing import Batch, Placed, prepare
-from tasks.screen import FEW, MOST_TOLD, Screen, coloured, screen, summary
+from tasks.screen import FEW, MOST_SHOWN, Screen, coloured, screen, summary
 
 __all__ = ["main"]
 
@@ -37,19 +37,19 @@ ROOT = Path(__file__).parent.parent
 ORDERS = Path(__file__).parent / "data" / "orders.json"
 QUEUES = "inventory,payments,shipping,notifications,shop"
 
-#: Short, so that nobody has to wait: a shop would be more patient with its workers.
+#: Short, so that nobody has to wait: a real shop would give its workers more time.
 TIMING = {"SAGAS_LEASE": "3", "SAGAS_REDISPATCH_AFTER": "3", "SAGAS_RECOVERY_INTERVAL": "0.3"}
 
-#: Workers that may die before the demo takes it for a mistake of its own.
+#: How many workers may die before the demo assumes an error of its own.
 MOST_WORKERS = 6
 
 
 class DemoError(Exception):
-    """The demo cannot go on."""
+    """The demo cannot continue."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo. Returns 0 when every order ended as expected, 1 when not, 2 when it could not begin."""
+    """Run the demo. Returns 0 if every order ended as expected, 1 if not, 2 if it could not start."""
     parser = argparse.ArgumentParser(prog="python -m tasks.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "orders", nargs="?", type=Path, default=ORDERS, help="a JSON or CSV file (default: %(default)s)"
@@ -66,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _folder(options.folder) as folder:
             return _run(console, folder, orders, options.timeout)
     except (OrderFileError, KeyConflict) as error:
-        print(error, file=sys.stderr)  # noqa: T201 - as it is: file names and reasons are not to be wrapped
+        print(error, file=sys.stderr)  # noqa: T201 - unwrapped: file names and reasons must stay intact
         return 2
     except DemoError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        console.print("\ninterrupted; the worker has been ended")
+        console.print("\ninterrupted; the worker has been stopped")
         return 130
 
 
@@ -95,37 +95,37 @@ def _run(console: Console, folder: Path, orders: Sequence[Order], timeout: float
     prepare(store, orders)
     with_fault = sum(order.fault is not None for order in orders)
     console.print(f"{len(orders):,} orders, {with_fault:,} of them with a fault")
-    # The broker's folder is set up by whoever comes first, and it is no place for two to do so at once.
+    # The first process sets up the broker's folder; two must not do so at the same time.
     batch = Batch(store, orders, timeout)
     batch.fill()
     with _Workers(folder / "worker.log") as workers, screen(console, store, batch) as shown:
         shown.say(f"worker 1 started (pid {workers.pid})")
         if not batch.until_over(lambda: _look(workers, shown)):
-            shown.say(f"[bold red]gave up: nothing has happened for {timeout:g} s[/]")
+            shown.say(f"[bold red]gave up: no progress for {timeout:g} s[/]")
     placed = batch.placed
     console.print()
     faulty = [it for it in placed if it.order.fault is not None]
-    for it in faulty[:MOST_TOLD]:
-        _tell(console, store, it)
-    if len(faulty) > MOST_TOLD:
-        console.print(f"and {len(faulty) - MOST_TOLD:,} more orders with a fault")
+    for it in faulty[:MOST_SHOWN]:
+        _print_history(console, store, it)
+    if len(faulty) > MOST_SHOWN:
+        console.print(f"and {len(faulty) - MOST_SHOWN:,} more orders with a fault")
     with Session(store.engine) as session:
         wrong = _audit(console, placed, ledger.net(session))
     console.print(
         f"[bold]{summary(placed)}; {workers.started} workers started, {workers.started - 1} of them died[/]",
         soft_wrap=True,
     )
-    for line in wrong[:MOST_TOLD]:
+    for line in wrong[:MOST_SHOWN]:
         console.print(f"[bold red]WRONG[/] {escape(line)}", soft_wrap=True)
-    if len(wrong) > MOST_TOLD:
-        console.print(f"and {len(wrong) - MOST_TOLD:,} more that are [bold red]WRONG[/]")
+    if len(wrong) > MOST_SHOWN:
+        console.print(f"and {len(wrong) - MOST_SHOWN:,} more that are [bold red]WRONG[/]")
     if not wrong:
-        console.print("[bold green]OK[/] every order went through or was undone; the ledger nets to what it should")
+        console.print("[bold green]OK[/] every order is complete or was undone; the ledger has the right balances")
     return 1 if wrong else 0
 
 
 def _look(workers: "_Workers", shown: Screen) -> None:
-    """Show how far the orders are; put a new worker in the place of one that died."""
+    """Show the progress of the orders, and replace a worker that died."""
     shown.update()
     if (code := workers.died()) is not None:
         how = "was killed with SIGKILL" if code == -signal.SIGKILL else f"ended with {code}"
@@ -145,7 +145,7 @@ def _open_shop(folder: Path) -> SqlStore:
         SAGAS_DATABASE_URL=f"sqlite:///{folder / 'shop.db'}",
         **TIMING,
     )
-    # As `celery -A config` does it. `config` is made of `tasks` and reads the environment, so it is not imported above.
+    # As `celery -A config` does. `config` imports `tasks` and reads the environment, so it is not imported above.
     sagas: Sagas = find_app("config").sagas
     store = sagas.store
     assert isinstance(store, SqlStore)
@@ -158,7 +158,7 @@ def _open_shop(folder: Path) -> SqlStore:
 
 
 class _Workers:
-    """One real worker at a time, and the next one when it dies."""
+    """Runs one real worker at a time, and the next one when it dies."""
 
     def __init__(self, log: Path) -> None:
         self.started = 0
@@ -170,13 +170,13 @@ class _Workers:
         return self._process.pid
 
     def died(self) -> int | None:
-        """Return how the worker ended, or None while it lives."""
+        """Return the worker's exit code, or None while it runs."""
         return self._process.poll()
 
     def replace(self) -> None:
         self._end()
         if self.started == MOST_WORKERS:
-            raise DemoError(f"{MOST_WORKERS} workers have died. The last words:\n{self._log.read_text()[-3000:]}")
+            raise DemoError(f"{MOST_WORKERS} workers have died. The end of the log:\n{self._log.read_text()[-3000:]}")
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -185,13 +185,13 @@ class _Workers:
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         command = [sys.executable, "-m", "celery", "-A", "config", "worker", *options, *quiet]
         with self._log.open("ab") as log:
-            # In a group of its own: Ctrl-C is ours to handle, and its children can be ended with it.
+            # In its own process group: the demo handles Ctrl-C, and can end the worker's child processes too.
             return subprocess.Popen(  # noqa: S603 - our own command
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _end(self) -> None:
-        # Not asked nicely: a step that hangs would keep it, and nothing is lost that the database does not know.
+        # SIGKILL: a step that hangs would delay a normal exit, and the database knows everything that matters.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -206,8 +206,8 @@ class _Workers:
 # -- after ----------------------------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, store: SqlStore, it: Placed) -> None:
-    """Tell what became of an order with a fault."""
+def _print_history(console: Console, store: SqlStore, it: Placed) -> None:
+    """Print the history of an order with a fault."""
     fault, saga = it.order.fault, it.saga
     assert fault is not None
     console.print(f"[bold]{saga.key}[/]: {fault.kind} at {fault.at} -> {coloured(saga.status)}", soft_wrap=True)
@@ -222,7 +222,7 @@ def _tell(console: Console, store: SqlStore, it: Placed) -> None:
 
 
 def _audit(console: Console, placed: Sequence[Placed], net: Mapping[str, Mapping[str, Net]]) -> list[str]:
-    """Print what the ledger says of every order, if they are few. Returns what is not as it should be."""
+    """Print the ledger's balances for every order, if they are few. Returns what is wrong."""
     table = Table("order", "status", "money", "stock", "parcels", "messages", "ledger", title="The ledger, netted")
     wrong: list[str] = []
     for it in placed:

@@ -1,6 +1,6 @@
-"""What happens to an order, as the services of the shop tell each other.
+"""The events that the services of the shop exchange about an order.
 
-Every event carries the order, so that nobody has to ask another service for what it needs.
+Every event carries the order, so that no service has to ask another for the data it needs.
 """
 
 from sagas.events import event
@@ -22,14 +22,14 @@ __all__ = [
 
 @event("orders.order.placed")
 class OrderPlaced:
-    """A customer wants something."""
+    """A customer has placed an order."""
 
     order: PlaceOrder
 
 
 @event("orders.order.cancelled")
 class OrderCancelled:
-    """It did not work out, and all that was done for it is undone."""
+    """The order failed, and everything done for it is undone."""
 
     order: PlaceOrder
     reason: str

@@ -1,6 +1,6 @@
-"""Faults that somebody asked for, so that a rehearsal can show what happens then.
+"""Planned faults, so that a demo can show their consequences.
 
-Whoever places an order plans its fault before. Every participant calls `check` before anything else.
+Whoever places an order plans its fault beforehand. Every participant calls `check` first.
 """
 
 import os
@@ -27,11 +27,11 @@ _NEVER = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is to go wrong, and where: `at` is a participant's function, such as "shipping.create".
+    """A planned fault: what fails, and where. `at` is a participant's function, such as "shipping.create".
 
     ==========  ==================================================================================
-    decline     it says no, for good
-    fail        it breaks, in the first `times` attempts
+    decline     it refuses permanently
+    fail        it raises an error, in the first `times` attempts
     slow        it takes `seconds` longer, in the first `times` attempts
     hang        it does not answer for `seconds` (0: ever), in the first `times` attempts
     kill        the worker is killed with SIGKILL, parent and child, in the first `times` attempts
@@ -45,16 +45,16 @@ class Fault:
 
 
 def plan(session: Session, reference: str, fault: Fault) -> None:
-    """Ask for a fault, in the caller's transaction."""
+    """Plan a fault in the caller's transaction."""
     session.merge(PlannedFault(reference=reference, **asdict(fault)))
 
 
 def check(step: StepContext, reference: str, at: str) -> None:
-    """Let the fault that was asked for happen, if any was.
+    """Trigger the planned fault, if there is one.
 
-    Call it before `step.session` is touched: while a transaction is open nobody should sleep.
+    Call it before using `step.session`: nothing should sleep while a transaction is open.
     """
-    # A short session of its own, for the same reason. It only reads: a handler of events has written already, and on
+    # A separate short session, for the same reason. It only reads: a handler of events has already written, and on
     # SQLite a second writer would wait for it.
     with ShopSession() as session:
         session.connection(execution_options={READ_ONLY: True})
@@ -77,8 +77,8 @@ def check(step: StepContext, reference: str, at: str) -> None:
 
 
 def _kill_worker() -> None:
-    """Kill this worker the hard way, as a machine that loses power would. For rehearsals only."""
-    # In the main process (the pools threads and solo) the parent is somebody's shell.
+    """Kill this worker the hard way, like a power cut. For demos only."""
+    # In the main process (the pools threads and solo), the parent is a user's shell.
     if current_process().name != "MainProcess":
         os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,12 +1,12 @@
-"""The order flow of `tasks/choreography.py`, orchestrated: one definition says what comes next, and what is undone.
+"""The order flow of `tasks/choreography.py`, orchestrated: one definition of what comes next and how to undo it.
 
-`tasks/orders.py` has the richer saga: with a hold on the card, a parallel stage and a pivot. This one is the flow as it
-is usually drawn::
+`tasks/orders.py` has a richer saga, with a hold on the card, a parallel stage and a pivot. This one is the flow as
+it is usually drawn::
 
     ProcessPayment -> ReserveInventory -> CreateShipment -> SendConfirmation
       refund     <-     release        <-    cancel
 
-Each step makes its command from the order and has the service carry it out.
+Each step creates its command from the order and lets the service execute it.
 """
 
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ fulfil_order = Saga(
     Step("process_payment", process_payment, compensation=refund, queue="payments", timeout=STEP_TIMEOUT),
     Step("reserve_inventory", reserve_inventory, compensation=release, queue="inventory", timeout=STEP_TIMEOUT),
     Step("create_shipment", create_shipment, compensation=cancel, queue="shipping", timeout=STEP_TIMEOUT),
-    # An e-mail cannot be called back. It is sent last, and one that fails undoes no order: it is tried for longer.
+    # An e-mail cannot be recalled. It is sent last, and a failure does not undo the order: it is retried for longer.
     Step(
         "send_confirmation",
         send_confirmation,

@@ -1,19 +1,19 @@
-"""What makes a participant safe to call twice, late, and in any order; and the books that prove it.
+"""What makes a participant safe to call twice, late, and in any order; and the ledger that proves it.
 
-A participant finds what it did by the idempotency key of the step and by nothing else. Its action asks `begin`, its
-compensation asks `undo`. Whichever comes first, and however often they come, the effect happens at most once, and not
-at all once it has been undone:
+A participant finds its earlier work only by the step's idempotency key. Its action calls `begin`, its compensation
+calls `undo`. Whichever comes first, and however often they come, the effect happens at most once, and not at all once
+it has been undone:
 
 ======================  ==============================  =======================================
 the key is ...          the action                      the compensation
 ======================  ==============================  =======================================
-unknown                 acts and keeps its answer       leaves a tombstone: undone before done
-done                    gives the answer it kept        undoes, once
-undone                  is refused: `TerminalError`          does nothing
+unknown                 acts and stores its answer      leaves a tombstone: undone before done
+done                    returns the stored answer       undoes, once
+undone                  is refused: `TerminalError`     does nothing
 ======================  ==============================  =======================================
 
-The engine alone would see to all of this as long as everything is written through `step.session`. A real participant
-is a service with a database of its own and has nothing but the key; the shop is written as if it were one.
+The engine alone would guarantee all of this as long as everything is written through `step.session`. A real participant
+is a service with its own database and only has the key; the shop is written as if it were one.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from tasks.tables import Entry, Operation
 
 __all__ = ["Net", "begin", "cents", "changed", "net", "number", "post", "reverse", "undo"]
 
-#: References that are asked for at once.
+#: How many references one query asks for.
 _PAGE = 500
 
 
 def begin(step: StepContext, reference: str) -> Operation:
-    """Begin an action. Its `answer` is None when it has to be done and there is none yet.
+    """Begin an action. Its `answer` is None if there is none yet, and the action has to run.
 
-    Of two that begin at once the database refuses the second, whose next attempt finds the first one's answer.
+    If two begin at once, the database refuses the second, whose next attempt finds the first one's answer.
     """
     operation = _find(step)
     if operation is None:
@@ -62,7 +62,7 @@ def undo(step: StepContext, reference: str) -> bool:
 
 
 def _find(step: StepContext) -> Operation | None:
-    # Locked, so that an action and its own compensation cannot both find it as it was.
+    # Locked, so that an action and its own compensation cannot both find the old state.
     return step.session.get(Operation, step.idempotency_key, with_for_update=True)
 
 
@@ -72,7 +72,7 @@ def changed(step: StepContext, statement: Update) -> bool:
 
 
 def number(step: StepContext, prefix: str) -> str:
-    """Make up a number for people to quote. The same step always gets the same."""
+    """Return a number for people to quote. The same step always gets the same number."""
     return f"{prefix}-{hashlib.sha256(step.idempotency_key.encode()).hexdigest()[:8]}"
 
 
@@ -110,7 +110,7 @@ def reverse(step: StepContext, entry: str) -> None:
 
 
 def cents(amount: Decimal) -> int:
-    """Turn an amount into cents. Raises `ValueError` where that would lose some of it."""
+    """Convert an amount to cents. Raises `ValueError` for fractions of a cent."""
     value = amount * 100
     if value != value.to_integral_value():
         raise ValueError(f"{amount} is not a whole number of cents")
@@ -119,16 +119,16 @@ def cents(amount: Decimal) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """What is left on one account of one order after all that was done and undone."""
+    """What is left in one account of one order after everything was done and undone."""
 
     amount: int
     quantity: int
 
 
 def net(session: Session, references: Sequence[str] | None = None) -> Mapping[str, Mapping[str, Net]]:
-    """Return, per reference, the accounts that do not net to zero. Of a compensated saga there are none.
+    """Return, per reference, the accounts whose balance is not zero. For a compensated saga there are none.
 
-    `references`: only of these; left out, of all.
+    `references`: only these; by default all.
     """
     if references is not None:
         pages = (references[start : start + _PAGE] for start in range(0, len(references), _PAGE))

@@ -30,7 +30,7 @@ def reserve(booking_id: str, listing: str, check_in: date, nights: int, step: St
 
 
 def release(booking_id: str, step: StepContext) -> None:
-    """Let others have the nights."""
+    """Release the nights for others."""
     faults.check(step, booking_id, "listings.release")
     if ledger.undo(step, booking_id):
         step.session.execute(delete(Night).where(Night.key == step.idempotency_key))
@@ -38,7 +38,7 @@ def release(booking_id: str, step: StepContext) -> None:
 
 
 def confirm(booking_id: str, guest: str, host: str, step: StepContext) -> str:
-    """Tell guest and host that they can count on it. Returns what was said."""
+    """Confirm the booking to guest and host. Returns the text of the message."""
     faults.check(step, booking_id, "listings.confirm")
     operation = ledger.begin(step, booking_id)
     if operation.answer is None:
@@ -48,11 +48,11 @@ def confirm(booking_id: str, guest: str, host: str, step: StepContext) -> str:
 
 
 def payout(*, booking_id: str, host: str, amount: Decimal, check_in: date, nights: int, step: StepContext) -> str:
-    """Pay the host, once the stay is over. Returns the number of the payout."""
+    """Pay the host after the stay. Returns the number of the payout."""
     faults.check(step, booking_id, "listings.payout")
     over = datetime.combine(check_in + timedelta(days=nights), time(), UTC)
     if (left := over - datetime.now(UTC)) > timedelta():
-        # The wait is kept in SQL: no worker is busy with it, and it outlives all of them.
+        # The wait is stored in SQL: no worker is busy meanwhile, and it survives all of them.
         raise RetryableError(f"the stay is over at {over:%Y-%m-%d}", after=left.total_seconds())
     operation = ledger.begin(step, booking_id)
     if operation.answer is None:

@@ -1,4 +1,4 @@
-"""What customers hear from the shop."""
+"""The shop's messages to customers."""
 
 from sagas import StepContext
 from tasks import faults, ledger
@@ -7,7 +7,7 @@ __all__ = ["apologize", "confirm"]
 
 
 def confirm(order_id: str, customer: str, create_shipment: str, step: StepContext) -> str:
-    """Tell the customer that the order is on its way. Returns what was said."""
+    """Tell the customer that the order is on its way. Returns the text of the message."""
     faults.check(step, order_id, "notifications.confirm")
     operation = ledger.begin(step, order_id)
     if operation.answer is None:
@@ -17,7 +17,7 @@ def confirm(order_id: str, customer: str, create_shipment: str, step: StepContex
 
 
 def apologize(order_id: str, customer: str, reason: str, step: StepContext) -> str:
-    """Tell the customer that the order came to nothing. Returns what was said."""
+    """Tell the customer that the order was cancelled. Returns the text of the message."""
     faults.check(step, order_id, "notifications.apologize")
     operation = ledger.begin(step, order_id)
     if operation.answer is None:

@@ -1,4 +1,4 @@
-"""Orders from a file, JSON or CSV. A file with a mistake in it is refused as a whole, with every mistake named."""
+"""Orders from a JSON or CSV file. A file with errors is refused as a whole, and every error is reported."""
 
 import codecs
 import csv
@@ -32,30 +32,30 @@ _POINTS = tuple(
 )
 _EXPECTED = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED)
 
-#: Mistakes that are told one by one.
+#: How many errors are reported one by one.
 _SHOWN = 20
 
-#: Characters of a value that a message quotes.
-_LONGEST_TOLD = 60
+#: How many characters of a value a message quotes.
+_LONGEST_QUOTE = 60
 
 _NEWLINE = "\n"
 
-#: Longer than this a text does not fit its column.
+#: The size of the columns.
 _LONGEST = 200
 
-#: Quantities and amounts stay below this.
+#: The limit on quantities and amounts.
 _MOST = 1_000_000
 
 _Choice = TypeVar("_Choice", bound=str)
 
 
 class OrderFileError(ValueError):
-    """A file of orders cannot be read. The message has a line for every mistake."""
+    """A file of orders cannot be read. The message has a line for every error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """An order, the fault that it asks for, and how it is expected to end (None: either way will do)."""
+    """An order, its planned fault, and how it is expected to end (None: either way)."""
 
     input: PlaceOrder
     fault: Fault | None = None
@@ -63,23 +63,23 @@ class Order:
 
 
 def read(file: Path) -> list[Order]:
-    """Read orders. Raises `OrderFileError` with what is wrong in the file, a line for each mistake."""
+    """Read orders. Raises `OrderFileError` with a line for each error in the file."""
     text = _text(file)
     rows = list(_rows_of_csv(file, text) if file.suffix.lower() == ".csv" else _rows_of_json(file, text))
     if not rows:
-        raise OrderFileError(f"{file}, line 1: there are no orders in it")
+        raise OrderFileError(f"{file}, line 1: the file contains no orders")
     orders: dict[str, Order] = {}
     mistakes: list[str] = []
     for where, row in rows:
         reader = _Row(row)
         order = reader.order()
         if order is not None and order.input.order_id in orders:
-            reader.mistakes.append(f"order_id: {order.input.order_id!r} was there before")
+            reader.mistakes.append(f"order_id: {order.input.order_id!r} occurs more than once")
         mistakes += [f"{file}, {where}, {mistake}" for mistake in reader.mistakes]
         if order is not None:
             orders.setdefault(order.input.order_id, order)
     if len(mistakes) > _SHOWN:
-        mistakes[_SHOWN:] = [f"{file}: and {len(mistakes) - _SHOWN} mistakes more"]
+        mistakes[_SHOWN:] = [f"{file}: and {len(mistakes) - _SHOWN} more errors"]
     if mistakes:
         raise OrderFileError("\n".join(mistakes))
     return list(orders.values())
@@ -91,26 +91,26 @@ def _text(file: Path) -> str:
     except OSError as error:
         raise OrderFileError(f"{file}: cannot be read: {error.strerror}") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise OrderFileError(f"{file}, line 1: it is UTF-16; save it as UTF-8")
+        raise OrderFileError(f"{file}, line 1: the file is UTF-16. Save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise OrderFileError(f"{file}, line {line}: it is not UTF-8, which it has to be saved as") from error
+        raise OrderFileError(f"{file}, line {line}: the file is not UTF-8. Save it as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise OrderFileError(f"{file}, line {line}: it is no text: it has a NUL; save it as UTF-8")
+        raise OrderFileError(f"{file}, line {line}: the file contains a NUL, so it is not text. Save it as UTF-8")
     if not text.strip():
-        raise OrderFileError(f"{file}, line 1: it is empty")
+        raise OrderFileError(f"{file}, line 1: the file is empty")
     return text
 
 
 def _rows_of_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Yield the members of a list one by one, so that each has the line where it begins."""
+    """Yield the members of a list one by one, each with the line where it begins."""
     at = _skip(text, 0)
     if text[at] != "[":
         first, csv_file = text[at:].partition("\n")[0], file.with_suffix(".csv").name
-        what = f"this looks like CSV: name the file {csv_file}" if _is_header(first) else "it has to be a list, [...]"
+        what = f"this looks like CSV. Name the file {csv_file}" if _is_header(first) else "expected a list, [...]"
         raise OrderFileError(f"{file}, line {text.count(_NEWLINE, 0, at) + 1}: {what}")
     decoder = json.JSONDecoder(parse_float=Decimal)
     line, counted, at = 1, 0, _skip(text, at + 1)
@@ -122,8 +122,8 @@ def _rows_of_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
         except json.JSONDecodeError as error:
             where = f"line {error.lineno}, column {error.colno}"
             raise OrderFileError(f"{file}, {where}: not JSON: {error.msg}") from error
-        except (RecursionError, ValueError) as error:  # the second: a number of more digits than Python reads
-            what = "is nested too deep" if isinstance(error, RecursionError) else "has a number that is too long"
+        except (RecursionError, ValueError) as error:  # the second: a number with more digits than Python reads
+            what = "is nested too deep" if isinstance(error, RecursionError) else "contains a number that is too long"
             raise OrderFileError(f"{file}, line {line}: the order that begins here {what}") from error
         yield f"line {line}", row
         at = _skip(text, at)
@@ -133,11 +133,11 @@ def _rows_of_json(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise OrderFileError(f"{file}, line {missing}: not JSON: a comma or a ] is missing")
         at = at if ends else _skip(text, at + 1)
     if _skip(text, at + 1) < len(text):
-        raise OrderFileError(f"{file}, line {text.count(_NEWLINE, 0, at) + 1}: there is something behind the list")
+        raise OrderFileError(f"{file}, line {text.count(_NEWLINE, 0, at) + 1}: there is something after the list")
 
 
 def _skip(text: str, at: int) -> int:
-    """Return where the next thing is that is no white space."""
+    """Return the position of the next character that is not white space."""
     while at < len(text) and text[at].isspace():
         at += 1
     return at
@@ -149,15 +149,15 @@ def _is_header(line: str) -> bool:
 
 def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith(("[", "{")):
-        raise OrderFileError(f"{file}, line 1: this looks like JSON: name the file {file.with_suffix('.json').name}")
+        raise OrderFileError(f"{file}, line 1: this looks like JSON. Name the file {file.with_suffix('.json').name}")
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
         _check_columns(file, [name.strip() for name in reader.fieldnames or ()])
         for cells in reader:
             where = f"line {reader.line_num}"
             if None in cells:
-                raise OrderFileError(f"{file}, {where}: it has more cells than the first line has names")
-            # An empty cell says nothing; a fault is spread over several.
+                raise OrderFileError(f"{file}, {where}: the line has more cells than the first line has names")
+            # An empty cell counts as absent; a fault spans several columns.
             named = {name.strip(): cell for name, cell in cells.items()}
             row = {name: cell for name, cell in named.items() if cell and not name.startswith("fault_")}
             fault = {name: named[f"fault_{name}"] for name in _FAULT if named.get(f"fault_{name}")}
@@ -167,30 +167,30 @@ def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_columns(file: Path, names: list[str]) -> None:
-    """Say once what is wrong with the first line, and not again for every order."""
+    """Report errors in the first line once, rather than for every order."""
     where, line = f"{file}, line 1", ",".join(names)
     if (other := next((each for each in ";\t|" if each in line), None)) and _is_header(line):
-        raise OrderFileError(f"{where}: its cells are separated by {other!r}; separate them by commas")
+        raise OrderFileError(f"{where}: the cells are separated by {other!r}. Separate them by commas")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise OrderFileError(f"{where}: the column {twice[0]!r} is there twice")
+        raise OrderFileError(f"{where}: the column {twice[0]!r} occurs twice")
     known = [*_TEXTS, "quantity", "amount", "expect", *(f"fault_{name}" for name in _FAULT)]
     if unknown := [name for name in names if name not in known]:
-        raise OrderFileError(f"{where}: there is no column {unknown[0][:40]!r}; there is: {', '.join(known)}")
+        raise OrderFileError(f"{where}: unknown column {unknown[0][:40]!r}. The columns are: {', '.join(known)}")
     if missing := [name for name in (*_TEXTS, "quantity", "amount") if name not in names]:
-        raise OrderFileError(f"{where}: the column {missing[0]!r} is missing; it names {', '.join(names)}")
+        raise OrderFileError(f"{where}: the column {missing[0]!r} is missing. The line names {', '.join(names)}")
 
 
 class _Row:
-    """Reads one order and collects what is wrong with it."""
+    """Reads one order and collects its errors."""
 
     def __init__(self, row: Any) -> None:
         self.mistakes: list[str] = []
         self._row: Mapping[str, Any] = row if isinstance(row, dict) else {}
         if not isinstance(row, dict):
-            self.mistakes.append(f"it has to be an object, not {_told(row)}")
+            self.mistakes.append(f"an order must be an object, not {_quoted(row)}")
 
     def order(self) -> Order | None:
-        """Return the order, or None after a mistake."""
+        """Return the order, or None after an error."""
         if self.mistakes:
             return None
         self._refuse_unknown("", self._row, _FIELDS)
@@ -210,22 +210,22 @@ class _Row:
     def _text(self, name: str) -> str:
         value = self._row.get(name)
         if not isinstance(value, str) or not value.strip():
-            self._mistake(name, value, "it has to be a text")
+            self._mistake(name, value, "it must be text")
             return ""
         if not is_clean(value):
-            self._mistake(name, ascii(value), "it has a character that no database can store")
+            self._mistake(name, ascii(value), "it contains a character that no database can store")
         if len(value) > _LONGEST:
-            self._mistake(name, value, f"it may have {_LONGEST} characters")
+            self._mistake(name, value, f"it may have at most {_LONGEST} characters")
         return value.strip()
 
     def _number(self, name: str, value: Any, *, least: int) -> int:
         try:
-            # By way of its text, as a CSV has it: so 2.5 and true are no numbers of pieces.
+            # Through its text, as in a CSV file, so that 2.5 and true are rejected.
             number = int("" if isinstance(value, dict | list) else str(value))
         except ValueError:
             number = least - 1
         if not least <= number < _MOST:
-            self._mistake(name, value, f"it has to be a whole number from {least} to {_MOST - 1}")
+            self._mistake(name, value, f"it must be a whole number from {least} to {_MOST - 1}")
         return number
 
     def _amount(self) -> Decimal:
@@ -236,7 +236,7 @@ class _Row:
                 return amount.quantize(Decimal("0.01"))
         except (InvalidOperation, ValueError):
             pass
-        self._mistake("amount", value, f"it has to be more than 0, less than {_MOST}, in whole cents")
+        self._mistake("amount", value, f"it must be more than 0 and less than {_MOST}, in whole cents")
         return Decimal(0)
 
     def _fault(self) -> Fault | None:
@@ -244,7 +244,7 @@ class _Row:
         if fault is None:
             return None
         if not isinstance(fault, dict):
-            self._mistake("fault", fault, "it has to be an object")
+            self._mistake("fault", fault, "it must be an object")
             return None
         self._refuse_unknown("fault.", fault, _FAULT)
         at = self._choice("fault.at", fault.get("at"), _POINTS)
@@ -257,7 +257,7 @@ class _Row:
         choices = tuple(choices)
         if value in choices:
             return choices[choices.index(value)]
-        self._mistake(name, value, f"it has to be one of {', '.join(filter(None, choices))}")
+        self._mistake(name, value, f"it must be one of {', '.join(filter(None, choices))}")
         return choices[0]
 
     def _refuse_unknown(self, prefix: str, row: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -265,13 +265,13 @@ class _Row:
             self._mistake(f"{prefix}{name}", row[name], "there is no such field")
 
     def _mistake(self, name: str, value: Any, why: str) -> None:
-        given = "it is missing" if value is None or value == "" else f"{_told(value)} will not do"
-        self.mistakes.append(f"{name[:_LONGEST_TOLD]}: {given}; {why}")
+        given = "it is missing" if value is None or value == "" else f"{_quoted(value)} is invalid"
+        self.mistakes.append(f"{name[:_LONGEST_QUOTE]}: {given}; {why}")
 
 
-def _told(value: Any) -> str:
+def _quoted(value: Any) -> str:
     """Return a value in a few words, however long or deep it is."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     text = str(value)
-    return repr(text if len(text) <= _LONGEST_TOLD else f"{text[:_LONGEST_TOLD]}…")
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")

@@ -1,4 +1,4 @@
-"""An order: stock, card and parcel, or nothing of all that."""
+"""An order: stock, card and parcel, all or nothing."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,7 +9,7 @@ from tasks import inventory, notifications, payments, shipping
 
 __all__ = ["PlaceOrder", "place_order"]
 
-#: Seconds that a participant may take. Short, for participants that answer at once or not at all.
+#: Seconds that a participant may take. Short, because these participants answer at once or not at all.
 STEP_TIMEOUT = 10.0
 
 
@@ -48,10 +48,10 @@ place_order = Saga(
         compensation=shipping.cancel,
         queue="shipping",
         timeout=STEP_TIMEOUT,
-        # A carrier that did not answer once is not asked again: the customer is waiting, and the order can be undone.
+        # No retry for a carrier that did not answer: the customer is waiting, and the order can still be compensated.
         retry=Retry(max_attempts=1),
     ),
-    # The parcel can still be called back; the money, once taken, stays taken. From here on the order goes through.
+    # The parcel can be recalled, but a captured payment is final. From here on, the order is completed.
     Pivot("capture_payment", payments.capture, queue="payments", timeout=STEP_TIMEOUT),
     Step("send_confirmation", notifications.confirm, queue="notifications", timeout=STEP_TIMEOUT),
     input=PlaceOrder,

@@ -1,4 +1,4 @@
-"""The payment provider: holds on cards that become money, and charges that can be given back."""
+"""The payment provider: holds on cards that can be captured, and charges that can be refunded."""
 
 from decimal import Decimal
 
@@ -12,7 +12,7 @@ _TILL = "payments/till"
 
 
 def authorize(order_id: str, amount: Decimal, step: StepContext) -> str:
-    """Put a hold on the customer's card. Returns the number of the authorization."""
+    """Authorize the amount on the customer's card. Returns the number of the authorization."""
     faults.check(step, order_id, "payments.authorize")
     operation = ledger.begin(step, order_id)
     if operation.answer is None:
@@ -22,14 +22,14 @@ def authorize(order_id: str, amount: Decimal, step: StepContext) -> str:
 
 
 def void(order_id: str, step: StepContext) -> None:
-    """Take the hold off the card."""
+    """Void the authorization."""
     faults.check(step, order_id, "payments.void")
     if ledger.undo(step, order_id):
         ledger.reverse(step, "voided")
 
 
 def capture(order_id: str, amount: Decimal, authorize_card: str, step: StepContext) -> str:
-    """Turn the hold into money. Returns the number of the receipt."""
+    """Capture the authorized amount. Returns the number of the receipt."""
     faults.check(step, order_id, "payments.capture")
     operation = ledger.begin(step, order_id)
     if operation.answer is None:
@@ -40,7 +40,7 @@ def capture(order_id: str, amount: Decimal, authorize_card: str, step: StepConte
 
 
 def process(booking_id: str, amount: Decimal, step: StepContext) -> str:
-    """Charge the guest's card at once. Returns the number of the receipt."""
+    """Charge the card at once. Returns the number of the receipt."""
     faults.check(step, booking_id, "payments.process")
     operation = ledger.begin(step, booking_id)
     if operation.answer is None:
@@ -50,7 +50,7 @@ def process(booking_id: str, amount: Decimal, step: StepContext) -> str:
 
 
 def refund(booking_id: str, step: StepContext) -> None:
-    """Give the money back."""
+    """Refund the charge."""
     faults.check(step, booking_id, "payments.refund")
     if ledger.undo(step, booking_id):
         ledger.reverse(step, "refunded")

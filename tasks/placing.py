@@ -1,4 +1,4 @@
-"""Placing orders, and watching them until each has gone through or was undone."""
+"""Place orders, and watch them until each is complete or undone."""
 
 import time
 from collections import Counter
@@ -17,19 +17,19 @@ from tasks.orders import place_order
 
 __all__ = ["SHELF", "UNDER_WAY", "Batch", "Placed", "counted", "prepare"]
 
-#: Pieces of each article that are put on the shelf at least. An order of more than that cannot be served.
+#: The minimum stock of each article. Larger orders cannot be fulfilled.
 SHELF = 100
 
-#: Orders that are under way at once. Customers do not come all in one second, and a saga whose messages wait in a long
-#: queue is looked at by recovery.
+#: How many orders are in progress at once. Customers do not all come in the same second, and recovery examines sagas
+#: whose messages wait in a long queue.
 UNDER_WAY = 100
 
-#: Seconds between two looks, at least and at most; and how much longer than looking it rests.
+#: Seconds between two queries, at least and at most; and how much longer the pause is than the query.
 _PAUSE, _LONGEST_PAUSE, _REST = 0.2, 1.0, 4
 
 
 def prepare(store: SqlStore, orders: Sequence[Order]) -> None:
-    """Stock the shelves for these orders, and plan the faults that they ask for."""
+    """Stock the articles for these orders, and plan the faults that they ask for."""
     pieces: Counter[str] = Counter()
     for order in orders:
         pieces[order.input.sku] += order.input.quantity if order.input.quantity <= SHELF else 0
@@ -43,7 +43,7 @@ def prepare(store: SqlStore, orders: Sequence[Order]) -> None:
 
 @dataclass(slots=True)
 class Placed:
-    """An order that was placed, and what was last seen of its saga."""
+    """A placed order, and the last known state of its saga."""
 
     order: Order
     saga: SagaSummary
@@ -59,9 +59,9 @@ def counted(placed: Iterable[Placed]) -> Counter[SagaStatus]:
 
 
 class Batch:
-    """Orders that are placed some at a time, and watched until each is over.
+    """Places orders a few at a time, and watches them until each has ended.
 
-    `patience`: seconds without any progress after which nobody waits any longer.
+    `patience`: seconds without progress after which to give up.
     """
 
     def __init__(self, store: SqlStore, orders: Sequence[Order], patience: float) -> None:
@@ -74,22 +74,22 @@ class Batch:
 
     @property
     def over(self) -> int:
-        """How many orders are over."""
+        """How many orders have ended."""
         return sum(it.is_over for it in self.placed)
 
     @property
     def idle(self) -> float:
-        """Seconds since anything was last seen to happen."""
+        """Seconds since the last progress."""
         return time.monotonic() - self._progress_at
 
     def fill(self) -> None:
-        """Place orders until as many as may be are under way. One that was placed before is found again."""
+        """Place orders until the maximum is in progress. An order that was placed before is found again."""
         for order in islice(self._orders, UNDER_WAY - (len(self.placed) - self.over)):
             handle = place_order.start(order.input, key=order.input.order_id)
             self.placed.append(Placed(order, self._store.queries.summary(handle.id)))
 
     def until_over(self, look: Callable[[], None]) -> bool:
-        """Call `look` again and again. Return whether all orders are over; False when the patience is."""
+        """Call `look` repeatedly. Return True when all orders have ended, False after too long without progress."""
         self._progress_at = time.monotonic()
         while True:
             began = time.monotonic()

@@ -1,4 +1,4 @@
-"""How the shop's programs show orders on their way: a table, a bar, lines for a log, or only now and then a number."""
+"""The displays of orders in progress: a table, a progress bar, lines for a log, or occasional numbers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ from sagas.checkpoints import AT_REST
 from tasks.orders import place_order
 from tasks.placing import Batch, Placed, counted
 
-__all__ = ["FEW", "MOST_TOLD", "Screen", "coloured", "screen", "summary"]
+__all__ = ["FEW", "MOST_SHOWN", "Screen", "coloured", "screen", "summary"]
 
-#: More orders than this get no line for each of their steps.
+#: With more orders than this, there is no line for each step.
 FEW = 200
 
-#: Of so many orders a sentence is told, where one is told of each.
-MOST_TOLD = 20
+#: How many orders are described one by one.
+MOST_SHOWN = 20
 
-#: Of more orders, a log gets so many numbers.
+#: How many numbers a log gets, if there are more orders.
 _NUMBERS = 20
 
-#: Lines of a terminal that are not for orders.
+#: Lines of a terminal that are not used for orders.
 _MARGIN = 6
 
 _STYLES = {
@@ -44,18 +44,18 @@ _STYLES = {
     SagaStatus.COMPENSATED: "bold yellow",
 }
 
-#: What is worth a line when nobody looks at a table. Failures are told by the history.
-_TOLD = (StepStatus.DONE, StepStatus.COMPENSATED)
+#: Statuses that get a line if there is no table. The history shows failures.
+_SHOWN = (StepStatus.DONE, StepStatus.COMPENSATED)
 
 
 class Screen(Protocol):
-    """Where the orders are shown."""
+    """A display of orders."""
 
     def say(self, line: str) -> None:
-        """Print a line beside the orders."""
+        """Print a line next to the orders."""
 
     def update(self) -> None:
-        """Show what the orders are now."""
+        """Show the current state of the orders."""
 
     def __enter__(self) -> Self: ...
 
@@ -63,29 +63,29 @@ class Screen(Protocol):
 
 
 def screen(console: Console, store: SqlStore, batch: Batch) -> Screen:
-    """Return what suits the console and the number of the orders."""
+    """Return the display for this console and number of orders."""
     if console.is_terminal:
         return _Table(console, batch) if batch.total + _MARGIN <= console.height else _Bar(console, batch)
     return _Lines(console, store, batch) if batch.total <= FEW else _Numbers(console, batch)
 
 
 def coloured(state: SagaStatus | StepStatus) -> str:
-    """Return a state in small letters, in its colour; nothing for a step that has not begun."""
+    """Return a status in lower case and in its color; nothing for a step that has not started."""
     if state is StepStatus.PENDING:
         return ""
     return f"[{_STYLES.get(state, 'dim')}]{state.lower().replace('_', ' ')}[/]"
 
 
 def summary(placed: Iterable[Placed]) -> str:
-    """Say how many orders have each status: `12 completed, 1 compensated, 3 under way`."""
+    """Return how many orders have each status: `12 completed, 1 compensated, 3 under way`."""
     counts = counted(placed)
     under_way = sum(count for status, count in counts.items() if status not in AT_REST)
-    told = [(counts[status], status.lower()) for status in sorted(AT_REST, key=list(SagaStatus).index)]
-    return ", ".join(f"{count:,} {word}" for count, word in [*told, (under_way, "under way")] if count) or "no orders"
+    ended = [(counts[status], status.lower()) for status in sorted(AT_REST, key=list(SagaStatus).index)]
+    return ", ".join(f"{count:,} {word}" for count, word in [*ended, (under_way, "under way")] if count) or "no orders"
 
 
 class _Table:
-    """The orders as a table that changes, for a terminal in which they have room."""
+    """A live table, for a terminal that is large enough."""
 
     def __init__(self, console: Console, batch: Batch) -> None:
         self._batch = batch
@@ -95,10 +95,10 @@ class _Table:
         self._live.console.print(line)
 
     def update(self) -> None:
-        """Do nothing: the table looks by itself."""
+        """Do nothing: the table refreshes itself."""
 
     def _render(self) -> Table:
-        # Without lines and in small letters, so that it fits into 80 columns.
+        # Without borders and in lower case, to fit into 80 columns.
         columns = [name.replace("_", " ") for name in place_order.steps]
         table = Table(Column("order", no_wrap=True), Column("status", min_width=12), *columns, box=None, pad_edge=False)
         for it in self._batch.placed:
@@ -115,7 +115,7 @@ class _Table:
 
 
 class _Bar:
-    """A bar and the numbers, for a terminal in which the orders have no room."""
+    """A progress bar with numbers, for a terminal that is too small for a table."""
 
     def __init__(self, console: Console, batch: Batch) -> None:
         self._batch = batch
@@ -139,7 +139,7 @@ class _Bar:
 
 @dataclass
 class _Lines:
-    """A line for everything that happens, for a pipe or a log."""
+    """A line for every event, for a pipe or a log."""
 
     console: Console
     store: SqlStore
@@ -157,11 +157,11 @@ class _Lines:
             self.say(escape(line))
 
     def _news(self, it: Placed) -> Iterator[tuple[datetime, int, str]]:
-        """Tell what was not told before, with its time, and its place among what happened at that time."""
+        """Yield new lines with their time, and their order among lines with the same time."""
         key = it.saga.key
         for step in it.saga.steps.values():
             if (
-                step.status in _TOLD
+                step.status in _SHOWN
                 and step.finished_at
                 and self._is_new(key, step.name, step.status, step.finished_at)
             ):
@@ -186,20 +186,20 @@ class _Lines:
 
 @dataclass
 class _Numbers:
-    """Now and then how far the orders are, for a pipe or a log."""
+    """Occasional numbers, for a pipe or a log."""
 
     console: Console
     batch: Batch
-    _told: int = -1
+    _shown: int = -1
 
     def say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)
 
     def update(self) -> None:
         part = self.batch.over * _NUMBERS // self.batch.total
-        if part != self._told:
-            self._told = part
-            self.say(f"{self.batch.over:,} of {self.batch.total:,} orders are over: {summary(self.batch.placed)}")
+        if part != self._shown:
+            self._shown = part
+            self.say(f"{self.batch.over:,} of {self.batch.total:,} orders have ended: {summary(self.batch.placed)}")
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ _PRICE_PER_PIECE = Decimal("0.75")
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What the carrier asks for a parcel."""
+    """A carrier's offer for a parcel."""
 
     carrier: str
     price: Decimal
@@ -22,7 +22,7 @@ class Quote:
 
 
 def quote(order_id: str, quantity: int, step: StepContext) -> Quote:
-    """Ask what a parcel would cost. It binds nobody, so there is nothing to undo."""
+    """Ask for the price of a parcel. It is not binding, so there is nothing to compensate."""
     faults.check(step, order_id, "shipping.quote")
     return Quote("Pigeon Post", _BASE_PRICE + _PRICE_PER_PIECE * quantity, days=2 if quantity < 10 else 4)
 
@@ -38,7 +38,7 @@ def create(order_id: str, address: str, quote_shipping: Quote, step: StepContext
 
 
 def cancel(order_id: str, step: StepContext) -> None:
-    """Call the parcel back."""
+    """Recall the parcel."""
     faults.check(step, order_id, "shipping.cancel")
     if ledger.undo(step, order_id):
         ledger.reverse(step, "called back")

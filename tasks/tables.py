@@ -1,4 +1,4 @@
-"""The tables of the shop. They are in the database of the sagas, so that one transaction can write to both."""
+"""The shop's tables. They are in the sagas' database, so that one transaction can write to both."""
 
 from datetime import UTC, date, datetime
 
@@ -18,12 +18,12 @@ __all__ = [
     "create_all",
 ]
 
-#: Sessions outside of any step. `config` says on which engine.
+#: Sessions outside steps. `config` binds them to an engine.
 ShopSession = sessionmaker()
 
 
 class Base(DeclarativeBase):
-    """What every table has in common: strings that have a length, as MySQL wants it."""
+    """The base of all tables: strings have a length, which MySQL requires."""
 
     type_annotation_map = {str: String(255), datetime: DateTime(timezone=True)}  # noqa: RUF012 - SQLAlchemy's convention
 
@@ -39,24 +39,24 @@ class Entry(Base):
     entry: Mapped[str]  #: what happened, in a word
     reference: Mapped[str] = mapped_column(index=True)  #: the order, transfer or booking
     key: Mapped[str] = mapped_column(index=True)  #: the idempotency key of the effect
-    account: Mapped[str]  #: what it happened to: a card, a shelf, a parcel
+    account: Mapped[str]  #: what it applies to: a card, an article, a parcel
     amount: Mapped[int] = mapped_column(default=0)  #: cents
     quantity: Mapped[int] = mapped_column(default=0)  #: pieces, parcels, nights
 
 
 class Operation(Base):
-    """What a participant knows of one idempotency key."""
+    """A participant's record of one idempotency key."""
 
     __tablename__ = "shop_operations"
 
     key: Mapped[str] = mapped_column(primary_key=True)
     reference: Mapped[str]
-    answer: Mapped[str | None]  #: what was answered the first time; None when it never happened
+    answer: Mapped[str | None]  #: the first answer; None if the action never happened
     undone: Mapped[bool] = mapped_column(default=False)
 
 
 class Stock(Base):
-    """Inventory: the pieces on the shelf."""
+    """Inventory: the pieces in stock."""
 
     __tablename__ = "shop_stock"
 
@@ -65,7 +65,7 @@ class Stock(Base):
 
 
 class Account(Base):
-    """Accounts: the money in them, in cents."""
+    """Accounts: their balances, in cents."""
 
     __tablename__ = "shop_accounts"
 
@@ -74,7 +74,7 @@ class Account(Base):
 
 
 class Night(Base):
-    """Listings: a night that is taken. The primary key is what prevents double bookings."""
+    """Listings: a booked night. The primary key prevents double bookings."""
 
     __tablename__ = "shop_nights"
 
@@ -95,7 +95,7 @@ class Invoice(Base):
 
 
 class PlannedFault(Base):
-    """A fault that somebody asked for: see `tasks.faults`."""
+    """A planned fault: see `tasks.faults`."""
 
     __tablename__ = "shop_faults"
 

@@ -18,7 +18,7 @@ class TransferMoney:
     amount: Decimal
 
 
-# There is no pivot: a credit that did not answer may have landed, and then it has to be undone before the debit is.
+# There is no pivot: a credit that did not answer may have happened, and is then compensated before the debit.
 transfer_money = Saga(
     "transfer_money",
     Step("debit_source", accounts.debit, compensation=accounts.undo_debit, queue="accounts", timeout=10),

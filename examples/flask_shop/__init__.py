@@ -16,7 +16,7 @@ from sagas.contrib.flask import FlaskSagas, status_blueprint
 
 __all__ = ["create_app", "prepare"]
 
-# kombu's own lets a reader find half a message.
+# kombu's own transport lets readers find incomplete messages.
 TRANSPORT_ALIASES["filesystem"] = "config.folder_broker:Transport"
 
 flask_sagas = FlaskSagas(db, [orders.place_order])
@@ -30,7 +30,7 @@ CATALOGUE = (
 
 
 def create_app(settings: dict[str, Any] | None = None) -> Flask:
-    """Make the app. Settings are the variables SHOP_... of the environment, or those given."""
+    """Create the app. Settings come from the environment variables SHOP_..., or from the arguments."""
     app = Flask(__name__)
     app.config.from_mapping(
         FOLDER="/tmp/flask-shop",
@@ -77,7 +77,7 @@ def _celery(broker: str, folder: Path) -> dict[str, Any]:
 
 
 def prepare(app: Flask) -> None:
-    """Make the tables, and fill the shelves of an empty shop."""
+    """Create the tables, and add products if there are none."""
     store = app.extensions["sagas"].store
     assert isinstance(store, SqlStore)
     store.upgrade()

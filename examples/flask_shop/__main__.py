@@ -1,4 +1,4 @@
-"""The shop with one command: a web server, and a worker beside it that is started again whenever it ends."""
+"""The shop with one command: a web server, and a worker that is restarted whenever it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORKER = (
 
 
 class Worker:
-    """The worker, and who looks after it."""
+    """Runs a worker and restarts it."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
@@ -31,19 +31,19 @@ class Worker:
         while not self._stopping.is_set():
             self._process.wait()
             if not self._stopping.wait(1):
-                print("the worker ended; here is another", flush=True)
+                print("the worker ended; starting another one", flush=True)
                 self._process = subprocess.Popen(WORKER)
 
     def stop(self) -> None:
         self._stopping.set()
         self._process.terminate()
         self._keeper.join(10)
-        self._process.terminate()  # another one, if it had just been started
+        self._process.terminate()  # possibly a new one that was just started
         self._process.wait(10)
 
 
 def main() -> None:
-    """Serve until it is interrupted."""
+    """Serve until interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app = create_app()
     prepare(app)

@@ -1,4 +1,4 @@
-"""What the people of the shop see: sagas that need one of them, and what may be done."""
+"""The pages for the shop's staff: sagas that need a person, and the allowed actions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = {
     Action.MARK_DONE: "Done by hand:",
     Action.COMPENSATE: "Undo everything",
     Action.CANCEL: "Cancel",
-    Action.RESUME: "Go on now",
+    Action.RESUME: "Resume now",
 }
 
 
@@ -41,8 +41,8 @@ def login() -> str | Response:
         given = request.form.get("password", "")
         if secrets.compare_digest(given.encode(), str(current_app.config["ADMIN_PASSWORD"]).encode()):
             session["admin"] = True
-            return redirect(url_for("admin.desk"))
-        flash("That is not the password.")
+            return redirect(url_for("admin.overview"))
+        flash("Wrong password.")
     return render_template("login.html")
 
 
@@ -72,12 +72,12 @@ def act(saga_id: str) -> Response:
     except (NotAllowed, SagaNotFound, DefinitionMissing, ValueError) as error:
         flash(str(error))
     else:
-        flash(f"{action}: order {record.key} is {record.status} now")
-    return redirect(url_for("admin.desk"))
+        flash(f"{action}: order {record.key} is now {record.status}")
+    return redirect(url_for("admin.overview"))
 
 
 @admin.post("/bank")
 def bank() -> Response:
     db.session.get_one(Bank, 1).away = request.form["away"] == "yes"
     db.session.commit()
-    return redirect(url_for("admin.desk"))
+    return redirect(url_for("admin.overview"))

@@ -1,4 +1,4 @@
-"""The shop's own tables. They are in the database that holds the sagas, so a step's effect happens exactly once."""
+"""The shop's own tables. They are in the sagas' database, so a step's effect happens exactly once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reservation(Base):
 
 
 class Charge(Base):
-    """What the bank knows of a card."""
+    """The bank's record of a card."""
 
     __tablename__ = "charge"
     key: Mapped[str] = mapped_column(String(140), primary_key=True)

@@ -1,4 +1,4 @@
-"""The saga of an order. Its actions use db.session: what they write and their checkpoint are one transaction."""
+"""The saga of an order. Its actions use db.session, so their writes and their checkpoint are one transaction."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def _order(order_id: str) -> Order:
 
 
 def _take_a_while() -> None:
-    """Be as slow as the world is, so that there is something to watch. Before db.session is used: that locks."""
+    """Simulate a slow service, so that there is something to watch. Call it before db.session, which locks."""
     time.sleep(float(current_app.config["STEP_SECONDS"]))

@@ -1,4 +1,4 @@
-"""What customers see."""
+"""The pages for customers."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def place() -> Response:
     quantity, card = request.form.get("quantity", 0, type=int), request.form.get("card", "")
     number = request.form.get("number", type=uuid.UUID)
     if not 1 <= quantity <= 99 or card not in CARDS or number is None:
-        abort(400, "A quantity from 1 to 99, please, and one of the cards.")
+        abort(400, "Choose a quantity from 1 to 99 and one of the cards.")
     order_id = f"o-{number}"
-    try:  # or find the saga of this order: a form may come twice
+    try:  # or find the saga of this order, if the form was sent twice
         handle = place_order.start(
             PlaceOrder(order_id, product.sku, quantity, quantity * product.cents, card), key=order_id
         )
@@ -79,7 +79,7 @@ def show(order_id: str) -> str:
 
 
 def is_mine(record: SagaRecord) -> bool:
-    """Tell whether the one who asks may see a saga: who placed the order."""
+    """Return whether the current user may see a saga: only whoever placed the order may."""
     order = db.session.get(Order, record.key)
     return order is not None and order.customer == _customer()
 

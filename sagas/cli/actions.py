@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas retry`, `skip`, `mark-done` and so on: what operators do to sagas."""
+"""`celery -A yourapp sagas retry`, `skip`, `mark-done`, `compensate`, `cancel` and `resume`: act on sagas."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sagas.values import parse
 
 __all__ = ["cancel", "compensate", "mark_done", "resume", "retry", "skip"]
 
-#: Ids that are asked for at once.
+#: How many ids one query asks for.
 _PAGE = 100
-#: Sagas that are shown before somebody says yes.
+#: How many sagas are shown before the confirmation.
 _SHOWN = 10
-#: Characters of a result that is refused.
+#: The most characters shown of an invalid result.
 _LONGEST_SHOWN = 100
 _RULES = """
-Which: ID... (ids, starts of ids, or keys), or options that choose, and then you are asked before anything is done.
-Without --status, options choose {statuses} alone. One that cannot be done does not keep the others from it.{more}
+Select sagas by ID... (ids, prefixes of ids, or keys) or by options; with options, you are asked for confirmation.
+Without --status, options select only {statuses}. If one saga refuses, the others continue.{more}
 
-The exit code is 0 when all was done, 1 when some refused, 2 when it could not be tried.
+The exit code is 0 if all succeeded, 1 if some refused, 2 if the action could not be tried.
 """
-_WHICH_STEP = " With IDs, --step says which stuck step is meant, where there are several."
+_WHICH_STEP = " With IDs, --step names the stuck step, if there are several."
 _EXAMPLES = """
     celery -A yourapp sagas {action} order-123{step} --reason "{why}"
     celery -A yourapp sagas {action} --saga place_order --error "timed out" --reason "{why}" --dry-run
@@ -44,8 +44,8 @@ _EXAMPLES = """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
-    """What is to be done, whatever it is done to."""
+class _Request:
+    """What to do, apart from the sagas to do it to."""
 
     action: Action
     reason: str
@@ -72,10 +72,10 @@ def _command(action: Action) -> click.Command:
     @signed
     @filters
     @click.option(
-        "--limit", type=click.IntRange(min=1, max=10_000), default=100, show_default=True, help="Of those chosen."
+        "--limit", type=click.IntRange(min=1, max=10_000), default=100, show_default=True, help="The most sagas."
     )
-    @click.option("--dry-run", is_flag=True, help="Only say which.")
-    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @click.option("--dry-run", is_flag=True, help="Only show which.")
+    @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
     @AS_JSON
     @click.pass_obj
     def command(
@@ -92,17 +92,17 @@ def _command(action: Action) -> click.Command:
         result: str | None = None,
     ) -> None:
         """Do it to the sagas with these ids, or to those that the options choose."""
-        order = _Order(
+        request = _Request(
             action=action,
             reason=reason,
             actor=actor,
             step=where.step if info.needs_stuck_step else None,
             result=_json(result),
         )
-        _check(order, sagas, where)
+        _check(request, sagas, where)
         operations = Operations(obj.app.sagas)
         if sagas:
-            # All of them are known before anything is done to one.
+            # All of them are looked up before anything is done to one.
             ids = list(dict.fromkeys(operations.queries.resolve(saga).id for saga in sagas))
             chosen = Filter()
         else:
@@ -115,10 +115,10 @@ def _command(action: Action) -> click.Command:
             return
         if not sagas and not yes:
             _agree(operations, action, ids)
-        _carry_out(operations, order, ids, chosen, as_json=as_json, bulk=not sagas)
+        _carry_out(operations, request, ids, chosen, as_json=as_json, bulk=not sagas)
 
     if info.takes_result:
-        about = "What the step would have returned, as JSON, if a later one needs it."
+        about = "The step's result as JSON, if a later step needs it."
         command = click.option("--result", metavar="JSON", help=about)(command)
     return command
 
@@ -128,19 +128,19 @@ def _json(text: str | None) -> Any:
         return None if text is None else parse(text)
     except ValueError as error:
         raise click.UsageError(
-            f"--result {readable(text)[:_LONGEST_SHOWN]!r} is not JSON: {error}. A string has quotes: '\"receipt-7\"'"
+            f"--result {readable(text)[:_LONGEST_SHOWN]!r} is not JSON: {error}. A string needs quotes: '\"receipt-7\"'"
         ) from error
 
 
-def _check(order: _Order, sagas: Sequence[str], where: Where) -> None:
-    if sagas and (replace(where, step=None) if order.action.info.needs_stuck_step else where):
-        raise click.UsageError("give IDs or options that choose, not both")
+def _check(request: _Request, sagas: Sequence[str], where: Where) -> None:
+    if sagas and (replace(where, step=None) if request.action.info.needs_stuck_step else where):
+        raise click.UsageError("pass IDs or options that select sagas, not both")
     if not sagas and not where:
-        raise click.UsageError("say which: IDs, or options that choose, such as --saga or --error; not simply all")
+        raise click.UsageError("pass IDs, or options that select sagas, such as --saga or --error")
 
 
 def _found(operations: Operations, chosen: Filter, limit: int) -> list[str]:
-    """Return the ids of those that fit, oldest first."""
+    """Return the ids of the matching sagas, oldest first."""
     ids: list[str] = []
     while len(ids) < limit:
         wanted = min(_PAGE, limit - len(ids))
@@ -149,9 +149,9 @@ def _found(operations: Operations, chosen: Filter, limit: int) -> list[str]:
         if len(page) < wanted:
             break
     if not ids:
-        raise Refusal("no saga fits: nothing was done")
+        raise Refusal("no saga matches: nothing was done")
     if len(ids) == limit and (there := operations.queries.count(chosen)) > limit:
-        click.echo(f"{there} fit; this is about the oldest {limit} of them (--limit)", err=True)
+        click.echo(f"{there} sagas match; only the oldest {limit} are selected (--limit)", err=True)
     return ids
 
 
@@ -175,20 +175,20 @@ def _agree(operations: Operations, action: Action, ids: Sequence[str]) -> None:
 
 
 def _outcomes(
-    operations: Operations, order: _Order, ids: Sequence[str], chosen: Filter
+    operations: Operations, request: _Request, ids: Sequence[str], chosen: Filter
 ) -> Iterator[tuple[str, ActionResult | None]]:
-    """Do it to each; None for one that no longer fits what was chosen: somebody else was quicker."""
+    """Act on each saga; None for one that no longer matches because another process changed it."""
     for start in range(0, len(ids), _PAGE):
         page = tuple(ids[start : start + _PAGE])
         waiting = iter(page)
         for outcome in operations.act_on_all(
-            order.action,
+            request.action,
             replace(chosen, ids=page),
-            actor=order.actor,
-            reason=order.reason,
+            actor=request.actor,
+            reason=request.reason,
             limit=len(page),
-            step=order.step,
-            result=order.result,
+            step=request.step,
+            result=request.result,
         ):
             for saga_id in waiting:
                 if saga_id == outcome.record.id:
@@ -200,21 +200,21 @@ def _outcomes(
 
 
 def _carry_out(
-    operations: Operations, order: _Order, ids: list[str], chosen: Filter, *, as_json: bool, bulk: bool
+    operations: Operations, request: _Request, ids: list[str], chosen: Filter, *, as_json: bool, bulk: bool
 ) -> None:
     rows: list[dict[str, Any]] = []
     tty = None if as_json else terminal()
-    progress = tty.bar(order.action.value, len(ids)) if tty is not None and bulk else None
+    progress = tty.bar(request.action.value, len(ids)) if tty is not None and bulk else None
     say = _sayer(tty, progress, as_json=as_json, bulk=bulk)
-    ids.sort()  # as they are done: the oldest first
+    ids.sort()  # the order in which they are processed: the oldest first
     try:
         with progress or nullcontext():
-            for saga_id, outcome in _outcomes(operations, order, ids, chosen):
-                rows.append(_row(saga_id, outcome, order.action))
+            for saga_id, outcome in _outcomes(operations, request, ids, chosen):
+                rows.append(_row(saga_id, outcome, request.action))
                 say(rows[-1])
     except SagaError as error:
         raise Refusal(
-            f"{error}. {_sum(rows)}, {len(ids) - len(rows)} not tried: repeat the command for those"
+            f"{error}. {_sum(rows)}, {len(ids) - len(rows)} not tried: repeat the command for these"
         ) from error
     except KeyboardInterrupt:
         click.echo(f"interrupted. {_sum(rows)}, {len(ids) - len(rows)} not tried", err=True)
@@ -229,7 +229,7 @@ def _carry_out(
 
 def _row(saga_id: str, outcome: ActionResult | None, action: Action) -> dict[str, Any]:
     if outcome is None:
-        error = f"it no longer fits what was chosen, so that nothing was done to {action} it"
+        error = f"it no longer matches the options, so {action} was not tried"
         return {"id": saga_id, "saga": None, "key": None, "outcome": "refused", "status": None, "error": error}
     record = outcome.record
     return {
@@ -243,7 +243,7 @@ def _row(saga_id: str, outcome: ActionResult | None, action: Action) -> dict[str
 
 
 def _sayer(tty: Any, progress: Any, *, as_json: bool, bulk: bool) -> Callable[[dict[str, Any]], None]:
-    """Return what tells one outcome: to a terminal, of many only those that could not be done."""
+    """Return the function that prints one outcome. On a terminal, bulk actions print only refusals."""
     if as_json:
         return lambda _: None
     if tty is None:

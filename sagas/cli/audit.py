@@ -23,11 +23,11 @@ __all__ = ["audit"]
         celery -A yourapp sagas audit --saga place_order --json
     """,
 )
-@click.option("--actor", type=TEXT, metavar="NAME", help="By this operator.")
-@click.option("--saga", type=TEXT, metavar="NAME", help="To sagas of this definition.")
-@click.option("--since", type=DURATION, help="No longer ago than 90s, 10m, 2h, 3d, 1w.")
+@click.option("--actor", type=TEXT, metavar="NAME", help="Actions of this operator.")
+@click.option("--saga", type=TEXT, metavar="NAME", help="Actions on sagas of this definition.")
+@click.option("--since", type=DURATION, help="Actions in the last 90s, 10m, 2h, 3d, 1w.")
 @click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True, help="At most so many.")
-@click.option("--before", type=int, metavar="NUMBER", help="Only those before this one: the next page.")
+@click.option("--before", type=int, metavar="NUMBER", help="Entries before this one: the next page.")
 @AS_JSON
 @click.pass_obj
 def audit(
@@ -41,7 +41,7 @@ def audit(
 ) -> None:
     """List what operators did to sagas, newest first: who, what and why.
 
-    What was done to sagas that have been deleted since is gone with them; who deleted them is kept: `db audit`.
+    Entries about purged sagas are deleted with them; `db audit` shows who purged them.
     """
     operations = Operations(obj.app.sagas)
     earliest = None if since is None else operations.store.now() - since
@@ -66,6 +66,6 @@ def audit(
     else:
         lines(rows)
     if not rows:
-        click.echo("no operator did anything that fits", err=True)
+        click.echo("no entry matches", err=True)
     elif len(rows) == limit:
-        click.echo(f"there may be more: repeat it with --before {rows[-1]['number']}", err=True)
+        click.echo(f"there may be more: repeat the command with --before {rows[-1]['number']}", err=True)

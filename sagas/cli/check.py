@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas check-deploy`: which sagas in flight this code would strand."""
+"""`celery -A yourapp sagas check-deploy`: find the sagas in flight that this code could not continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Count(click.ParamType[int | str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value != "all" and not str(value).isdecimal():
-            self.fail(f"{value!r} is neither a number nor all", param, ctx)
+            self.fail(f"{value!r} is neither a number nor 'all'", param, ctx)
         return "all" if value == "all" else int(value)
 
 
@@ -29,16 +29,15 @@ class _Count(click.ParamType[int | str]):
     type=_Count(),
     default=100,
     show_default=True,
-    help="Read the stored inputs and results of so many sagas of each definition.",
+    help="For each definition, read the stored inputs and results of this many sagas.",
 )
 @AS_JSON
 @click.pass_obj
 def check(obj: Any, values: int | str, as_json: bool) -> None:
     """Check this code against the sagas in flight.
 
-    It needs the database that they are in, and no broker; it changes nothing. Run it with the new code before that is
-    deployed. The exit code is 1 when there are sagas that this code could not bring on, and 2 when that could not be
-    found out.
+    It needs their database and no broker, and changes nothing. Run it with the new code before you deploy that code.
+    The exit code is 1 if this code could not continue some sagas, and 2 if the check failed.
     """
     flights = check_flights(obj.app.sagas, values=None if isinstance(values, str) else values)
     if as_json:

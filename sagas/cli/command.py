@@ -1,4 +1,4 @@
-"""What all commands of operators share: how errors are told, how help reads, and how a command is spelled."""
+"""What all operator commands share: error messages, the layout of help texts, and the spelling of commands."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["INTERRUPTED", "Command", "Group", "LazyCommands", "Refusal", "agree"
 #: The exit code after Ctrl-C.
 INTERRUPTED = 128 + signal.SIGINT
 
-#: How examples in this package call the group; people read them as they type it.
+#: How examples in this package write the group; help texts show it as the user typed it.
 _WRITTEN = "celery -A yourapp sagas"
 
 
 class Refusal(click.ClickException):
-    """It could not even be tried. 1 is for what was tried and is not ok."""
+    """The command could not be tried at all. Exit code 1 is for commands that ran and found something wrong."""
 
     exit_code = 2
 
@@ -59,9 +59,9 @@ class LazyCommands(MutableMapping[str, click.Command]):
 
 
 class Group(click.Group):
-    """The commands, under whichever program runs them: they name each other as people type them there.
+    """The commands, whichever program runs them: they refer to each other as users type them there.
 
-    What the library refuses in its own words is told without a traceback; the exit code is 2.
+    The library's own errors are shown without a traceback, with exit code 2.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -74,7 +74,7 @@ class Group(click.Group):
         except Exception as error:
             if lacks_tables(error):
                 raise Refusal(
-                    "the tables are not there, or are older than this version. Bring them up to date with: "
+                    "the tables do not exist, or belong to an older version. Upgrade them with: "
                     f"{ctx.obj.app.sagas.store.how_to_upgrade} (the database says: {_first_line(error)})"
                 ) from error
             if not isinstance(error, SagaError):
@@ -83,10 +83,10 @@ class Group(click.Group):
 
 
 class Command(CeleryCommand):  # type: ignore[misc]
-    """A command whose epilog holds examples, a line each."""
+    """A command whose epilog contains examples, one per line."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options by group, as Celery does. What arguments are is said in the text, not in empty rows."""
+        """Write the options by group, as Celery does. Arguments are described in the text, not in empty rows."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
             if isinstance(option, click.Option) and (row := option.get_help_record(ctx)) is not None:
@@ -112,9 +112,9 @@ def _as_typed(context: click.Context) -> str:
 
 
 def agree(question: str) -> None:
-    """Ask on the terminal. Raises `Refusal` for a no, and `UsageError` where nobody can be asked."""
+    """Ask for confirmation. Raises `Refusal` for a no, and `UsageError` without a terminal."""
     if not sys.stdin.isatty():
-        raise click.UsageError(f"nobody can be asked here: {question} Add --yes")
+        raise click.UsageError(f"there is no terminal for the question: {question} Add --yes")
     if not click.confirm(question, err=True):
         raise Refusal("nothing was done")
 

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events consume` and `relay`: processes of their own, beside or instead of workers."""
+"""`celery -A yourapp sagas events consume` and `relay`: separate processes, besides or instead of workers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["consume", "relay"]
 
 _GRACE = click.option(
     "--grace", type=click.FloatRange(min=0), default=30.0, show_default=True,
-    help="Seconds that handlers have to end once the process is told to.",
+    help="Seconds that handlers have to end at shutdown.",
 )  # fmt: skip
 
 
 @click.command()
-@click.option("--queues", help="Those to consume, with commas between them. Left out: all of the services'.")
-@click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True, help="Handlers that run at once.")
-@click.option("--relay/--no-relay", default=True, show_default=True, help="Also send what is in the outbox.")
+@click.option("--queues", help="The queues to consume, separated by commas. By default all queues of the services.")
+@click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True, help="Concurrent handlers.")
+@click.option("--relay/--no-relay", default=True, show_default=True, help="Also send the messages in the outbox.")
 @_GRACE
 @click.pass_obj
 def consume(obj: Any, queues: str | None, threads: int, relay: bool, grace: float) -> None:
-    """Consume events and commands in this process, until it is told to stop."""
+    """Consume events and commands in this process until it is stopped."""
     names = None if queues is None else [name.strip() for name in queues.split(",") if name.strip()]
     _run(obj, queues=names, threads=threads, relay=relay, grace=grace)
 
@@ -32,7 +32,7 @@ def consume(obj: Any, queues: str | None, threads: int, relay: bool, grace: floa
 @click.command()
 @click.pass_obj
 def relay(obj: Any) -> None:
-    """Send what is in the outbox, until this process is told to stop. Any number may run."""
+    """Send the messages in the outbox until this process is stopped. Any number of relays may run."""
     _run(obj, queues=[], threads=1, relay=True, grace=0.0)
 
 

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events dlq ...`: dead letters."""
+"""`celery -A yourapp sagas events dlq ...`: manage dead letters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _MOST = 10_000
 
 @click.group()
 def dlq() -> None:
-    """Messages that could not be handled, and wait for a decision."""
+    """Manage messages that could not be handled and need a decision."""
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--limit", type=click.IntRange(min=1, max=_MOST), default=100, show_default=True),
-        click.option("--correlation-id", help="Of this story."),
-        click.option("--key", help="Of this key."),
-        click.option("--type", help="Of this type: orders.order.placed."),
-        click.option("--queue", help="Of this queue: inventory.reserve_stock."),
+        click.option("--correlation-id", help="With this correlation id."),
+        click.option("--key", help="With this key."),
+        click.option("--type", help="With this type: orders.order.placed."),
+        click.option("--queue", help="In this queue: inventory.reserve_stock."),
     ):
         command = option(command)
     return command
@@ -38,8 +38,8 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--yes", is_flag=True, help="Do not ask."),
-        click.option("--dry-run", is_flag=True, help="Only say which."),
+        click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+        click.option("--dry-run", is_flag=True, help="Only show which."),
         signed,
         click.argument("ids", nargs=-1, type=int),
     ):
@@ -49,11 +49,11 @@ def _decides(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dlq.command("list")
 @_filters
-@click.option("--resolved", is_flag=True, help="Also those that are resolved.")
+@click.option("--resolved", is_flag=True, help="Include resolved ones.")
 @AS_JSON
 @click.pass_obj
 def list_(obj: Any, /, resolved: bool, as_json: bool, **filters: Any) -> None:
-    """List dead letters, oldest first. What the broker gave up by itself is taken in first."""
+    """List dead letters, oldest first. Messages that the broker itself gave up on are collected first."""
     _collect(obj.app.sagas.events)
     letters = obj.app.sagas.events.dead_letters(resolved=resolved, **filters)
     show([_row(letter, whole=as_json) for letter in letters], as_json=as_json)
@@ -66,7 +66,7 @@ def list_(obj: Any, /, resolved: bool, as_json: bool, **filters: Any) -> None:
 @AS_JSON
 @click.pass_obj
 def show_letters(obj: Any, ids: Sequence[int], as_json: bool) -> None:
-    """Show everything of some dead letters."""
+    """Show all fields of the given dead letters."""
     letters = obj.app.sagas.events.dead_letters(ids)
     rows = [_row(letter, whole=True) for letter in letters]
     if as_json:
@@ -78,7 +78,7 @@ def show_letters(obj: Any, ids: Sequence[int], as_json: bool) -> None:
 
 @dlq.command()
 @_decides
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="The most messages per second.")
 @click.pass_obj
 def replay(
     obj: Any,
@@ -91,13 +91,13 @@ def replay(
     rate: float | None,
     **filters: Any,
 ) -> None:
-    """Have messages handled once more: those of these IDS, or all that the options choose."""
+    """Send dead-lettered messages again: those with these IDS, or all that the options select."""
     events = obj.app.sagas.events
     letters = _chosen(events, ids, filters)
     would = events.replay(letters, reason=reason, actor=actor)
     left_out = len(letters) - len(would)
     if left_out:
-        click.echo(f"{left_out} left out: resolved, no envelope, or parked behind another of the same key", err=True)
+        click.echo(f"{left_out} skipped: resolved, unreadable, or parked behind another with the same key", err=True)
     if _agreed("replay", would, dry_run, yes):
         sent = events.replay(would, reason=reason, actor=actor, rate=rate, dry_run=False)
         click.echo(f"{len(sent)} replayed")
@@ -107,7 +107,7 @@ def replay(
 @_decides
 @click.pass_obj
 def discard(obj: Any, /, ids: Sequence[int], reason: str, actor: str, dry_run: bool, yes: bool, **filters: Any) -> None:
-    """Decide that messages will not be handled: those of these IDS, or all that the options choose."""
+    """Resolve dead letters without handling them: those with these IDS, or all that the options select."""
     events = obj.app.sagas.events
     letters = [letter for letter in _chosen(events, ids, filters) if letter.resolved_at is None]
     if _agreed("discard", letters, dry_run, yes):
@@ -116,24 +116,24 @@ def discard(obj: Any, /, ids: Sequence[int], reason: str, actor: str, dry_run: b
 
 
 def _collect(events: Any) -> None:
-    """Take in what the broker gave up. It may be away: what is in the database can be dealt with all the same."""
+    """Collect what the broker gave up on, if it is available. Dead letters in the database are shown in any case."""
     try:
         count = events.collect_given_up()
     except SagaError as error:
-        click.echo(f"what the broker itself may have given up is not shown: {error}", err=True)
+        click.echo(f"messages that the broker itself gave up on are not shown: {error}", err=True)
         return
     if count:
         click.echo(
-            f"took in {count} messages that the broker had given up, or sent them to their queues again", err=True
+            f"collected {count} messages that the broker gave up on, as dead letters or into their queues", err=True
         )
 
 
 def _chosen(events: Any, ids: Sequence[int], filters: dict[str, Any]) -> Sequence[EventDeadLetter]:
     chosen = [name for name, value in filters.items() if value is not None and name != "limit"]
     if ids and chosen:
-        raise click.UsageError("give IDS or options that choose, not both")
+        raise click.UsageError("pass IDS or options that select dead letters, not both")
     if not ids and not chosen:
-        raise click.UsageError("say which: IDS, --queue, --type, --key or --correlation-id")
+        raise click.UsageError("pass IDS, --queue, --type, --key or --correlation-id")
     if not ids:
         _collect(events)
     found: Sequence[EventDeadLetter] = events.dead_letters(ids) if ids else events.dead_letters(**filters)

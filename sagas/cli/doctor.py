@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas doctor`: whether everything is as it must be."""
+"""`celery -A yourapp sagas doctor`: check the whole setup."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 
 
 @click.command(cls=Command)
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds for answers.")
+@click.option("--timeout", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds for replies.")
 @AS_JSON
 @click.pass_obj
 def doctor(obj: Any, timeout: float, as_json: bool) -> None:
-    """Look at the settings, the broker, the database, the workers and the work that waits.
+    """Check the settings, the broker, the database, the workers and the pending work.
 
-    It changes nothing. The exit code is 1 when there is a problem; warnings do not count. Run it with the settings that
-    the workers have.
+    It changes nothing. The exit code is 1 if there is a problem; warnings do not count. Run it with the workers'
+    settings.
     """
     findings = examine(obj.app.sagas, timeout=timeout)
     if as_json:

@@ -15,7 +15,7 @@ from sagas.cli.outbox import outbox
 from sagas.cli.projection import projection
 from sagas.cli.schema import schema
 from sagas.cli.topology import topology
-from sagas.cli.trace import tell
+from sagas.cli.trace import show_trace
 
 __all__ = ["events"]
 
@@ -23,10 +23,10 @@ __all__ = ["events"]
 @click.group()
 @click.pass_obj
 def events(obj: Any) -> None:
-    """Look after events, commands, and what carries them."""
+    """Manage events, commands and the queues that carry them."""
     if obj.app.sagas.events is None:
-        raise Refusal("this app has no events: Sagas(app, store, [...], events=Events(...))")
+        raise Refusal("this app has no events. Pass them: Sagas(app, store, [...], events=Events(...))")
 
 
-for command in (topology, outbox, relay, consume, dlq, projection, schema, asyncapi, draw, tell):
+for command in (topology, outbox, relay, consume, dlq, projection, schema, asyncapi, draw, show_trace):
     events.add_command(command)

@@ -15,7 +15,7 @@ __all__ = ["flower"]
 def flower(context: click.Context, options: tuple[str, ...]) -> None:
     """Run Flower with a tab for sagas. Takes all options of `celery flower`.
 
-    An existing flowerconfig.py is read as always. To show sagas in Flower started by `celery flower`, put there:
+    A flowerconfig.py is read as usual. To show sagas in a Flower that `celery flower` starts, put this into it:
 
         from sagas.contrib.flower import enable
 
@@ -26,9 +26,9 @@ def flower(context: click.Context, options: tuple[str, ...]) -> None:
 
         from sagas.contrib.flower import enable  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise Refusal(f"{error}; pip install celery-sagas[flower]") from error
+        raise Refusal(f"{error}. Install it: pip install celery-sagas[flower]") from error
     enable()
     assert context.parent is not None
-    # As a command of celery's, beside `sagas` and not below it: there Flower looks for options that were misplaced.
+    # As a Celery command beside `sagas` rather than below it: below, Flower would look for misplaced options.
     with flowers.make_context("flower", list(options), parent=context.parent.parent) as inner:
         flowers.invoke(inner)

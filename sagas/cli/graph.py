@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events graph`: the choreography, drawn, checked and compared with what happened."""
+"""`celery -A yourapp sagas events graph`: draw the choreography, check it, and compare it with what happened."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["draw"]
 
 @click.command("graph")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="mermaid", show_default=True)
-@click.option("--observed", "look", is_flag=True, help="Compare with what happened, as far as the tables go back.")
-@click.option("--check", is_flag=True, help="Say what is wrong instead of drawing; the exit code is 1 if anything is.")
+@click.option("--observed", "look", is_flag=True, help="Compare with what happened, as far back as the tables go.")
+@click.option("--check", is_flag=True, help="Report problems instead of drawing; the exit code is 1 if there are any.")
 @click.pass_obj
 def draw(obj: Any, format_: str, look: bool, check: bool) -> None:
-    """Draw who handles and emits what, as the services declare it.
+    """Draw which services handle and emit which messages, as they declare it.
 
-    With --check or --observed, what is wrong is said, and nothing is drawn. Advice alone does not make the exit code 1.
+    --check and --observed report findings instead of drawing. Advice alone does not cause exit code 1.
     """
     events = obj.app.sagas.events
     declared = graph(events.services.values())
@@ -36,9 +36,9 @@ def draw(obj: Any, format_: str, look: bool, check: bool) -> None:
         seen = observed(events.engine)
         difference = compared(declared, seen)
         for heard in difference.undeclared:
-            click.echo(f"seen, not declared: {heard} ({seen[heard]} times)")
+            click.echo(f"observed, not declared: {heard} ({seen[heard]} times)")
         for heard in difference.unseen:
-            click.echo(f"declared, not seen: {heard}")
+            click.echo(f"declared, not observed: {heard}")
         wrong = wrong or bool(check and difference.undeclared)
     if wrong:
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas list`: which sagas there are, and how many."""
+"""`celery -A yourapp sagas list`: list or count sagas."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ __all__ = ["counted", "list_", "show_sagas"]
     """,
 )
 @filters
-@click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True, help="At most so many.")
-@click.option("--before", type=TEXT, metavar="ID", help="Only those that were started before this one: the next page.")
-@click.option("--counts", is_flag=True, help="Only how many there are, by saga and status.")
+@click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True, help="The most sagas.")
+@click.option("--before", type=TEXT, metavar="ID", help="Sagas that were started before this one: the next page.")
+@click.option("--counts", is_flag=True, help="Only count them, by saga and status.")
 @AS_JSON
 @click.pass_obj
 def list_(obj: Any, /, where: Where, limit: int, before: str | None, counts: bool, as_json: bool) -> None:
-    """List the sagas that fit all of the options, newest first.
+    """List the sagas that match all options, newest first.
 
-    To a terminal, a table. To a pipe, lines with tabs between the fields and a first line that names them.
+    A terminal gets a table. A pipe gets lines with tabs between the fields, and a first line with their names.
     """
     operations = Operations(obj.app.sagas)
     chosen = where.at(operations.store.now())
     if counts:
         if before is not None:
-            raise click.UsageError("--counts has no pages: leave --before out")
+            raise click.UsageError("--counts has no pages: remove --before")
         _show_counts(counted(operations, chosen), as_json=as_json)
         return
     records = operations.queries.select(chosen, limit=limit, before=before, with_steps=True)
@@ -51,9 +51,9 @@ def list_(obj: Any, /, where: Where, limit: int, before: str | None, counts: boo
     if not records:
         known = sorted({name for name, _ in operations.sagas.orchestrator.sagas})
         hint = f"; this app has {', '.join(known)}" if where.saga and where.saga not in known else ""
-        click.echo(f"no saga fits{hint}", err=True)
+        click.echo(f"no saga matches{hint}", err=True)
     elif len(records) == limit:
-        click.echo(f"there may be more: repeat it with --before {records[-1].id}", err=True)
+        click.echo(f"there may be more: repeat the command with --before {records[-1].id}", err=True)
 
 
 def show_sagas(operations: Operations, rows: Sequence[dict[str, Any]], *, as_json: bool = False) -> None:
@@ -67,7 +67,7 @@ def show_sagas(operations: Operations, rows: Sequence[dict[str, Any]], *, as_jso
 
 
 def counted(operations: Operations, chosen: Filter) -> list[dict[str, Any]]:
-    """Return how many sagas fit, by name and status."""
+    """Return how many sagas match, by name and status."""
     return [
         {"saga": each.name, "status": each.status.value, "count": each.count}
         for each in operations.queries.tally(chosen)
@@ -82,4 +82,4 @@ def _show_counts(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     else:
         lines(rows)
     if not rows and not as_json:
-        click.echo("no saga fits", err=True)
+        click.echo("no saga matches", err=True)

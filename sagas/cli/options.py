@@ -1,4 +1,4 @@
-"""What commands are told: which sagas, for how long, by whom and why."""
+"""Options that commands share: which sagas, durations, the actor and the reason."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from sagas.values import parse
 __all__ = ["DURATION", "JSON_FILE", "TEXT", "Where", "filters", "json_object", "signed"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-#: Longer than any saga is kept; it keeps the arithmetic of dates within what they can hold.
+#: Longer than any saga is kept; it keeps date arithmetic within its limits.
 _LONGEST = timedelta(days=36_500)
-#: What the tables hold.
+#: The size of the column.
 _LONGEST_NAME = 200
 
 
@@ -37,7 +37,7 @@ class _Duration(click.ParamType[timedelta]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhdw])", value.strip())
         if found is None:
-            self.fail(f"{value!r} is not a duration; write it as 90s, 10m, 2h, 3d or 1w", param, ctx)
+            self.fail(f"{value!r} is not a duration. Write 90s, 10m, 2h, 3d or 1w", param, ctx)
         duration = timedelta(**{_UNITS[found[2]]: float(found[1])})
         if duration > _LONGEST:
             self.fail(f"{value!r} is longer than a hundred years", param, ctx)
@@ -45,7 +45,7 @@ class _Duration(click.ParamType[timedelta]):
 
 
 class _Text(click.ParamType[str]):
-    """Some text: an empty variable of a script must not become a filter that everything fits."""
+    """Text that is not empty: an empty shell variable must not become a filter that matches everything."""
 
     name = "text"
 
@@ -62,7 +62,7 @@ JSON_FILE = click.File(encoding="utf-8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """The filters of a command as they were typed. False when there was none."""
+    """The filters of a command as they were typed. False if there are none."""
 
     status: tuple[SagaStatus, ...] = ()
     saga: str | None = None
@@ -80,7 +80,7 @@ class Where:
         return self != Where()
 
     def at(self, now: datetime) -> Filter:
-        """Return the filter that they are at a moment."""
+        """Return the filter, relative to a time."""
 
         def ago(duration: timedelta | None) -> datetime | None:
             return None if duration is None else now - duration
@@ -103,21 +103,21 @@ class Where:
 _option = partial(click.option, cls=CeleryOption, help_group="Which sagas")
 _FILTERS = (
     _option("--status", multiple=True, type=click.Choice(SagaStatus, case_sensitive=False), help="May be repeated."),
-    _option("--saga", type=TEXT, metavar="NAME", help="Of this definition."),
-    _option("--version", type=click.IntRange(min=1), metavar="N", help="Of this version of it."),
+    _option("--saga", type=TEXT, metavar="NAME", help="With this definition."),
+    _option("--version", type=click.IntRange(min=1), metavar="N", help="With this version of it."),
     _option("--key", type=TEXT, help="With exactly this business key."),
-    _option("--correlation-id", type=TEXT, metavar="ID", help="Of this story."),
-    _option("--step", type=TEXT, metavar="NAME", help="That stand at this step."),
-    _option("--error", type=TEXT, help="With this in their error, in upper or lower case."),
+    _option("--correlation-id", type=TEXT, metavar="ID", help="With this correlation id."),
+    _option("--step", type=TEXT, metavar="NAME", help="Currently at this step."),
+    _option("--error", type=TEXT, help="With this text in their error; case does not matter."),
     _option("--older-than", type=DURATION, help="Started longer ago than 90s, 10m, 2h, 3d, 1w."),
-    _option("--newer-than", type=DURATION, help="Started since."),
-    _option("--idle-for", type=DURATION, help="To which nothing has happened for so long."),
-    _option("--attention", is_flag=True, help="That need a person: stuck, an open dead letter, or standing still."),
+    _option("--newer-than", type=DURATION, help="Started in this time."),
+    _option("--idle-for", type=DURATION, help="Not changed for this time."),
+    _option("--attention", is_flag=True, help="In need of a person: stuck, with a dead letter, or not progressing."),
 )
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the filters, as its argument `where`."""
+    """Add the filters to a command, as its argument `where`."""
     names = [field.name for field in fields(Where)]
 
     @functools.wraps(command)
@@ -131,17 +131,17 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def signed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command what is kept with whatever an operator does: `reason` and `actor`."""
-    command = click.option("--actor", type=TEXT, callback=_who, metavar="NAME", help="Who; left out, you.")(command)
+    """Add the options that are recorded with every action of an operator: `reason` and `actor`."""
+    command = click.option("--actor", type=TEXT, callback=_who, metavar="NAME", help="Who; by default you.")(command)
     reason = click.option(
-        "--reason", type=TEXT, required=True, callback=_why, help="Why; it is kept with the saga."
+        "--reason", type=TEXT, required=True, callback=_why, help="Why; it is recorded with the saga."
     )  # fmt: skip
     return reason(command)
 
 
 def _why(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     if len(value) > LONGEST_REASON:
-        raise click.BadParameter(f"it has {len(value):,} characters; give at most {LONGEST_REASON:,}")
+        raise click.BadParameter(f"it has {len(value):,} characters; the limit is {LONGEST_REASON:,}")
     return value
 
 
@@ -149,19 +149,19 @@ def _who(_context: click.Context, _parameter: click.Parameter, value: str | None
     if value is None:
         try:
             value = getpass.getuser()
-        except (OSError, KeyError, ImportError):  # in a container without a user of its own
-            raise click.UsageError("this system does not know your name; say it with --actor") from None
+        except (OSError, KeyError, ImportError):  # in a container without a named user
+            raise click.UsageError("this system does not know your name. Pass it with --actor") from None
     if len(value) > _LONGEST_NAME:
         raise click.BadParameter(f"a name has at most {_LONGEST_NAME} characters")
     return value
 
 
 def json_object(file: IO[str]) -> dict[str, Any]:
-    """Read an input of a saga from a file. Raises `Refusal` for anything but a JSON object."""
+    """Read a saga's input from a file. Raises `Refusal` for anything but a JSON object."""
     try:
         given = parse(file.read())
-    except ValueError as error:  # also for bytes that are no text
+    except ValueError as error:  # also for bytes that are not text
         raise Refusal(f"{file.name} is not JSON: {error}") from error
     if not isinstance(given, dict):
-        raise Refusal(f"{file.name} holds no JSON object: the input is one, with the fields of the saga's input type")
+        raise Refusal(f"{file.name} must contain a JSON object with the fields of the saga's input type")
     return given

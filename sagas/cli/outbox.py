@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events outbox`, and the relay that empties it."""
+"""`celery -A yourapp sagas events outbox`: inspect and purge the outbox."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["outbox"]
 @AS_JSON
 @click.pass_context
 def outbox(context: click.Context, as_json: bool) -> None:
-    """Say how many messages wait to be sent, for how many seconds the oldest has, and how many reached nobody.
+    """Show how many messages await sending, the age of the oldest in seconds, and how many reached nobody.
 
-    `dead_letters`: how many events could not be sent; `dlq list --queue ""` shows them.
+    `dead_letters`: how many messages could not be sent; `dlq list --queue ""` shows them.
     """
     if context.invoked_subcommand is not None:
         return
@@ -35,26 +35,26 @@ def outbox(context: click.Context, as_json: bool) -> None:
 
 
 @outbox.command()
-@click.option("--type", "types", multiple=True, help="Of this type: orders.order.placed. Left out: all.")
+@click.option("--type", "types", multiple=True, help="Messages of this type: orders.order.placed. By default all.")
 @click.pass_obj
 def resend(obj: Any, types: Sequence[str]) -> None:
-    """Send once more what reached nobody, once its subscribers' topology is applied.
+    """Send messages again that reached nobody, after their subscribers' topology is applied.
 
-    It comes after what was published since: the order of its keys is lost.
+    They arrive after messages published since: the order within their keys is lost.
     """
     events = obj.app.sagas.events
     count = events.resend(types or events.outbox_unheard())
-    click.echo(f"{count} messages will be sent once more")
+    click.echo(f"{count} messages will be sent again")
 
 
 @outbox.command()
-@click.option("--older-than", type=DURATION, required=True, help="Keep what is younger than that: 30d, 12h.")
+@click.option("--older-than", type=DURATION, required=True, help="Keep what is newer: 30d, 12h.")
 @click.pass_obj
 def purge(obj: Any, older_than: timedelta) -> None:
-    """Forget what was sent, what was handled, and dead letters that were resolved, longer ago than that.
+    """Delete sent messages, inbox entries and resolved dead letters that are older than this.
 
-    A message that comes back after its handling was forgotten is handled again: keep them for longer than one may
-    be on its way, or wait in a queue.
+    A message that returns after its inbox entry was deleted is handled again. Keep entries longer than a message may
+    be in transit or wait in a queue.
     """
     count = obj.app.sagas.events.purge(older_than)
     click.echo(f"{count} rows deleted")

@@ -19,13 +19,13 @@ __all__ = ["projection"]
 
 @click.group()
 def projection() -> None:
-    """Look after projections: the tables that are made of the events in the event store."""
+    """Manage projections: tables derived from the events in the event store."""
 
 
 @projection.command(name="list")
 @click.pass_obj
 def list_(obj: Any) -> None:
-    """Show where every version of every projection stands."""
+    """Show the state of every version of every projection."""
     projections = _projections(obj)
     states = projections.states()
     known = set(projections.known)
@@ -46,12 +46,12 @@ def list_(obj: Any) -> None:
 
 
 @projection.command()
-@click.option("--poll", default=0.2, show_default=True, help="Seconds between two looks for new events.")
+@click.option("--poll", default=0.2, show_default=True, help="Seconds between polls for new events.")
 @click.pass_obj
 def run(obj: Any, poll: float) -> None:
-    """Keep all projections of this code up to date, until it is interrupted.
+    """Keep all projections of this code up to date until interrupted.
 
-    Run as many as you like: one at a time is at work on a projection. New versions are built beside the live ones.
+    Run as many processes as you like: one at a time advances a projection. New versions are built beside the live ones.
     """
     projections = _projections(obj)
     stop = threading.Event()
@@ -62,12 +62,12 @@ def run(obj: Any, poll: float) -> None:
 
 
 def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projection], str]], click.Command]:
-    """Make a command of what is done to one version of a projection."""
+    """Create a command that acts on one version of a projection."""
 
     def declare(function: Callable[[Projections, Projection], str]) -> click.Command:
         @projection.command(name=name, help=help_)
         @click.argument("name")
-        @click.option("--version", type=int, help="Left out, the newest that this code has.")
+        @click.option("--version", type=int, help="By default the newest version in this code.")
         @click.pass_obj
         def command(obj: Any, name: str, version: int | None) -> None:
             projections = _projections(obj)
@@ -80,28 +80,28 @@ def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projectio
 
 @_on_one(
     "rebuild",
-    "Build a version of NAME from the first event on, beside the live one, which stays as it is until `promote`.",
+    "Build a version of NAME from the first event on. The live version stays in use until `promote`.",
 )
 def rebuild(projections: Projections, which: Projection) -> str:
     seen = projections.rebuild(which)
     live = projections.live_version(which.name)
-    return f"{which} has seen {seen} events. Readers still read version {live}; to change that: promote {which.name}"
+    return f"{which} has processed {seen} events. Readers use version {live}; to change that: promote {which.name}"
 
 
-@_on_one("promote", "Let a version of NAME be the one that is read, once it has caught up.")
+@_on_one("promote", "Make a version of NAME live, after it has caught up.")
 def promote(projections: Projections, which: Projection) -> str:
     before = projections.promote(which)
-    return f"{which} was live already" if before is None else f"{which} is live; before it version {before} was"
+    return f"{which} was already live" if before is None else f"{which} is live and replaces version {before}"
 
 
-@_on_one("resume", "Let NAME go on with the event that it stopped at, once its code is mended.")
+@_on_one("resume", "Let NAME continue with the event it stopped at, after its code is fixed.")
 def resume(projections: Projections, which: Projection) -> str:
     projections.resume(which)
-    return f"{which} goes on when it is run"
+    return f"{which} continues the next time it runs"
 
 
 def _projections(obj: Any) -> Projections:
     projections: Projections | None = obj.app.sagas.events.projections
     if projections is None or not projections.known:
-        raise Refusal("this app has no projections: Events(..., store=EventStore(...), projections=[...])")
+        raise Refusal("this app has no projections. Pass them: Events(..., store=EventStore(...), projections=[...])")
     return projections

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas rehearse`: whether a saga can fail anywhere."""
+"""`celery -A yourapp sagas rehearse`: find out whether a saga can fail at every step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sagas.testing.rehearsal import unfinished_in
 
 __all__ = ["rehearse"]
 
-#: Seconds that the broker has to answer, and that workers have.
+#: Seconds that the broker has to answer, and the workers.
 _PATIENCE = 2.0
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -41,20 +41,20 @@ _TERMINATED = 128 + signal.SIGTERM
 @click.option(
     "--state",
     metavar="MODULE:FUNCTION",
-    help="Returns what the saga changes in the world, to compare. Left out, only the ends of the runs are judged.",
+    help="Returns the state that the saga changes, to compare it. Without it, only the outcome of each run is checked.",
 )
-@click.option("--live", is_flag=True, help="Also where there are unfinished sagas, or workers.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--live", is_flag=True, help="Run despite unfinished sagas or running workers.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes: bool) -> None:
     """Run SAGA once for every way in which each of its steps can fail.
 
-    The REAL actions and compensations are called, many times. The sagas are kept in the app's database, and deleted at
-    the end, also after Ctrl-C. Use a test environment: without --live, a database that has unfinished sagas is refused,
-    and so is a broker at which workers of this app answer.
+    This calls the REAL actions and compensations, many times. The sagas are stored in the app's database and deleted at
+    the end, also after Ctrl-C. Use a test environment: without --live, the command refuses a database with unfinished
+    sagas, and a broker with workers of this app.
 
-    Prints a line for each run, then what was not undone and what is not idempotent. The exit code is 1 when
-    something is not ok, 2 when it could not be rehearsed, and 130 after Ctrl-C.
+    It prints a line for each run, then what was not undone and what is not idempotent. The exit code is 1 if
+    something is wrong, 2 if the rehearsal could not run, and 130 after Ctrl-C.
     """
     app = obj.app.sagas
     store = Operations(app).store
@@ -64,8 +64,8 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes:
     if not live:
         _refuse_live(app, store)
     click.echo(
-        f"Calls the real actions and compensations of {saga!r}, many times. Its sagas are kept in {store!r}, and "
-        "deleted at the end. What the actions change in the world stays.",
+        f"This calls the real actions and compensations of {saga!r}, many times. Its sagas are stored in {store!r} and "
+        "deleted at the end. Side effects of the actions remain.",
         err=True,
     )
     if not yes:
@@ -80,23 +80,23 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes:
                 lease=app.orchestrator.timing.lease,
                 max_payload=app.orchestrator.max_payload,
                 events=app.events,
-                live=True,  # that was looked at above
+                live=True,  # checked above
             )
     except SagaError as error:
         raise Refusal(f"{saga!r} could not be rehearsed: {error}") from error
     except (KeyboardInterrupt, _Terminated) as error:
-        click.echo("interrupted; the sagas of the rehearsal are deleted", err=True)
+        click.echo("interrupted; the sagas of the rehearsal were deleted", err=True)
         code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else _TERMINATED
         raise click.exceptions.Exit(code) from None
     click.echo(rehearsal.table())
     if snapshot is None:
-        click.echo("Without --state nobody has looked at what the runs left behind.")
+        click.echo("Without --state, nothing has checked what the runs left behind.")
     if not rehearsal.ok:
         raise click.exceptions.Exit(1)
 
 
 def _refuse_live(app: Sagas, store: OperatorStore) -> None:
-    """Refuse what does not look like a test environment: the actions would be real in the wrong place."""
+    """Refuse what does not look like a test environment: the actions would have real effects in the wrong place."""
     if unfinished := unfinished_in(store):
         raise Refusal(
             f"{store!r} has {unfinished} unfinished sagas, so it does not look like a test database. Rehearse with the "
@@ -104,16 +104,16 @@ def _refuse_live(app: Sagas, store: OperatorStore) -> None:
         )
     found = broker.examine(app.app, _PATIENCE)
     if away := next((finding for finding in found if finding.code == broker.UNREACHABLE), None):
-        click.echo(f"{away.says.partition('. ')[0]}: whether workers run is not known", err=True)
+        click.echo(f"{away.says.partition('. ')[0]}: it is unknown whether workers are running", err=True)
     elif names := [worker.name for worker in workers.own(app, workers.ask(app, _PATIENCE))]:
         raise Refusal(
-            f"workers of this app answer ({', '.join(names)}): their recovery would take over sagas of the rehearsal. "
-            "Stop them, rehearse with the settings of a test environment, or add --live"
+            f"workers of this app are running ({', '.join(names)}): their recovery would take over the rehearsal's "
+            "sagas. Stop them, rehearse with the settings of a test environment, or add --live"
         )
 
 
 class _Terminated(ProcessEnd):
-    """SIGTERM: the rehearsal is to clean up, and no step may take it for its own failure."""
+    """SIGTERM: the rehearsal must clean up, and no step may treat the exception as its own failure."""
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _newest(definitions: Iterable[Saga], name: str) -> Saga:
     versions = [saga for saga in definitions if saga.name == name]
     if not versions:
         known = ", ".join(sorted({saga.name for saga in definitions})) or "none"
-        raise Refusal(f"no saga {name!r} is registered; there is: {known}")
+        raise Refusal(f"no saga named {name!r} is registered. Registered are: {known}")
     return max(versions, key=lambda saga: saga.version)
 
 

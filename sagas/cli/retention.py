@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas purge`, `db reencrypt` and `db audit`: what is kept, for how long, and in what form."""
+"""`celery -A yourapp sagas purge`, `db reencrypt` and `db audit`: retention and encryption of stored sagas."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["audit", "purge", "reencrypt"]
 
 
 @click.command(cls=Command)
-@click.option("--older-than", type=DURATION, required=True, help="Since they ended: 90d, 12h, 8w.")
+@click.option("--older-than", type=DURATION, required=True, help="Time since they ended: 90d, 12h, 8w.")
 @click.option(
     "--status",
     "statuses",
     type=click.Choice(sorted(FINISHED), case_sensitive=False),
     multiple=True,
-    help="Only these; may be given twice. Left out: both.",
+    help="Only this status; may be repeated. By default both.",
 )
-@click.option("--saga", type=TEXT, metavar="NAME", help="Only those of this name.")
-@click.option("--archive", "file", type=click.Path(), help="Keep them in this new file first: .jsonl or .jsonl.gz.")
-@click.option("--batch", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Deleted at once.")
-@click.option("--dry-run", is_flag=True, help="Only say how many.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--saga", type=TEXT, metavar="NAME", help="Only sagas with this name.")
+@click.option("--archive", "file", type=click.Path(), help="First save them in this new file: .jsonl or .jsonl.gz.")
+@click.option("--batch", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Sagas per transaction.")
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @signed
 @click.pass_obj
 def purge(
@@ -53,14 +53,14 @@ def purge(
     reason: str,
     actor: str,
 ) -> None:
-    """Delete finished sagas, with their steps and history, oldest first.
+    """Delete finished sagas with their steps and history, oldest first.
 
-    With them go the ticks of schedules that were decided about before that, unless --status chooses.
+    Ticks of schedules that were decided before that are deleted too, unless --status is given.
 
-    Never a saga that is unfinished, stuck, or has an open dead letter. It is safe beside workers, may be interrupted,
-    and goes on from there the next time. With --archive each saga is on the disk before it is deleted.
+    Sagas that are unfinished, stuck or have an open dead letter are never deleted. The command is safe while workers
+    run. If interrupted, it continues the next time. With --archive, each saga is on disk before it is deleted.
 
-    Keep sagas for longer than any action may hang, and than a key may be used again: a deleted key starts a new saga.
+    Keep sagas longer than any action may hang, and longer than a key may be reused: a deleted key starts a new saga.
     """
     store = Operations(obj.app.sagas).store
     which = Expired(older_than=older_than, statuses=frozenset(map(SagaStatus, statuses)) or FINISHED, name=saga)
@@ -81,7 +81,7 @@ def purge(
                 total += deleted
                 click.echo(f"{total:,} of {count:,}", err=True)
     except OSError as error:
-        raise Refusal(f"the archive could not be written, and its sagas are kept: {error}") from error
+        raise Refusal(f"the archive could not be written, so its sagas were not deleted: {error}") from error
     if ticks:
         for _ in stored_schedules.purge(store, older_than, saga, reason=reason, actor=actor):
             pass
@@ -92,23 +92,24 @@ def purge(
 @signed
 @click.pass_obj
 def reencrypt(obj: Any, reason: str, actor: str) -> None:
-    """Encrypt anew what is stored plain, or with an old key. Workers may run; it may be interrupted and repeated.
+    """Encrypt again what is stored in plain text or with an old key.
 
-    When it is through, old keys are needed for archives only.
+    Workers may run meanwhile. The command may be interrupted and repeated. After it completes, old keys are needed for
+    archives only.
     """
     store, written, unreadable = Operations(obj.app.sagas).store, 0, 0
     for progress in reencrypt_all(store, reason=reason, actor=actor):
         for error in progress.unreadable:
             click.echo(str(error), err=True)
         written, unreadable = progress.written, unreadable + len(progress.unreadable)
-        click.echo(f"{progress.seen:,} sagas seen, {written:,} written", err=True)
+        click.echo(f"{progress.seen:,} sagas read, {written:,} written", err=True)
     if unreadable:
         click.echo(
-            f"{written} sagas are encrypted anew. {unreadable} payloads, named above, cannot be read and stay as they "
-            "are"
+            f"{written} sagas were encrypted again. {unreadable} payloads, listed above, cannot be read and were not "
+            "changed"
         )
         raise click.exceptions.Exit(1)
-    click.echo(f"{written} sagas are encrypted anew; all are now as {store.codec!r} keeps them")
+    click.echo(f"{written} sagas were encrypted again; all of them now match {store.codec!r}")
 
 
 @click.command(cls=Command)
@@ -116,5 +117,5 @@ def reencrypt(obj: Any, reason: str, actor: str) -> None:
 @AS_JSON
 @click.pass_obj
 def audit(obj: Any, limit: int, as_json: bool) -> None:
-    """List what was done to the sagas as a whole, newest first: purges, encryption."""
+    """List what was done to all sagas together, newest first: purges and encryption."""
     show([asdict(entry) for entry in entries(Operations(obj.app.sagas).store, limit)], as_json=as_json)

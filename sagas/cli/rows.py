@@ -1,4 +1,4 @@
-"""How a saga is told: in a row of a list, and in full."""
+"""A saga as data: a row of a list, and all of its details."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_WORK = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.COMPENSATING)
 
 
 def row(operations: Operations, record: SagaSummary) -> dict[str, Any]:
-    """Return what lists show of a saga, for programs. `record`: with its steps."""
+    """Return the fields of a saga in lists, for programs. `record`: with its steps."""
     return {
         "id": record.id,
         "saga": record.name,
@@ -35,7 +35,7 @@ def row(operations: Operations, record: SagaSummary) -> dict[str, Any]:
 
 
 def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
-    """Return the steps that a saga stands at: those that are stuck or at work, or else those that come next."""
+    """Return a saga's current steps: those that are stuck or running, or else those that come next."""
     if record.status in FINISHED:
         return []
     wanted = (StepStatus.STUCK,) if record.status is SagaStatus.STUCK else _AT_WORK
@@ -50,7 +50,7 @@ def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
 
 
 def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
-    """Return everything of a saga that operators are shown: what `show --json` prints."""
+    """Return all details of a saga for operators: what `show --json` prints."""
     payloads = operations.queries.payloads(record.id)
     missing = None
     try:

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas graph`: a definition, or one saga coloured by its state."""
+"""`celery -A yourapp sagas graph`: draw a definition, or one saga colored by its state."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["draw_saga"]
 @click.command("graph")
 @click.argument("saga", metavar="SAGA|ID")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="mermaid", show_default=True)
-@click.option("--version", type=int, help="Of the definition. Left out, the newest.")
+@click.option("--version", type=int, help="Of the definition. By default the newest.")
 @click.pass_obj
 def draw_saga(obj: Any, saga: str, format_: Any, version: int | None) -> None:
-    """Draw a definition by its name, or one saga by its id, the start of its id, or its key: coloured by state."""
+    """Draw a definition by its name, or one saga by its id, a prefix of its id, or its key, colored by state."""
     click.echo(render(_meant(obj.app.sagas, saga, version), format_), nl=False)
 
 
@@ -31,7 +31,7 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
     versions = [number for name, number in known if name == text]
     if version is not None and version not in versions:
         there = ", ".join(map(str, sorted(versions))) or "none"
-        raise Refusal(f"there is no version {version} of a saga {text!r}; there is: {there}")
+        raise Refusal(f"saga {text!r} has no version {version}. It has: {there}")
     if versions:
         definition: Saga = known[text, max(versions) if version is None else version]
         return definition
@@ -39,4 +39,4 @@ def _meant(sagas: Any, text: str, version: int | None) -> Saga | SagaSummary:
         return Operations(sagas).queries.resolve(text)
     except SagaError as error:
         names = ", ".join(sorted({name for name, _ in known})) or "none"
-        raise Refusal(f"{error}; nor is it one of the definitions: {names}") from error
+        raise Refusal(f"{error}. It is not a definition either. The definitions are: {names}") from error

@@ -42,23 +42,23 @@ _COMMANDS = LazyCommands(
 @click.pass_context
 @handle_preload_options  # type: ignore[untyped-decorator]
 def sagas(context: click.Context) -> None:
-    """Look after sagas and their tables."""
+    """Manage sagas and their tables."""
     context.obj.app.loader.import_default_modules()
     if not hasattr(context.obj.app, "sagas"):
-        raise Refusal(f"the Celery app {context.obj.app.main!r} has no sagas: Sagas(app, store, [...])")
+        raise Refusal(f"the Celery app {context.obj.app.main!r} has no sagas. Create them: Sagas(app, store, [...])")
 
 
 @sagas.group(
     commands=LazyCommands({"reencrypt": "sagas.cli.retention:reencrypt", "audit": "sagas.cli.retention:audit"})
 )
 def db() -> None:
-    """The tables that sagas are kept in."""
+    """Manage the tables that store sagas."""
 
 
 @db.command(cls=Command)
 @click.pass_obj
 def upgrade(obj: Any) -> None:
-    """Bring the tables to what this version needs."""
+    """Upgrade the tables to what this version needs."""
     store = obj.app.sagas.store
     store.upgrade()
     click.echo(f"{store!r} is up to date")

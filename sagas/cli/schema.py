@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events schema ...`: the message types of this code, held against the schema registry."""
+"""`celery -A yourapp sagas events schema ...`: compare this code's message types with the schema registry."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sagas.events.schema_registry import register as register_types
 
 __all__ = ["schema"]
 
-_format = click.option("--format", "format_", default="json", show_default=True, help="A format of the registry.")
+_format = click.option("--format", "format_", default="json", show_default=True, help="One of the registry's formats.")
 
 
 @click.group()
 @click.pass_obj
 def schema(obj: Any) -> None:
-    """Look after the schemas of events and commands."""
+    """Manage the schemas of events and commands."""
     if obj.app.sagas.events.registry is None:
         raise Refusal(
-            "these events have no schema registry: Events(..., registry=SqlSchemaRegistry(store.engine)), from "
-            "sagas.events.schema_registry.sql"
+            "these events have no schema registry. Pass one: Events(..., registry=SqlSchemaRegistry(store.engine)), "
+            "from sagas.events.schema_registry.sql"
         )
 
 
@@ -33,9 +33,9 @@ def schema(obj: Any) -> None:
 @_format
 @click.pass_obj
 def check(obj: Any, format_: str) -> None:
-    """Say what `register` would do. Changes nothing.
+    """Show what `register` would do. Changes nothing.
 
-    The exit code is 1 when something is refused, or cannot be read by this code: for CI.
+    The exit code is 1 if something is refused or this code cannot read it: use it in CI.
     """
     events = obj.app.sagas.events
     _report(review(events.types, _registry(events), owners=events.services, format=format_))
@@ -45,9 +45,9 @@ def check(obj: Any, format_: str) -> None:
 @_format
 @click.pass_obj
 def register(obj: Any, format_: str) -> None:
-    """Register the types that the services of this code own.
+    """Register the types that the services in this code own.
 
-    What is refused does not keep the rest from being registered; the exit code is then 1.
+    A refused type does not stop the others; the exit code is then 1.
     """
     events = obj.app.sagas.events
     _report(register_types(events.types, _registry(events), owners=events.services, format=format_))
@@ -66,7 +66,7 @@ def list_(obj: Any) -> None:
 
 @schema.command()
 @click.argument("subject")
-@click.option("--revision", type=int, help="Left out, the newest.")
+@click.option("--revision", type=int, help="By default the newest.")
 @click.pass_obj
 def show(obj: Any, subject: str, revision: int | None) -> None:
     """Print the definition of SUBJECT as JSON."""
@@ -77,11 +77,11 @@ def show(obj: Any, subject: str, revision: int | None) -> None:
 
 @schema.command()
 @click.argument("subject")
-@click.option("--from", "old", type=int, help="A revision; left out, the newest.")
-@click.option("--to", "new", type=int, help="A revision; left out, what this code declares.")
+@click.option("--from", "old", type=int, help="A revision; by default the newest.")
+@click.option("--to", "new", type=int, help="A revision; by default what this code declares.")
 @click.pass_obj
 def diff(obj: Any, subject: str, old: int | None, new: int | None) -> None:
-    """Say what readers and writers of two revisions of SUBJECT do not understand of each other."""
+    """Show what readers and writers of two revisions of SUBJECT do not accept from each other."""
     events: Events = obj.app.sagas.events
     registry = _registry(events)
     revisions = _revisions(registry, subject)
@@ -102,7 +102,7 @@ def diff(obj: Any, subject: str, old: int | None, new: int | None) -> None:
 
 
 def _registry(events: Events) -> SchemaRegistry:
-    assert events.registry is not None  # the group has seen to it
+    assert events.registry is not None  # the group checks it
     return events.registry
 
 
@@ -110,7 +110,7 @@ def _revisions(registry: SchemaRegistry, subject: str) -> Sequence[Schema]:
     revisions = registry.revisions(subject)
     if not revisions:
         known = ", ".join(registry.subjects()) or "none"
-        raise Refusal(f"there is no subject {subject!r}; there is: {known}")
+        raise Refusal(f"there is no subject {subject!r}. The subjects are: {known}")
     return revisions
 
 
@@ -119,7 +119,7 @@ def _pick(revisions: Sequence[Schema], number: int | None) -> Schema:
         if each.revision == (revisions[-1].revision if number is None else number):
             return each
     there = ", ".join(str(each.revision) for each in revisions)
-    raise Refusal(f"{revisions[0].subject} has no revision {number}; there is: {there}")
+    raise Refusal(f"{revisions[0].subject} has no revision {number}. It has: {there}")
 
 
 def _declared(events: Events, registry: SchemaRegistry, subject: str, format_: str) -> Any:
@@ -127,7 +127,7 @@ def _declared(events: Events, registry: SchemaRegistry, subject: str, format_: s
     for declared in events.types:
         if how.subject(declared) == subject:
             return how.derive(declared)
-    raise Refusal(f"this code declares nothing for {subject!r}; say --to, with a revision")
+    raise Refusal(f"this code declares no message for {subject!r}. Pass a revision with --to")
 
 
 def _report(findings: Sequence[Finding]) -> None:
@@ -140,5 +140,5 @@ def _report(findings: Sequence[Finding]) -> None:
             click.echo(f"           warning: {warning}")
     bad = sum(not finding.ok for finding in findings)
     if bad:
-        click.echo(f"{bad} of {len(findings)} will not do", err=True)
+        click.echo(f"{bad} of {len(findings)} are refused or unreadable", err=True)
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas show` and `history`: all about one saga."""
+"""`celery -A yourapp sagas show` and `history`: inspect one saga."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sagas.operations import Operations
 
 __all__ = ["history", "show"]
 
-#: What has a table of its own.
+#: Fields that are shown as a table.
 _TABLES = ("allowed_actions", "steps", "dead_letters")
 
 
 @click.command(
     cls=Command,
-    short_help="Show one saga, and what may be done about it.",
+    short_help="Show one saga and the allowed actions.",
     epilog="""
         celery -A yourapp sagas show 0193ab
         celery -A yourapp sagas show order-123
@@ -31,31 +31,31 @@ _TABLES = ("allowed_actions", "steps", "dead_letters")
 @AS_JSON
 @click.pass_obj
 def show(obj: Any, saga: str, as_json: bool) -> None:
-    """Show how a saga is and why, what may be done about it, its steps and its input.
+    """Show a saga's status, the reason for it, the allowed actions, its steps and its input.
 
-    ID is its id, the start of its id, or its key, where that is of one saga only. The commands that are shown can be
-    copied: put your reason in.
+    ID is an id, a prefix of an id, or a key that belongs to one saga only. You can copy the commands that are shown:
+    fill in your reason.
     """
     operations = Operations(obj.app.sagas)
-    told = described(operations, operations.queries.resolve(saga))
+    details = described(operations, operations.queries.resolve(saga))
     if as_json:
-        document(told)
+        document(details)
     elif (tty := terminal()) is not None:
-        tty.show(told, operations.store.now())
+        tty.show(details, operations.store.now())
     else:
-        _in_lines(told)
+        _in_lines(details)
 
 
-def _in_lines(told: dict[str, Any]) -> None:
-    lines([{"field": name, "value": value} for name, value in told.items() if name not in (*_TABLES, "input")])
-    click.echo(f"input\t{json.dumps(told['input'])}")
+def _in_lines(details: dict[str, Any]) -> None:
+    lines([{"field": name, "value": value} for name, value in details.items() if name not in (*_TABLES, "input")])
+    click.echo(f"input\t{json.dumps(details['input'])}")
     for name in _TABLES:
-        if told[name]:
+        if details[name]:
             click.echo()
             lines(
                 [
                     {name: value if name != "result" else _text(value) for name, value in row.items()}
-                    for row in told[name]
+                    for row in details[name]
                 ]
             )
 
@@ -66,7 +66,7 @@ def _text(value: Any) -> str | None:
 
 @click.command(
     cls=Command,
-    short_help="Tell what happened to one saga.",
+    short_help="Show what happened to one saga.",
     epilog="""
         celery -A yourapp sagas history order-123
     """,
@@ -75,9 +75,9 @@ def _text(value: Any) -> str | None:
 @AS_JSON
 @click.pass_obj
 def history(obj: Any, saga: str, as_json: bool) -> None:
-    """Tell what happened to a saga beside its plain way forward, oldest first: failures, turns, and operators.
+    """Show a saga's history, oldest first: failures, compensation and what operators did, but not plain progress.
 
-    ID is its id, the start of its id, or its key.
+    ID is an id, a prefix of an id, or a key.
     """
     operations = Operations(obj.app.sagas)
     record = operations.queries.resolve(saga)
@@ -99,6 +99,4 @@ def history(obj: Any, saga: str, as_json: bool) -> None:
     else:
         lines(rows)
     if not rows and not as_json:
-        click.echo(
-            f"saga {record.name!r} ({record.id}) is {record.status}; nothing beside its plain way forward", err=True
-        )
+        click.echo(f"saga {record.name!r} ({record.id}) is {record.status}; its history has no entries", err=True)

@@ -15,7 +15,7 @@ __all__ = ["start"]
 
 @click.command(
     cls=Command,
-    short_help="Start a saga, for real.",
+    short_help="Start a saga for real.",
     epilog="""
         celery -A yourapp sagas start place_order --input order.json --key order-123
         echo '{"sku": "tea"}' | celery -A yourapp sagas start place_order --input - --key order-123
@@ -23,14 +23,14 @@ __all__ = ["start"]
 )
 @click.argument("saga")
 @click.option("--input", "file", type=JSON_FILE, help="A JSON file with the input; - for stdin.")
-@click.option("--key", type=TEXT, help="The business key: what makes a repetition harmless. Left out, the saga's id.")
-@click.option("--correlation-id", type=TEXT, metavar="ID", help="Of the story that it belongs to.")
+@click.option("--key", type=TEXT, help="The business key, which makes repeating harmless. By default the saga's id.")
+@click.option("--correlation-id", type=TEXT, metavar="ID", help="The flow that the saga belongs to.")
 @AS_JSON
 @click.pass_obj
 def start(obj: Any, saga: str, file: Any, key: str | None, correlation_id: str | None, as_json: bool) -> None:
     """Start the newest version of SAGA. This is REAL: workers run its actions.
 
-    The same key with the same input gives the saga that was started before, not a second one.
+    The same key with the same input returns the existing saga rather than a second one.
     """
     sagas = obj.app.sagas
     given = None if file is None else json_object(file)

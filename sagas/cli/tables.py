@@ -1,4 +1,4 @@
-"""What commands print: a table for people, tabs for programs that read lines, JSON for those that ask."""
+"""The output of commands: tables for people, tabs for programs that read lines, and JSON on request."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import click
 
 __all__ = ["ago", "document", "line", "lines", "plain", "readable", "show", "terminal"]
 
-#: The option that every command which lists things has.
+#: The option of every command that lists something.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-#: Characters that would do something to a terminal, or cannot be printed at all.
+#: Characters that would control a terminal, or cannot be printed at all.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def show(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
-    """Print rows that have the same fields. Nothing is printed for none, other than as JSON."""
+    """Print rows that have the same fields. If there are none, only JSON is printed."""
     if as_json:
         document(rows)
     elif rows and (tty := terminal()) is not None:
@@ -37,7 +37,7 @@ def document(value: Any) -> None:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the names of the fields and then the rows, a line each, with tabs between the cells."""
+    """Print the names of the fields and then the rows, one per line, with tabs between the cells."""
     if rows:
         click.echo("\t".join(map(str, rows[0])))
         for row in rows:
@@ -50,7 +50,7 @@ def line(row: Mapping[str, Any]) -> None:
 
 
 def readable(value: Any) -> str:
-    """Return a cell as text that does nothing to a terminal."""
+    """Return a cell as text that cannot control a terminal."""
     if value is None:
         return ""
     if isinstance(value, (list, tuple)):
@@ -60,7 +60,7 @@ def readable(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with moments as ISO 8601 in it."""
+    """Return a value with its datetimes as ISO 8601 text."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
 
 
 def ago(duration: timedelta) -> str:
-    """Return a duration as people say it: 42s, 7m, 30h, 12d."""
+    """Return a duration in a short form: 42s, 7m, 30h, 12d."""
     seconds = max(0, int(duration.total_seconds()))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= 2 * size:
@@ -78,7 +78,7 @@ def ago(duration: timedelta) -> str:
 
 
 def terminal() -> Any:
-    """Return `sagas.cli.terminal` where somebody looks at a terminal and rich is installed; else None."""
+    """Return `sagas.cli.terminal` if stdout is a terminal and rich is installed; else None."""
     if not sys.stdout.isatty() or find_spec("rich") is None:
         return None
     from sagas.cli import terminal  # noqa: PLC0415 - rich is slow to import, and not required

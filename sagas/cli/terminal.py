@@ -1,4 +1,4 @@
-"""What people see who look at a terminal. Only this package's commands import it, and only where rich is installed."""
+"""Output for terminals. Only this package's commands import it, and only if rich is installed."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ _STYLES = {
     "IN_DOUBT": "red",
     "STUCK": "bold red",
 }
-#: From so many columns on a saga of a list fits into one line.
+#: From this many columns on, a saga in a list fits on one line.
 _WIDE = 160
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return the terminal, without colours where Celery was told so."""
+    """Return the terminal, without colors if Celery was started with --no-color."""
     context = click.get_current_context(silent=True)
     colourless = getattr(context.obj if context else None, "no_color", False)
     return Console(stderr=stderr, no_color=True if colourless else None, highlight=False, soft_wrap=False)
 
 
 def live(first: RenderableType) -> Live:
-    """Return a part of the terminal that is drawn again and again."""
+    """Return a part of the terminal that is redrawn repeatedly."""
     return Live(first, console=console(), auto_refresh=False, vertical_overflow="crop")
 
 
 def bar(what: str, total: int) -> Progress:
-    """Return a bar of how many are done."""
+    """Return a progress bar."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     progress = Progress(*columns, console=console(stderr=True), transient=True)
     progress.add_task(what, total=total)
@@ -73,7 +73,7 @@ def bar(what: str, total: int) -> Progress:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return rows that have the same fields as a table. Ids are not cut."""
+    """Return rows that have the same fields as a table. Ids are not truncated."""
     made = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name in rows[0]:
         made.add_column(str(name), no_wrap=name == "id", overflow="fold")
@@ -83,9 +83,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def blocks(headers: Sequence[str], rows: Sequence[tuple[Sequence[Text], Sequence[Text]]]) -> Group:
-    """Return rows as a line of cells each, and what there is to say of it below.
+    """Return each row as a line of cells, with its details below.
 
-    A table would cut one of them at 80 columns, or break it in pieces that cannot be copied.
+    A table with 80 columns would truncate a cell, or break it into pieces that cannot be copied.
     """
     lines = [[Text(name, "dim") for name in headers], *(list(cells) for cells, _ in rows)]
     widths = [max(cell_len(cells[column].plain) for cells in lines) for column in range(len(headers))]
@@ -105,7 +105,7 @@ def blocks(headers: Sequence[str], rows: Sequence[tuple[Sequence[Text], Sequence
 
 
 def sagas(rows: Sequence[Mapping[str, Any]], now: datetime) -> RenderableType:
-    """Return a list of sagas: an id is never cut; an error is, and `show` has all of it."""
+    """Return a list of sagas. Ids are never truncated; errors are, and `show` prints them in full."""
     if console().width >= _WIDE:
         return table([_person(row, now) for row in rows])
     return blocks(
@@ -133,7 +133,7 @@ def _person(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return how many sagas of each name have each status, a column for each status that there is."""
+    """Return how many sagas of each name have each status, with a column for each status in use."""
     there = [status for status in SagaStatus if any(row["status"] == status for row in rows)]
     made = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column("saga", overflow="fold")
@@ -146,20 +146,20 @@ def counts(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def board(numbers: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], now: datetime) -> Group:
-    """Return counts and a list, as they are watched."""
+    """Return counts and a list for `watch`."""
     if not rows:
-        return Group(Text("no saga fits", "dim"))
+        return Group(Text("no saga matches", "dim"))
     return Group(counts(numbers), Text(), sagas(rows, now))
 
 
 def show(saga: Mapping[str, Any], now: datetime) -> None:
-    """Print one saga: how it is and why, what may be done about it, and then the rest."""
+    """Print one saga: its status and the reason, the allowed actions, and then the rest."""
     screen = console()
     screen.print(_head(saga, now))
     if saga["allowed_actions"]:
-        screen.print(Text("\nWhat may be done", "bold"))
+        screen.print(Text("\nAllowed actions", "bold"))
     for allowed in saga["allowed_actions"]:
-        # The terminal breaks the line where it must, so that the command is copied in one piece.
+        # The terminal wraps the line itself, so that the command is copied in one piece.
         screen.print(Text(f"  {readable(allowed['command'])}", "cyan"), soft_wrap=True)
     screen.print(Text("\nSteps", "bold"), _steps(saga["steps"], now), sep="\n")
     screen.print(Text("\nInput", "bold"), Padding(Text(_json(saga["input"])), (0, 0, 0, 2)), sep="\n")
@@ -168,7 +168,7 @@ def show(saga: Mapping[str, Any], now: datetime) -> None:
 
 
 def watched(saga: Mapping[str, Any], now: datetime) -> Group:
-    """Return one saga as it is watched: how it is, and its steps."""
+    """Return one saga for `watch`: its status and steps."""
     return Group(_head(saga, now), Text(), _steps(saga["steps"], now))
 
 
@@ -224,7 +224,7 @@ def _about(step: Mapping[str, Any], now: datetime) -> list[Text]:
     if step["owner"]:
         about.append(Text(f"held by {step['owner']} until {_moment(step['lease_until'])}", "dim"))
     if step["due_at"] is not None and step["due_at"] > now:
-        about.append(Text(f"tried again in {ago(step['due_at'] - now)}", "dim"))
+        about.append(Text(f"retried in {ago(step['due_at'] - now)}", "dim"))
     if step["result"] is not None:
         about.append(Text(f"result {_json(step['result'], indent=None)}", "green"))
     if step["error"]:
@@ -261,9 +261,9 @@ def audit_entries(rows: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def outcome(row: Mapping[str, Any]) -> Text:
-    """Return what became of one saga that something was to be done to."""
+    """Return the outcome of an action on one saga."""
     if row["error"]:
-        about = "" if row["id"] in row["error"] else f"{row['id']}: "  # most errors say which saga they are about
+        about = "" if row["id"] in row["error"] else f"{row['id']}: "  # most errors name the saga
         return Text.assemble(("refused: ", "bold red"), about, (readable(row["error"]), "red"))
     return Text.assemble(f"{row['id']} {readable(row['saga'])} {readable(row['key'])}: ", _status(row["status"]))
 

@@ -14,14 +14,14 @@ __all__ = ["topology"]
 
 @click.group()
 def topology() -> None:
-    """The queues at the broker, and what comes in each."""
+    """Manage the queues at the broker and their bindings."""
 
 
 @topology.command("show")
 @AS_JSON
 @click.pass_obj
 def show_topology(obj: Any, as_json: bool) -> None:
-    """Say what the services need. Asks nobody: `diff` does."""
+    """Show what the services need. This does not contact the broker; `diff` does."""
     queues = obj.app.sagas.events.topology().queues
     rows = [
         {"queue": queue.name, "topics": list(queue.topics) if as_json else " ".join(queue.topics)} for queue in queues
@@ -33,10 +33,9 @@ def show_topology(obj: Any, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def diff(obj: Any, as_json: bool) -> None:
-    """Say what is missing at the broker, and what was declared there once and no longer is.
+    """Show what is missing at the broker, and what was declared there once and no longer is.
 
-    "service" says whether the service of a queue is declared by this code: of others, it may be other code that reads
-    the queue.
+    "service" shows whether this code declares the queue's service. If not, other code may read the queue.
     """
     found = obj.app.sagas.events.topology_difference()
     rows = [
@@ -52,22 +51,22 @@ def diff(obj: Any, as_json: bool) -> None:
     ]
     show(rows, as_json=as_json)
     if not rows and not as_json:
-        click.echo("the broker has what is declared, and no more", err=True)
+        click.echo("the broker has exactly what is declared", err=True)
 
 
 @topology.command()
-@click.option("--delete", is_flag=True, help="Also unbind, and delete, what is declared no longer.")
+@click.option("--delete", is_flag=True, help="Also remove bindings and queues that are no longer declared.")
 @click.option("--queue", "others", multiple=True, help="With --delete: also this queue of a service that is elsewhere.")
-@click.option("--discard", is_flag=True, help="With --delete: also queues that hold messages, with those.")
+@click.option("--discard", is_flag=True, help="With --delete: also queues that hold messages, with the messages.")
 @click.pass_obj
 def apply(obj: Any, delete: bool, others: Sequence[str], discard: bool) -> None:
-    """Make what is missing at the broker. What is there stays, unless --delete says otherwise; `diff` shows it.
+    """Create what is missing at the broker. Existing queues stay, unless you pass --delete; `diff` shows them.
 
-    Do it before the first event is published: one that is sent before a subscriber's queue is there is not kept
-    for it. Consumers do it too when they start, but never with --delete.
+    Run it before the first event is published: a subscriber does not receive events sent before its queue exists.
+    Consumers also do this when they start, but never with --delete.
     """
     if (others or discard) and not delete:
-        raise click.UsageError("--queue and --discard say what --delete may delete: give it too")
+        raise click.UsageError("--queue and --discard need --delete")
     made = obj.app.sagas.events.apply_topology(delete=delete, others=others, discard=discard)
     for what in made:
         click.echo(what)

@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas events trace`: one whole story."""
+"""`celery -A yourapp sagas events trace`: show one flow of messages and sagas."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sagas.cli.command import Refusal
 from sagas.cli.tables import AS_JSON, readable
 from sagas.events.trace import Entry, trace, walk
 
-__all__ = ["tell"]
+__all__ = ["show_trace"]
 
 _LONGEST = 200
-#: Levels that are told apart by where their lines begin.
+#: The deepest level that is indented further.
 _INDENTED = 40
 
 
@@ -23,18 +23,18 @@ _INDENTED = 40
 @click.argument("name", metavar="NAME")
 @AS_JSON
 @click.pass_obj
-def tell(obj: Any, name: str, as_json: bool) -> None:
-    """Tell the story of NAME: what was published, who handled it and what that led to, sagas included.
+def show_trace(obj: Any, name: str, as_json: bool) -> None:
+    """Trace NAME: what was published, who handled it and what that led to, including sagas.
 
     NAME is a correlation id, a business key, or the id of a saga or of a message.
     """
-    story = trace(obj.app.sagas.events.engine, name)
+    entries = trace(obj.app.sagas.events.engine, name)
     if as_json:
-        click.echo(json.dumps([entry.as_json() for entry in story], indent=2))
-    elif story:
-        _print(story)
-    if not story:
-        raise Refusal(f"nothing is known of {name!r}: no correlation id, business key, saga or message is called that")
+        click.echo(json.dumps([entry.as_json() for entry in entries], indent=2))
+    elif entries:
+        _print(entries)
+    if not entries:
+        raise Refusal(f"there is no correlation id, business key, saga or message {name!r}")
 
 
 def _print(entries: Sequence[Entry]) -> None:

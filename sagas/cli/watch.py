@@ -1,4 +1,4 @@
-"""`celery -A yourapp sagas watch`: one saga until its end, or a list of them for as long as one likes."""
+"""`celery -A yourapp sagas watch`: follow one saga until its end, or a list of sagas."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["watch"]
 
 _ENDS = {SagaStatus.COMPLETED: 0, SagaStatus.COMPENSATED: 1, SagaStatus.STUCK: 3}
 _TIME_IS_UP = 4
-#: The looks of a list may take so large a part of the database's time: to count a large table takes long.
+#: The queries for a list may take this fraction of the time: counting a large table takes long.
 _SHARE = 5
 
 
 @click.command(
     cls=Command,
-    short_help="Watch one saga until its end, or a list.",
+    short_help="Follow one saga until its end, or a list.",
     epilog="""
         celery -A yourapp sagas watch order-123 && echo done
         celery -A yourapp sagas watch order-123 --timeout 10m --json | jq -r .status
@@ -43,9 +43,9 @@ _SHARE = 5
 )
 @click.argument("wanted", metavar="[ID]", required=False)
 @filters
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Between two looks.")
-@click.option("--timeout", type=DURATION, help="After which to stop watching. Left out, never.")
-@click.option("--limit", type=click.IntRange(min=1, max=1000), default=20, show_default=True, help="Of a list.")
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two queries.")
+@click.option("--timeout", type=DURATION, help="When to stop watching. By default never.")
+@click.option("--limit", type=click.IntRange(min=1, max=1000), default=20, show_default=True, help="The most sagas.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each change, a line each.")
 @click.pass_obj
 def watch(
@@ -58,15 +58,15 @@ def watch(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Watch one saga until its end, or without ID the list of those that fit the options.
+    """Follow one saga until its end or, without ID, the list of sagas that match the options.
 
-    Of one saga the exit code says how it ended: 0 COMPLETED, 1 COMPENSATED, 3 STUCK; 4 when the timeout was over
-    before, 2 when it could not be watched. A list is watched until it is interrupted (130) or the timeout is over (0).
+    For one saga, the exit code is its outcome: 0 COMPLETED, 1 COMPENSATED, 3 STUCK; 4 if the timeout passed first, and
+    2 if it could not be followed. A list is followed until you interrupt it (130) or the timeout passes (0).
 
-    To a pipe, a line is printed for each change, with tabs between its fields.
+    A pipe gets a line for each change, with tabs between the fields.
     """
     if wanted is not None and where:
-        raise click.UsageError("give an ID or options that choose, not both")
+        raise click.UsageError("pass an ID or options that select sagas, not both")
     operations = Operations(obj.app.sagas)
     give_up = None if timeout is None else time.monotonic() + timeout.total_seconds()
     tty = None if as_json else terminal()
@@ -84,7 +84,7 @@ def watch(
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Have the first interrupt wait for the look that is under way: in the middle of one it could be lost."""
+    """Defer the first interrupt until the current query ends: during a query it could be lost."""
     interrupted = threading.Event()
 
     def note(_signal: int, _frame: object) -> None:
@@ -99,7 +99,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _looks(interval: float, give_up: float | None, interrupted: threading.Event) -> Iterator[None]:
-    """Come round for each look, until the time is up. Raises `KeyboardInterrupt` between two of them."""
+    """Yield for each query until the time is up. Raises `KeyboardInterrupt` between two queries."""
     while True:
         began = time.monotonic()
         yield
@@ -114,7 +114,7 @@ def _looks(interval: float, give_up: float | None, interrupted: threading.Event)
 
 @contextmanager
 def _patient(away: Callable[[StoreUnavailable], None]) -> Iterator[None]:
-    """Bear with a database that does not answer: it answered before, and may be back at the next look."""
+    """Tolerate a database that does not answer: it answered before, and may be back at the next query."""
     try:
         yield
     except StoreUnavailable as error:
@@ -139,7 +139,7 @@ def _watch_one(operations: Operations, record: SagaSummary, tty: Any, as_json: b
     with tty.live("") as live:
         code = _follow(operations, record, _Page(operations, tty, live), looks)
     if code == _ENDS[SagaStatus.STUCK]:
-        click.echo(f"\nwhat may be done about it: {command('show', record.id)}")
+        click.echo(f"\nallowed actions: {command('show', record.id)}")
     return code
 
 
@@ -157,7 +157,7 @@ def _follow(operations: Operations, record: SagaSummary, view: _View, looks: Ite
 
 
 class _Lines:
-    """A line for each change: of the saga, with `step` empty, and of each of its steps."""
+    """Prints a line for each change: of the saga, with an empty `step`, and of each step."""
 
     def __init__(self, operations: Operations, *, as_json: bool) -> None:
         self._operations = operations
@@ -192,12 +192,12 @@ def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[s
 
 
 class _Page:
-    """The saga on a terminal, drawn again at each look: ages go on while nothing happens."""
+    """Shows the saga on a terminal and redraws it after each query, because ages change even if nothing happens."""
 
     def __init__(self, operations: Operations, tty: Any, live: Any) -> None:
         self._operations, self._tty, self._live = operations, tty, live
 
-    def show(self, before: SagaSummary | None, record: SagaSummary) -> None:  # noqa: ARG002 - it shows all of it
+    def show(self, before: SagaSummary | None, record: SagaSummary) -> None:  # noqa: ARG002 - it redraws everything
         saga = described(self._operations, record)
         self._live.update(self._tty.watched(saga, self._operations.store.now()), refresh=True)
 
@@ -227,7 +227,7 @@ def _watch_list(
 
 
 def _follow_list(operations: Operations, where: Where, limit: int, as_json: bool, looks: Iterator[None]) -> None:
-    """Print those that fit, then each again when it has changed, also when it no longer fits because of that."""
+    """Print the matching sagas, then each again after a change, even if it no longer matches."""
     known: dict[str, int] = {}
     named = as_json
     for _ in looks:

@@ -1,1 +1,1 @@
-"""What joins sagas to other libraries. Each part needs the extra of its name."""
+"""Integrations with other libraries. Each needs the extra with its name."""

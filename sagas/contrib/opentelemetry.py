@@ -1,10 +1,10 @@
-"""Traces with OpenTelemetry: a saga is one trace, whoever runs its steps. `pip install celery-sagas[opentelemetry]`.
+"""Tracing with OpenTelemetry: a saga is one trace across processes. `pip install celery-sagas[opentelemetry]`.
 
 ::
 
     sagas = Sagas(app, store, [place_order], observers=[Tracing()])
 
-Where spans go is up to the SDK: this module asks for nothing but its API. docs/monitoring.md says how to set it up in
+The SDK decides where spans go: this module needs only the API. docs/monitoring.md shows how to set up the SDK in
 workers.
 """
 
@@ -31,20 +31,21 @@ _W3C = TraceContextTextMapPropagator()
 
 
 class Tracing(Observer):
-    """Makes spans of what happens to sagas and to messages.
+    """Creates spans for sagas and messages.
 
-    - `start place_order`, where it is started: a child of the span that is active there. The saga keeps its name, and
-      everything below is its child, in whatever process and however much later.
-    - `place_order.reserve_stock`, `place_order.reserve_stock.compensate`: one an attempt. It is active while the step's
-      function runs, so that what that calls is its child.
-    - `place_order lost`, `... turned back`, `... operator: retry`: what the saga's history says, without a duration.
-    - `place_order COMPLETED`, or COMPENSATED or STUCK: from when it was stored until then.
-    - `handle inventory.reserve_stock`: one an attempt of a handler, a child of what published the message.
+    - `start place_order`: a child of the span that is active at the start. The saga stores its span context, and all
+      spans below are its children, in whichever process and however much later.
+    - `place_order.reserve_stock`, `place_order.reserve_stock.compensate`: one for each attempt. It is active while the
+      step's function runs, so spans created there are its children.
+    - `place_order lost`, `... compensation started`, `... operator: retry`: the saga's history, without durations.
+    - `place_order COMPLETED`, or COMPENSATED or STUCK: from the start of the saga to its end.
+    - `handle inventory.reserve_stock`: one for each attempt of a handler, a child of the span that published the
+      message.
 
-    A saga that was started by a process without this observer has no trace of its own: each of its spans begins one,
-    or continues the one that is active. `sagas.saga.id` finds them.
+    A saga that was started in a process without this observer has no trace of its own: each of its spans starts a new
+    trace, or continues the active one. Find them by `sagas.saga.id`.
 
-    `tracer_provider`: left out, the global one.
+    `tracer_provider`: by default the global one.
     """
 
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
@@ -83,7 +84,7 @@ class Tracing(Observer):
             parent,
             kind=SpanKind.CONSUMER,
             attributes=about,
-            # An instrumentation of Celery may have spans of its own, in another trace.
+            # Instrumentation of Celery may have its own spans, in another trace.
             links=_current_link() if parent is not None else (),
         ) as span:
             yield
@@ -124,12 +125,12 @@ class Tracing(Observer):
             whole.end(_nanoseconds(after.updated_at))
 
     def _mark(self, record: SagaRecord, entry: HistoryEntry, parent: Context | None) -> None:
-        """Put a line of the history into the trace."""
+        """Record a history entry in the trace."""
         about: dict[str, str | int] = {**_about(record), "sagas.epoch": entry.epoch}
-        # What landed late is told with its result.
+        # A late outcome's detail contains its result.
         detail = None if entry.what == HistoryKind.LATE_OUTCOME else entry.detail
-        told = {"sagas.step": entry.step, "sagas.operator": entry.actor, "sagas.detail": detail}
-        about |= {name: value for name, value in told.items() if value is not None}
+        optional = {"sagas.step": entry.step, "sagas.operator": entry.actor, "sagas.detail": detail}
+        about |= {name: value for name, value in optional.items() if value is not None}
         at = _nanoseconds(entry.at)
         self._tracer.start_span(f"{record.name} {entry.what}", parent, attributes=about, start_time=at).end(at)
 
@@ -140,7 +141,7 @@ class Tracing(Observer):
 
 
 def _about(record: SagaRecord) -> dict[str, str | int]:
-    """Return what tells a saga. Not its input and results: a trace is read by many."""
+    """Return attributes that identify a saga, but not its input and results: traces have many readers."""
     return {
         "sagas.saga": record.name,
         "sagas.saga.id": record.id,
@@ -151,9 +152,9 @@ def _about(record: SagaRecord) -> dict[str, str | int]:
 
 
 def _context(carrier: Mapping[str, object]) -> Context | None:
-    """Return what a carrier says as the parent of a span. None where it says nothing: what is active is the parent."""
-    told = {name: value for name in ("traceparent", "tracestate") if isinstance(value := carrier.get(name), str)}
-    context = _W3C.extract(told, Context())
+    """Return the parent of a span from a carrier. None if it has none: then the active span is the parent."""
+    found = {name: value for name in ("traceparent", "tracestate") if isinstance(value := carrier.get(name), str)}
+    context = _W3C.extract(found, Context())
     return context if trace.get_current_span(context).get_span_context().is_valid else None
 
 
@@ -170,7 +171,7 @@ def _fail(span: Span, error: BaseException | None, redaction: Redaction | None) 
     if redaction:
         text, trace_ = redaction.text(text), redaction.text(trace_)
     name = type(error).__qualname__
-    # As `span.record_exception` does, which has no way to leave something out.
+    # The same as `span.record_exception`, which cannot redact anything.
     about = {"exception.type": name, "exception.message": text, "exception.stacktrace": trace_}
     span.add_event("exception", about)
     span.set_status(Status(StatusCode.ERROR, f"{name}: {text}"))

@@ -1,4 +1,4 @@
-"""Looks at everything that sagas stand on, and says what is wrong and what to do: `celery -A yourapp sagas doctor`."""
+"""Checks everything that sagas depend on, and says what is wrong and what to do: `celery -A yourapp sagas doctor`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(sagas: Sagas, *, timeout: float = 2.0) -> Sequence[Finding]:
-    """Look at the app, its broker, its database, its workers and the work that waits; return what was found.
+    """Check the app, its broker, database and workers, and the pending work; return the findings.
 
-    It changes nothing. `timeout`: seconds that the broker has to answer, and that workers have.
-    Raises `ConfigurationError` where sagas are not kept in a `SqlStore`.
+    It changes nothing. `timeout`: seconds that the broker has to answer, and the workers.
+    Raises `ConfigurationError` if the store is not a `SqlStore`.
     """
     return tuple(_examine(sagas, operator_store(sagas.store), timeout))
 
@@ -32,11 +32,11 @@ def _examine(sagas: Sagas, store: OperatorStore, timeout: float) -> Iterator[Fin
     for finding in database.examine(sagas, store):
         tables_are_there &= finding.code not in (database.UNREACHABLE, database.OUTDATED)
         yield finding
-    if tables_are_there:  # else there is nothing to look at, or not in these columns
+    if tables_are_there:  # otherwise the tables or their columns are missing
         try:
             yield from work.examine(sagas, store)
             yield from schedules.examine(sagas)
         except StoreRefused as error:
-            yield problem(database.PRIVILEGES, f"the work that waits cannot be looked at: {error}", "grant SELECT")
+            yield problem(database.PRIVILEGES, f"the pending work cannot be examined: {error}", "grant SELECT")
     if sagas.events is not None:
         yield from work.examine_queues(sagas.events)

@@ -1,4 +1,4 @@
-"""The broker that Celery's messages go through."""
+"""Check the broker that carries Celery's messages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["UNREACHABLE", "examine"]
 
 UNREACHABLE = "broker-unreachable"
 
-#: Celery's own, in seconds.
+#: Celery's default, in seconds.
 _VISIBILITY = 3600.0
 
 
 def examine(app: Celery, timeout: float) -> Iterator[Finding]:
-    """Look at the broker. `timeout`: seconds that it has to answer."""
+    """Check the broker. `timeout`: seconds that it has to answer."""
     with app.connection_for_write(connect_timeout=timeout) as connection:
         yield _reach(connection, timeout)
         if connection.transport.driver_type == "redis":
@@ -30,14 +30,14 @@ def examine(app: Celery, timeout: float) -> Iterator[Finding]:
 def _reach(connection: Connection, timeout: float) -> Finding:
     where = connection.as_uri()  # without the password
     try:
-        # A channel too: with some transports the connection itself is only a name.
+        # A channel too: with some transports, a connection alone contacts nothing.
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
         connection.channel().close()
     except Exception as error:  # noqa: BLE001 - whatever a transport raises
         return problem(
             UNREACHABLE,
-            f"the broker {where} does not answer: {error}. Sagas can be started, and wait",
-            "start it, or mend broker_url; recovery dispatches what waits within redispatch_after",
+            f"the broker {where} does not answer: {error}. Sagas can be started, but they wait",
+            "start the broker or fix broker_url; recovery dispatches the waiting sagas within redispatch_after",
         )
     return ok("broker", f"the broker {where} answers")
 
@@ -46,15 +46,15 @@ def _redis(app: Celery, options: dict[str, float]) -> Iterator[Finding]:
     if not options.get("socket_timeout"):
         yield warning(
             "socket-timeout",
-            "broker_transport_options has no socket_timeout: whoever publishes on a connection to Redis that hangs "
-            "waits for ever, workers and their recovery too",
+            "broker_transport_options has no socket_timeout: publishing on a Redis connection that hangs waits "
+            "forever, also in workers and their recovery",
             'set broker_transport_options = {"socket_timeout": 30}',
         )
     visibility, longest = float(options.get("visibility_timeout") or _VISIBILITY), longest_step(app.sagas)
     if visibility <= longest:
         yield warning(
             "visibility-timeout",
-            f"visibility_timeout is {visibility:g} s, and a step may take {longest:g} s: Redis hands its message out "
-            "again while it runs. The second one goes away, and costs a look at the database",
+            f"visibility_timeout is {visibility:g} s, but a step may take {longest:g} s: Redis then redelivers its "
+            "message while the step runs. The duplicate is dropped, but costs a database query",
             f"set visibility_timeout in broker_transport_options above {math.ceil(longest)}",
         )

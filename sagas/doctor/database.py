@@ -1,4 +1,4 @@
-"""The database that the sagas are kept in."""
+"""Check the database that stores the sagas."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ OUTDATED = "tables"
 READ_ONLY = "read-only"
 PRIVILEGES = "privileges"
 
-#: Tables that are named at most.
+#: How many tables are named at most.
 _MOST_TABLES = 3
 
-#: From here on times in logs, ids and events no longer tell what came first.
+#: With a larger skew, times in logs, ids and events no longer show what came first.
 _SKEW = timedelta(seconds=2)
 
-#: Seconds. MySQL's own default keeps the locks of a lost worker for 8 hours.
+#: Seconds. MySQL's default keeps the locks of a lost worker for 8 hours.
 _LONG_WAIT = 3600
 
 Settings = Mapping[str, str]
 
 
 def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
-    """Look at the database."""
+    """Check the database."""
     try:
         skew = store.now() - datetime.now(UTC)
         found = settings(store)
@@ -41,13 +41,13 @@ def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
         standby = is_standby(store)
         current, head = tables(store)
     except StoreRefused as error:
-        yield problem(PRIVILEGES, f"{store!r}: {error}", "grant it to the role of the workers")
+        yield problem(PRIVILEGES, f"{store!r}: {error}", "grant the privilege to the workers' role")
         return
     except StoreUnavailable as error:
         yield problem(
             UNREACHABLE,
-            f"{store!r}: {error}. Nothing can be started, and no step can begin or end",
-            "start it, or mend the URL; workers go on by themselves when it is back",
+            f"{store!r}: {error}. No saga can be started, and no step can begin or end",
+            "start the database or fix the URL; workers continue automatically when it is back",
         )
         return
     yield ok("database", f"{store!r} answers: {store.dialect} {found['version']}")
@@ -58,30 +58,31 @@ def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
 
 
 def check_tables(current: str | None, head: str | None, upgrade: str) -> Finding:
-    """Compare the revision that the tables are at with the one that this code needs. `upgrade`: brings them there."""
+    """Compare the tables' revision with the one that this code needs. `upgrade`: how to upgrade the tables."""
     if current == head:
         return ok("tables-ok", f"the tables are at revision {current}, which this code needs")
     if current is None:
-        return problem(OUTDATED, "the tables are not there", upgrade)
+        return problem(OUTDATED, "the tables do not exist", upgrade)
     if str(current) > str(head):
         return problem(
             OUTDATED,
-            f"the tables are at revision {current}, of a newer version of the library; this one knows {head}",
+            f"the tables are at revision {current}, which belongs to a newer version of the library; this version "
+            f"knows {head}",
             "deploy the newer version here too",
         )
     return problem(
         OUTDATED,
-        f"the tables are at revision {current}, and this code needs {head}",
+        f"the tables are at revision {current}, but this code needs {head}",
         f"{upgrade}, before workers with this code start",
     )
 
 
 def check_privileges(refusals: Sequence[Forbidden], *, standby: bool = False) -> Iterator[Finding]:
-    """Look at what this connection may not do. `standby`: the server follows another one."""
+    """Check what this connection is not allowed to do. `standby`: the server replicates another one."""
     if standby:
         yield problem(
             READ_ONLY,
-            "the database is a standby, which takes no writes: nothing can be started, and no step can begin or end",
+            "the database is a standby and accepts no writes: no saga can be started, and no step can begin or end",
             "connect to the primary; with PostgreSQL a URL may name both, with target_session_attrs=read-write",
         )
         return
@@ -90,30 +91,32 @@ def check_privileges(refusals: Sequence[Forbidden], *, standby: bool = False) ->
     refused: dict[str, list[str]] = {}
     for each in refusals:
         refused.setdefault(each.table, []).append(each.what)
-    told = "; ".join(f"{', '.join(what)} on {table}" for table, what in sorted(refused.items())[:_MOST_TABLES])
-    more = f"; and on {len(refused) - _MOST_TABLES} tables more" if len(refused) > _MOST_TABLES else ""
+    forbidden_here = "; ".join(
+        f"{', '.join(what)} on {table}" for table, what in sorted(refused.items())[:_MOST_TABLES]
+    )
+    more = f"; and on {len(refused) - _MOST_TABLES} more tables" if len(refused) > _MOST_TABLES else ""
     yield problem(
         READ_ONLY if all({"INSERT", "UPDATE", "DELETE"} <= set(what) for what in refused.values()) else PRIVILEGES,
-        f"this connection may not {told}{more}. The database says: {refusals[0].says}",
-        "run the doctor as the role of the workers; grant that role SELECT, INSERT, UPDATE and DELETE on the tables of "
-        "the library, and USAGE on their sequences, and see that its transactions are not read-only",
+        f"this connection is not allowed to {forbidden_here}{more}. The database says: {refusals[0].says}",
+        "run the doctor as the workers' role; grant that role SELECT, INSERT, UPDATE and DELETE on the library's "
+        "tables, and USAGE on their sequences, and make sure that its transactions are not read-only",
     )
 
 
 def check_skew(skew: timedelta) -> Iterator[Finding]:
-    """Look at how far the clock of the database is ahead of ours."""
+    """Check how far the database's clock is ahead of ours."""
     if abs(skew) > _SKEW:
         way = "ahead of" if skew > timedelta() else "behind"
         yield warning(
             "clock-skew",
-            f"the database's clock is {abs(skew.total_seconds()):.1f} s {way} this machine's. Sagas go by the "
-            "database's; but ids of sagas, times of events and logs are of this machine",
-            "have both machines keep time, by NTP",
+            f"the database's clock is {abs(skew.total_seconds()):.1f} s {way} this machine's. Sagas use the "
+            "database's clock, but saga ids, event times and logs use this machine's",
+            "synchronize both clocks with NTP",
         )
 
 
 def check_settings(dialect: str, found: Settings, longest: float) -> Iterator[Finding]:
-    """Look at the settings of a database. `longest`: seconds that a step may take."""
+    """Check the database's settings. `longest`: seconds that a step may take."""
     match dialect:
         case "postgresql":
             yield from _postgresql(found, longest)
@@ -125,14 +128,14 @@ def check_settings(dialect: str, found: Settings, longest: float) -> Iterator[Fi
     if isolation != "read committed":
         yield problem(
             "isolation",
-            f"transactions are {isolation.upper()}, and the engine is made for READ COMMITTED: whoever loses a race "
-            "would read the old record again, or fail",
-            'create_engine(url, isolation_level="READ COMMITTED"), or give SqlStore the URL',
+            f"transactions are {isolation.upper()}, but the engine needs READ COMMITTED: the loser of a race would "
+            "read the old record again, or fail",
+            'create_engine(url, isolation_level="READ COMMITTED"), or pass SqlStore the URL',
         )
 
 
 def _loses(what: str) -> str:
-    return f"{what}: a database that crashes loses commits that it has acknowledged, and actions run again"
+    return f"{what}: after a crash, the database loses commits that it has acknowledged, and actions run again"
 
 
 def _postgresql(found: Settings, longest: float) -> Iterator[Finding]:
@@ -149,22 +152,22 @@ def _postgresql(found: Settings, longest: float) -> Iterator[Finding]:
         if seconds and short(seconds):
             yield warning(
                 "database-timeout",
-                f"{name} is {seconds:g} s, and a step may take {longest:g} s: {says}, and counts as failed",
-                f"raise {name} for the role of the workers, or lower the timeouts of steps",
+                f"{name} is {seconds:g} s, but a step may take {longest:g} s: {says}, and counts as failed",
+                f"raise {name} for the workers' role, or lower the steps' timeouts",
             )
     if seconds := int(found.get("idle_session_timeout") or 0) / 1000:
         yield warning(
             "idle-session",
-            f"idle_session_timeout is {seconds:g} s: pooled connections are cut, and the first question after a pause "
-            "is asked twice",
-            "set idle_session_timeout = 0 for the role of the workers",
+            f"idle_session_timeout is {seconds:g} s: pooled connections are cut, and the first query after a pause "
+            "is sent twice",
+            "set idle_session_timeout = 0 for the workers' role",
         )
 
 
 def _mysql(found: Settings) -> Iterator[Finding]:
     flush = found.get("innodb_flush_log_at_trx_commit", "1")
     if flush != "1":
-        lost = "up to a second of them when it is killed" if flush == "0" else "some when its machine crashes"
+        lost = "up to a second of commits when it is killed" if flush == "0" else "some when its machine crashes"
         level = problem if flush == "0" else warning
         says = f"{_loses(f'innodb_flush_log_at_trx_commit is {flush}')} ({lost})"
         yield level("durability", says, "innodb_flush_log_at_trx_commit = 1")
@@ -172,8 +175,8 @@ def _mysql(found: Settings) -> Iterator[Finding]:
     if wait > _LONG_WAIT:
         yield warning(
             "wait-timeout",
-            f"wait_timeout is {wait} s: so long may the locks of a worker that is gone hold others up",
-            "lower wait_timeout for the user of the workers, above the longest step: 600",
+            f"wait_timeout is {wait} s: the locks of a lost worker may block others for that long",
+            "lower wait_timeout for the workers' user, but keep it above the longest step: 600",
         )
 
 
@@ -183,12 +186,12 @@ def _sqlite(found: Settings) -> Iterator[Finding]:
     if found["journal_mode"] not in ("wal", "memory"):
         yield warning(
             "journal",
-            f"journal_mode is {found['journal_mode']}: readers and the one writer wait for each other",
-            "PRAGMA journal_mode = WAL, or give SqlStore the URL",
+            f"journal_mode is {found['journal_mode']}: readers and the writer wait for each other",
+            "PRAGMA journal_mode = WAL, or pass SqlStore the URL",
         )
     if found["foreign_keys"] != "1":
         yield warning(
             "foreign-keys",
-            "foreign_keys is off: what is deleted by hand leaves its steps and history behind",
-            "PRAGMA foreign_keys = ON on each connection, or give SqlStore the URL",
+            "foreign_keys is off: a saga that is deleted by hand leaves its steps and history behind",
+            "PRAGMA foreign_keys = ON on each connection, or pass SqlStore the URL",
         )

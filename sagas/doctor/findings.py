@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""The doctor's findings."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ __all__ = ["Finding", "Level", "ok", "problem", "warning"]
 
 
 class Level(enum.StrEnum):
-    """How bad it is."""
+    """How severe a finding is."""
 
     OK = "ok"
-    WARNING = "warning"  #: works, and will cost time, or work for people
+    WARNING = "warning"  #: sagas work, but it will cost time or manual work
     PROBLEM = "problem"  #: sagas do not run as they should
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found, and what to do about it."""
+    """One check: what was found, and what to do about it."""
 
     level: Level
-    code: str  #: its name, which stays the same: see docs/doctor.md
+    code: str  #: a stable name: see docs/doctor.md
     says: str
-    do: str = ""  #: empty where nothing is to be done
+    do: str = ""  #: empty if there is nothing to do
 
 
 def ok(code: str, says: str) -> Finding:
-    """Say what is in order."""
+    """Report that something is in order."""
     return Finding(Level.OK, code, says)
 
 
 def warning(code: str, says: str, do: str) -> Finding:
-    """Say what will cost time, or work for people."""
+    """Report something that will cost time or manual work."""
     return Finding(Level.WARNING, code, says, do)
 
 
 def problem(code: str, says: str, do: str) -> Finding:
-    """Say what keeps sagas from running as they should."""
+    """Report something that keeps sagas from running as they should."""
     return Finding(Level.PROBLEM, code, says, do)

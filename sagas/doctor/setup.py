@@ -1,4 +1,4 @@
-"""How the app is set up: its settings, and the definitions of its sagas. Nothing is asked of anybody."""
+"""Check the app's settings and the definitions of its sagas. This contacts no server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["examine", "longest_step", "needed_queues"]
 
 
 def examine(sagas: Sagas) -> Iterator[Finding]:
-    """Look at the settings and the definitions."""
+    """Check the settings and the definitions."""
     yield from _definitions(sagas)
     yield from _refusals(sagas)
     yield from _settings(sagas.app.conf)
@@ -30,8 +30,8 @@ def _definitions(sagas: Sagas) -> Iterator[Finding]:
     if not known and sagas.events is None:
         yield problem(
             "no-definitions",
-            "no sagas are registered with this app, so it can run none",
-            "register every saga that is kept in this database: Sagas(app, store, [place_order, ...])",
+            "no sagas are registered with this app, so it cannot run any",
+            "register every saga that this database stores: Sagas(app, store, [place_order, ...])",
         )
     elif known:
         yield ok("definitions", "sagas: " + ", ".join(f"{name} {version}" for name, version in sorted(known)))
@@ -42,21 +42,21 @@ def _refusals(sagas: Sagas) -> Iterator[Finding]:
     try:
         sagas.check()
     except ConfigurationError as error:
-        yield problem("refused", str(error), "until then nothing can be started, and no worker begins")
+        yield problem("refused", str(error), "fix this first: no saga can be started, and no worker starts")
 
 
 def _settings(conf: Any) -> Iterator[Finding]:
     if conf.task_always_eager:
         yield problem(
             "eager",
-            "task_always_eager is on: each saga runs within start(), and nobody recovers one that is cut off",
-            "turn it off; it is for tests",
+            "task_always_eager is on: each saga runs inside start(), and an interrupted saga is not recovered",
+            "turn it off; it is only for tests",
         )
     if conf.worker_prefetch_multiplier != 1:
         yield warning(
             "prefetch",
-            f"worker_prefetch_multiplier is {conf.worker_prefetch_multiplier}: messages fetched ahead wait behind a "
-            "long step while other workers are idle, and wait for recovery when their worker is killed",
+            f"worker_prefetch_multiplier is {conf.worker_prefetch_multiplier}: prefetched messages wait behind a long "
+            "step while other workers are idle, and for recovery when their worker is killed",
             "set worker_prefetch_multiplier = 1",
         )
 
@@ -73,8 +73,8 @@ def _timeouts(sagas: Sagas) -> Iterator[Finding]:
         if short:
             yield warning(
                 "lease",
-                f"saga {name} {version}: {', '.join(short)} has one attempt and a timeout that is no longer than "
-                f"lease={lease:g} s, so a killed worker counts as that attempt",
+                f"saga {name} {version}: {', '.join(short)} has one attempt and a timeout no longer than "
+                f"lease={lease:g} s, so a killed worker uses up that attempt",
                 "set a timeout above the lease, a shorter Sagas(lease=), or more attempts",
             )
         cut = [f"{step.name} ({step.step.timeout:g} s)" for step in steps if limit and limit <= step.step.timeout]
@@ -82,13 +82,13 @@ def _timeouts(sagas: Sagas) -> Iterator[Finding]:
             yield warning(
                 "time-limit",
                 f"saga {name} {version}: task_time_limit={limit:g} s kills the worker process before the timeout of "
-                f"{', '.join(cut)} is over; a step that is killed so often is given up as in doubt",
-                "set task_time_limit above the longest timeout, or leave it out: Step(timeout=) holds on every pool",
+                f"{', '.join(cut)} expires; a step that is killed too often is given up as in doubt",
+                "set task_time_limit above the longest timeout, or remove it: Step(timeout=) works on every pool",
             )
 
 
 def longest_step(sagas: Sagas) -> float:
-    """Return the longest timeout of all steps, in seconds; 0 without any."""
+    """Return the longest timeout of all steps, in seconds; 0 if there are no steps."""
     return max((s.step.timeout for saga in sagas.orchestrator.sagas.values() for s in saga.steps.values()), default=0.0)
 
 
@@ -100,12 +100,12 @@ def _steps(saga: Any) -> Iterator[tuple[str, Any]]:
 
 
 def needed_queues(sagas: Sagas) -> dict[str, set[str]]:
-    """Return the queues that the tasks of sagas are sent to, each with those tasks, as `canvas` sends them."""
+    """Return the queues that the sagas' tasks are sent to, each with its tasks, as `canvas` sends them."""
     needed: dict[str, set[str]] = {}
     for saga in sagas.orchestrator.sagas.values():
         for task, step in _steps(saga):
             helpers = [FAIL, *([JOIN] if len(saga.stages[step.stage]) > 1 else [])]
             for sent in (task, *helpers):
-                with suppress(QueueNotFound):  # which `start()` refuses
+                with suppress(QueueNotFound):  # `start()` refuses it
                     needed.setdefault(sagas.canvas.queue_of(sent, step.queue), set()).add(sent)
     return needed

@@ -1,4 +1,4 @@
-"""The work that waits: sagas that stand still, dead letters, the outbox, the queues of events."""
+"""Check the pending work: sagas that do not progress, dead letters, the outbox, and the queues of events."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sagas.stores.inspection import Backlog, backlog
 
 __all__ = ["check_backlog", "check_outbox", "check_unheard", "examine", "examine_queues"]
 
-#: An unfinished saga that is older is worth a look.
+#: An unfinished saga that is older deserves attention.
 _OLD = timedelta(days=1)
 
-#: Seconds that messages may wait in the outbox.
+#: Seconds that messages may wait in the outbox: for a warning, and for a problem.
 _WAITS, _STANDS = 30.0, 300.0
 
 
 def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
-    """Look at the work that waits in the database."""
+    """Check the pending work in the database."""
     yield from check_backlog(backlog(store), store.now())
     for flight in check(sagas, values=0):
         if not flight.ok:
             yield problem(
                 "stranded",
                 f"{flight.count} sagas {flight.name} {flight.version} in flight, for example {flight.example}, cannot "
-                f"go on: {flight.problems[0]}",
-                f"{command('check')} says more",
+                f"continue: {flight.problems[0]}",
+                f"{command('check-deploy')} shows more",
             )
     if sagas.events is not None:
         yield from check_outbox(sagas.events.outbox_unsent(), sagas.events.outbox_age())
@@ -40,7 +40,7 @@ def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
 
 
 def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
-    """Look at sagas that stand still, and at dead letters."""
+    """Check for sagas that do not progress, and for dead letters."""
 
     def ago(moment: datetime | None) -> str:
         return "" if moment is None else f", the oldest for {str(now - moment).partition('.')[0]}"
@@ -50,35 +50,35 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
     if oldest is not None and now - oldest > _OLD:
         yield warning(
             "old-saga",
-            f"saga {found.unfinished.example} was started {str(now - oldest).partition('.')[0]} ago and goes on",
-            "look at it; Saga(timeout=) turns a saga back that takes too long",
+            f"saga {found.unfinished.example} was started {str(now - oldest).partition('.')[0]} ago and is unfinished",
+            "look at it; with Saga(timeout=), a saga that takes too long starts compensating",
         )
     if found.stuck.count:
         yield problem(
             "stuck",
             f"{found.stuck.count} sagas are STUCK{ago(found.stuck.oldest)}: for example {found.stuck.example}",
-            "retry, skip or mark the stuck step; docs/operations.md says when which",
+            "retry or skip the stuck step, or mark it done; docs/operations.md says when to do which",
         )
     if found.standing.count:
         yield problem(
-            "standing-still",
-            f"nobody has begun the next step of {found.standing.count} sagas for a long time"
+            "not-progressing",
+            f"the next step of {found.standing.count} sagas has not started for a long time"
             f"{ago(found.standing.oldest)}: for example {found.standing.example}",
-            "see whether a worker listens on the queue of that step; it may also have too much to do",
+            "check that a worker consumes that step's queue; the queue may also be too long",
         )
     if found.not_sent.count:
         yield problem(
             "not-sent",
-            f"no broker takes the messages of {found.not_sent.count} steps{ago(found.not_sent.oldest)}: for example of "
-            f"saga {found.not_sent.example}",
-            "the error of that step says why; often its queue is not declared",
+            f"no broker accepts the messages of {found.not_sent.count} steps{ago(found.not_sent.oldest)}: for example "
+            f"of saga {found.not_sent.example}",
+            "see the error of that step; often its queue is not declared",
         )
-    if found.letters.count > found.stuck.count:  # each stuck saga has at least one, and was told of
+    if found.letters.count > found.stuck.count:  # each stuck saga has at least one, and is reported above
         yield problem(
             "dead-letters",
             f"{found.letters.count} dead letters of sagas are open{ago(found.letters.oldest)}: for example of saga "
             f"{found.letters.example}",
-            "each is a step that a person must decide on",
+            "for each, a person must decide about the step",
         )
     if found.event_letters.count:
         yield warning(
@@ -89,31 +89,31 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
 
 
 def check_outbox(unsent: int, age: float) -> Iterator[Finding]:
-    """Look at how many messages wait to be sent, and for how many seconds the oldest has."""
+    """Check how many messages wait to be sent, and for how many seconds the oldest has waited."""
     if age > _WAITS:
         level = problem if age > _STANDS else warning
         yield level(
             "outbox",
-            f"{unsent} messages wait in the outbox, the oldest for {age:.0f} s: no relay sends them, or its broker is "
-            "away",
-            f"a worker has a relay, or start one: {command('events', 'relay')}",
+            f"{unsent} messages wait in the outbox, the oldest for {age:.0f} s: no relay is running, or its broker is "
+            "unavailable",
+            f"workers run a relay; or start one: {command('events', 'relay')}",
         )
 
 
 def check_unheard(unheard: Mapping[str, int]) -> Iterator[Finding]:
-    """Look at the messages that were sent while nobody listened to their type."""
+    """Check for messages that were sent to nobody."""
     if unheard:
-        told = ", ".join(f"{name} ({count})" for name, count in sorted(unheard.items()))
+        types = ", ".join(f"{name} ({count})" for name, count in sorted(unheard.items()))
         yield warning(
             "events-unheard",
-            f"{sum(unheard.values())} messages were sent and reached nobody; no queue is bound to their type: {told}",
+            f"{sum(unheard.values())} messages reached nobody, because no queue is bound to their type: {types}",
             f"apply the topology of their subscribers, then: {command('events', 'outbox', 'resend', '--type', '...')}; "
-            "without subscribers to come, let outbox purge forget them",
+            "if nobody will subscribe, let outbox purge delete them",
         )
 
 
 def examine_queues(events: Events) -> Iterator[Finding]:
-    """Look for the queues of events at their broker, without making them."""
+    """Look for the queues of events at their broker, without creating them."""
     missing = []
     for subscription in events.subscriptions:
         try:
@@ -123,8 +123,8 @@ def examine_queues(events: Events) -> Iterator[Finding]:
     if missing:
         yield problem(
             "event-queue-missing",
-            f"the broker of events has no queue, or does not answer for: {'; '.join(missing)}. An event that is sent "
-            "before its queue is there is not kept for it",
+            f"the broker of events has no queue, or does not answer, for: {'; '.join(missing)}. A subscriber does not "
+            "receive events sent before its queue exists",
             command("events", "topology", "apply"),
         )
         return
@@ -133,4 +133,4 @@ def examine_queues(events: Events) -> Iterator[Finding]:
     except (BrokerUnavailable, ConfigurationError) as error:
         mismatches = {"": str(error)}
     for wrong in mismatches.values():
-        yield problem("event-queue-differs", wrong, "see docs/brokers.md; nobody reads that queue until then")
+        yield problem("event-queue-differs", wrong, "see docs/brokers.md; until then, nobody reads that queue")

@@ -1,4 +1,4 @@
-"""The workers that answer: what they listen to, which sagas they can run, and how they are set up."""
+"""Check the workers that answer: the queues they consume, the sagas they can run, and their settings."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _WITHOUT_LIMITS = ("thread", "threads", "solo")
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What one worker says of itself."""
+    """What a worker reports about itself."""
 
     name: str
     queues: frozenset[str]
     tasks: frozenset[str]
-    about: Mapping[str, Any] | None  #: what `sagas.control` tells; None for a worker that does not know the command
+    about: Mapping[str, Any] | None  #: the reply of `sagas.control`; None if the worker does not know the command
 
 
 def examine(sagas: Sagas, timeout: float) -> Iterator[Finding]:
-    """Ask the workers, and look at what they say. `timeout`: seconds that they have to answer."""
+    """Query the workers and check their replies. `timeout`: seconds that they have to answer."""
     yield from check(sagas, ask(sagas, timeout))
 
 
 def ask(sagas: Sagas, timeout: float) -> list[Worker]:
-    """Ask all workers. Those that do not answer within so many seconds are not among them."""
+    """Query all workers. Those that do not answer within `timeout` seconds are left out."""
     control = sagas.app.control
     names = sorted(control.inspect(timeout=timeout).ping() or {})
     if not names:
         return []
-    # Now that it is known who is there, the rest need not wait for whoever else might answer.
+    # The names are known now, so the other queries need not wait for further replies.
     inspect = control.inspect(destination=names, timeout=timeout, limit=len(names))
     queues, tasks = inspect.active_queues() or {}, inspect.registered() or {}
-    told = control.broadcast(COMMAND, destination=names, reply=True, timeout=timeout, limit=len(names)) or ()
-    about = {name: answer for each in told for name, answer in each.items() if "definitions" in answer}
+    replies = control.broadcast(COMMAND, destination=names, reply=True, timeout=timeout, limit=len(names)) or ()
+    about = {name: answer for each in replies for name, answer in each.items() if "definitions" in answer}
     return [
         Worker(
             name,
@@ -56,7 +56,7 @@ def ask(sagas: Sagas, timeout: float) -> list[Worker]:
 
 
 def own(sagas: Sagas, workers: list[Worker]) -> list[Worker]:
-    """Return the workers that have to do with these sagas. Other apps may have theirs on the same broker."""
+    """Return the workers that belong to these sagas. Other apps may have workers on the same broker."""
     queues = set(needed_queues(sagas))
     names = {name for name, _ in sagas.orchestrator.sagas}
     events = set() if sagas.events is None else {subscription.queue for subscription in sagas.events.subscriptions}
@@ -74,15 +74,15 @@ def own(sagas: Sagas, workers: list[Worker]) -> list[Worker]:
 
 
 def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
-    """Look at what workers say of themselves."""
+    """Check what workers report about themselves."""
     answered, workers = workers, own(sagas, workers)
     if others := [worker.name for worker in answered if worker not in workers]:
-        yield ok("other-workers", f"of other apps, with queues of their own: {', '.join(others)}")
+        yield ok("other-workers", f"workers of other apps, with their own queues: {', '.join(others)}")
     if not workers:
         yield problem(
             "no-workers",
             "no worker answers: nothing runs, and nothing is recovered",
-            f"start {worker_command()}. One that is busy in the solo pool does not answer either",
+            f"start {worker_command()}. A busy worker with the solo pool does not answer either",
         )
         return
     yield ok("workers", f"{len(workers)} workers answer: {', '.join(worker.name for worker in workers)}")
@@ -97,22 +97,22 @@ def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
         if any(queue in worker.queues for worker in workers):
             continue
         named = ", ".join(sorted(tasks)[:5]) + (" and more" if len(tasks) > 5 else "")
-        start = f"start a worker with -Q {queue}, or route these tasks to a queue that has one"
+        start = f"start a worker with -Q {queue}, or route these tasks to a queue that a worker consumes"
         if tasks <= {FAIL, JOIN}:
             yield warning(
                 "queue-of-helpers",
-                f"no worker listens on {queue!r}, where {named} go: sagas turn back, and leave parallel stages, only "
-                "by recovery, after redispatch_after",
+                f"no worker consumes {queue!r}, which receives {named}: sagas start compensating, and leave parallel "
+                "stages, only through recovery, after redispatch_after",
                 start,
             )
         else:
             yield problem(
-                "queue", f"no worker listens on {queue!r}, where {named} go: those steps wait for ever", start
+                "queue", f"no worker consumes {queue!r}, which receives {named}: those steps wait forever", start
             )
 
 
 def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
-    """Find workers whose code is not this one's."""
+    """Find workers that run other code than this."""
     ours = {f"{name} {version}": saga.outline for (name, version), saga in sagas.orchestrator.sagas.items()}
     needed = needed_queues(sagas)
     for worker in workers:
@@ -122,9 +122,9 @@ def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
                 queues = ", ".join(sorted(worker.queues & needed.keys()))
                 yield problem(
                     "worker-without-sagas",
-                    f"worker {worker.name} takes messages of {queues}, and lacks {missing[0]}: it discards such a "
-                    "message, which then waits for recovery",
-                    f"have that worker load the app with all sagas, or give it queues other than {queues}",
+                    f"worker {worker.name} consumes {queues} and lacks {missing[0]}: it discards such a message, whose "
+                    "step then waits for recovery",
+                    f"load the app with all sagas in that worker, or give it queues other than {queues}",
                 )
             continue
         theirs: Mapping[str, str] = worker.about["definitions"]
@@ -135,7 +135,7 @@ def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
             says += [f"has other steps for {', '.join(others)}"] if others else []
             yield problem(
                 "worker-definitions",
-                f"worker {worker.name} {' and '.join(says)}: it leaves those sagas alone, and recovery there logs an "
+                f"worker {worker.name} {' and '.join(says)}: it does not run those sagas, and its recovery logs an "
                 "error for each",
                 "deploy the same code to all workers of one database; changed steps need a new version",
             )
@@ -153,15 +153,15 @@ def _set_up(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
             yield warning(
                 "ignored-limits",
                 f"worker {worker.name} has {given}, which its pool ({about['pool']}) ignores",
-                "use Step(timeout=): it holds on every pool",
+                "use Step(timeout=): it works on every pool",
             )
         ours = (timing.lease, timing.redispatch_after)
         if ours != (theirs := (about["lease"], about["redispatch_after"])):
             yield warning(
                 "timing-differs",
-                f"worker {worker.name} has lease={theirs[0]:g} and redispatch_after={theirs[1]:g}, this app has "
+                f"worker {worker.name} has lease={theirs[0]:g} and redispatch_after={theirs[1]:g}, but this app has "
                 f"{ours[0]:g} and {ours[1]:g}: how soon a saga is recovered depends on which process saved it last",
-                "give all processes of one database the same",
+                "give all processes of one database the same values",
             )
 
 
@@ -173,7 +173,7 @@ def _event_queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
     if missing:
         yield warning(
             "event-queues",
-            f"no worker reads the queues of events {', '.join(missing)}; whether a process of `sagas events consume` "
-            "does cannot be seen from here",
-            f"start a worker without -Q, or with these, or {command('events', 'consume')}",
+            f"no worker reads the event queues {', '.join(missing)}; the doctor cannot see whether a process of "
+            "`sagas events consume` does",
+            f"start a worker without -Q or with these queues, or {command('events', 'consume')}",
         )

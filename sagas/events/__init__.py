@@ -1,4 +1,4 @@
-"""Events and commands: facts that are broadcast and wishes that are sent, with or without sagas."""
+"""Events and commands: facts that are broadcast and requests to one service, with or without sagas."""
 
 from sagas.events.bus import Events
 from sagas.events.deadletters import CommandFailed
@@ -10,7 +10,7 @@ from sagas.events.services import Handler, HandlerContext, Service, Subscription
 from sagas.events.store import ANY, NO_STREAM, EventStore, Loaded, Snapshots, StoredEvent, fold
 
 __all__ = [
-    # declaring
+    # declare
     "event",
     "command",
     "type_of",
@@ -21,12 +21,12 @@ __all__ = [
     "Subscription",
     "Handler",
     "HandlerContext",
-    # carrying
+    # transport
     "Events",
     "Envelope",
     "LocalBus",
     "CommandFailed",
-    # keeping
+    # store
     "EventStore",
     "StoredEvent",
     "ANY",

@@ -1,7 +1,7 @@
-"""An AsyncAPI 3.0 document of what services say to each other: channels, operations, messages.
+"""Describe the messages between services as an AsyncAPI 3.0 document: channels, operations, messages.
 
-A channel is a topic that events are published under, or the queue that a service's commands come in. What travels is
-the envelope; its `data` is the message.
+A channel is either the topic of an event or the queue of a service's commands. The payload is the envelope; the message
+itself is in its `data`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["asyncapi"]
 def asyncapi(events: Events, *, title: str, version: str) -> dict[str, Any]:
     """Return the AsyncAPI 3.0 document of these services, as JSON.
 
-    `title`, `version`: those of what is described: the application.
-    Raises `SchemaRefused` for a message that cannot be described.
+    `title`, `version`: the title and version of the application that the document describes.
+    Raises `SchemaRefused` for a message type that has no JSON Schema.
 
     >>> from sagas import SqlStore
     >>> from sagas.events import Service, event
@@ -60,7 +60,7 @@ def asyncapi(events: Events, *, title: str, version: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message type in one version: its own, or an old one that upcasters lead up from."""
+    """A message type in one version: the declared version, or an older one that an upcaster reads."""
 
     declared: MessageType
     version: int
@@ -79,7 +79,7 @@ class _Message:
 
 
 def _messages(events: Events) -> list[_Message]:
-    """Return every message; of old versions those that somebody here still reads."""
+    """Return every message, including the old versions that a handler here still reads."""
     found = {each.topic: _Message(each, each.version) for each in events.types}
     for subscription in events.subscriptions:
         for handler in subscription.handlers.values():
@@ -169,7 +169,7 @@ def _message(message: _Message) -> dict[str, Any]:
         "tags": [{"name": str(declared.kind)}, *([{"name": "failure"}] if declared.failure else [])],
     }
     if not message.is_described:
-        described["description"] = f"An old version, which is read as version {declared.version}."
+        described["description"] = f"An old version. Handlers read it as version {declared.version}."
         described["x-read-as"] = declared.version
     return described
 
@@ -189,7 +189,7 @@ def _schemas(messages: Iterable[_Message]) -> Iterator[tuple[str, Any]]:
 
 
 def _components(name: str, definition: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a definition and those inside of it, under names of their own: two services may each have an `Address`."""
+    """Yield a definition and its inner definitions, with qualified names: two services may each have an `Address`."""
     inner = dict(definition.pop("$defs", {}))
     root = definition.get("$ref", "").removeprefix("#/$defs/")
     names = {each: name if each == root else f"{name}.{each}" for each in inner}
@@ -201,7 +201,7 @@ def _components(name: str, definition: dict[str, Any]) -> Iterator[tuple[str, An
 
 
 def _converted(schema: Any, names: dict[str, str]) -> Any:
-    """Say a schema in the words of draft 7, which AsyncAPI's own are, with references to its components."""
+    """Convert a schema to JSON Schema draft 7, which AsyncAPI uses, and point its references to the components."""
     if isinstance(schema, list):
         return [_converted(each, names) for each in schema]
     if not isinstance(schema, dict):

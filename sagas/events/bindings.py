@@ -1,7 +1,7 @@
-"""What is bound to which queue, as it was declared, and what of that is no longer wanted.
+"""The queues and bindings that were declared, and those that are no longer needed.
 
-Brokers keep what was once declared, and not each of them tells what it has. So the database of the services remembers
-it; and it is not taken away before somebody asks for that, for other code may still need it.
+Brokers keep what was declared once, and not every broker can list it. The services' database therefore records each
+binding. Nothing is removed from the broker until an operator asks for it, because other code may still need it.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ __all__ = ["Bindings", "Difference"]
 
 _TABLE = schema.bindings.c
 
-#: Seconds without a message after which a queue counts as drained; for the readers of Kafka take a while to begin.
+#: Seconds without a message after which a queue counts as drained. Kafka consumers take a while to start.
 _DRAINED = 5.0
 
-#: Messages that are moved at once.
+#: How many messages one round of draining moves.
 _BATCH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A queue, or what is bound to one, that is declared and not there, or was declared once and no longer is."""
+    """A queue or binding that differs: declared but missing at the broker, or no longer declared."""
 
     queue: str
     topics: tuple[str, ...]
-    whole: bool  #: the queue itself, not only what is bound to it
-    ours: bool  #: its service is declared by this code. Else other code may need it
-    read_as: str | None  #: the queue that has taken its place: `was=` says so
-    messages: int | None  #: that it holds; None where the broker has no such queue
-    missing: bool = False  #: it is the other way round: it is declared, and the broker has no such queue
+    whole: bool  #: the queue itself is stale, not only some of its bindings
+    ours: bool  #: this code declares its service. Otherwise other code may need the queue
+    read_as: str | None  #: the queue that replaces it, as `was=` declares
+    messages: int | None  #: how many messages it holds; None if the broker has no such queue
+    missing: bool = False  #: the reverse case: the queue is declared, and the broker does not have it
 
     @property
     def what(self) -> str:
-        """Say what is wrong with it."""
+        """Describe the difference."""
         if self.missing:
             return "missing"
         return "queue no longer declared" if self.whole else "bindings no longer declared"
@@ -57,9 +57,9 @@ class Difference:
 class Bindings:
     """The bindings of one database's services at one broker.
 
-    `wanted`: says what is declared now. `versions`: the topics of each queue, each with its version: what was bound
-    before there were bindings for all versions. `services`: those of this code. `renamed`: old queues, and those that
-    have taken their place.
+    `wanted`: returns the topology that is declared now. `versions`: the topics of each queue, each with its version:
+    earlier releases bound these instead of all versions. `services`: the names of the services that this code
+    declares. `renamed`: old queues and the queues that replace them.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class Bindings:
         self._renamed = renamed
 
     def declare(self) -> list[str]:
-        """Make what is missing, and say what was made. What other queues have taken the place of is moved there.
+        """Create what is missing and return a description of each change. Messages of replaced queues are moved.
 
-        Raises `QueueMismatch` once all else is done.
+        Raises `QueueMismatch` after everything else is done.
         """
         wanted = self._wanted()
-        # First: an older process that gets a message of a new binding must not take it for one that is not wanted.
+        # First: otherwise an older process would treat a message of a new binding as unwanted.
         new_here = self._remember(wanted)
         mismatch: QueueMismatch | None = None
         try:
-            made = [f"made {what}" for what in self._broker.declare(wanted)]
+            made = [f"created {what}" for what in self._broker.declare(wanted)]
         except QueueMismatch as error:
             made, mismatch = [], error
         for queue in sorted(new_here):
@@ -101,11 +101,11 @@ class Bindings:
         return made
 
     def mismatches(self) -> Mapping[str, str]:
-        """Return what is wrong with those queues that are there and are not what is declared."""
+        """Return the existing queues that differ from their declaration, with a description of what is wrong."""
         return self._broker.mismatches(self._wanted())
 
     def difference(self) -> list[Difference]:
-        """Return what was declared, and no longer is; and queues that are declared, and not there."""
+        """Return bindings that are no longer declared, and declared queues that the broker does not have."""
         wanted = {queue.name: set(queue.topics) for queue in self._wanted().queues}
         found = []
         for queue, topics in sorted(self._remembered().items()):
@@ -126,9 +126,10 @@ class Bindings:
         return [*found, *(Difference(queue=queue.name, topics=queue.topics, **about) for queue in missing)]
 
     def remove(self, *, others: Collection[str] = (), discard: bool = False) -> Iterator[str]:
-        """Take away what is stale, and say what was. A queue that holds messages stays, unless `discard`.
+        """Remove what is stale and yield a description of each change.
 
-        `others`: queues of services that this code does not declare, and that are to go all the same.
+        A queue that holds messages stays, unless `discard` is set. `others`: queues of services that this code does not
+        declare, to be removed nevertheless.
         """
         exchange = self._wanted().exchange
         for stale in self.difference():
@@ -136,14 +137,14 @@ class Bindings:
                 continue
             if not stale.ours and stale.queue not in others:
                 yield (
-                    f"left queue {stale.queue}: its service is not declared here, so other code may read it. Name it "
-                    "to have it deleted"
+                    f"kept queue {stale.queue}: this code does not declare its service, so other code may read it. "
+                    "Name the queue to delete it"
                 )
                 continue
             if stale.whole and stale.messages and not discard:
                 yield (
-                    f"left queue {stale.queue}: it holds {stale.messages} messages, and nobody reads it. Declare what "
-                    "takes its place with was=, which moves them there, or discard them"
+                    f"kept queue {stale.queue}: it holds {stale.messages} messages and has no consumer. Declare its "
+                    "replacement with was=, which moves the messages there, or discard them"
                 )
                 continue
             if stale.messages is not None:
@@ -157,7 +158,7 @@ class Bindings:
                 yield f"deleted queue {stale.queue}, which held {stale.messages or 0} messages"
 
     def is_removed(self, connection: Connection, queue: str, event_type: str) -> bool:
-        """Tell whether a queue was unbound from a type, so that what still comes of it is not wanted."""
+        """Return whether a queue was unbound from a type, so that remaining messages of that type are unwanted."""
         mine = _TABLE.queue == queue, _TABLE.topic == any_version(event_type)
         return connection.execute(select(_TABLE.removed_at).where(*mine)).scalar() is not None
 
@@ -173,7 +174,7 @@ class Bindings:
         return found
 
     def _remember(self, wanted: Topology) -> set[str]:
-        """Write down what is wanted; return the queues of which something was new."""
+        """Record the declared topology; return the queues for which something was new."""
         needed = {(queue.name, topic) for queue in wanted.queues for topic in ("", *queue.topics)}
         with reading(self._engine) as connection:
             rows = connection.execute(select(_TABLE.queue, _TABLE.topic, _TABLE.exchange, _TABLE.removed_at)).all()
@@ -189,7 +190,7 @@ class Bindings:
                         if not connection.execute(update(schema.bindings).where(*which).values(values)).rowcount:
                             connection.execute(insert(schema.bindings).values(queue=queue, topic=topic, **values))
                 except IntegrityError:
-                    pass  # another process was quicker
+                    pass  # another process was faster
         return {queue for queue, _ in new}
 
     def _forget(self, queue: str, topics: Collection[str]) -> None:
@@ -206,19 +207,19 @@ class Bindings:
             return None
 
     def _held(self, queue: str) -> int | None:
-        """Return how many messages would go with a queue: also those that the broker gave up."""
+        """Return how many messages deleting the queue would lose, including those that the broker gave up on."""
         messages, given_up = self._depth(queue), self._broker.given_up(queue)
         return messages if messages is None or given_up is None else messages + (self._depth(given_up) or 0)
 
     def _move(self, exchange: str, old: str, new: str) -> Iterator[str]:
         topics = {*self._remembered().get(old, ()), *self._versions[new]}
         topics.update(*(queue.topics for queue in self._wanted().queues if queue.name == new))
-        moved = self._drain(old, new)  # on Kafka it is the bindings that say what is in a queue
+        moved = self._drain(old, new)  # on Kafka the bindings define what is in a queue
         self._broker.unbind(exchange, old, topics)
         moved += self._drain(old, new)
-        yield f"moved {moved} messages from {old} to {new}, which has taken its place"
+        yield f"moved {moved} messages from {old} to {new}, which replaces it"
         if left := self._depth(old):
-            yield f"left queue {old}: {left} messages in it are still being handled. Apply it once more later"
+            yield f"kept queue {old}: {left} of its messages are still being handled. Apply the topology again later"
             return
         self._broker.delete(old)
         self._forget(old, ("", *topics))

@@ -1,4 +1,4 @@
-"""Breakers: a queue whose handler keeps failing is left alone for a while, instead of burning what is in it."""
+"""Circuit breakers: pause a queue whose handler keeps failing, instead of spending the retries of its messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CircuitBreaker", "BreakerState", "CircuitBreakers"]
 
 
 class BreakerState(enum.StrEnum):
-    """What a breaker lets through: everything, nothing, or one message at a time."""
+    """What a circuit breaker lets through: everything, nothing, or one message at a time."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -22,14 +22,14 @@ class BreakerState(enum.StrEnum):
 
 
 class CircuitBreaker:
-    """Counts the failures in a row of one queue in this process, and says how long to leave the queue alone.
+    """Counts one queue's consecutive failures in this process and decides how long to pause the queue.
 
-    Whoever reads the queue asks `wait` before each message, and tells of each message how it went. After `failures` in
-    a row the breaker opens for `pause` seconds. Then it lets one message at a time through: the first success closes
-    it, the first failure opens it again. Safe to use from any thread.
+    The consumer calls `wait` before each message, and `succeeded` or `failed` after it. After `failures` consecutive
+    failures the breaker opens for `pause` seconds. It then lets through one message at a time: the first success closes
+    the breaker, the first failure opens it again. Safe to use from any thread.
 
-    Not a call that is wrapped, as with other breakers: a queue that must not be read is not read, so that nothing is
-    fetched to be given back.
+    Unlike most circuit breakers, this one does not wrap a call: a paused queue is not read at all, so no message is
+    fetched only to be returned.
 
     >>> breaker = CircuitBreaker(failures=2, pause=30)
     >>> breaker.failed(), breaker.wait(), breaker.failed(), breaker.wait() > 29
@@ -40,15 +40,15 @@ class CircuitBreaker:
 
     def __init__(self, *, failures: int | None, pause: float) -> None:
         self.openings = 0  #: how often it has opened, for metrics
-        self._most = failures  # None: never opens
+        self._most = failures  # None: it never opens
         self._pause = pause
         self._failures = 0
-        self._until: float | None = None  # when it may be tried again; None: closed
-        self._trial: tuple[int, float] | None = None  # the thread that may try, and until when that is believed
+        self._until: float | None = None  # when to try again; None: closed
+        self._trial: tuple[int, float] | None = None  # the thread that may try, and until when it is trusted
         self._lock = threading.Lock()
 
     def wait(self) -> float:
-        """Return for how many seconds the queue is to be left alone; 0 to go on."""
+        """Return how many seconds to pause the queue; 0 to continue."""
         if self._until is None:
             return 0.0
         with self._lock:
@@ -57,24 +57,24 @@ class CircuitBreaker:
                 return 0.0
             if now < self._until:
                 return self._until - now
-            # A thread that was let through and found the queue empty has nothing to tell, so it may ask again; and one
-            # that is never heard of again must not keep the others away for ever.
+            # A trial thread that found the queue empty has no result to report, so it may ask again. A trial thread
+            # that never reports must not block the others forever.
             if self._trial is not None and self._trial[0] != me and now < self._trial[1]:
                 return self._trial[1] - now
             self._trial = (me, now + self._pause)
             return 0.0
 
     def succeeded(self) -> None:
-        """A message was handled."""
+        """Record that a message was handled."""
         if self._failures == 0 and self._until is None:
             return
         with self._lock:
             if self._until is not None and time.monotonic() < self._until:
-                return  # it had begun before the breaker opened
+                return  # its handler started before the breaker opened
             self._failures, self._until = 0, None
 
     def failed(self) -> None:
-        """A message could not be handled."""
+        """Record that handling a message failed."""
         if self._most is None:
             return
         with self._lock:
@@ -84,7 +84,7 @@ class CircuitBreaker:
                 if self._failures < self._most:
                     return
             elif now < self._until:
-                return  # it had begun before the breaker opened
+                return  # its handler started before the breaker opened
             self._until = now + self._pause
             self.openings += 1
 
@@ -97,10 +97,10 @@ class CircuitBreaker:
 
 
 class CircuitBreakers:
-    """The breakers of this process, one a queue, as the subscriptions declare them.
+    """The circuit breakers of this process, one for each queue, as the subscriptions declare them.
 
-    A subscription without `breaker` gets one that never opens, and so does one that compensates: what undoes things is
-    never held back.
+    A subscription without `breaker` gets one that never opens. So does a subscription that compensates: compensations
+    are never paused.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class CircuitBreakers:
         self._lock = threading.Lock()
 
     def of(self, subscription: Subscription) -> CircuitBreaker:
-        """Return the breaker of a subscription: always the same."""
+        """Return the circuit breaker of a subscription: the same object for each call."""
         with self._lock:
             if subscription.queue not in self._breakers:
                 failures = None if subscription.compensates else subscription.breaker
@@ -116,7 +116,7 @@ class CircuitBreakers:
             return self._breakers[subscription.queue]
 
     def snapshot(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return, per queue, `state` and `openings`. This is what an exporter of metrics reads."""
+        """Return `state` and `openings` for each queue, for metrics exporters."""
         with self._lock:
             breakers = dict(self._breakers)
         return {

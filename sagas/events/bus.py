@@ -1,4 +1,4 @@
-"""The composition root of events: services, a database, a broker, and what runs between them."""
+"""The composition root of events: services, a database, a broker, and the processes between them."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ from sagas.stores.sessions import AnySession, own_session
 
 __all__ = ["SAGAS", "Events"]
 
-#: Who publishes what becomes of sagas, and sends the commands of their steps.
+#: The source of saga lifecycle events and of the commands that steps send.
 SAGAS = "sagas"
 
-#: The lease on an ordered queue, in leases of the broker: after one of these, or with RabbitMQ after two, it gives out
-#: again what a silent reader had. Ours may be taken over when two thirds of it have passed.
+#: The lease on an ordered queue, as a multiple of the broker's lease. After one broker lease, or two with RabbitMQ, the
+#: broker redelivers what a silent reader had. Another process may take over after two thirds of this lease.
 _LEASES = 4
 
 
 class Events:
-    """Puts together what a process needs to publish and to consume.
+    """Assembles what a process needs to publish and consume messages.
 
-    `services`: those that this code declares. `engine`: the database whose transactions the outbox and the inbox share;
-        that of a `SqlStore`, or one of your own. `broker`: what carries messages between processes.
-    `exchange`: the name that all of its topics are under.
-    `guards`: against storms, `sagas.events.guards.StormGuard(...)`; left out, a message that more than 32 messages, or
-        more than 8 of its own type, led to becomes a dead letter; None: no limits.
-    `prefetch`: how many messages of one queue a process holds at once. `concurrency`: how many of them it runs at once.
-    `relay_interval`: seconds between two looks of a relay at an empty outbox.
-    `store`: where events are kept for good, if they are. `projections`: what is made of those; every version that this
-        code has.
-    `wire`: what messages look like at the broker: "envelope", this library's own form, or a CloudEvent, "structured" or
-        "binary". `Service(wire=)` says it for the messages of one service. All of them are read, whichever is written.
-    `registry`: where the schemas of messages are kept, and checked at deployment; None: nowhere.
-    Raises `DuplicateName` for two services, or two projections, of one name, `DefinitionError` for projections that
-    have no store, or whose events it was not given.
+    `services`: the services that this code declares. `engine`: the database whose transactions the outbox and the inbox
+        share: the engine of a `SqlStore`, or your own. `broker`: carries messages between processes.
+    `exchange`: the exchange for all topics.
+    `guards`: protection against message storms, `sagas.events.guards.StormGuard(...)`. By default, a message with more
+        than 32 ancestors, or with more than 8 of its own type, becomes a dead letter. None: no limits.
+    `prefetch`: how many messages of one queue a process holds at once. `concurrency`: how many of them it handles at
+        once. `relay_interval`: seconds between a relay's polls of an empty outbox.
+    `store`: the event store, if events are kept permanently. `projections`: the projections of its events, in every
+        version that this code has.
+    `wire`: the format of messages at the broker: "envelope", this library's own, or a CloudEvent, "structured" or
+        "binary". `Service(wire=)` overrides it for the messages of one service. Consumers read all three formats.
+    `registry`: where message schemas are stored and checked at deployment; None: nowhere.
+    Raises `DuplicateName` for two services or projections with the same name, and `DefinitionError` for projections
+    without a store, or whose event types the store does not know.
 
     >>> from sagas import SqlStore
     >>> from sagas.events import Events, Service
@@ -91,14 +91,14 @@ class Events:
         self.services: Mapping[str, Service] = {}
         for service in services:
             if service.name in self.services:
-                raise DuplicateName(f"there are two services {service.name!r}")
+                raise DuplicateName(f"there are two services named {service.name!r}. Rename one of them")
             self.services = {**self.services, service.name: service}
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
         self.guards = default_guards() if guards == "default" else guards
         self.breakers = CircuitBreakers()
-        self.observers = Observers()  #: those of `Sagas(observers=)`
+        self.observers = Observers()  #: the observers of `Sagas(observers=)`
         self._prefetch = whole_number(prefetch, "Events: prefetch", ConfigurationError)
         self._concurrency = whole_number(concurrency, "Events: concurrency", ConfigurationError)
         queues = {subscription.queue: subscription for subscription in self.subscriptions}
@@ -120,12 +120,12 @@ class Events:
         self.store = store
         projections = tuple(projections)
         if projections and store is None:
-            raise DefinitionError(f"projection {projections[0]} has no events: Events(..., store=EventStore(...))")
+            raise DefinitionError(f"projection {projections[0]} has no event store: Events(..., store=EventStore(...))")
         self.projections = None if store is None else Projections(store, projections)
         self.registry = registry
 
     def _wire_of(self, source: str) -> Wire:
-        """Return what the messages that a service publishes look like at the broker."""
+        """Return the broker format of the messages that a service publishes."""
         service = self.services.get(source)
         return self.wire if service is None or service.wire is None else service.wire
 
@@ -155,13 +155,13 @@ class Events:
         cause: Envelope | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Envelope:
-        """Publish an event in the transaction of the session: it is sent if that commits, and only then.
+        """Publish an event in the session's transaction: it is sent if, and only if, that transaction commits.
 
-        `key`: messages of one key are received in the order in which they were published: the id of the order, the
-            account. `correlation_id`, `cause`: left out, those of the message whose handler is running, or of the step.
-        `metadata`: whatever else is to travel along, as JSON.
-        Raises `NotOwner` when the event is not one of this process's services', `DefinitionError` inside a handler
-        that does not say that it emits this.
+        `key`: messages with the same key are received in the order of publishing; for example an order or account id.
+            `correlation_id`, `cause`: by default those of the message or step that is being handled. `metadata`:
+            further data to send along, as JSON.
+        Raises `NotOwner` if no service of this process owns the event, and `DefinitionError` inside a handler that does
+        not declare that it emits the event.
         """
         declared = self._publishable(event, Kind.EVENT)
         self._check_owned(declared)
@@ -187,12 +187,12 @@ class Events:
         cause: Envelope | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> Envelope:
-        """Send a command in the transaction of the session, to the queue of the service that receives it.
+        """Send a command in the session's transaction, to the queue of the service that receives it.
 
-        `source`: the service that sends it; left out, that of the running handler, or the only one of this process.
-        The rest is as for `publish`. Raises `NoHandler` when its service is of this process and has no handler for it.
-        For a service elsewhere that shows only when it is sent: the command then becomes a dead letter in the database
-        of the sender.
+        `source`: the service that sends it; by default that of the running handler, or the only one in this process.
+        The other parameters are as for `publish`. Raises `NoHandler` if the receiving service belongs to this process
+        and has no handler for the command. If no queue exists for a service elsewhere, the command becomes a dead
+        letter in the sender's database when the relay sends it.
         """
         declared = self._publishable(command, Kind.COMMAND)
         queue = self._queue_of(declared)
@@ -215,11 +215,10 @@ class Events:
         cause: Cause,
         source: str | None = None,
     ) -> Mapping[str, Any]:
-        """Return the row of the outbox for a message, for whoever writes it in a transaction of its own.
+        """Return the outbox row of a message, for callers that write it in their own transaction.
 
-        That is the saga engine: a step emits before its checkpoint. `cause`: the saga or its step; its trace is what
-        the message belongs to where no span is active. `source`: who publishes, where that is not the owner. Raises as
-        `publish` and `send` do.
+        The saga engine does so: a step emits before its checkpoint. `cause`: the saga or step; the message joins its
+        trace if no span is active. `source`: the publisher, if it is not the owner. Raises as `publish` and `send` do.
         """
         declared, queue = type_of(message), None
         self._publishable(message, declared.kind)
@@ -237,7 +236,7 @@ class Events:
         return outbox.outbox_row(envelope, queue)
 
     def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
-        """Return the rows of the outbox for what a change of a saga has to tell of its life."""
+        """Return the outbox rows for the lifecycle events of a saga's change."""
         cause = after.cause()
         return [
             self.prepare(message, key=after.id, cause=cause, source=SAGAS)
@@ -245,7 +244,7 @@ class Events:
         ]
 
     def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:
-        """Return metadata with the active span, if there is one. What the caller says himself comes first."""
+        """Return the metadata with the active span, if there is one. Values from the caller take precedence."""
         return {**self.observers.carry(), **(metadata or {})}
 
     def _emit(self, message: Any, session: Session, *, key: str | None) -> Envelope:
@@ -254,33 +253,33 @@ class Events:
 
     def _publishable(self, message: Any, kind: Kind) -> MessageType:
         if isinstance(message, type):
-            raise DefinitionError(f"{message.__qualname__} is the class of a message: make one")
+            raise DefinitionError(f"{message.__qualname__} is the class of a message. Pass an instance")
         declared = type_of(message)
         if declared.kind is not kind:
             verb = "send" if declared.kind is Kind.COMMAND else "publish"
-            raise DefinitionError(f"{declared.name!r} is a {declared.kind}: use Events.{verb}")
+            raise DefinitionError(f"{declared.name!r} is a {declared.kind}. Use Events.{verb}")
         handler = HANDLING.get()
         if handler is not None and declared not in handler.emits:
             raise DefinitionError(
-                f"service {handler.service!r}, handler {handler.name!r}: it does not say that it emits "
-                f"{declared.name!r}. Add emits=[{declared.cls.__name__}] to its decorator: from that the flow is drawn "
-                "and checked"
+                f"service {handler.service!r}, handler {handler.name!r}: it does not declare that it emits "
+                f"{declared.name!r}. Add emits=[{declared.cls.__name__}] to its decorator: the flow is drawn and "
+                "checked from these declarations"
             )
         return declared
 
     def _check_owned(self, declared: MessageType) -> None:
         if declared.context not in self.services:
             raise NotOwner(
-                f"event {declared.name!r} belongs to service {declared.context!r}; this process has "
-                f"{_names(self.services)}. Only its owner publishes an event; send a command to have it do something"
+                f"event {declared.name!r} belongs to service {declared.context!r}, and this process has "
+                f"{_names(self.services)}. Only its owner publishes an event. Send a command to have it act"
             )
 
     def _queue_of(self, declared: MessageType) -> str:
-        """Return the queue of the service that receives a command."""
+        """Return the command queue of the receiving service."""
         if declared.context in self.services and not self._receives(declared):
             raise NoHandler(
-                f"command {declared.name!r}: service {declared.context!r} is of this process and has no handler for "
-                f"{declared.topic}: declare one with @{declared.context}.handles({declared.cls.__name__})"
+                f"command {declared.name!r}: service {declared.context!r} belongs to this process and has no handler "
+                f"for {declared.topic}. Declare one with @{declared.context}.handles({declared.cls.__name__})"
             )
         return f"{declared.context}.commands"
 
@@ -295,7 +294,7 @@ class Events:
         if len(self.services) == 1:
             return next(iter(self.services))
         raise DefinitionError(
-            f"command {declared.name!r}: this process has {_names(self.services)}; say which of them sends it: source="
+            f"command {declared.name!r}: this process has {_names(self.services)}. Name the sender with source="
         )
 
     def _write(self, session: AnySession, envelope: Envelope, queue: str | None) -> None:
@@ -303,55 +302,56 @@ class Events:
         connection = own.connection() if isinstance(own, Session) else own
         if connection.dialect.name != self.engine.dialect.name:
             raise ConfigurationError(
-                f"the session is on {connection.dialect.name}, the outbox on {self.engine.dialect.name}"
+                f"the session uses {connection.dialect.name}, but the outbox is on {self.engine.dialect.name}. Pass a "
+                "session of the database that Events(engine=...) uses"
             )
         outbox.write(connection, envelope, queue)
 
     def outbox_age(self) -> float:
-        """Return for how many seconds the oldest unsent message has waited; 0 when there is none. For an alarm."""
+        """Return the age of the oldest unsent message in seconds; 0 if there is none. Use it for alerts."""
         return outbox.age(self.engine)
 
     def outbox_unsent(self) -> int:
-        """Return how many messages wait for a relay."""
+        """Return how many messages await a relay."""
         return outbox.unsent(self.engine)
 
     def outbox_unheard(self) -> Mapping[str, int]:
-        """Return how many messages of each type were sent and reached nobody: no queue was bound to their type."""
+        """Return, per type, how many messages were sent to nobody because no queue was bound to their type."""
         return outbox.unheard(self.engine)
 
     def resend(self, types: Iterable[str]) -> int:
-        """Have messages sent once more that reached nobody, once there is somebody. Returns how many.
+        """Send messages again that reached nobody, after a queue was bound to their type. Returns how many.
 
-        They come after what was published since: the order of their keys is lost. `types`: their names.
+        They arrive after messages published since: the order within their keys is lost. `types`: message type names.
         """
         return outbox.resend(self.engine, list(types))
 
     def purge(self, older: timedelta) -> int:
-        """Forget what was sent, handled, or resolved, longer ago than that. Returns how many rows were deleted.
+        """Delete messages that were sent, handled or resolved longer ago than `older`. Returns the number of rows.
 
-        Keep the inbox for longer than a message may be on its way: one that comes back later is handled again.
+        Keep inbox rows longer than a message may be in transit: a message that returns later is handled again.
         """
         return outbox.purge(self.engine, older) + self._inbox.purge(older) + self._letters.purge(older)
 
     # -- consuming ----------------------------------------------------------------------------------------------
 
     def topology(self) -> Topology:
-        """Return the queues that the services read, and what comes in each: every version of a type."""
+        """Return the queues that the services read, and what each receives: every version of a type."""
         queues = (Queue(s.queue, () if s.is_for_commands else s.topics) for s in self.subscriptions)
         return Topology(self.exchange, tuple(queues))
 
     def apply_topology(
         self, *, delete: bool = False, others: Iterable[str] = (), discard: bool = False
     ) -> Sequence[str]:
-        """Make what is missing of the topology at the broker; say what was made. Do it before the first message.
+        """Create what is missing of the topology at the broker; return the changes. Call it before the first message.
 
-        Consumers also do it when they start. An event that is sent before its subscriber's queue is there is not kept
-        for it. What is in a queue that has another name now (`was=`) is moved.
+        Consumers also call it when they start. A subscriber does not receive events sent before its queue exists. The
+        messages of a renamed queue (`was=`) are moved.
 
-        `delete`: also take away what `topology_difference` tells: bindings, and queues that hold nothing. `others`:
-        queues of services that this code does not declare, which go too. `discard`: with what they hold.
-        Raises `BrokerUnavailable`, `StoreUnavailable`; `QueueMismatch` once all else is done, but before anything is
-        taken away.
+        `delete`: also remove the bindings and empty queues that `topology_difference` lists as stale. `others`: queues
+        of services that this code does not declare, to be deleted too. `discard`: delete queues with their messages.
+        Raises `BrokerUnavailable` and `StoreUnavailable`; `QueueMismatch` after everything else is done, but before
+        anything is removed.
         """
         self._letters.follow()
         made = self._bindings.declare()
@@ -360,7 +360,7 @@ class Events:
         return made
 
     def queue_mismatches(self) -> Mapping[str, str]:
-        """Return what is wrong with those queues at the broker that are not what is declared. Nobody reads these.
+        """Return the queues at the broker that differ from their declaration, with a description. Nobody reads them.
 
         Raises `BrokerUnavailable`.
         """
@@ -374,18 +374,18 @@ class Events:
         return self._bindings.difference()
 
     def handle(self, call: Call) -> Outcome:
-        """Handle a delivery in this process. For those who run consumers; it never raises."""
+        """Handle a delivery in this process. For code that runs consumers; it never raises."""
         return self._inbox.handle(call)
 
     def consumers(self, runner: Runner, queues: Iterable[str] | None = None) -> Consumers:
-        """Return what reads these queues, or all of the services', and has `runner` run their handlers.
+        """Return consumers for these queues, or for all queues of the services; `runner` runs their handlers.
 
-        Raises `ConfigurationError` for a queue that is none of theirs.
+        Raises `ConfigurationError` for a queue that belongs to none of the services.
         """
         ours = {subscription.queue: subscription for subscription in self.subscriptions}
         wanted = list(ours) if queues is None else list(queues)
         if unknown := [queue for queue in wanted if queue not in ours]:
-            raise ConfigurationError(f"there is no queue {unknown[0]!r}; there is: {_names(ours)}")
+            raise ConfigurationError(f"there is no queue {unknown[0]!r}. The queues are: {_names(ours)}")
         alone = threading.Lock()
         return Consumers(
             Consumer(
@@ -408,10 +408,10 @@ class Events:
         )
 
     def collect_given_up(self) -> int:
-        """Take what the broker itself gave up, RabbitMQ past its delivery limit; return how many messages that was.
+        """Collect the messages that the broker itself gave up on; return their number. See RabbitMQ's delivery limit.
 
-        What was not begun too often is sent to its queue again, the rest becomes dead letters. Consumers do this now
-        and then. Raises `BrokerUnavailable`, `StoreUnavailable`.
+        Messages that were not started too often return to their queue; the rest become dead letters. Consumers call
+        this periodically. Raises `BrokerUnavailable` and `StoreUnavailable`.
         """
         return sum(collect(self.engine, self.broker, self._letters, mine) for mine in self.subscriptions)
 
@@ -428,9 +428,9 @@ class Events:
         resolved: bool = False,
         limit: int = 100,
     ) -> Sequence[EventDeadLetter]:
-        """Return dead letters, oldest first: by their ids; or the open ones, and with `resolved` also the others.
+        """Return dead letters, oldest first: those with the given ids, or else the open ones.
 
-        Raises `NotAllowed` for an id that is not there.
+        `resolved`: include the resolved ones. Raises `NotAllowed` for an id that does not exist.
         """
         if ids is not None:
             return self._letters.get(ids)
@@ -439,7 +439,7 @@ class Events:
         )
 
     def open_dead_letters(self) -> Mapping[str, int]:
-        """Return how many dead letters of each queue wait for a person. The queue "" is for what nobody could take."""
+        """Return the number of open dead letters per queue. The queue "" holds messages that the broker rejected."""
         return self._letters.count()
 
     def replay(
@@ -451,11 +451,11 @@ class Events:
         rate: float | None = None,
         dry_run: bool = True,
     ) -> Sequence[EventDeadLetter]:
-        """Have messages handled once more, each by the one subscriber that failed. Returns those that are sent.
+        """Send dead-lettered messages again, each to the one subscriber that failed. Returns the messages sent.
 
-        Nothing is sent unless `dry_run=False`. `rate`: at most so many a second.
-        Left out are those that are resolved, that are no envelope, or that are parked: these follow the first of their
-        key by themselves. Raises `NotAllowed` without a reason.
+        Nothing is sent unless `dry_run=False`. `rate`: the most messages per second.
+        Dead letters that are resolved, unreadable or parked are skipped: parked ones follow the first of their key
+        automatically. Raises `NotAllowed` without a reason.
 
         >>> events.replay(events.dead_letters(queue="inventory.reserve_stock"), reason="fixed in 1.2.3", dry_run=False)
         ... # doctest: +SKIP
@@ -465,16 +465,16 @@ class Events:
     def discard(
         self, letters: Iterable[EventDeadLetter], *, reason: str, actor: str | None = None
     ) -> Sequence[EventDeadLetter]:
-        """Decide that messages will not be handled. Returns those that were open. Raises `NotAllowed` without a reason.
+        """Resolve dead letters without handling them. Returns those that were open.
 
-        In an ordered queue, what was parked behind them goes on.
+        In an ordered queue, the messages parked behind them continue. Raises `NotAllowed` without a reason.
         """
         return self._letters.discard(letters, reason=_reason(reason), actor=actor)
 
 
 def _reason(reason: str) -> str:
     if not reason.strip():
-        raise NotAllowed("say why: whoever looks at it later will want to know")
+        raise NotAllowed("give a reason, for those who look at this later")
     return reason
 
 

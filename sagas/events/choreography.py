@@ -1,4 +1,4 @@
-"""Choreography: the flow that nobody conducts, put together from what the services declare, checked, and observed."""
+"""Choreography: the flow of messages between services, assembled from declarations, checked, and observed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sagas.stores.engines import reading
 
 __all__ = ["Difference", "Graph", "Heard", "Problem", "compared", "graph", "observed", "problems"]
 
-#: A flow through more services than this is hard to follow for anybody.
+#: A flow through more services than this is hard to follow.
 _MANY_SERVICES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Who handles and who emits what, as declared by services. Messages are named without their versions."""
+    """Which services handle and emit which messages, as declared. Message names have no versions."""
 
     services: tuple[str, ...]
     handlers: tuple[Handler, ...]
@@ -30,7 +30,7 @@ class Graph:
     messages: Mapping[str, MessageType]  #: by name; the newest version that is declared
 
     def emitted(self, name: str) -> bool:
-        """Tell whether anybody here emits or publishes this message."""
+        """Return whether any service here emits or publishes this message."""
         return any(declared.name == name for declared in self.sent())
 
     def handlers_of(self, name: str) -> tuple[Handler, ...]:
@@ -40,7 +40,7 @@ class Graph:
         return tuple(handler for handler in self.handlers if name in _names(handler.emits))
 
     def next(self, name: str, *, but_compensations: bool = False) -> tuple[str, ...]:
-        """Return the messages that handlers of this one may emit."""
+        """Return the messages that handlers of this message may emit."""
         handlers = (h for h in self.handlers_of(name) if not (but_compensations and h.compensates))
         return tuple(dict.fromkeys(emitted for handler in handlers for emitted in _names(handler.emits)))
 
@@ -54,16 +54,16 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something about a choreography that somebody should look at."""
+    """A finding about a choreography."""
 
-    level: Literal["problem", "advice"]  #: a problem is wrong as declared; advice may have its reasons
+    level: Literal["problem", "advice"]  #: a problem is an error in the declarations; advice may not apply
     kind: Literal["cycle", "unhandled", "unemitted", "unread version", "uncompensated", "long"]
     text: str
-    path: tuple[str, ...] = ()  #: the messages that it is about, in order
+    path: tuple[str, ...] = ()  #: the messages it concerns, in order
 
 
 def graph(services: Iterable[Service]) -> Graph:
-    """Put together what services declare. Those that are elsewhere can be left out: nothing is said about them."""
+    """Assemble the graph from services. You can leave out services that live elsewhere: nothing is said about them."""
     services = tuple(services)
     handlers = tuple(handler for service in services for handler in service.handlers)
     messages: dict[str, MessageType] = {}
@@ -84,20 +84,20 @@ def graph(services: Iterable[Service]) -> Graph:
 
 
 def problems(graph: Graph) -> list[Problem]:
-    """Say what is wrong, or might be, in a choreography. Only of what the services of the graph decide.
+    """Return what is wrong, or may be, in a choreography. Only the services in the graph are judged.
 
     ===============  =========  ================================================================================
-    kind             level      what
+    kind             level      meaning
     ===============  =========  ================================================================================
-    cycle            problem    messages lead to each other: nothing but a handler's own judgement ends that
+    cycle            problem    messages lead to each other: only a handler's own logic ends the cycle
     unhandled        problem    nobody handles a failure event, or a command whose service is here
-    unhandled        advice     nobody handles an event; there may be listeners elsewhere
-    unemitted        problem    a handler waits for an event of a service that is here and does not emit it
-    unemitted        advice     the same of a command, which may be sent from outside of handlers
-    unread version   problem    an event is emitted in a version that a handler of it cannot read
-    uncompensated    problem    what undoes an event is not reached from a failure that may follow that event
-    uncompensated    advice     a failure may follow an event, and nothing says that it undoes that event
-    long             advice     a flow goes through more than five services: a saga would be easier to follow
+    unhandled        advice     nobody handles an event; there may be subscribers elsewhere
+    unemitted        problem    a handler expects an event that its owner, a service here, does not emit
+    unemitted        advice     the same for a command; code outside handlers may send it
+    unread version   problem    an event is emitted in a version that one of its handlers cannot read
+    uncompensated    problem    a failure after an event does not reach the handler that compensates that event
+    uncompensated    advice     a failure may follow an event, and no handler declares that it compensates it
+    long             advice     a flow passes through more than five services: a saga would be easier to follow
     ===============  =========  ================================================================================
     """
     checks: tuple[Callable[[Graph], Iterator[Problem]], ...] = (
@@ -113,12 +113,12 @@ def problems(graph: Graph) -> list[Problem]:
 
 
 def _cycles(graph: Graph) -> Iterator[Problem]:
-    told: set[frozenset[str]] = set()
+    reported: set[frozenset[str]] = set()
     for name in sorted(graph.messages):
         path = _way(graph.next, name, name)
-        if path is not None and frozenset(path) not in told:
-            told.add(frozenset(path))
-            yield Problem("problem", "cycle", f"messages lead to each other without end: {_arrows(path)}", tuple(path))
+        if path is not None and frozenset(path) not in reported:
+            reported.add(frozenset(path))
+            yield Problem("problem", "cycle", f"messages lead to each other in a cycle: {_arrows(path)}", tuple(path))
 
 
 def _unhandled(graph: Graph) -> Iterator[Problem]:
@@ -126,9 +126,9 @@ def _unhandled(graph: Graph) -> Iterator[Problem]:
         if graph.handlers_of(name) or not graph.emitted(name):
             continue
         if declared.failure:
-            yield Problem("problem", "unhandled", f"nobody handles the failure event {name}", (name,))
+            yield Problem("problem", "unhandled", f"no service handles the failure event {name}", (name,))
         elif declared.kind is Kind.EVENT:
-            yield Problem("advice", "unhandled", f"nobody here handles event {name}", (name,))
+            yield Problem("advice", "unhandled", f"no service here handles event {name}", (name,))
         elif declared.context in graph.services:
             yield Problem("problem", "unhandled", f"service {declared.context} has no handler for {name}", (name,))
 
@@ -140,11 +140,12 @@ def _unemitted(graph: Graph) -> Iterator[Problem]:
         handlers = ", ".join(_label(handler) for handler in graph.handlers_of(name))
         if declared.kind is Kind.COMMAND:
             yield Problem(
-                "advice", "unemitted", f"nobody here says that it sends {name}, handled by {handlers}", (name,)
+                "advice", "unemitted", f"no service here declares that it sends {name}, handled by {handlers}", (name,)
             )
         elif declared.context in graph.services:
             text = (
-                f"service {declared.context} does not say that it emits {name}, handled by {handlers}: publishes=[...]"
+                f"service {declared.context} does not declare that it emits {name}, handled by {handlers}: add it to "
+                "publishes=[...]"
             )
             yield Problem("problem", "unemitted", text, (name,))
 
@@ -176,37 +177,35 @@ def _uncompensated(graph: Graph) -> Iterator[Problem]:
             assert path is not None
             if not undoing:
                 text = (
-                    f"after {name} there may be {failure} ({_arrows(path)}), and no handler says that it compensates "
-                    f"{name}"
+                    f"{failure} may follow {name} ({_arrows(path)}), and no handler declares that it compensates {name}"
                 )
                 yield Problem("advice", "uncompensated", text, tuple(path))
                 break
             reached = {failure, *_reached(graph.next, failure)}
             for handler in undoing:
                 if reached.isdisjoint(_names(handler.handles)):
-                    text = (
-                        f"after {_arrows(path)}, {_label(handler)} would have to compensate {name}, but is not reached"
-                    )
+                    text = f"after {_arrows(path)}, {_label(handler)} must compensate {name}, but no message reaches it"
                     yield Problem("problem", "uncompensated", text, tuple(path))
 
 
 def _long(graph: Graph) -> Iterator[Problem]:
     for name, declared in sorted(graph.messages.items()):
         if graph.emitters_of(name):
-            continue  # not where a flow begins
+            continue  # a flow does not start here
         through = {declared.context} | {
             handler.service for message in (name, *_reached(graph.next, name)) for handler in graph.handlers_of(message)
         }
         if len(through) > _MANY_SERVICES:
             text = (
-                f"what {name} begins goes through {len(through)} services ({', '.join(sorted(through))}). Consider a "
-                "saga: then one place says what comes next, and how far it is"
+                f"the flow that starts with {name} passes through {len(through)} services "
+                f"({', '.join(sorted(through))}). Consider a saga: it shows in one place what comes next and how far "
+                "the flow has come"
             )
             yield Problem("advice", "long", text, (name,))
 
 
 def _reached(next_: Callable[[str], Iterable[str]], start: str) -> list[str]:
-    """Return everything that a message leads to, the nearest first. Itself only if it leads to itself."""
+    """Return everything a message leads to, nearest first. It includes the message itself only in a cycle."""
     found: dict[str, None] = {}
     waiting = deque([start])
     while waiting:
@@ -218,7 +217,7 @@ def _reached(next_: Callable[[str], Iterable[str]], start: str) -> list[str]:
 
 
 def _way(next_: Callable[[str], Iterable[str]], start: str, end: str) -> list[str] | None:
-    """Return the shortest way of at least one step from one message to another."""
+    """Return the shortest path of at least one step from one message to another."""
     before: dict[str, str] = {}
     waiting = deque([start])
     while waiting:
@@ -235,12 +234,12 @@ def _way(next_: Callable[[str], Iterable[str]], start: str, end: str) -> list[st
     return way[::-1]
 
 
-# -- what was seen ------------------------------------------------------------------------------------------------
+# -- what was observed --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Heard:
-    """That a message comes in a queue and, if so, what the service of that queue emits because of it."""
+    """A message arrived in a queue and, if `emits` is set, its service emitted another message because of it."""
 
     message: str
     queue: str
@@ -252,18 +251,18 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What was declared and what was seen do not agree on."""
+    """The differences between what was declared and what was observed."""
 
-    undeclared: tuple[Heard, ...]  #: seen, but not declared: another deployment, or an old one
-    unseen: tuple[Heard, ...]  #: declared, but not seen as far as the tables go back
+    undeclared: tuple[Heard, ...]  #: observed, but not declared: another deployment, or an old one
+    unseen: tuple[Heard, ...]  #: declared, but not observed as far back as the tables go
 
 
 def observed(engine: Engine) -> Mapping[Heard, int]:
-    """Return what really happened, with how often, as far as this database's outbox and inbox go back.
+    """Return what really happened, and how often, as far back as this database's outbox and inbox go.
 
-    What a message led to is known by the causation ids. Where two queues of one service handle the same message, the
-    tables cannot tell which of them emitted something: it is then put down to each.
-    Reads both tables whole. Raises `StoreUnavailable`.
+    The causation ids connect a message with those it led to. If two queues of one service handle the same message, the
+    tables cannot tell which of them emitted the next one: it is then attributed to both.
+    Reads both tables in full. Raises `StoreUnavailable`.
     """
     inbox, outbox = schema.inbox.c, schema.outbox.c
     heard = select(inbox.type, inbox.queue, func.count()).group_by(inbox.type, inbox.queue)
@@ -278,7 +277,7 @@ def observed(engine: Engine) -> Mapping[Heard, int]:
 
 
 def compared(graph: Graph, seen: Iterable[Heard]) -> Difference:
-    """Compare what was declared with what was seen, of the services in the graph."""
+    """Compare the declarations with the observations, for the services in the graph."""
     declared = set()
     for handler in graph.handlers:
         for message in handler.handles:
@@ -286,7 +285,7 @@ def compared(graph: Graph, seen: Iterable[Heard]) -> Difference:
             declared.add(Heard(message.name, queue))
             declared.update(Heard(message.name, queue, emitted.name) for emitted in handler.emits)
     seen = set(seen)
-    # What one of two handlers of a message emits is put down to both: it is declared if one of them declares it.
+    # What one of two handlers of a message emits is attributed to both: it counts as declared if either declares it.
     allowed = {(one.message, one.queue.partition(".")[0], one.emits) for one in declared if one.emits}
     undeclared = {
         one

@@ -1,14 +1,13 @@
-"""Envelopes as CloudEvents 1.0, and back: for those who speak that and not this library's own form.
+"""Convert envelopes to and from CloudEvents 1.0, for systems that do not use this library's own format.
 
-What comes in is told by its content type and its headers (`read`). What goes out is as `Events(wire=)` or
-`Service(wire=)` says: our own envelope, or a CloudEvent in structured or in binary mode.
-
+`read` recognizes an incoming CloudEvent by its content type and headers. `Events(wire=)` or `Service(wire=)` selects
+the outgoing format: this library's envelope, or a CloudEvent in structured or binary mode.
 ==================  ==============================================================================================
 CloudEvents         here
 ==================  ==============================================================================================
-id                  `event_id`; one that is no UUID is unique only beside its source, so it is hashed with that
+id                  `event_id`. An id that is not a UUID is unique only within its source, so both are hashed
 source, time        `source`, `timestamp`
-type                `topic`, as in orders.order.placed.v1; without a version at its end it is version 1
+type                `topic`, as in orders.order.placed.v1. Without a version at its end, it is version 1
 data                `data`; only JSON
 partitionkey        `key`
 correlationid,      `correlationId`, `causationId`, `kind`, `hops`, `path` of the metadata
@@ -18,8 +17,8 @@ sagashops,
 sagaspath
 traceparent,        the same: the Distributed Tracing extension
 tracestate
-any other           the same name in `metadata`. What of the metadata cannot be an extension, for its name or its type,
-                    travels in one that is called sagasmetadata, as JSON
+any other           the same name in `metadata`. Metadata that cannot be an extension because of its name or type
+                    travels in the extension sagasmetadata, as JSON
 ==================  ==============================================================================================
 """
 
@@ -54,56 +53,56 @@ __all__ = [
 #: The media type of the structured mode.
 CONTENT_TYPE = "application/cloudevents+json"
 
-#: Where the header of a message says what its body is.
+#: The header with the media type of the body.
 _TYPE = "content-type"
 
-#: How the headers of the binary mode begin: in HTTP and with RabbitMQ, with Kafka, and the two ways of AMQP 1.0.
+#: The prefixes of binary-mode headers: in HTTP and with RabbitMQ, with Kafka, and the two forms of AMQP 1.0.
 _PREFIXES = ("ce-", "ce_", "cloudevents:", "cloudevents_")
 
 _JSON = "application/json"
 _IS_JSON = re.compile(r"[\w.-]+/([\w.-]+\+)?json(\s*;.*)?", re.IGNORECASE)
 _VERSIONED = re.compile(r"(.+)\.v([1-9][0-9]{0,8})")
 _EXTENSION = re.compile(r"[a-z0-9]+")
-#: How the headers of the binary mode begin where a broker has no other custom.
+#: The prefix of binary-mode headers for brokers without a convention of their own.
 PREFIX = "ce-"
 
-#: What in the metadata has an extension of another name.
+#: Metadata whose extension has another name.
 _NAMES = {
     "correlationId": "correlationid", "causationId": "causationid", "key": "partitionkey",
     "kind": "sagaskind", "hops": "sagashops", "path": "sagaspath",
 }  # fmt: skip
 _BACK = {theirs: ours for ours, theirs in _NAMES.items()}
-#: Attributes of others whose names mean something else here, and where the metadata keeps them.
+#: Attributes of other producers whose names have another meaning here, and the metadata that keeps them.
 _FOREIGN = {name: f"ce{name}" for name in ("id", "type", "key", "kind", "hops", "path")}
 _FOREIGN_BACK = {ours: theirs for theirs, ours in _FOREIGN.items()}
 _REST = "sagasmetadata"
-#: Names that no metadata may take.
+#: Names that metadata may not use.
 _TAKEN = frozenset(["specversion", "source", "time", "data", _REST, *_BACK, *_FOREIGN])
 _ZONED = re.compile(r"(Z|[+-]\d\d:?\d\d)$", re.IGNORECASE)
-#: Printable ASCII but `"` and `%`: what a header may hold as it is. `quote` adds letters and digits.
+#: Printable ASCII except `"` and `%`: what a header may contain unescaped. `quote` adds letters and digits.
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
 class Wire(enum.StrEnum):
-    """What messages look like while a broker carries them. All of them are read, whichever is written."""
+    """The format of messages at a broker. Consumers read every format."""
 
     ENVELOPE = "envelope"  #: this library's own
-    STRUCTURED = "structured"  #: a CloudEvent that is one JSON object
-    BINARY = "binary"  #: a CloudEvent whose attributes are headers, and whose body is the data
+    STRUCTURED = "structured"  #: a CloudEvent as one JSON object
+    BINARY = "binary"  #: a CloudEvent with its attributes as headers and its data as the body
 
     @classmethod
     def of(cls, name: str) -> Wire:
-        """Return the one of this name. Raises `ConfigurationError` when there is none."""
+        """Return the format with this name. Raises `ConfigurationError` if there is none."""
         try:
             return cls(name)
         except ValueError as error:
-            raise ConfigurationError(f"wire={name!r} is none of {', '.join(map(repr, map(str, cls)))}") from error
+            raise ConfigurationError(f"wire={name!r} must be one of {', '.join(map(repr, map(str, cls)))}") from error
 
 
 def written(envelope: Envelope, wire: Wire, prefix: str) -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a message on a broker.
+    """Return the headers and body of a message for a broker.
 
-    `prefix`: how the headers of a CloudEvent in binary mode begin at that broker.
+    `prefix`: the prefix of that broker's CloudEvents headers in binary mode.
     """
     if wire is Wire.ENVELOPE:
         return envelope.headers(), envelope.encode()
@@ -117,17 +116,17 @@ def written(envelope: Envelope, wire: Wire, prefix: str) -> tuple[dict[str, str]
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Envelope | None:
-    """Read a message that is a CloudEvent; None when it does not say that it is one.
+    """Return the envelope of a CloudEvent, or None if the message does not claim to be a CloudEvent.
 
-    The content type decides, and then the headers: whoever writes one in binary mode has set `specversion`. Raises
-    `InvalidMessage` for one that says it is and is not.
+    The content type decides, then the headers: in binary mode, every producer sets `specversion`. Raises
+    `InvalidMessage` if the message claims to be a CloudEvent and is not a valid one.
     """
     named = {name.lower(): value for name, value in headers.items()}
     content_type = named.get(_TYPE, named.get("content_type", "")).partition(";")[0].strip().lower()
     if content_type == CONTENT_TYPE:
         return from_structured(body)
     if content_type.startswith("application/cloudevents"):
-        raise InvalidMessage(f"a CloudEvent as {content_type!r} is not read here; send it as {CONTENT_TYPE!r}")
+        raise InvalidMessage(f"CloudEvents in the format {content_type!r} are not supported. Send {CONTENT_TYPE!r}")
     for prefix in _PREFIXES:
         if f"{prefix}specversion" in named:
             about = {name.removeprefix(prefix): text for name, text in named.items() if name.startswith(prefix)}
@@ -138,7 +137,7 @@ def read(body: bytes, headers: Mapping[str, str]) -> Envelope | None:
 
 
 def _time(text: str) -> str:
-    """Return the time of a CloudEvent as text where a broker has a type of its own for moments."""
+    """Return the time of a CloudEvent as text, for brokers that have their own type for timestamps."""
     if text.isascii() and text.isdecimal() and len(text) < 15:  # AMQP: milliseconds
         return datetime.fromtimestamp(int(text) / 1000, UTC).isoformat()
     moment = text.strip('"').replace(" ", "T")
@@ -146,7 +145,7 @@ def _time(text: str) -> str:
 
 
 def topic_of(body: bytes, headers: Mapping[str, str]) -> str:
-    """Return the topic of a message that nobody gave one, by the CloudEvent that it is; empty when it is none."""
+    """Return the topic of a message published without one, from its CloudEvents type; empty if it has none."""
     try:
         envelope = read(body, headers)
     except InvalidMessage:
@@ -160,29 +159,29 @@ def to_structured(envelope: Envelope) -> bytes:
 
 
 def from_structured(body: bytes | str) -> Envelope:
-    """Read a CloudEvent that is one JSON object. Raises `InvalidMessage` for anything else."""
+    """Read a CloudEvent from one JSON object. Raises `InvalidMessage` for anything else."""
     try:
         raw: dict[str, msgspec.Raw] = _OBJECT.decode(body)
         data = raw.pop("data", msgspec.Raw(b"null"))
         attributes = {name: msgspec.json.decode(value) for name, value in raw.items()}
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidMessage(f"this is not a CloudEvent in JSON: {error}") from error
+        raise InvalidMessage(f"this is not a JSON CloudEvent: {error}") from error
     if "data_base64" in attributes:
-        raise InvalidMessage("this CloudEvent has binary data (data_base64); a message is JSON")
+        raise InvalidMessage("this CloudEvent has binary data (data_base64), but a message must be JSON")
     return _envelope(attributes, data)
 
 
 def to_binary(envelope: Envelope) -> tuple[dict[str, str], bytes]:
-    """Return the CloudEvent as the headers and the body of an HTTP message. Numbers in the headers become texts."""
+    """Return the CloudEvent as the headers and body of an HTTP message. Numbers in the headers become text."""
     attributes = _texts(envelope)
     headers = {_TYPE: attributes.pop("datacontenttype")}
     return headers | {PREFIX + name: quote(text, safe=_SAFE) for name, text in attributes.items()}, bytes(envelope.data)
 
 
 def from_binary(headers: Mapping[str, str], body: bytes) -> Envelope:
-    """Read a CloudEvent from the headers and the body of an HTTP message. Raises `InvalidMessage` for anything else.
+    """Read a CloudEvent from the headers and body of an HTTP message. Raises `InvalidMessage` for anything else.
 
-    The names of the headers may be in any case; those that are not about the event are skipped.
+    Header names may be in any case; headers that do not belong to the event are ignored.
     """
     named = {name.lower(): value for name, value in headers.items()}
     about = {name.removeprefix(PREFIX): unquote(text) for name, text in named.items() if name.startswith(PREFIX)}
@@ -220,7 +219,7 @@ def _attributes(envelope: Envelope) -> dict[str, Any]:
             if value:
                 attributes["sagaspath"] = ",".join(value)
         elif value is None:
-            pass  # as if it were not there
+            pass  # the same as absent
         elif name in _NAMES and value != "":
             attributes[_NAMES[name]] = value
         elif name in _FOREIGN_BACK and _is_scalar(value):
@@ -235,7 +234,7 @@ def _attributes(envelope: Envelope) -> dict[str, Any]:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Tell whether a value is of a type that an extension can have."""
+    """Return whether an extension can hold a value of this type."""
     if isinstance(value, str):
         return value != ""
     return isinstance(value, bool) or (isinstance(value, int) and -(2**31) <= value < 2**31)
@@ -245,13 +244,15 @@ def _envelope(attributes: dict[str, Any], data: msgspec.Raw) -> Envelope:
     about = {name: value for name, value in attributes.items() if value is not None}
     version, given_id, source, type_ = (about.pop(name, None) for name in ("specversion", "id", "source", "type"))
     if version != "1.0":
-        raise InvalidMessage(f"this is not a CloudEvent of specversion 1.0: specversion={version!r}")
+        raise InvalidMessage(f"this is not a CloudEvent with specversion 1.0: specversion={version!r}")
     if not all(isinstance(text, str) and text for text in (given_id, source, type_)):
-        raise InvalidMessage(f"a CloudEvent has texts for id={given_id!r}, source={source!r} and type={type_!r}")
+        raise InvalidMessage(
+            f"a CloudEvent needs text for each of id={given_id!r}, source={source!r} and type={type_!r}"
+        )
     content_type = str(about.pop("datacontenttype", _JSON))
     if not _IS_JSON.fullmatch(content_type):
         raise InvalidMessage(
-            f"CloudEvent {given_id!r} of {source!r} has data of type {content_type!r}; a message is JSON"
+            f"CloudEvent {given_id!r} of {source!r} has data of type {content_type!r}, but a message must be JSON"
         )
     event_id = given_id if _is_uuid(given_id) else str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source} {given_id}"))
     versioned = _VERSIONED.fullmatch(type_)

@@ -1,10 +1,10 @@
-"""The consumer: takes the messages of one queue from the broker, has them handled, and sees to what comes of it.
+"""The consumer: receives the messages of one queue, has them handled, and acts on the outcome.
 
 ::
 
-    broker -> receive -> lanes, one a key -> admitted? -> a place in the pool -> handled -> ack
-                             ^                                |
-                             '--- waits, while the rest go on-'- failed         -> dead letter, ack
+    broker -> receive -> lanes, one per key -> admitted? -> a slot in the pool -> handled -> ack
+                             ^                                   |
+                             '--- waits, while others continue --'- failed      -> dead letter, ack
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ __all__ = ["Admits", "Consumer", "Consumers", "InProcess", "InThread", "Runner"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a receive may take: without anything else to see to, and with.
+#: Seconds that a receive may take: when nothing else is going on, and otherwise.
 _IDLE, _BUSY = 1.0, 0.02
 
-#: Messages that are held at once, at most, where those of failing keys fill the window.
+#: The most messages held at once, if messages of failing keys fill the prefetch.
 _MOST_HELD = 2_000
 
-#: Seconds between two looks at what the broker itself gave up.
+#: Seconds between collections of what the broker itself gave up on.
 _COLLECT = 30.0
 
-#: After an error the pause grows up to this many seconds.
+#: The longest pause after an error, in seconds.
 _LONGEST_PAUSE = 30.0
 
 
 class Admits(Protocol):
-    """What a consumer asks of `sagas.events.guards.StormGuard`."""
+    """What a consumer needs of `sagas.events.guards.StormGuard`."""
 
     def admit(self, envelope: Envelope, subscription: Subscription) -> Any:
         """Return a decision: ADMIT, THROTTLE for `seconds`, or DEAD_LETTER for a `reason`."""
@@ -65,7 +65,7 @@ class Runner(Protocol):
     """Where handlers run."""
 
     def submit(self, call: Call) -> Future[Outcome]:
-        """Have a delivery handled, now or as soon as there is room. The future fails when that was cut off."""
+        """Handle a delivery, now or as soon as there is room. The future fails if the handler was cut off."""
 
 
 class InProcess:
@@ -80,7 +80,7 @@ class InProcess:
 
 
 class InThread:
-    """Runs handlers in the thread that reads their queue: one at a time."""
+    """Runs handlers in the thread that reads their queue, one at a time."""
 
     def __init__(self, handle: Callable[[Call], Outcome]) -> None:
         self._handle = handle
@@ -93,28 +93,28 @@ class InThread:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """A message that was received and is not acknowledged."""
+    """A message that was received and is not acknowledged yet."""
 
     delivery: Delivery
-    envelope: Envelope | None  #: None where it is none
+    envelope: Envelope | None  #: None if the message is not one
     reader: Reader
-    attempts: int = 0  #: that failed
+    attempts: int = 0  #: failed attempts
     lost: int = 0
-    begun: int | None = None  #: how often somebody began it before who never came back; None: not looked up yet
-    due: float = 0.0  #: not before, by the monotonic clock
+    begun: int | None = None  #: how often other processes began it without ending it; None: not looked up yet
+    due: float = 0.0  #: the earliest time to begin, by the monotonic clock
     running: bool = False
     admitted: bool = False
-    alone: bool = False  #: whether it runs alone
-    verdict: str | None = None  #: why it becomes a dead letter, once the database takes that
+    alone: bool = False  #: whether it holds the lock `alone`, so that no other redelivered message runs
+    verdict: str | None = None  #: why it becomes a dead letter, once the database accepts that
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was given out, or begun, before, and nobody heard of it."""
+        """Whether it was delivered or begun before without an outcome."""
         return self.delivery.deliveries > 1 or self.lost > 0
 
     @property
     def lane(self) -> object:
-        """What it stays in order with: its key, or nothing but itself."""
+        """What it stays in order with: the messages of its key, or only itself."""
         key = self.delivery.key if self.envelope is None else self.envelope.key
         return key or self
 
@@ -125,7 +125,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Lanes:
-    """What was received: a line for each key, of which only the first may run; what has no key stands alone."""
+    """The received messages: a line for each key, of which only the first may run. Messages without a key are alone."""
 
     lines: dict[object, deque[_Job]] = field(default_factory=dict)
 
@@ -146,18 +146,18 @@ class _Lanes:
 
 
 class Consumer:
-    """Reads one queue in a thread of its own, and has `runner` handle what comes.
+    """Reads one queue in its own thread, and has `runner` handle the messages.
 
-    Nothing is acknowledged before its effect, or its dead letter, is committed. A message that fails is tried again as
-    the subscription's `Retry` says; the others of its key wait for it, the rest do not.
+    A message is acknowledged only after its effect, or its dead letter, is committed. A failed message is retried as
+    the subscription's `Retry` says; other messages with its key wait for it, the rest continue.
 
-    `declare`: makes the topology at the broker; called before the queue is read, and after an error.
-    `prefetch`: how many messages are held at once, if any of them can be begun.
-    `concurrency`: how many may run at once.
-    `lease`: seconds for which the reader of an ordered queue that is not heard of keeps it; renewed after a third. Must
-        be longer than the broker takes to give out again what a dead reader had: else the next one overtakes that.
-    `collect`: takes what the broker itself gave up of the queue; called now and then.
-    `alone`: held while a message runs that was begun before, and never ended. All consumers of a process share it.
+    `declare`: creates the topology at the broker; called before the queue is read, and after an error.
+    `prefetch`: how many messages are held at once, as long as any of them can begin.
+    `concurrency`: how many handlers may run at once.
+    `lease`: seconds after which a silent reader loses an ordered queue; renewed after a third. It must be longer than
+        the broker takes to redeliver what a dead reader had: otherwise newer messages overtake them.
+    `collect`: collects what the broker itself gave up on in this queue; called periodically.
+    `alone`: held while a message runs that was begun before and never ended. All consumers of a process share it.
     """
 
     def __init__(
@@ -193,14 +193,14 @@ class Consumer:
         self._lease = lease
         self._alone = alone or threading.Lock()
         self._collect = collect
-        self._collect_at = 0.0  # not before, by the monotonic clock
+        self._collect_at = 0.0  # the earliest time, by the monotonic clock
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._lanes = _Lanes()
         self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
         self._reader: Reader | None = None
         self._leased_until = 0.0  # by the monotonic clock
-        self._ask_again_at = 0.0  # for the lease, after the database was away
-        self._resume_at = 0.0  # nothing is begun or received before
+        self._ask_again_at = 0.0  # for the lease, after the database was unavailable
+        self._resume_at = 0.0  # nothing begins or is received before
         self._pause = 0.0
         self._stop = threading.Event()
         self._give_up_at: float | None = None
@@ -213,12 +213,12 @@ class Consumer:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Begin nothing more, and end when what runs has ended, but within `grace` seconds. Does not wait."""
+        """Begin no more messages, and end when running handlers end, within `grace` seconds. Does not wait."""
         self._give_up_at = time.monotonic() + grace
         self._stop.set()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread; tell whether it has ended."""
+        """Wait for the thread; return whether it has ended."""
         if self._thread is None:
             return True
         self._thread.join(timeout)
@@ -226,17 +226,17 @@ class Consumer:
 
     @property
     def running(self) -> int:
-        """How many handlers run now."""
+        """How many handlers are running."""
         return sum(job.running for job in self._lanes.jobs())
 
     def run(self) -> None:
-        """Read until `stop`. Outlives the broker and the database."""
+        """Read until `stop`. Survives outages of the broker and the database."""
         while not self._over():
             try:
                 self._turn()
             except BrokerUnavailable as error:
                 self._reset()
-                self._rest(f"the broker is away: {error}")
+                self._rest(f"the broker is unavailable: {error}")
             except SagaError as error:
                 self._rest(str(error))
             except Exception:
@@ -252,7 +252,7 @@ class Consumer:
         return not self.running or time.monotonic() > self._give_up_at
 
     def _turn(self) -> None:
-        """Do once what there is to do. Takes no longer than `_IDLE`."""
+        """Do one round of work. Takes no longer than `_IDLE`."""
         self._finish_what_ended()
         if self._stop.is_set() or not self._is_ours():
             self._wait(_BUSY if self._stop.is_set() else _IDLE)
@@ -274,8 +274,8 @@ class Consumer:
     def _room(self) -> int:
         """Return how many more messages to ask for.
 
-        More than the window only where nothing that is held can be begun: else the messages of one key, whose first
-        fails again and again, would keep those of all the others out.
+        This exceeds the prefetch only if no held message can begin. Otherwise the messages of one key whose first
+        message keeps failing would block those of all other keys.
         """
         held = len(self._lanes.jobs())
         if held < self._prefetch or self.running >= self._concurrency:
@@ -288,15 +288,15 @@ class Consumer:
         return min([_IDLE, *(max(job.due - now, 0.0) for job in self._lanes.heads())])
 
     def _wait(self, seconds: float) -> None:
-        """Wait until a handler ends, but not for longer than that."""
+        """Wait until a handler ends, but no longer than `seconds`."""
         with suppress(queue.Empty):
             self._finish(*self._ended.get(timeout=max(seconds, 0.001)))
 
     def _rest(self, why: str) -> None:
-        """Leave everything alone for a while, each time for longer."""
+        """Pause for a while, longer each time."""
         self._pause = min(max(self._pause * 2, 0.5), _LONGEST_PAUSE)
         self._resume_at = time.monotonic() + self._pause
-        logger.warning("%s: pauses for %.1f s: %s", self.queue, self._pause, why)
+        logger.warning("%s: paused for %.1f s: %s", self.queue, self._pause, why)
 
     # -- receiving ----------------------------------------------------------------------------------------------
 
@@ -308,23 +308,23 @@ class Consumer:
             self._collect_at = time.monotonic() + _COLLECT
             self._collect()
         received = self._reader.receive(limit, max(timeout, 0.001))
-        if not self._lanes.lines:  # nothing is left of what made it pause
+        if not self._lanes.lines:  # none of the messages that caused the pause are left
             self._pause = 0.0
         for delivery in received:
             self._lanes.add(_job(delivery, self._reader))
 
     def _declare_queue(self) -> None:
-        """Declare everything. What is wrong with the queues of others is theirs to tell."""
+        """Declare everything. A mismatch of another queue is reported by the consumer of that queue."""
         try:
             self._declare()
         except QueueMismatch as error:
             if self.queue in error.queues:
                 self._observers.delivered(self.queue, End.DOWN)
-                logger.error("%s: is not read: %s", self.queue, error.queues[self.queue])  # noqa: TRY400
+                logger.error("%s: cannot read the queue: %s", self.queue, error.queues[self.queue])  # noqa: TRY400
                 raise
 
     def _reset(self) -> None:
-        """Read anew. What was received and does not run yet is forgotten: the broker gives it out again."""
+        """Reconnect. Messages that do not run yet are dropped here: the broker redelivers them."""
         for job in self._lanes.jobs():
             if not job.running:
                 self._lanes.remove(job)
@@ -340,7 +340,7 @@ class Consumer:
                 leases.release(self._engine, self.queue, self._owner)
 
     def _is_ours(self) -> bool:
-        """Tell whether the queue may be read here: an ordered one is read by one process at a time."""
+        """Return whether this process may read the queue: only one process at a time reads an ordered queue."""
         if not self.subscription.ordered:
             return True
         now = time.monotonic()
@@ -358,7 +358,7 @@ class Consumer:
             self._leased_until = now + self._lease
             return True
         if self._leased_until:
-            logger.warning("%s: another process reads it now", self.queue)
+            logger.warning("%s: another process has taken over the queue", self.queue)
             self._leased_until = 0.0
             self._reset()
         return False
@@ -377,8 +377,8 @@ class Consumer:
                 continue
             if job.running or job.due > now or not self._admitted(job):
                 continue
-            # One that kills its process must not take others with it each time, for these would look as guilty. The
-            # first time nobody knows: so what was begun and never ended runs alone, and what was only fetched does not.
+            # A message that kills its process must not take others with it each time, or they would look as guilty. The
+            # first time nobody knows which one it was: so what was begun and never ended runs alone from then on.
             job.alone = bool(job.begun or job.lost)
             if job.alone and not self._alone.acquire(blocking=False):
                 job.due = now + _BUSY
@@ -392,7 +392,7 @@ class Consumer:
             running += 1
 
     def _look_up(self) -> None:
-        """Learn of what was given out before how often it was begun: all that is held in one question."""
+        """Look up, in one query, how often the redelivered messages were begun before."""
         unknown = {}
         for job in self._lanes.jobs():
             if job.begun is None and job.delivery.deliveries > 1 and job.envelope is not None:
@@ -404,7 +404,7 @@ class Consumer:
             job.begun = begun.get(event_id, 0)
 
     def _admitted(self, job: _Job) -> bool:
-        """Ask the guards, once for each message; a replay has been decided by a person."""
+        """Ask the guards once for each message. A person has already decided on replays."""
         assert job.envelope is not None
         if job.admitted or self._guards is None or replay_of(job.envelope) is not None:
             return True
@@ -412,7 +412,7 @@ class Consumer:
         if admission.decision == "throttle":
             job.due = time.monotonic() + admission.seconds
         elif admission.decision == "dead_letter":
-            self._bury(job, f"dead-lettered: {admission.reason}")
+            self._dead_letter(job, f"dead-lettered: {admission.reason}")
         else:
             job.admitted = True
         return job.admitted
@@ -444,7 +444,7 @@ class Consumer:
         outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
         self._observers.delivered(self.queue, outcome.end.value)
         if job.reader is not self._reader:
-            self._lanes.remove(job)  # the broker gives it out again, and the inbox knows if it was handled
+            self._lanes.remove(job)  # the broker redelivers it, and the inbox knows whether it was handled
             return
         match outcome.end:
             case End.HANDLED | End.SKIPPED | End.UNSUBSCRIBED | End.PARKED:
@@ -452,7 +452,7 @@ class Consumer:
                     self._breaker.succeeded()
                 self._done(job)
             case End.REJECTED:
-                self._bury(job, outcome.error)
+                self._dead_letter(job, outcome.error)
             case End.FAILED:
                 self._breaker.failed()
                 self._failed(job, outcome)
@@ -465,33 +465,33 @@ class Consumer:
     def _failed(self, job: _Job, outcome: Outcome) -> None:
         retry = self.subscription.retry
         job.attempts += 1
-        job.begun = 0  # whoever began it came back
+        job.begun = 0  # this attempt ended, so its handler did not die
         if job.attempts >= retry.max_attempts:
-            self._bury(job, outcome.error)
+            self._dead_letter(job, outcome.error)
             return
         delay = outcome.after
         if delay is None:
             delay = retry.delay_after(job.attempts, f"{job.name}:{job.attempts}")
         job.due = time.monotonic() + delay
         logger.warning(
-            "%s: %s failed %d of %d times, again in %.1f s: %s",
+            "%s: %s failed, attempt %d of %d; next attempt in %.1f s: %s",
             self.queue, job.name, job.attempts, retry.max_attempts, delay, outcome.error,
         )  # fmt: skip
 
     def _lost(self, job: _Job, outcome: Outcome) -> None:
         job.lost += 1
         if job.lost > MOST_BEGUN:
-            self._bury(job, f"whoever handled it died {job.lost} times: {outcome.error}")
+            self._dead_letter(job, f"its process died {job.lost} times while handling it: {outcome.error}")
             return
         job.due = time.monotonic() + self.subscription.retry.delay_after(job.lost, job.name)
 
-    def _bury(self, job: _Job, error: str) -> None:
-        """Make it a dead letter, now or when the database is there again. It is not handled any more."""
+    def _dead_letter(self, job: _Job, error: str) -> None:
+        """Make it a dead letter, now or when the database is available again. It is not handled any more."""
         job.verdict = error
         self._file(job)
 
     def _file(self, job: _Job) -> bool:
-        """Make a message a dead letter. Return false where that must wait, for now for a while."""
+        """File a message as a dead letter. Return False if that has to wait."""
         assert job.verdict is not None
         try:
             if job.envelope is None:
@@ -505,11 +505,11 @@ class Consumer:
                     error=job.verdict,
                     attempts=job.attempts,
                 )
-        except Exception as error:  # noqa: BLE001 - it is told, and tried again
-            # Most likely the database is away. If it has something against this one, the others go on all the same.
+        except Exception as error:  # noqa: BLE001 - it is logged and retried
+            # Most likely the database is unavailable. If it rejects only this message, the others continue.
             job.due = time.monotonic() + _LONGEST_PAUSE / 10
             logger.error(  # noqa: TRY400
-                "%s: %s cannot be filed as a dead letter, and stays at the broker until it can: %s",
+                "%s: %s cannot be filed as a dead letter. It stays at the broker until it can: %s",
                 self.queue, job.name, describe(error),
             )  # fmt: skip
             return False
@@ -530,7 +530,7 @@ def _job(delivery: Delivery, reader: Reader) -> _Job:
     except InvalidMessage as error:
         return _Job(delivery, None, reader, verdict=str(error))
     except Exception as error:
-        logger.exception("a message of %s could not be read, which is our mistake", delivery.queue)
+        logger.exception("a message of %s could not be read because of a bug in celery-sagas", delivery.queue)
         return _Job(delivery, None, reader, verdict=f"{type(error).__name__}: {describe(error)}")
 
 
@@ -549,7 +549,7 @@ class Consumers:
             consumer.start()
 
     def stop(self, grace: float) -> None:
-        """Have them begin nothing more, and end what runs within `grace` seconds. Does not wait."""
+        """Begin no more messages, and end running handlers within `grace` seconds. Does not wait."""
         for consumer in self._consumers:
             consumer.stop(grace)
 
@@ -559,6 +559,6 @@ class Consumers:
         return [consumer.queue for consumer in self._consumers if consumer.running]
 
     def join(self, timeout: float) -> bool:
-        """Wait until they have ended, but not for longer than that; tell whether they have."""
+        """Wait until all have ended, at most `timeout` seconds; return whether they have."""
         until = time.monotonic() + timeout
         return all(consumer.join(max(until - time.monotonic(), 0.0)) for consumer in self._consumers)

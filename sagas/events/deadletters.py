@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be handled, kept whole until a person decides what becomes of them."""
+"""Dead letters: messages that could not be handled, stored whole until a person decides what to do with them."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from sagas.text import clean, is_clean
 
 __all__ = ["CommandFailed", "DeadLetters", "EventDeadLetter", "EventResolution"]
 
-#: In the metadata of a message that is replayed: the id of its dead letter.
+#: The metadata entry of a replayed message: the id of its dead letter.
 REPLAY_OF = "replayOf"
 
-#: A header of ours: how the body is kept that is no text.
+#: Our header that says how a body that is not text is encoded.
 _ENCODING = "sagas-body"
 
-#: A header of ours: the key of what is no envelope, where it does not fit in its column.
+#: Our header with the key of an unreadable message, if it does not fit in its column.
 _KEY = "sagas-key"
 
-#: Characters of what is kept of an error, and those that columns have.
-_LONGEST_ERROR, _LONGEST_TYPE, _LONGEST_KEY, _LONGEST_BY = 20_000, 100, 200, 200
+#: The most characters that are stored of an error, and that fit in the columns.
+_LONGEST_ERROR, _LONGEST_TYPE, _LONGEST_KEY, _LONGEST_ACTOR = 20_000, 100, 200, 200
 
-#: Rows that are deleted at once.
+#: How many rows are deleted at once.
 _BATCH = 1000
 
 _TABLE = schema.event_dead_letters.c
 
 
-#: Characters of an error that its sender is told.
-_TOLD = 1000
+#: The most characters of an error in `CommandFailed`.
+_LONGEST_NOTICE = 1000
 
 
 @event("sagas.command.failed", failure=True)
 class CommandFailed:
-    """A command became a dead letter. So its sender learns of it: it handles this event, by its `correlation_id`.
+    """A command became a dead letter. Its sender learns of it by handling this event; `correlation_id` names the flow.
 
-    Published in the transaction of the dead letter, caused by the command, with its key. A replay that fails again is
-    not told once more.
+    It is published in the transaction that files the dead letter, with the command as its cause and with the same key.
+    A replay that fails again does not publish it again.
     """
 
     command_id: str  #: the id of its envelope
@@ -63,7 +63,7 @@ class CommandFailed:
     sender: str
     receiver: str
     error: str
-    attempts: int  #: 0 where it was refused, or nobody received it
+    attempts: int  #: 0 if it was refused, or if nobody received it
 
 
 class EventResolution(enum.StrEnum):
@@ -76,11 +76,11 @@ class EventResolution(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventDeadLetter:
-    """A message that one subscriber could not handle, why, and what became of it."""
+    """A message that one subscriber could not handle, the error, and its resolution."""
 
     id: int
-    queue: str  #: of the subscriber; empty when the broker could not take the message for anybody
-    event_id: str  #: empty when the body is no envelope
+    queue: str  #: the subscriber's queue; empty if the broker rejected the message for everyone
+    event_id: str  #: empty if the body is not an envelope
     type: str
     version: int
     key: str | None
@@ -89,7 +89,7 @@ class EventDeadLetter:
     body: bytes = field(repr=False)
     error: str
     attempts: int
-    behind: int | None  #: of an ordered queue: the dead letter of its key that it was parked behind
+    behind: int | None  #: in an ordered queue: the dead letter with the same key that it is parked behind
     created_at: datetime
     resolved_at: datetime | None
     resolution: str | None  #: an `EventResolution`
@@ -100,8 +100,8 @@ class EventDeadLetter:
 class DeadLetters:
     """The dead letters of one database.
 
-    `tracked`: the queues that are consumed against this database. A dead letter of one of these is resolved when its
-    message has been handled; any other, when it is sent again. `renamed`: old names of some of them, with the new.
+    `tracked`: the queues that are consumed against this database. A dead letter of these queues is resolved when its
+    message has been handled; others are resolved when it is sent. `renamed`: old queue names, with their new names.
     """
 
     def __init__(self, engine: Engine, tracked: Collection[str], renamed: Mapping[str, str] | None = None) -> None:
@@ -110,7 +110,7 @@ class DeadLetters:
         self._renamed = dict(renamed or {})
 
     def follow(self) -> None:
-        """Let the open dead letters of queues that have another name now be those of that."""
+        """Move the open dead letters of renamed queues to the new names."""
         for old, new in self._renamed.items():
             theirs = _TABLE.queue == old, _TABLE.resolved_at.is_(None)
             with translated(self._engine), self._engine.begin() as connection:
@@ -128,10 +128,10 @@ class DeadLetters:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> int:
-        """Keep a message that could not be handled. Returns the id of its dead letter.
+        """Store a message that could not be handled. Returns the id of its dead letter.
 
-        `body`, `headers`: as they came; left out, those that we would write.
-        A message that has an open one keeps that: it was delivered again, or replayed and failed again.
+        `body`, `headers`: as received; by default those that this library would write.
+        A message that already has an open dead letter keeps it: it was redelivered, or replayed and failed again.
         """
         with translated(self._engine), begun(self._engine) as connection:
             return self.file_in(connection, queue, envelope, body=body, headers=headers, error=error, attempts=attempts)
@@ -148,12 +148,12 @@ class DeadLetters:
         headers: Mapping[str, str] | None = None,
         behind: int | None = None,
     ) -> int:
-        """Do as `file`, in a transaction of the caller's. `behind`: the dead letter that it is parked behind."""
+        """Do the same as `file`, in the caller's transaction. `behind`: the dead letter that it is parked behind."""
         redeliveries.clear_in(connection, queue, envelope.event_id)
         open_ = select(schema.event_dead_letters).where(
             _TABLE.event_id == envelope.event_id, _TABLE.queue == queue, _TABLE.resolved_at.is_(None)
         )
-        # Of another source, or with other content, it is another message.
+        # A message from another source or with other content is another message.
         rows = connection.execute(open_.with_for_update()).mappings().all()
         known = next((letter for letter in map(_letter, rows) if _is_of(letter, envelope)), None)
         if known is not None:
@@ -185,7 +185,7 @@ class DeadLetters:
         )
 
     def file_unread(self, delivery: Delivery, error: str) -> int:
-        """Keep what is no envelope, byte for byte."""
+        """Store a message that is not an envelope, byte for byte."""
         with translated(self._engine), begun(self._engine) as connection:
             return self.file_unread_in(
                 connection,
@@ -208,10 +208,10 @@ class DeadLetters:
         body: bytes,
         error: str,
     ) -> int:
-        """Do as `file_unread`, in a transaction of the caller's."""
+        """Do the same as `file_unread`, in the caller's transaction."""
         if key is not None and (len(key) > _LONGEST_KEY or not is_clean(key)):
             headers = {**headers, _KEY: key}
-            key = None  # shortened it might be the key of others
+            key = None  # truncated, it might equal another key
         return self._insert(
             connection,
             queue=queue,
@@ -260,18 +260,18 @@ class DeadLetters:
         resolved: bool = False,
         limit: int = 100,
     ) -> Sequence[EventDeadLetter]:
-        """Return dead letters, oldest first: the open ones, or with `resolved` also the others."""
+        """Return dead letters, oldest first: the open ones or, with `resolved`, all."""
         query = select(schema.event_dead_letters).order_by(_TABLE.id).limit(limit)
         asked = {"queue": queue, "type": type, "key": key, "correlation_id": correlation_id}
         for name, value in asked.items():
             if value is not None and not is_clean(value):
-                return []  # no database holds such a text
+                return []  # no database can store such text
             if value is not None:
                 query = query.where(_TABLE[name] == value)
         return self._rows(query if resolved else query.where(_TABLE.resolved_at.is_(None)))
 
     def get(self, ids: Iterable[int]) -> Sequence[EventDeadLetter]:
-        """Return dead letters by their ids, oldest first. Raises `NotAllowed` for one that is not there."""
+        """Return dead letters by their ids, oldest first. Raises `NotAllowed` for an id that does not exist."""
         wanted = set(ids)
         found = self._rows(select(schema.event_dead_letters).where(_TABLE.id.in_(wanted)).order_by(_TABLE.id))
         if missing := sorted(wanted - {letter.id for letter in found}):
@@ -279,7 +279,7 @@ class DeadLetters:
         return found
 
     def count(self) -> dict[str, int]:
-        """Return how many of each queue are open."""
+        """Return the number of open dead letters per queue."""
         query = select(_TABLE.queue, func.count()).where(_TABLE.resolved_at.is_(None)).group_by(_TABLE.queue)
         with reading(self._engine) as connection:
             return {queue: count for queue, count in connection.execute(query)}  # noqa: C416 - rows are not pairs
@@ -299,12 +299,12 @@ class DeadLetters:
         rate: float | None = None,
         dry_run: bool = True,
     ) -> list[EventDeadLetter]:
-        """Send messages once more, each to the one queue that it failed in. Returns those that are, or would be, sent.
+        """Send messages again, each to the one queue where it failed. Returns those that are, or would be, sent.
 
-        `rate`: at most so many a second. `dry_run`: only say what would be sent.
-        Of an ordered queue the first of a key is sent; what is parked behind it follows as each is handled.
-        What is no envelope to this code is left out: other code may read it, or it is discarded. Raises `NotAllowed`
-        for those of a queue that nobody is known to read; nothing is sent then.
+        `rate`: the most messages per second. `dry_run`: only return what would be sent.
+        In an ordered queue, the first message of a key is sent; those parked behind it follow as each is handled.
+        Messages that this code cannot read as envelopes are skipped: other code may read them. Raises `NotAllowed` if
+        nobody is known to read a message's queue; nothing is sent then.
         """
         letters = [replace(letter, queue=self._renamed.get(letter.queue, letter.queue)) for letter in letters]
         for letter in letters:
@@ -331,20 +331,20 @@ class DeadLetters:
             return
         service, _, purpose = letter.queue.partition(".")
         if envelope.kind is Kind.COMMAND and not any(queue.startswith(f"{service}.") for queue in self._tracked):
-            return  # the receiver is elsewhere; where there is no queue for it, it comes back as a dead letter
+            return  # the receiver is elsewhere; if it has no queue, the command becomes a dead letter again
         raise NotAllowed(
-            f"dead letter {letter.id}: it is of the queue {letter.queue!r}, which is none of those that are read here: "
-            f"{', '.join(sorted(self._tracked)) or 'none'}. If its handler or service has another name now, say so "
-            f"with was=[{purpose!r}] at @service.on, or Service(..., was=[{service!r}]); if other code reads it, "
-            "replay it with that; else discard it"
+            f"dead letter {letter.id}: this process does not read its queue {letter.queue!r}. It reads: "
+            f"{', '.join(sorted(self._tracked)) or 'none'}. If the handler or service was renamed, declare "
+            f"was=[{purpose!r}] at @service.on, or Service(..., was=[{service!r}]). If other code reads the queue, "
+            "replay it there. Otherwise discard it"
         )
 
     def discard(
         self, letters: Iterable[EventDeadLetter], *, reason: str, actor: str | None = None
     ) -> list[EventDeadLetter]:
-        """Decide that messages will not be handled. Returns those that were open.
+        """Resolve dead letters without handling them. Returns those that were open.
 
-        Of an ordered queue the next of the key, if one is parked, is sent.
+        In an ordered queue, the next message parked with the same key is sent.
         """
         discarded: list[EventDeadLetter] = []
         for letter in letters:
@@ -359,7 +359,7 @@ class DeadLetters:
         return discarded
 
     def handled(self, connection: Connection, queue: str, envelope: Envelope) -> None:
-        """Resolve the dead letter of a message that is a replay, in the transaction that handled it."""
+        """Resolve the dead letter of a replayed message, in the transaction that handled it."""
         open_ = _TABLE.resolved_at.is_(None)
         mine = (_TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id, open_)
         done = update(schema.event_dead_letters).where(*mine)
@@ -370,7 +370,7 @@ class DeadLetters:
             self.release(connection, queue, envelope.key, actor=None)
 
     def release(self, connection: Connection, queue: str, key: str, *, actor: str | None) -> None:
-        """Send the next message of a key that is parked, if there is one."""
+        """Send the next parked message of a key, if there is one."""
         query = _of_key(queue, key).where(_TABLE.behind.is_not(None), _TABLE.resolution.is_(None)).limit(1)
         row = connection.execute(query.with_for_update()).mappings().first()
         if row is not None:
@@ -378,18 +378,18 @@ class DeadLetters:
             self._send(connection, letter, reason=f"after dead letter {letter.behind}", actor=actor)
 
     def first(self, connection: Connection, queue: str, key: str) -> EventDeadLetter | None:
-        """Return the oldest open dead letter of a key, and keep it from being resolved in this transaction."""
+        """Return the oldest open dead letter of a key, and lock it against resolution in this transaction."""
         row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
         return None if row is None else _letter(row)
 
     def discarded(self, connection: Connection, queue: str, envelope: Envelope) -> bool:
-        """Tell whether somebody decided that a message will not be handled, though it is on its way."""
+        """Return whether a person discarded a message that is still on its way."""
         mine = _TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id
         query = select(_TABLE.resolution).where(*mine)
         return connection.execute(query).scalar() == EventResolution.DISCARDED
 
     def purge(self, older: timedelta) -> int:
-        """Delete those that were resolved longer ago than that. Returns how many. Each thousand is a transaction."""
+        """Delete those resolved longer ago than `older`. Returns how many. Each batch is a transaction."""
         table, before, total = schema.event_dead_letters, datetime.now(UTC) - older, 0
         found = select(_TABLE.id).where(_TABLE.resolved_at < before).order_by(_TABLE.resolved_at).limit(_BATCH)
         while True:
@@ -420,7 +420,7 @@ class DeadLetters:
 
     def _send(self, connection: Connection, letter: EventDeadLetter, *, reason: str, actor: str | None) -> None:
         envelope = read(letter.body, letter.headers)
-        if not letter.event_id:  # it was no envelope to the code that filed it
+        if not letter.event_id:  # the code that filed it could not read it as an envelope
             named = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
             connection.execute(named.values(_columns(envelope)))
         if letter.queue in self._tracked:
@@ -428,7 +428,7 @@ class DeadLetters:
             envelope = msgspec.structs.replace(envelope, metadata=about)
             mark = update(schema.event_dead_letters).where(_TABLE.id == letter.id)
             how = EventResolution.REPLAYING
-            connection.execute(mark.values(resolution=how, reason=clean(reason), actor=_by(actor)))
+            connection.execute(mark.values(resolution=how, reason=clean(reason), actor=_actor(actor)))
         else:
             self._resolve(connection, letter.id, resolution=EventResolution.REPLAYED, reason=reason, actor=actor)
         write(connection, envelope, letter.queue or None)
@@ -439,13 +439,14 @@ class DeadLetters:
     ) -> None:
         mark = update(schema.event_dead_letters).where(_TABLE.id == letter)
         now = datetime.now(UTC)
-        connection.execute(mark.values(resolved_at=now, resolution=resolution, reason=clean(reason), actor=_by(actor)))
+        values = {"resolved_at": now, "resolution": resolution, "reason": clean(reason), "actor": _actor(actor)}
+        connection.execute(mark.values(values))
 
 
 def replay_of(envelope: Envelope) -> int | None:
-    """Return the id of the dead letter that a message is the replay of."""
+    """Return the id of the dead letter that a message replays."""
     letter = envelope.metadata.get(REPLAY_OF)
-    return letter if type(letter) is int and 0 < letter < 2**63 else None  # anybody may have set it
+    return letter if type(letter) is int and 0 < letter < 2**63 else None  # any producer may have set it
 
 
 def _columns(envelope: Envelope) -> dict[str, Any]:
@@ -466,25 +467,25 @@ def _envelope(letter: EventDeadLetter) -> Envelope | None:
 
 
 def _is_of(letter: EventDeadLetter, envelope: Envelope) -> bool:
-    """Tell whether a dead letter is that of a message."""
+    """Return whether a dead letter holds this message."""
     theirs = _envelope(letter)
     return theirs is not None and envelope.is_same(theirs)
 
 
-def _by(actor: str | None) -> str | None:
-    return None if actor is None else clean(actor, _LONGEST_BY)
+def _actor(actor: str | None) -> str | None:
+    return None if actor is None else clean(actor, _LONGEST_ACTOR)
 
 
 def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
-    told = CommandFailed(
+    failed = CommandFailed(
         command_id=command.event_id,
         command=command.event_type,
         sender=command.source,
         receiver=command.event_type.partition(".")[0],
-        error=clean(error, _TOLD),
+        error=clean(error, _LONGEST_NOTICE),
         attempts=attempts,
     )
-    return Envelope.wrap(told, source="sagas", key=command.key, cause=command)
+    return Envelope.wrap(failed, source="sagas", key=command.key, cause=command)
 
 
 def _of_key(queue: str, key: str) -> Select[Any]:

@@ -22,18 +22,18 @@ Shape = Literal["event", "failure", "command", "handler", "undoing"]
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """What is drawn: boxes by their ids, and arrows between them."""
+    """What is drawn: boxes by id, and arrows between them."""
 
-    boxes: Mapping[str, tuple[Shape, str]]  #: each with its shape and text
+    boxes: Mapping[str, tuple[Shape, str]]  #: each with shape and text
     arrows: tuple[tuple[str, str], ...]
     groups: Mapping[str, tuple[str, ...]]  #: the handlers of each service
 
 
-def render(graph: Graph, format: Format = "mermaid") -> str:  # noqa: A002 - what it is called everywhere
-    """Return a drawing of a choreography: text for Mermaid or for Graphviz (`dot`), or a whole SVG image.
+def render(graph: Graph, format: Format = "mermaid") -> str:  # noqa: A002 - the usual name
+    """Return a drawing of a choreography: text for Mermaid or Graphviz (`dot`), or a complete SVG image.
 
-    Events are round, commands are hexagons, and handlers are boxes beside the name of their service. What says that
-    something did not work out is red; a handler that compensates has a dashed edge.
+    Events are round, commands are hexagons, and handlers are boxes next to the name of their service. Failure events
+    are red; a handler that compensates has a dashed border.
     """
     picture = _picture(graph)
     return {"mermaid": _mermaid, "dot": _dot, "svg": _svg}[format](picture)
@@ -101,8 +101,8 @@ def _dot(picture: _Picture) -> str:
 # -- as an image --------------------------------------------------------------------------------------------------
 
 _ROW, _HEIGHT, _GAP, _MARGIN = 64.0, 30.0, 26.0, 20.0
-_LETTER = 7.3  # of 12 px monospace
-_BEND = 12.0  # the width of a place where a long arrow passes a row
+_LETTER = 7.3  # the width of a character in 12 px monospace
+_BEND = 12.0  # the width of the gap where a long arrow passes a row
 
 _STYLE = """
 .paper { fill: #ffffff } .arrow { fill: none; stroke: #7b8794; stroke-width: 1.3 } .head { fill: #7b8794 }
@@ -119,13 +119,13 @@ text { fill: #1f2933; font: 12px ui-monospace, Menlo, Consolas, "DejaVu Sans Mon
 
 @dataclass(slots=True)
 class _Layout:
-    """Rows of boxes, every arrow one row long: long ones pass the rows between at places of their own."""
+    """Rows of boxes. Every arrow spans one row: a long arrow passes the rows between through gaps."""
 
     rows: list[list[str]] = field(default_factory=list)
     steps: list[tuple[str, str]] = field(default_factory=list)  #: downwards, each from one row to the next
-    chains: list[list[str]] = field(default_factory=list)  #: the places of each arrow
+    chains: list[list[str]] = field(default_factory=list)  #: the boxes and gaps that each arrow passes
     width: dict[str, float] = field(default_factory=dict)
-    x: dict[str, float] = field(default_factory=dict)  #: of the middle
+    x: dict[str, float] = field(default_factory=dict)  #: the horizontal center
 
 
 def _layout(picture: _Picture) -> _Layout:
@@ -150,14 +150,14 @@ def _layout(picture: _Picture) -> _Layout:
 
 
 def _without_cycles(picture: _Picture) -> list[tuple[str, str]]:
-    """Return the arrows, with those that lead back turned round, so that all go downwards."""
+    """Return the arrows, with those that lead back reversed, so that all point downwards."""
     following: dict[str, list[str]] = {box: [] for box in picture.boxes}
     for start, end in picture.arrows:
         following[start].append(end)
     ends = {end for _, end in picture.arrows}
     done: set[str] = set()
     back: set[tuple[str, str]] = set()
-    for root in sorted(picture.boxes, key=lambda box: box in ends):  # where flows begin first
+    for root in sorted(picture.boxes, key=lambda box: box in ends):  # the starts of flows first
         stack = [(root, iter(following[root]))] if root not in done else []
         above = {root}
         done.add(root)
@@ -177,7 +177,7 @@ def _without_cycles(picture: _Picture) -> list[tuple[str, str]]:
 
 
 def _rows(boxes: Iterable[str], arrows: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Give each box the first row below everything that leads to it."""
+    """Assign each box the first row below everything that leads to it."""
     arrows = list(arrows)
     row = dict.fromkeys(boxes, 0)
     waiting_for = {box: sum(end == box for _, end in arrows) for box in row}
@@ -193,21 +193,21 @@ def _rows(boxes: Iterable[str], arrows: Iterable[tuple[str, str]]) -> dict[str, 
 
 
 def _order(layout: _Layout) -> None:
-    """Sort each row by where its neighbours in the row before, or after, are: fewer arrows cross then."""
+    """Sort each row by the positions of its neighbours in the adjacent rows, so that fewer arrows cross."""
     above: dict[str, list[str]] = {}
     below: dict[str, list[str]] = {}
     for start, end in layout.steps:
         above.setdefault(end, []).append(start)
         below.setdefault(start, []).append(end)
-    for sweep in range(8):
-        neighbours = above if sweep % 2 == 0 else below
-        for boxes in layout.rows if sweep % 2 == 0 else reversed(layout.rows):
+    for round_ in range(8):
+        neighbours = above if round_ % 2 == 0 else below
+        for boxes in layout.rows if round_ % 2 == 0 else reversed(layout.rows):
             at = {box: index / max(len(row) - 1, 1) for row in layout.rows for index, box in enumerate(row)}
             boxes.sort(key=lambda box: _mean([at[other] for other in neighbours.get(box, [])], at[box]))
 
 
 def _place(layout: _Layout) -> None:
-    """Move each box towards its neighbours, as far as those beside it in its row allow."""
+    """Move each box towards its neighbours, as far as the other boxes in its row allow."""
     near: dict[str, list[str]] = {}
     for start, end in layout.steps:
         near.setdefault(start, []).append(end)
@@ -217,8 +217,8 @@ def _place(layout: _Layout) -> None:
         for box in boxes:
             layout.x[box] = at + layout.width[box] / 2
             at += layout.width[box] + _GAP
-    for sweep in range(24):
-        for boxes in layout.rows if sweep % 2 == 0 else reversed(layout.rows):
+    for round_ in range(24):
+        for boxes in layout.rows if round_ % 2 == 0 else reversed(layout.rows):
             wanted = [_mean([layout.x[other] for other in near.get(box, [])], layout.x[box]) for box in boxes]
             _spread(layout, boxes, wanted)
     left = min((layout.x[box] - layout.width[box] / 2 for box in layout.x), default=0.0)
@@ -227,12 +227,12 @@ def _place(layout: _Layout) -> None:
 
 
 def _spread(layout: _Layout, boxes: list[str], wanted: list[float]) -> None:
-    """Put the boxes of a row as near to where they want to be as their widths allow: neighbours move as one."""
+    """Place a row's boxes as near to their wanted positions as their widths allow: adjacent boxes move together."""
     offset, at = [], 0.0
     for box in boxes:
         offset.append(at + layout.width[box] / 2)
         at += layout.width[box] + _GAP
-    blocks: list[tuple[float, int]] = []  # where the row's beginning would have to be, and for how many boxes
+    blocks: list[tuple[float, int]] = []  # where the row would have to start, and for how many boxes
     for want, middle in zip(wanted, offset, strict=True):
         start, count = want - middle, 1
         while blocks and blocks[-1][0] > start:
@@ -270,7 +270,7 @@ def _svg(picture: _Picture) -> str:
             way += f"C{layout.x[above]:.1f} {middle:.1f} {x:.1f} {middle:.1f} {x:.1f} {end:.1f}"
             if below != chain[-1]:
                 way += f"V{end + _HEIGHT:.1f}"
-        # One that was turned round points upwards; two boxes that lead to each other have one arrow with two heads.
+        # A reversed arrow points upwards; two boxes that lead to each other share one arrow with two heads.
         ends = (("end", (chain[0], chain[-1])), ("start", (chain[-1], chain[0])))
         heads = " ".join(f'marker-{end}="url(#head)"' for end, arrow in ends if arrow in picture.arrows)
         lines.append(f'<path class="arrow" {heads} d="{way}"/>')

@@ -1,4 +1,4 @@
-"""The envelope that every event and command travels in, and the way from one message to the next."""
+"""The envelope of every event and command, and the link from one message to the next."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sagas.text import is_clean
 
 __all__ = ["Envelope"]
 
-#: Characters of what a header repeats of an envelope. W3C allows 512 of a `tracestate`; a broker refuses far more.
+#: The longest header value, in characters. W3C allows 512 for a `tracestate`; a broker refuses far more.
 _LONGEST_HEADER = 1_000
 
-#: As long as the type of a message may be. The path that others send may hold longer ones.
+#: The longest message type, in characters. The path that other producers send may contain longer ones.
 _LONGEST_TYPE = 100
 
-#: As long as the columns that they are kept in.
+#: The limits of the columns that store them.
 _LARGEST = 2**31 - 1
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=36)]
@@ -32,12 +32,12 @@ _Text = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A message with what must be known to carry, order, trace and read it.
+    """A message with the data needed to route, order, trace and read it.
 
     On the wire it is the JSON object `{eventId, eventType, version, timestamp, source, data, metadata}`.
     """
 
-    event_id: _Id  #: unique; the same however often the message is delivered
+    event_id: _Id  #: unique; the same for every delivery of the message
     event_type: _Name
     version: Annotated[int, msgspec.Meta(ge=1, le=_LARGEST)]
     timestamp: Annotated[datetime, msgspec.Meta(tz=True)]  #: when it happened, UTC
@@ -58,10 +58,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     ) -> Self:
         """Put a message into a new envelope.
 
-        `key`: messages of one key stay in order. `correlation_id`: names the whole story that this is part of; left
-        out, that of the cause, or else the id of this message, which then begins one. `cause`: what this is the
-        consequence of; left out, the message whose handler is running, or the step.
-        Raises `InvalidMessage` when it cannot be kept as JSON, or something about it is too long.
+        `key`: messages with the same key stay in order. `correlation_id`: identifies the flow that the message belongs
+        to; by default the cause's, or else the id of this message, which then starts a flow. `cause`: what led to this
+        message; by default the message or step that is being handled.
+        Raises `InvalidMessage` if it cannot be stored as JSON, or if one of its fields is too long.
         """
         declared = type_of(message)
         try:
@@ -96,7 +96,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @classmethod
     def decode(cls, body: bytes | str) -> Envelope:
-        """Read an envelope. Raises `InvalidMessage`, with what is wrong, for anything else."""
+        """Read an envelope. Raises `InvalidMessage`, with the reason, for anything else."""
         try:
             envelope = _DECODER.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -104,7 +104,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return envelope.checked()
 
     def checked(self) -> Self:
-        """Return it, sure that it can be kept and sent on, and that the metadata which is known here is what it should.
+        """Return the envelope, after checking that it can be stored and forwarded and that known metadata is valid.
 
         Raises `InvalidMessage`.
         """
@@ -112,24 +112,24 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         try:
             msgspec.convert(self.metadata, _Known)
             self.timestamp.astimezone(UTC)
-            self.encode().decode()  # data is JSON, but that it is text has nobody checked yet
+            self.encode().decode()  # data is JSON, but nobody has checked yet that it is text
         except msgspec.ValidationError as error:
             raise InvalidMessage(f"{where}: its metadata: {error}") from error
         except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidMessage(f"{where}: it cannot be kept: {error}") from error
+            raise InvalidMessage(f"{where}: it cannot be stored: {error}") from error
         for name in (self.event_id, self.event_type, self.source, self.key, self.correlation_id, self.causation_id):
             if name is not None and not is_clean(name):
-                raise InvalidMessage(f"{where}: {name!r} has a NUL in it")
+                raise InvalidMessage(f"{where}: {name!r} contains a NUL character")
         for name in (self.event_id, self.source):
-            if name != name.rstrip():  # to MariaDB it is the same as without
+            if name != name.rstrip():  # MariaDB ignores trailing spaces in comparisons
                 raise InvalidMessage(f"{where}: {name!r} ends with a space")
         return self
 
     def open(self, declared: MessageType) -> Any:
-        """Return the message in it, brought up to the version that is read here. See `MessageType.load`."""
+        """Return the message inside, upcast to the version that is read here. See `MessageType.load`."""
         return declared.load(self.data, self.version)
 
-    # -- what is often asked of the metadata ----------------------------------------------------------------------
+    # -- frequently used metadata ---------------------------------------------------------------------------------
 
     @property
     def kind(self) -> Kind:
@@ -145,12 +145,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def correlation_id(self) -> str:
-        """The name of the whole story that this is part of; its own id where nobody said so."""
+        """Identifies the flow that this message belongs to; the message's own id if the producer set none."""
         return self.metadata.get("correlationId") or self.event_id
 
     @property
     def causation_id(self) -> str | None:
-        """The id of the message that this is the consequence of."""
+        """The id of the message that led to this one."""
         return self.metadata.get("causationId")
 
     @property
@@ -166,17 +166,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return path
 
     def is_same(self, other: Envelope) -> bool:
-        """Tell whether the other is this message, though perhaps with other metadata."""
+        """Return whether the other is this message, apart from its metadata."""
         return (self.source, self.event_id, self.digest) == (other.source, other.event_id, other.digest)
 
     @property
     def digest(self) -> str:
-        """What its content comes to. Another content gives another."""
+        """A hash of its content. Different content gives a different digest."""
         return hashlib.sha256(f"{self.event_type} {self.version} ".encode() + bytes(self.data)).hexdigest()
 
     @property
     def cause(self) -> Cause:
-        """What this is to the messages and the sagas that come of it."""
+        """The cause of the messages and sagas that follow from this message."""
         trace = {name: self.metadata.get(name) for name in ("traceparent", "tracestate")}
         return Cause(
             self.event_id,
@@ -187,8 +187,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         )
 
     def headers(self) -> dict[str, str]:
-        """What a broker's own headers repeat, so that a message can be routed and traced unread."""
-        told = {
+        """Return what a broker's own headers repeat, so that a message can be routed and traced unread."""
+        found = {
             "eventId": self.event_id,
             "eventType": self.event_type,
             "version": str(self.version),
@@ -200,11 +200,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             "traceparent": self.metadata.get("traceparent"),
             "tracestate": self.metadata.get("tracestate"),
         }
-        return {name: value for name, value in told.items() if value is not None and len(value) <= _LONGEST_HEADER}
+        return {name: value for name, value in found.items() if value is not None and len(value) <= _LONGEST_HEADER}
 
 
 class _Known(msgspec.Struct, rename="camel"):
-    """The metadata that this library reads. Others may add to it."""
+    """The metadata that this library reads. Producers may add to it."""
 
     kind: Kind = Kind.EVENT
     key: _Text | None = None

@@ -1,8 +1,8 @@
-"""What a broker gave up by itself: RabbitMQ, past its delivery limit, puts it into a queue that nobody reads.
+"""Handle messages that the broker gave up on: past its delivery limit, RabbitMQ moves them to a queue nobody reads.
 
-It counts how often it has handed a message over, also to readers that never came to it. So what was not begun too often
-goes back into its queue, and the rest becomes a dead letter, as do those of an ordered queue: there later ones of the
-key may have been handled since.
+RabbitMQ counts every delivery, also to readers that never began the message. A message that was not begun too often
+therefore returns to its queue. The rest become dead letters. So do all messages of an ordered queue, because later
+messages with the same key may have been handled since.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["collect"]
 
 logger = logging.getLogger(__name__)
 
-#: Why a broker gave a message up: it had handed it over too often.
+#: RabbitMQ's reason for giving up on a message: it was delivered too often.
 _TOO_OFTEN = "delivery_limit"
 
 _BATCH = 100
 
 
 def collect(engine: Engine, broker: Broker, letters: DeadLetters, subscription: Subscription) -> int:
-    """Take what the broker gave up of a queue; return how many messages that was.
+    """Collect what the broker gave up on in a queue; return how many messages that was.
 
-    Raises `BrokerUnavailable` and `StoreUnavailable`; what was not dealt with is still there then.
+    Raises `BrokerUnavailable` and `StoreUnavailable`; messages that were not collected are then still there.
     """
     queue = broker.given_up(subscription.queue)
     try:
@@ -57,9 +57,9 @@ def collect(engine: Engine, broker: Broker, letters: DeadLetters, subscription: 
 
 
 def _settle(engine: Engine, letters: DeadLetters, subscription: Subscription, delivery: Delivery) -> None:
-    why = delivery.headers.get(GIVEN_UP, "it does not say why")
+    why = delivery.headers.get(GIVEN_UP, "no reason given")
     headers = {name: value for name, value in delivery.headers.items() if name != GIVEN_UP}
-    error = f"the broker gave it up: {why}"
+    error = f"the broker gave up on the message: {why}"
     try:
         envelope = read(delivery.body, headers)
     except InvalidMessage as unread:
@@ -68,7 +68,7 @@ def _settle(engine: Engine, letters: DeadLetters, subscription: Subscription, de
     times = redeliveries.times_begun(engine, delivery.queue, [envelope.event_id]).get(envelope.event_id, 0)
     if why == _TOO_OFTEN and times <= MOST_BEGUN and not subscription.ordered:
         logger.warning(
-            "%s: %s %s was handed over too often, but not begun too often: it goes back into its queue",
+            "%s: %s %s was delivered too often, but not begun too often: it returns to its queue",
             delivery.queue, envelope.event_type, envelope.event_id,
         )  # fmt: skip
         with translated(engine), begun(engine) as connection:

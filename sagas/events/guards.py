@@ -1,6 +1,6 @@
-"""Storm guards: what keeps events that breed events from taking everything with them.
+"""Storm guards: stop events that multiply from overwhelming the system.
 
-Rates need the package `limits`: `pip install celery-sagas[events]`. The limits on chains of messages need nothing.
+Rate limits need the package `limits`: `pip install celery-sagas[events]`. The limits on message chains need nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["Admission", "CircuitBreaker", "BreakerState", "CircuitBreakers", "St
 
 _log = logging.getLogger(__name__)
 
-#: Seconds for which a storage that did not answer is not asked again.
+#: Seconds for which a storage that did not answer is not used again.
 _STORAGE_PAUSE = 5.0
 
 
 class Decision(enum.StrEnum):
-    """What is to be done with a message before its handler is called."""
+    """What to do with a message before its handler is called."""
 
     ADMIT = "admit"
     THROTTLE = "throttle"
@@ -51,31 +51,31 @@ class Admission:
     """A decision on one message."""
 
     decision: Decision
-    seconds: float = 0.0  #: THROTTLE: for how long; ask again then
-    reason: str = ""  #: DEAD_LETTER: for the dead letter
+    seconds: float = 0.0  #: THROTTLE: how long to wait before asking again
+    reason: str = ""  #: DEAD_LETTER: the error of the dead letter
 
 
 _ADMITTED = Admission(Decision.ADMIT)
 
 
 class StormGuard:
-    """Decides of each message whether it may be handled now.
+    """Decides for each message whether it may be handled now.
 
-    `rate`: how many messages of one type and one source a queue takes, such as "100/second" or "1000/minute": so many
-        may come at once, and more as the oldest leave the window. What is over it waits. None: any number.
-    `max_hops`: a message that more messages than this led to becomes a dead letter.
-    `max_repeats`: a message becomes a dead letter when more messages of its own type than this led to it, among the
-        last 32 of its chain. This stops events that lead to several of themselves, which `max_hops` alone lets
-        multiply for too long. None: any number.
-    `on_repeat`: what is done with a message that one of its own type led to, which is how storms begin, and rarely
-        wanted. "report" logs and counts it, "dead_letter" makes a dead letter of it.
-    `storage`: where the rates are counted. "memory://" is of this process alone; "redis://host:6379/0" is shared by
-        all. While it does not answer, messages are admitted: a guard that is down must not stop what it guards.
+    `rate`: how many messages of one type and source a queue accepts, such as "100/second" or "1000/minute". A burst of
+        that size is accepted at once; further messages wait until the oldest leave the window. None: any number.
+    `max_hops`: a message with more ancestors than this becomes a dead letter.
+    `max_repeats`: a message with more ancestors of its own type than this, among the last 32, becomes a dead letter.
+        This stops events that lead to several events of the same type, which `max_hops` alone lets multiply for too
+        long. None: any number.
+    `on_repeat`: what to do with a message that has an ancestor of its own type, which is how storms begin and rarely
+        intended. "report" logs and counts it, "dead_letter" dead-letters it.
+    `storage`: where the rates are counted. "memory://" counts in this process; "redis://host:6379/0" is shared by all.
+        While the storage does not answer, messages are admitted: a failed guard must not stop what it guards.
 
-    A subscription that compensates is not held to a rate: what undoes things must come through. The other limits
-    are for it too, for else a storm of compensations would never end.
+    A subscription that compensates has no rate limit, because compensations must get through. The other limits apply
+    to it, because otherwise a storm of compensations would never end.
 
-    Raises `ConfigurationError` for settings that make no sense. Safe to use from any thread.
+    Raises `ConfigurationError` for invalid settings. Safe to use from any thread.
 
     >>> guards = StormGuard(max_hops=16, max_repeats=4)
     >>> guards.snapshot()
@@ -91,7 +91,7 @@ class StormGuard:
         max_repeats: int | None = None,
     ) -> None:
         if max_repeats is not None:
-            why = 'on_repeat="dead_letter" lets none through'
+            why = 'use on_repeat="dead_letter" to let none through'
             whole_number(max_repeats, "StormGuard: max_repeats", ConfigurationError, why=why)
         if rate is not None and not _HAS_LIMITS:
             raise ConfigurationError(
@@ -110,29 +110,29 @@ class StormGuard:
         self._lock = threading.Lock()
 
     def admit(self, envelope: Envelope, subscription: Subscription) -> Admission:
-        """Return what is to be done with a message. Ask once for each time that it would be handled."""
+        """Return what to do with a message. Call it once each time the message is about to be handled."""
         queue = subscription.queue
         if envelope.hops > self.max_hops:
             return self._dead_letter(
                 queue,
-                f"{envelope.hops} messages led to it, more than max_hops={self.max_hops}: {_chain(envelope)}. This "
-                "looks like a storm: find the handlers that answer each other. If the flow is as long as this, raise "
-                "max_hops, then replay it",
+                f"{envelope.hops} messages led to this one, more than max_hops={self.max_hops}: {_chain(envelope)}. "
+                "This looks like a storm: find the handlers that answer each other. If the flow is meant to be this "
+                "long, raise max_hops and replay the message",
             )
         if (before := envelope.path.count(envelope.event_type)) > 0:
             self._count(queue, "repeated")
             if self.on_repeat == "dead_letter":
-                return self._dead_letter(queue, f"one of its own type led to it: {_chain(envelope)}")
+                return self._dead_letter(queue, f"a message of the same type led to this one: {_chain(envelope)}")
             if self.max_repeats is not None and before > self.max_repeats:
                 return self._dead_letter(
                     queue,
-                    f"{before} messages of its own type led to it, more than max_repeats={self.max_repeats}: "
+                    f"{before} messages of the same type led to this one, more than max_repeats={self.max_repeats}: "
                     f"{_chain(envelope)}. This looks like a storm: find the handlers that answer each other. If they "
-                    "are meant to, raise max_repeats, then replay it",
+                    "are meant to, raise max_repeats and replay the message",
                 )
-            if before == 1:  # once a chain and type: a storm must not flood the log too
+            if before == 1:  # once per chain and type: a storm must not flood the log too
                 _log.warning(
-                    "%s: %s %s was led to by one of its own type: %s",
+                    "%s: a message of the same type led to %s %s: %s",
                     queue, envelope.event_type, envelope.event_id, _chain(envelope),
                 )  # fmt: skip
         if self._rate is not None and not subscription.compensates:
@@ -144,28 +144,28 @@ class StormGuard:
         return _ADMITTED
 
     def snapshot(self) -> Mapping[str, Mapping[str, int]]:
-        """Return, per queue, how many were `admitted`, `held`, `dead-lettered` and `repeated` since this process began.
+        """Return, per queue, how many were `admitted`, `throttled`, `dead_lettered` and `repeated` in this process.
 
-        This is what an exporter of metrics reads, together with `Breakers.snapshot`.
+        Metrics exporters read this together with `CircuitBreakers.snapshot`.
         """
         with self._lock:
             names = ("admitted", "throttled", "dead_lettered", "repeated")
             return {queue: {name: counts[name] for name in names} for queue, counts in self._counts.items()}
 
     def _over(self, rate: limits.RateLimitItem, *whose: str) -> float:
-        """Take one from the allowance, or return after how many seconds there will be one."""
+        """Take one from the allowance, or return the seconds until one is available."""
         if time.monotonic() < self._storage_again:
             return 0.0
-        assert self._limiter is not None  # there is a rate, so there is what counts it
+        assert self._limiter is not None  # a rate implies a limiter
         try:
             if self._limiter.hit(rate, *whose):
                 return 0.0
-            # Never 0, not even when the window has moved on meanwhile: it was not taken.
+            # Never 0, even if the window has moved on meanwhile: the allowance was not taken.
             return max(self._limiter.get_window_stats(rate, *whose).reset_time - time.time(), 0.001)
         except StorageError as error:
             self._storage_again = time.monotonic() + _STORAGE_PAUSE
             _log.warning(
-                "the storage of the rates did not answer; all is admitted for %g s: %s",
+                "the rate limit storage did not answer; all messages are admitted for %g s: %s",
                 _STORAGE_PAUSE, error.storage_error,
             )  # fmt: skip
             return 0.0
@@ -180,10 +180,10 @@ class StormGuard:
 
 
 def default_guards() -> StormGuard:
-    """Return what `Events` uses unless it is told otherwise.
+    """Return the guard that `Events` uses by default.
 
-    A request and its answer, twelve services in a row, and a failed payment that is tried eight times stay far below
-    these numbers. Two handlers that answer each other are stopped after eighteen messages.
+    Its limits leave room for a request and its answer, twelve services in a row, and a failed payment with eight
+    retries. Two handlers that answer each other are stopped after eighteen messages.
     """
     return StormGuard(max_hops=32, max_repeats=8)
 
@@ -195,8 +195,8 @@ def _chain(envelope: Envelope) -> str:
 def _rate(text: str) -> limits.RateLimitItem:
     try:
         return limits.parse(text)
-    except (ValueError, TypeError) as error:  # a TypeError of what is no text
-        raise ConfigurationError(f'StormGuard(rate={text!r}): {error}; it looks like "100/second"') from error
+    except (ValueError, TypeError) as error:  # a TypeError if it is not text
+        raise ConfigurationError(f'StormGuard(rate={text!r}): {error}. A rate looks like "100/second"') from error
 
 
 def _storage(url: str) -> limits.storage.Storage:
@@ -204,6 +204,6 @@ def _storage(url: str) -> limits.storage.Storage:
         storage = storage_from_string(url, wrap_exceptions=True)
     except (limits.errors.ConfigurationError, ValueError) as error:
         # Without the URL: it may hold a password.
-        raise ConfigurationError(f'StormGuard(storage=...): {error}; it looks like "redis://host:6379/0"') from error
+        raise ConfigurationError(f'StormGuard(storage=...): {error}. Use a URL like "redis://host:6379/0"') from error
     assert isinstance(storage, limits.storage.Storage)
     return storage

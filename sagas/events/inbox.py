@@ -48,16 +48,16 @@ __all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
 
 logger = logging.getLogger(__name__)
 
-#: The handler that runs now: what it may publish is what it declares.
+#: The handler that is running: it may publish only what it declares.
 HANDLING: ContextVar[Handler | None] = ContextVar("sagas_current_handler", default=None)
 
-#: So often a message that was given out again is begun. What kills whoever handles it must end.
+#: How often a redelivered message is begun at most. A message that kills its process must not do so forever.
 MOST_BEGUN = 5
 
-#: What trying again cannot mend, other than by other code.
+#: Errors that no retry can repair without other code.
 _HOPELESS = (TerminalError, InvalidMessage, UnknownVersion, DefinitionError, NotOwner, NoHandler, TransactionMisuse)
 
-#: Rows that are deleted at once.
+#: How many rows are deleted at once.
 _BATCH = 1000
 
 
@@ -65,43 +65,43 @@ class End(enum.StrEnum):
     """How the handling of a delivery ended."""
 
     HANDLED = "handled"
-    SKIPPED = "skipped"  #: it had been handled before, or was discarded
-    UNSUBSCRIBED = "unsubscribed"  #: it is of a type that the queue was unbound from
-    PARKED = "parked"  #: behind a dead letter of its key
-    FAILED = "failed"  #: try again
-    REJECTED = "rejected"  #: trying again is no use
+    SKIPPED = "skipped"  #: it was handled before, or discarded
+    UNSUBSCRIBED = "unsubscribed"  #: its queue was unbound from its type
+    PARKED = "parked"  #: behind a dead letter with its key
+    FAILED = "failed"  #: to be retried
+    REJECTED = "rejected"  #: a retry would not help
     DEFERRED = "deferred"  #: the database did not answer: that says nothing about the message
-    LOST = "lost"  #: whoever handled it died, or was told to stop: nobody knows how far it got
+    LOST = "lost"  #: the process handling it died or was stopped: how far it got is unknown
     DEAD_LETTERED = "dead_lettered"  #: its consumer filed it as a dead letter; comes after one of the others
-    DOWN = "down"  #: nothing was delivered: the queue is not what is declared, and is not read
+    DOWN = "down"  #: nothing was delivered: the queue differs from its declaration and is not read
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What must be known to handle a delivery, in whatever process. Can be pickled."""
+    """What any process needs to handle a delivery. Can be pickled."""
 
     queue: str
     topic: str
     body: bytes
     attempt: int  #: from 1
-    redelivered: bool  #: it was given out before
+    redelivered: bool  #: whether it was delivered before
     headers: Mapping[str, str] = field(default_factory=dict)
-    owner: str | None = None  #: of an ordered queue: who reads it
+    owner: str | None = None  #: the consumer that holds the lease, for an ordered queue
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a `Call`. Can be pickled."""
+    """The result of a `Call`. Can be pickled."""
 
     end: End
     error: str = ""
-    after: float | None = None  #: seconds until the next attempt, where the handler said so
+    after: float | None = None  #: seconds until the next attempt, if the handler asked for them
 
 
 class Inbox:
-    """Runs handlers, each in one transaction with its inbox row, what it writes and what it publishes.
+    """Runs each handler in one transaction with its inbox row, its writes and the messages it publishes.
 
-    `publish(message, session, *, key)`: what `HandlerContext.emit` calls.
+    `publish(message, session, *, key)`: called by `HandlerContext.emit`.
     """
 
     def __init__(
@@ -119,13 +119,13 @@ class Inbox:
         self._dead_letters = dead_letters
         self._bindings = bindings
         self._publish = publish
-        self._unsubscribed: set[tuple[str, str]] = set()  # what was logged
+        self._unsubscribed: set[tuple[str, str]] = set()  # logged already
 
     def handle(self, call: Call) -> Outcome:
-        """Handle a delivery. Everything that can go wrong is an outcome; only the end of the process is raised."""
+        """Handle a delivery. Every error becomes an outcome; only exceptions that end the process are raised."""
         outcome = self._outcome(call)
         if call.redelivered and outcome.end not in (End.HANDLED, End.REJECTED, End.DEFERRED):
-            with suppress(StoreUnavailable, InvalidMessage):  # then it counts as begun once too often
+            with suppress(StoreUnavailable, InvalidMessage):  # the message then counts as begun once too often
                 redeliveries.clear(self._engine, call.queue, read(call.body, call.headers).event_id)
         return outcome
 
@@ -133,14 +133,14 @@ class Inbox:
         try:
             return Outcome(self._handle(call))
         except RetryableError as error:
-            return Outcome(End.FAILED, _told(error), error.after)
+            return Outcome(End.FAILED, _described(error), error.after)
         except _HOPELESS as error:
-            return Outcome(End.REJECTED, _told(error))
+            return Outcome(End.REJECTED, _described(error))
         except StoreUnavailable as error:
-            return Outcome(End.FAILED if self._answers() else End.DEFERRED, _told(error))
+            return Outcome(End.FAILED if self._answers() else End.DEFERRED, _described(error))
         except DBAPIError as error:
-            away = error.connection_invalidated or not self._answers()
-            return Outcome(End.DEFERRED if away else End.FAILED, _told(error))
+            unavailable = error.connection_invalidated or not self._answers()
+            return Outcome(End.DEFERRED if unavailable else End.FAILED, _described(error))
         except BaseException as error:
             if ends_process(error):
                 raise
@@ -160,14 +160,14 @@ class Inbox:
             attempt=call.attempt,
             metadata=envelope.metadata,
         )
-        # The commit is in it: what is asked for after that belongs to the same story.
+        # This includes the commit: queries after that belong to the same flow.
         with self._observers.during(seen), within(envelope.cause):
             end = self._handle_once(call, subscription, envelope, handler)
             seen.outcome = end.value
             return end
 
     def _is_unsubscribed(self, subscription: Subscription, envelope: Envelope) -> bool:
-        """Tell whether a message is of a type that its queue was unbound from. Only a person decides that."""
+        """Return whether its queue was unbound from the type of a message. Only a person decides that."""
         queue, name = subscription.queue, envelope.event_type
         if any(name in declared.names for handler in subscription.handlers.values() for declared in handler.handles):
             return False
@@ -176,14 +176,14 @@ class Inbox:
                 return False
         if (queue, name) not in self._unsubscribed:
             self._unsubscribed.add((queue, name))
-            logger.warning("%s: passes over %s, which it was unsubscribed from; this is said once", queue, name)
+            logger.warning("%s: skipping messages of %s, which it was unbound from (logged once)", queue, name)
         return True
 
     def _handle_once(self, call: Call, subscription: Subscription, envelope: Envelope, handler: Handler) -> End:
         replay = replay_of(envelope)
         if call.redelivered and redeliveries.begin(self._engine, call.queue, envelope.event_id) > MOST_BEGUN:
             raise TerminalError(
-                f"it was begun {MOST_BEGUN} times and more, and whoever handled it never came back: it seems to kill "
+                f"it was begun more than {MOST_BEGUN} times, and its handler never returned: the message seems to kill "
                 "its process"
             )
         with Session(self._engine) as session:
@@ -197,7 +197,7 @@ class Inbox:
                     session.commit()
                     return End.PARKED
             entered_at = _enter(connection, call.queue, envelope)
-            for old in subscription.was if entered_at else ():  # as code does that knows it by an old name
+            for old in subscription.was if entered_at else ():  # code that knows the queue by an old name does the same
                 entered_at = entered_at and _enter(connection, old, envelope)
             if entered_at is None:
                 session.rollback()
@@ -223,21 +223,21 @@ class Inbox:
                         lent.verify()
                     self._settle(connection, call, envelope)
                     if call.owner is not None and not is_mine(connection, call.queue, call.owner):
-                        return End.LOST  # somebody else reads the queue now, and may have come further
+                        return End.LOST  # another process reads the queue now, and may be further ahead
                     with translated(self._engine):
                         lent.commit()
                 except Exception as error:
                     if not lent.is_whole() and self._take_out(lent, call, envelope, entered_at):
                         raise TransactionMisuse(
-                            f"handler {call.queue!r}: a statement in it, a procedure or DDL, committed its "
-                            "transaction. What it wrote before that is there, what came after is not. Mend it, see "
-                            "what is to be undone, and replay it"
+                            f"handler {call.queue!r}: a statement in it, such as a procedure or DDL, committed its "
+                            "transaction. What it wrote before that is stored, what it wrote later is not. Fix the "
+                            "handler, check what to undo, and replay the message"
                         ) from error
                     raise
             return End.HANDLED
 
     def _take_out(self, lent: Lent, call: Call, envelope: Envelope, entered_at: datetime) -> bool:
-        """Take a message out of the inbox that was committed there before it was handled; tell whether it was."""
+        """Remove a message from the inbox that was committed before it was handled; return whether it was there."""
         lent.take_back()
         lent.session.rollback()
         mine = delete(schema.inbox).where(*_entry(call.queue, envelope), schema.inbox.c.handled_at == entered_at)
@@ -245,7 +245,7 @@ class Inbox:
             return connection.execute(mine).rowcount == 1
 
     def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
-        """Close what is open about a message that is handled."""
+        """Close the redelivery count and the dead letter of a handled message."""
         if call.redelivered:
             redeliveries.clear_in(connection, call.queue, envelope.event_id)
         if replay_of(envelope) is not None:
@@ -258,7 +258,7 @@ class Inbox:
             envelope,
             body=call.body,
             headers=call.headers,
-            error=f"parked behind dead letter {behind}, an earlier message of its key",
+            error=f"parked behind dead letter {behind}, an earlier message with the same key",
             attempts=0,
             behind=behind,
         )
@@ -272,7 +272,7 @@ class Inbox:
         return True
 
     def purge(self, older: timedelta) -> int:
-        """Forget what was handled longer ago than that. Returns how much. Each thousand is a transaction."""
+        """Delete what was handled longer ago than `older`. Returns how many rows. Each batch is a transaction."""
         before, total = datetime.now(UTC) - older, 0
         for table, moment in (
             (schema.inbox, schema.inbox.c.handled_at),
@@ -311,10 +311,10 @@ def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
     known = sorted(subscription.handlers)
     unsubscribe = ""
     if any_version(envelope.event_type) not in subscription.topics:
-        unsubscribe = ". If it is no longer wanted, unbind it: " + command("events", "topology", "apply", "--delete")
+        unsubscribe = ". If it is no longer needed, unbind it: " + command("events", "topology", "apply", "--delete")
     raise NoHandler(
-        f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code that has "
-        f"one, or an upcaster, then replay it{unsubscribe}"
+        f"{subscription.queue} has no handler for {envelope.topic}, only for {', '.join(known)}. Deploy code with "
+        f"such a handler or an upcaster, and replay the message{unsubscribe}"
     )
 
 
@@ -329,9 +329,9 @@ _ENTER: Mapping[str, Any] = {
 
 
 def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime | None:
-    """Write down that a message is handled; return when, or None when it had been.
+    """Record that a message is handled; return the time, or None if it was handled before.
 
-    Waits for whoever handles it meanwhile.
+    Waits for another transaction that is handling it.
     """
     now = datetime.now(UTC)
     row = {
@@ -349,7 +349,7 @@ def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime |
     if statement is not None:
         return now if connection.execute(statement, row).rowcount == 1 else None
     try:
-        # MySQL can only ignore a conflict together with everything else that is wrong with a row.
+        # MySQL can only ignore a conflict together with every other error in a row.
         connection.execute(insert(schema.inbox), row)
     except IntegrityError:
         return None
@@ -357,13 +357,13 @@ def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime |
 
 
 def _check_same(connection: Connection, queue: str, envelope: Envelope) -> None:
-    """Raise `InvalidMessage` for a message that has the id of another one of its source."""
+    """Raise `InvalidMessage` if another message from the same source has the same id."""
     handled = connection.execute(select(schema.inbox.c.digest).where(*_entry(queue, envelope))).scalar()
     if handled is not None and handled != envelope.digest:
         raise InvalidMessage(
             f"{envelope.source!r} has sent another message with the id {envelope.event_id!r}, which {queue} has "
-            "handled already; this one has other content. Each message needs its own id: mend the publisher, and "
-            "publish it with a new one"
+            "already handled, but with other content. Each message needs its own id: fix the publisher, and publish "
+            "this message with a new id"
         )
 
 
@@ -373,13 +373,13 @@ def _entry(queue: str, envelope: Envelope) -> tuple[ColumnElement[bool], ...]:
 
 
 def _failed(call: Call, error: BaseException) -> Outcome:
-    """Say what came of a call whose handler raised what nothing else is made of."""
-    said = meant(error)
-    if isinstance(said, TerminalError):
-        return Outcome(End.REJECTED, _told(said))
+    """Return the outcome of a call whose handler raised any other exception."""
+    reported = meant(error)
+    if isinstance(reported, TerminalError):
+        return Outcome(End.REJECTED, _described(reported))
     logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
-    return Outcome(End.FAILED, _told(said), said.after if isinstance(said, RetryableError) else None)
+    return Outcome(End.FAILED, _described(reported), reported.after if isinstance(reported, RetryableError) else None)
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {describe(error)}"

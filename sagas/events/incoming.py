@@ -1,8 +1,8 @@
-"""The way in: what a broker gave out becomes an envelope, or is none.
+"""Read incoming messages: turn what a broker delivered into an envelope, or reject it.
 
-Brokers give out the body and the headers of every message as they came, whoever sent it: `headers` are text (see
-`sagas.events.brokers.shared.texts`), the content type among them as `content-type`, whatever the broker calls it. What
-else a body may be than our own envelope is decided here, and nowhere else.
+Brokers deliver the body and headers of every message as received, from any sender. Headers are text (see
+`sagas.events.brokers.shared.texts`), and `content-type` is among them, whatever the broker calls it. Only this module
+decides which formats besides our own envelope are accepted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["read"]
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Envelope:
-    """Return the envelope of a message. Raises `InvalidMessage`, with what is wrong, for anything that is none.
+    """Return the envelope of a message. Raises `InvalidMessage`, with the reason, if it is not one.
 
-    `body` and `headers` may be those of a `Delivery`, or of a `DeadLetter` that is replayed.
+    `body` and `headers` come from a `Delivery`, or from an `EventDeadLetter` that is replayed.
     """
     return cloudevents.read(body, headers) or Envelope.decode(body)

@@ -1,4 +1,4 @@
-"""Leases on ordered queues: one process at a time reads one, for two would overtake each other."""
+"""Leases on ordered queues: one process at a time reads such a queue, because two would overtake each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TABLE = schema.consumer_leases
 
 
 def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
-    """Take the lease of a queue for so long, or renew it; tell whether it is ours. Raises `StoreUnavailable`."""
+    """Take or renew the lease on a queue; return whether this owner holds it. Raises `StoreUnavailable`."""
     with translated(engine):
         try:
             with begun(engine) as connection:
@@ -31,16 +31,16 @@ def take(engine: Engine, queue: str, owner: str, seconds: float) -> bool:
                     return False
                 connection.execute(insert(_TABLE), {"queue": queue, "owner": owner, "lease_until": until})
                 return True
-        except IntegrityError:  # somebody else was quicker
+        except IntegrityError:  # another process was faster
             return False
 
 
 def release(engine: Engine, queue: str, owner: str) -> None:
-    """Let others read the queue at once."""
+    """Let other processes read the queue at once."""
     with translated(engine), begun(engine) as connection:
         connection.execute(delete(_TABLE).where(_TABLE.c.queue == queue, _TABLE.c.owner == owner))
 
 
 def is_mine(connection: Connection, queue: str, owner: str) -> bool:
-    """Tell whether nobody else has taken the lease."""
+    """Return whether this owner still holds the lease."""
     return connection.execute(select(_TABLE.c.owner).where(_TABLE.c.queue == queue)).scalar() == owner

@@ -1,7 +1,7 @@
-"""What becomes of a saga, as events that anybody may listen to: `Saga(..., publish_lifecycle=True)`.
+"""The lifecycle of a saga as events that any service may subscribe to: `Saga(..., publish_lifecycle=True)`.
 
-They are stored with the change that they tell of, belong to the context `sagas`, and keep their order: their key is the
-id of the saga.
+Each event is stored with the change it reports, belongs to the context `sagas`, and has the saga's id as its key: the
+events of one saga stay in order.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = [
     "SagaCompleted",
     "SagaGotStuck",
     "SagaStarted",
-    "SagaTurnedBack",
+    "SagaCompensationStarted",
     "StepCompleted",
-    "StepUndone",
+    "StepCompensated",
     "lifecycle_events",
 ]
 
 
 @event("sagas.saga.started")
 class SagaStarted:
-    """The first step of a saga was claimed."""
+    """The first step of a saga has started."""
 
     saga_id: str
     name: str
@@ -36,7 +36,7 @@ class SagaStarted:
 
 @event("sagas.step.completed")
 class StepCompleted:
-    """The action of a step is done. Its result stays with the saga."""
+    """The action of a step is done. Its result stays in the saga's record."""
 
     saga_id: str
     name: str
@@ -44,9 +44,9 @@ class StepCompleted:
     step: str
 
 
-@event("sagas.saga.turned_back", failure=True)
-class SagaTurnedBack:
-    """The saga goes backward from now on."""
+@event("sagas.saga.compensation_started", failure=True)
+class SagaCompensationStarted:
+    """The saga started compensating."""
 
     saga_id: str
     name: str
@@ -54,8 +54,8 @@ class SagaTurnedBack:
     error: str | None
 
 
-@event("sagas.step.undone")
-class StepUndone:
+@event("sagas.step.compensated")
+class StepCompensated:
     """A step has been compensated."""
 
     saga_id: str
@@ -66,7 +66,7 @@ class StepUndone:
 
 @event("sagas.saga.completed")
 class SagaCompleted:
-    """Every step is done."""
+    """Every step of the saga is done."""
 
     saga_id: str
     name: str
@@ -75,7 +75,7 @@ class SagaCompleted:
 
 @event("sagas.saga.compensated")
 class SagaCompensated:
-    """Everything that had begun is undone."""
+    """Every step that had started is compensated."""
 
     saga_id: str
     name: str
@@ -85,7 +85,7 @@ class SagaCompensated:
 
 @event("sagas.saga.got_stuck", failure=True)
 class SagaGotStuck:
-    """A person is needed."""
+    """The saga is stuck and needs a person to decide."""
 
     saga_id: str
     name: str
@@ -99,12 +99,12 @@ _ENDS: Mapping[SagaStatus, Callable[..., Any]] = {
 }
 _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
     StepStatus.DONE: StepCompleted,
-    StepStatus.COMPENSATED: StepUndone,
+    StepStatus.COMPENSATED: StepCompensated,
 }
 
 
 def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
-    """Yield what a change of a saga's record has to tell, in order. Pure."""
+    """Yield the events for a change of a saga's record, in order. Pure."""
     of: dict[str, Any] = {"saga_id": after.id, "name": after.name, "key": after.key}
     if before.status is SagaStatus.PENDING and any(step.started_seq for step in after.steps.values()):
         yield SagaStarted(**of, version=after.version)
@@ -112,7 +112,7 @@ def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
         if step.status in _STEP_ENDS and step.status is not before.step(step.name).status:
             yield _STEP_ENDS[step.status](**of, step=step.name)
     if after.direction is not before.direction:
-        yield SagaTurnedBack(**of, error=after.error)
+        yield SagaCompensationStarted(**of, error=after.error)
     if after.status is before.status:
         return
     if after.status is SagaStatus.COMPLETED:

@@ -1,4 +1,4 @@
-"""The in-process bus: events and commands within one process, in step with the caller's transaction."""
+"""The in-process bus: events and commands within one process, tied to the caller's transaction."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Listener:
 
 @dataclass(slots=True)
 class _Listeners:
-    """Who handles the events of one class."""
+    """The handlers of one event class."""
 
     inline: list[_Listener] = field(default_factory=list)
     before_commit: list[_Listener] = field(default_factory=list)
@@ -50,20 +50,20 @@ class LocalBus:
     """Calls handlers in this process: in the caller's thread, one after the other, in the order of subscription.
 
     =============  ==================================================  ==============================================
-    `when`         called                                              a handler that fails
+    `when`         called                                              if a handler fails
     =============  ==================================================  ==============================================
-    inline         by `publish`, at once                               the others are called all the same, then
-                                                                       `publish` raises `HandlersFailed`
+    inline         by `publish`, at once                               the others are still called, then `publish`
+                                                                       raises `HandlersFailed`
     before_commit  when the session's outermost transaction commits,   nothing is committed; the commit raises
-                   still in it                                         `HandlersFailed`
-    after_commit   when it has committed                               is logged; the caller hears nothing of it
+                   inside it                                           `HandlersFailed`
+    after_commit   after that commit                                   it is logged; the caller is not affected
     =============  ==================================================  ==============================================
 
-    Of an event that is published in a transaction, or a savepoint, that is rolled back the last two hear nothing.
-    Published without a session there is no commit to wait for: all are called at once, in the order of the table.
+    If the transaction or savepoint is rolled back, `before_commit` and `after_commit` handlers are not called.
+    Without a session there is no commit to wait for: all handlers are called at once, in the order of the table.
 
-    Nothing is kept: what must not be lost when the process dies is published through the outbox (`Events.publish`).
-    Subscribe while the program is put together; publish from any thread.
+    Nothing is stored: publish what must survive a crash through the outbox (`Events.publish`).
+    Subscribe while the program starts; publish from any thread.
 
     >>> from sagas.events import command, event
     >>> @event("orders.order.placed")
@@ -89,7 +89,7 @@ class LocalBus:
         self._listeners: dict[type, _Listeners] = {}
         self._receivers: dict[type, _Listener] = {}
 
-    # -- putting together -----------------------------------------------------------------------------------------
+    # -- subscribing ----------------------------------------------------------------------------------------------
 
     @typing.overload
     def subscribe(self, event: type, function: F, *, when: When = "inline") -> F: ...
@@ -100,18 +100,18 @@ class LocalBus:
     def subscribe(self, event: type, function: Any = None, *, when: When = "inline") -> Any:
         """Call a function for each event of a class. Without `function`, a decorator.
 
-        The function takes the event and, unless it is called after the commit, may take a `Session`: that of the
-        publisher. Raises `DefinitionError` for what is no event, or a function that cannot be called so.
+        The function takes the event. Unless it is called after the commit, it may also take a `Session`: the
+        publisher's. Raises `DefinitionError` if the class is not an event, or if the function has other parameters.
         """
         if function is None:
             return lambda function: self.subscribe(event, function, when=when)
         if when not in get_args(When):
-            raise DefinitionError(f"when={when!r} is none of {', '.join(get_args(When))}")
+            raise DefinitionError(f"when={when!r} must be one of {', '.join(get_args(When))}")
         declared = _declared(event, Kind.EVENT)
         listener = _listener(function, declared)
         if when == "after_commit" and listener.takes_session:
             raise DefinitionError(
-                f"{listener.name}: after the commit the publisher's session can no longer be used; open one of its own"
+                f"{listener.name}: after the commit, the publisher's session is no longer usable. Open a new session"
             )
         getattr(self._listeners.setdefault(event, _Listeners()), when).append(listener)
         return function
@@ -123,10 +123,10 @@ class LocalBus:
     def handles(self, command: type) -> Callable[[F], F]: ...
 
     def handles(self, command: type, function: Any = None) -> Any:
-        """Let a function handle a command. Without `function`, a decorator.
+        """Register the handler of a command. Without `function`, a decorator.
 
-        The function takes the command and may take a `Session`: that of the sender. Raises `DuplicateName` for a second
-        handler, `DefinitionError` for what is no command, or a function that cannot be called so.
+        The function takes the command and may take a `Session`: the sender's. Raises `DuplicateName` for a second
+        handler, and `DefinitionError` if the class is not a command, or if the function has other parameters.
         """
         if function is None:
             return lambda function: self.handles(command, function)
@@ -135,19 +135,19 @@ class LocalBus:
         if command in self._receivers:
             raise DuplicateName(
                 f"{listener.name}: command {declared.name!r} already has a handler, {self._receivers[command].name}. "
-                "A command has one; what many react to is an event"
+                "A command has one handler; use an event if several need to react"
             )
         self._receivers[command] = listener
         return function
 
-    # -- carrying -------------------------------------------------------------------------------------------------
+    # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, event: Any, session: AnySession | None = None) -> None:
-        """Tell everybody who subscribed. Nobody need have.
+        """Call the handlers of an event. There may be none.
 
-        `session`: the transaction that it is a part of. Of a connection, handlers get a session on it.
-        Raises `HandlersFailed` when inline handlers failed (without a session: those before the commit too),
-        `DefinitionError` for what is no event.
+        `session`: the transaction that the event belongs to. For a connection, handlers get a session on it.
+        Raises `HandlersFailed` if inline handlers failed (without a session, also those of `before_commit`), and
+        `DefinitionError` if the object is not an event.
         """
         listeners = self._listeners.get(type(event))
         if listeners is None:
@@ -167,30 +167,30 @@ class LocalBus:
         _call(event, own, listeners.inline)
 
     def send(self, command: Any, session: AnySession | None = None) -> Any:
-        """Let the one handler of a command handle it, and return what that returns. What it raises is raised.
+        """Call the one handler of a command and return its result. Its exceptions propagate.
 
-        Raises `NoHandler` when there is none, `DefinitionError` for what is no command.
+        Raises `NoHandler` if there is none, and `DefinitionError` if the object is not a command.
         """
         receiver = self._receivers.get(type(command))
         if receiver is None:
             declared = _declared(type(command), Kind.COMMAND)
             known = ", ".join(sorted(type_of(cls).name for cls in self._receivers)) or "none"
-            raise NoHandler(f"command {declared.name!r} has no handler on this bus; there are those of: {known}")
+            raise NoHandler(f"command {declared.name!r} has no handler on this bus. It has handlers for: {known}")
         with _session_on(None if session is None else own_session(session)) as own:
             return receiver.call(command, own)
 
 
 @contextmanager
 def _session_on(given: Session | Connection | None) -> Iterator[Session | None]:
-    """Give a session in the transaction of what was given."""
+    """Yield a session in the given transaction."""
     if not isinstance(given, Connection):
         yield given
         return
     if not given.in_transaction():
-        given.begin()  # else the session would begin it, and end it
+        given.begin()  # otherwise the session would begin and end the transaction
     with Session(given, join_transaction_mode="rollback_only") as session:
         yield session
-        session.commit()  # of what it holds, to the connection; the transaction is its owner's to end
+        session.commit()  # writes what it holds to the connection; the owner ends the transaction
 
 
 def _call(event: Any, given: Session | Connection | None, listeners: Sequence[_Listener]) -> None:
@@ -200,7 +200,7 @@ def _call(event: Any, given: Session | Connection | None, listeners: Sequence[_L
             with _session_on(given if listener.takes_session else None) as session:
                 listener.call(event, session)
         except RecursionError:
-            raise  # events that answer each other: one such error says more than a group of groups of them
+            raise  # events that answer each other: one such error says more than nested groups of them
         except BaseException as error:
             if ends_process(error):
                 raise
@@ -208,9 +208,9 @@ def _call(event: Any, given: Session | Connection | None, listeners: Sequence[_L
     if failures:
         for name, failure in failures:
             failure.add_note(f"raised by {name}, a handler of event {type_of(event).name!r}")
-        told = "; ".join(f"{name}: {type(failure).__name__}: {failure}" for name, failure in failures)
+        summary = "; ".join(f"{name}: {type(failure).__name__}: {failure}" for name, failure in failures)
         raise HandlersFailed(
-            f"event {type_of(event).name!r}: {len(failures)} of {len(listeners)} handlers failed: {told}",
+            f"event {type_of(event).name!r}: {len(failures)} of {len(listeners)} handlers failed: {summary}",
             [failure for _, failure in failures],
         )
 
@@ -226,7 +226,7 @@ def _call_and_log(event: Any, listeners: Sequence[_Listener]) -> None:
 
 
 def _as_failure(error: BaseException) -> Exception:
-    """Return what a handler raised as an error that a group can hold."""
+    """Return an exception that an exception group can hold."""
     if isinstance(error, Exception):
         return error
     failure = EventError(f"{type(error).__name__}: {describe(error)}")
@@ -237,9 +237,7 @@ def _as_failure(error: BaseException) -> Exception:
 def _declared(cls: type, kind: Kind) -> MessageType:
     declared = type_of(cls)
     if declared.kind is not kind:
-        what = (
-            "an event: subscribe to it, publish it" if declared.kind is Kind.EVENT else "a command: handle it, send it"
-        )
+        what = "an event. Subscribe to or publish it" if declared.kind is Kind.EVENT else "a command. Handle or send it"
         raise DefinitionError(f"{declared.name!r} is {what}")
     return declared
 
@@ -252,7 +250,7 @@ def _listener(function: Callable[..., Any], declared: MessageType) -> _Listener:
 
     def call(given: Any, publishers: Session | None) -> Any:
         if publishers is None:
-            raise EventError(f"{name} takes a session, and {declared.name!r} came without one; give session=")
+            raise EventError(f"{name} takes a session, but {declared.name!r} came without one. Pass session=")
         return function(**{message: given, session: publishers})
 
     return _Listener(name, call, takes_session=True)

@@ -1,8 +1,7 @@
-"""Events and commands: what a message is, before anything carries it.
+"""Events and commands: how messages are declared, before anything carries them.
 
-An event is a fact in the past tense. Its owner publishes it, anybody may listen, and the owner does not care who does.
-A command is a request in the imperative. One service receives it, and its sender learns when it fails: by
-`sagas.events.CommandFailed`.
+An event is a fact, named in the past tense. Its owner publishes it and any service may subscribe. A command asks one
+service to act, and is named in the imperative. Its sender learns of a failure through `sagas.events.CommandFailed`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ __all__ = ["Kind", "MessageType", "NamingWarning", "command", "event", "type_of"
 
 C = TypeVar("C", bound=type)
 
-#: Turns the data of one version into that of the next. Pure: the stored event stays as it is.
+#: Converts the data of one version to the next. It must be pure: the stored event does not change.
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,4}")
 _LONGEST_NAME = 100
 _ATTRIBUTE = "__sagas_message__"
 
-#: What looks like a fact although it does not end in "ed". Only a warning comes of it: what is missing costs little.
+#: Words that look like a fact although they do not end in "ed". They only decide about a warning, so gaps cost little.
 _IRREGULAR = frozenset(
     """
     become begun bent bound born bought broken brought built burnt caught chosen come done drawn driven dropped eaten
@@ -45,7 +44,7 @@ _IRREGULAR = frozenset(
     unsold upheld withdrawn withheld woken won worn written
     """.split()  # noqa: SIM905 - a list of words
 )
-#: What looks like a request, where it stands first: verbs that services are asked to do things with.
+#: Words that look like a request at the start of a name: verbs for what services are asked to do.
 _IMPERATIVE = frozenset(
     """
     abort accept acknowledge activate add adjust allocate apply approve archive assign attach authorise authorize
@@ -63,22 +62,22 @@ _IMPERATIVE = frozenset(
     write
     """.split()  # noqa: SIM905
 )
-#: Those that look the same as a request and as a fact: they will do for both.
+#: Words that are the same in a request and in a fact: they are accepted for both.
 _BOTH = frozenset(
     ["cut", "hit", "login", "logout", "put", "quit", "read", "rerun", "reset", "run", "set", "shut", "split"]
 )
-#: Those that end in "ed" and are no past.
+#: Words that end in "ed" and are not in the past tense.
 _NO_PAST = frozenset(
     ["bleed", "breed", "embed", "exceed", "feed", "heed", "need", "proceed", "seed", "shed", "speed", "succeed", "weed"]
 )
 
 
 class NamingWarning(UserWarning):
-    """The name of a message reads like one of the other kind. Its declaration stands."""
+    """A message's name reads like a name of the other kind. The declaration is still valid."""
 
 
 class Kind(enum.StrEnum):
-    """Which of the two a message is."""
+    """Whether a message is an event or a command."""
 
     EVENT = "event"
     COMMAND = "command"
@@ -86,15 +85,15 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageType:
-    """What was declared of a message: its name, version and Python type."""
+    """The declaration of a message: its name, version and Python class."""
 
     kind: Kind
     name: str  #: `<context>.<entity>.<what happened>`, or `<context>.<what to do>`
-    version: int  #: raised when old readers could no longer read it
+    version: int  #: raised for changes that older readers cannot read
     cls: type = field(repr=False)
-    failure: bool = False  #: an event that says that something did not work out
+    failure: bool = False  #: whether the event reports that something failed
     upcasters: Mapping[int, Upcaster] = field(default_factory=dict, repr=False, compare=False)
-    was: tuple[str, ...] = field(default=(), repr=False, compare=False)  #: names that it had before
+    was: tuple[str, ...] = field(default=(), repr=False, compare=False)  #: former names
 
     @property
     def context(self) -> str:
@@ -108,19 +107,19 @@ class MessageType:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that its messages may have: its own, and those that it had before."""
+        """Every name that its messages may have: the current name and the former ones."""
         return (self.name, *self.was)
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Every version that can be read: its own, and those that upcasters lead up from."""
+        """Every version that can be read: the current one and those with an upcaster."""
         return (*sorted(self.upcasters), self.version)
 
     def load(self, data: msgspec.Raw | bytes, version: int) -> Any:
-        """Return the message that was written as `data` in some version of this type.
+        """Return the message that was written as `data` in the given version of this type.
 
-        Raises `UnknownVersion` for a version that no upcaster leads up from, `InvalidMessage` for data that is not what
-        the type declares.
+        Raises `UnknownVersion` for a version without an upcaster, and `InvalidMessage` if the data does not match the
+        declared type.
         """
         try:
             if version != self.version:
@@ -132,8 +131,8 @@ class MessageType:
     def _upcast(self, data: Any, version: int) -> Any:
         if version not in self.upcasters:
             raise UnknownVersion(
-                f"{self.kind} {self.name!r}: there is no way from version {version} to {self.version}, which is read "
-                f"here. Readable: {', '.join(map(str, self.versions))}. Add an upcaster, or deploy code that knows it"
+                f"{self.kind} {self.name!r}: no upcaster leads from version {version} to version {self.version}, which "
+                f"this code reads. Readable: {', '.join(map(str, self.versions))}. Add an upcaster or deploy newer code"
             )
         for step in range(version, self.version):
             try:
@@ -154,7 +153,7 @@ def _encoded(data: Any) -> bytes:
     try:
         return encode(data)
     except TypeError as error:
-        raise ValueError(f"an upcaster returns what JSON can hold: {error}") from error
+        raise ValueError(f"an upcaster must return data that JSON can represent: {error}") from error
 
 
 def topic(name: str, version: int) -> str:
@@ -162,7 +161,7 @@ def topic(name: str, version: int) -> str:
 
 
 def any_version(name: str) -> str:
-    """Return what a queue is bound to that is to get every version of a type."""
+    """Return the binding of a queue that receives every version of a type."""
     return f"{name}.*"
 
 
@@ -179,14 +178,14 @@ def event(
     """Declare a class as an event: a fact that its owner publishes.
 
     `name`: `<context>.<entity>.<what happened>`; the context is the service that owns it. A name that reads like a
-        request gives a `NamingWarning`, unless `check_name=False`.
-    `version`: raise it for a change that old readers could not bear; additions keep it.
-    `failure`: it says that something did not work out; a choreography must handle it.
-    `upcasters`: from each old version that may still be read, how to get to the next.
-    `was`: names that it had before; messages of those names are read as this one.
+        request causes a `NamingWarning`, unless `check_name=False`.
+    `version`: raise it for a change that older readers cannot read; added optional fields keep it.
+    `failure`: the event reports that something failed; a choreography must handle it.
+    `upcasters`: for each old version that may still be read, a function that converts its data to the next version.
+    `was`: former names; messages with those names are read as this event.
 
     The class may be a frozen dataclass, pydantic model or msgspec Struct; any other becomes a frozen dataclass.
-    Raises `DefinitionError` for a name or a class that will not do.
+    Raises `DefinitionError` for an invalid name or class.
 
     >>> @event("orders.order.placed")
     ... class OrderPlaced:
@@ -199,10 +198,10 @@ def event(
 
     def declare(cls: C) -> C:
         _check_shape(Kind.EVENT, name)
-        if check_name and _is_wish(name):
+        if check_name and _reads_like_request(name):
             _warn(
-                f"event {name!r}: {name.rpartition('.')[2]!r} reads like a request. An event is a fact, best named in "
-                "the past tense, as orders.order.placed; a request is a command. If the name is right, say "
+                f"event {name!r}: {name.rpartition('.')[2]!r} reads like a request. Name an event as a fact in the "
+                "past tense, such as orders.order.placed; declare a request as a command. If the name is right, pass "
                 "check_name=False"
             )
         return _declare(Kind.EVENT, name, version, cls, failure=failure, upcasters=upcasters, was=was)
@@ -219,10 +218,10 @@ def command(
     was: Iterable[str] = (),
     check_name: bool = True,
 ) -> Callable[[C], C]:
-    """Declare a class as a command: a request that one service receives.
+    """Declare a class as a command: a request to one service.
 
-    `name`: `<context>.<what to do>`; the context is the service that receives it. A name that reads like a fact gives a
-        `NamingWarning`, unless `check_name=False`. The rest is as for `event`.
+    `name`: `<context>.<what to do>`; the context is the service that receives it. A name that reads like a fact causes
+        a `NamingWarning`, unless `check_name=False`. The other parameters are as for `event`.
 
     >>> @command("payments.refund_payment")
     ... class RefundPayment:
@@ -231,10 +230,10 @@ def command(
 
     def declare(cls: C) -> C:
         _check_shape(Kind.COMMAND, name)
-        if check_name and _is_fact(name):
+        if check_name and _reads_like_fact(name):
             _warn(
-                f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. A command is a request, best named "
-                "in the imperative, as payments.refund_payment; a fact is an event. If the name is right, say "
+                f"command {name!r}: {name.rpartition('.')[2]!r} reads like a fact. Name a command as a request in the "
+                "imperative, such as payments.refund_payment; declare a fact as an event. If the name is right, pass "
                 "check_name=False"
             )
         return _declare(Kind.COMMAND, name, version, cls, failure=False, upcasters=upcasters, was=was)
@@ -243,12 +242,12 @@ def command(
 
 
 def type_of(message: Any) -> MessageType:
-    """Return what was declared of a message, or of its class. Raises `DefinitionError` when nothing was."""
+    """Return the declaration of a message or message class. Raises `DefinitionError` if it has none."""
     cls = message if isinstance(message, type) else type(message)
     declared: MessageType | None = cls.__dict__.get(_ATTRIBUTE)  # not inherited: a subclass is another message
     if declared is None:
         raise DefinitionError(
-            f"{cls.__qualname__} is neither an event nor a command: declare it with @event or @command"
+            f"{cls.__qualname__} is neither an event nor a command. Declare it with @event or @command"
         )
     return declared
 
@@ -267,13 +266,13 @@ def _declare(
     for old in was:
         _check_shape(kind, old)
     if name in was:
-        raise DefinitionError(f"{where}: was= has its present name; say only those that it had before")
+        raise DefinitionError(f"{where}: was= contains the current name. List only former names")
     whole_number(version, f"{where}: version", DefinitionError, why="versions count from 1")
     wanted = set(range(min(upcasters, default=version), version)) if upcasters else set()
     if upcasters and set(upcasters) != wanted:
         raise DefinitionError(
-            f"{where}: its upcasters lead from {sorted(upcasters)}, but to come up to version {version} without a gap "
-            f"they must lead from {sorted(wanted)}"
+            f"{where}: its upcasters start from versions {sorted(upcasters)}, but to reach version {version} without a "
+            f"gap they must start from {sorted(wanted)}"
         )
     cls = cast("C", _frozen(cls, where))
     try:
@@ -285,7 +284,7 @@ def _declare(
 
 
 def _frozen(cls: type, where: str) -> type:
-    """Return a class whose messages cannot be changed, made from whatever was decorated."""
+    """Return a class with immutable instances, made from the decorated class."""
     config = getattr(cls, "__struct_config__", None)
     model = getattr(cls, "model_config", None)
     if config is not None:
@@ -297,26 +296,26 @@ def _frozen(cls: type, where: str) -> type:
     else:
         return dataclass(frozen=True, kw_only=True)(cls)
     if not frozen:
-        raise DefinitionError(f"{where}: {cls.__qualname__} can be changed. A message is a fact: make it frozen")
+        raise DefinitionError(f"{where}: {cls.__qualname__} is mutable. Make the class frozen: messages never change")
     return cls
 
 
 def _check_shape(kind: Kind, name: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise DefinitionError(
-            f"{kind} {name!r}: a name is two to five words of a-z, 0-9 and _, joined by dots, of {_LONGEST_NAME} "
-            "characters at most: orders.order.placed"
+            f"{kind} {name!r}: a name consists of two to five words of a-z, 0-9 and _, joined by dots, with at most "
+            f"{_LONGEST_NAME} characters, such as orders.order.placed"
         )
 
 
-def _is_wish(name: str) -> bool:
-    """Tell whether the name of an event reads like a request. Only a guess: names need not be English."""
+def _reads_like_request(name: str) -> bool:
+    """Guess whether the name of an event reads like a request. Names need not be English."""
     words = name.rpartition(".")[2].split("_")
     return words[0] in _IMPERATIVE - _BOTH and not any(map(_is_past, words))
 
 
-def _is_fact(name: str) -> bool:
-    """Tell whether the name of a command reads like a fact. Only a guess, too."""
+def _reads_like_fact(name: str) -> bool:
+    """Guess whether the name of a command reads like a fact."""
     words = name.rpartition(".")[2].split("_")
     if words[0] in _IMPERATIVE | _BOTH or words[0].removeprefix("re") in _IMPERATIVE:
         return False
@@ -332,12 +331,12 @@ def _warn(text: str) -> None:
 
 
 def dump(message: Any) -> bytes:
-    """Return the data of a message as JSON that can be read again. Raises `InvalidMessage` when there is none."""
+    """Return the data of a message as JSON that can be read back. Raises `InvalidMessage` if that is impossible."""
     declared = type_of(message)
     try:
-        # Python checks no types, and JSON has no NaN: better that the writer hears of it than every reader.
+        # Python checks no types, and JSON has no NaN: the writer should get the error, rather than every reader.
         return values.dump(message, declared.cls).encode()
     except TypeError as error:
         raise InvalidMessage(
-            f"{declared.kind} {declared.name!r}: cannot be kept as JSON and read again: {error}"
+            f"{declared.kind} {declared.name!r}: its data cannot be stored as JSON and read back: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""The outbox: messages that commit together with what they tell of, and wait there for the relay."""
+"""The outbox: messages that commit together with the changes they report, and wait there for the relay."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sagas.stores.engines import reading, translated
 
 __all__ = ["SHARDS", "age", "outbox_row", "purge", "resend", "shard_of", "unheard", "unsent", "write"]
 
-#: Into so many parts the outbox is divided. One relay at a time sends a part, so that the order of each key is kept.
+#: The number of parts of the outbox. One relay at a time sends a part, which keeps the messages of each key in order.
 SHARDS = 16
 
-#: Rows that are deleted at once.
+#: How many rows are deleted at once.
 _BATCH = 1000
 
 
 def shard_of(key: str) -> int:
-    """Return the part of the outbox that a key belongs to: the same in every process."""
+    """Return the part of the outbox that a key belongs to. It is the same in every process."""
     return zlib.crc32(key.encode()) % SHARDS
 
 
 def outbox_row(envelope: Envelope, queue: str | None = None) -> dict[str, Any]:
-    """Return the row of `events_outbox` that has the relay send a message.
+    """Return the `events_outbox` row that makes the relay send a message.
 
-    `queue`: to this queue alone, as a command or a replay; None: to everybody who listens to its topic.
+    `queue`: send it only to this queue: a command or a replay. None: send it to every queue bound to its topic.
     """
     return {
         "shard": shard_of(envelope.event_id if envelope.key is None else envelope.key),
@@ -49,20 +49,20 @@ def outbox_row(envelope: Envelope, queue: str | None = None) -> dict[str, Any]:
 
 
 def write(session: Session | Connection, envelope: Envelope, queue: str | None = None) -> None:
-    """Put a message into the outbox, in the transaction of the session. See `outbox_row`."""
+    """Put a message into the outbox, in the session's transaction. See `outbox_row`."""
     connection = session.connection() if isinstance(session, Session) else session
     connection.execute(insert(schema.outbox), outbox_row(envelope, queue))
 
 
 def unsent(engine: Engine) -> int:
-    """Return how many messages wait for a relay."""
+    """Return how many messages await a relay."""
     query = select(func.count()).select_from(schema.outbox).where(schema.outbox.c.sent_at.is_(None))
     with reading(engine) as connection:
         return connection.execute(query).scalar_one()
 
 
 def unheard(engine: Engine) -> dict[str, int]:
-    """Return how many messages of each type were sent and reached nobody."""
+    """Return, per type, how many messages were sent to nobody."""
     table = schema.outbox.c
     query = select(table.type, func.count()).where(table.heard.is_not(None), table.heard.is_(False))
     with reading(engine) as connection:
@@ -70,7 +70,7 @@ def unheard(engine: Engine) -> dict[str, int]:
 
 
 def resend(engine: Engine, types: Collection[str]) -> int:
-    """Have those messages of these types sent once more that reached nobody. Returns how many."""
+    """Mark messages of these types that reached nobody to be sent again. Returns how many."""
     table = schema.outbox.c
     again = update(schema.outbox).where(table.heard.is_(False), table.type.in_(types))
     with translated(engine), engine.begin() as connection:
@@ -78,9 +78,9 @@ def resend(engine: Engine, types: Collection[str]) -> int:
 
 
 def age(engine: Engine) -> float:
-    """Return for how many seconds the oldest unsent message has waited; 0 when there is none."""
+    """Return the age of the oldest unsent message in seconds; 0 if there is none."""
     table = schema.outbox.c
-    # The first of each shard is found in an index, however many there are behind it.
+    # An index finds the first message of each shard, however many are behind it.
     first = (
         select(func.min(table.id))
         .where(table.shard == schema.relay_shards.c.shard, table.sent_at.is_(None))
@@ -96,7 +96,7 @@ def _age(oldest: datetime | None) -> float:
 
 
 def purge(engine: Engine, older: timedelta) -> int:
-    """Delete the messages that were sent longer ago than that. Returns how many. Each thousand is a transaction."""
+    """Delete messages that were sent longer ago than `older`. Returns how many. Each batch is a transaction."""
     table = schema.outbox
     before = datetime.now(UTC) - older
     found = select(table.c.id).where(table.c.sent_at < before).order_by(table.c.sent_at).limit(_BATCH)

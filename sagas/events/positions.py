@@ -1,24 +1,25 @@
-"""How events get their positions, so that a reader who goes by them misses none.
+"""How events get their positions, so that a reader who follows the positions misses none.
 
-A position is given when an event is written, but the event is seen when its transaction commits. Where writers overlap,
-a later position can be seen first; a reader who then remembers it would never see the earlier one. So nobody may read
-past the *safe position*, below which nothing is still to come. Each database has its own way to know it:
+A position is assigned when an event is written, but the event becomes visible when its transaction commits. If writers
+overlap, a later position can become visible first; a reader that remembers it would never see the earlier one. So no
+reader goes past the *safe position*: no event below it is still uncommitted. Each database determines it differently:
 
 PostgreSQL
-    A writer first reads the last position that was given out, and holds an advisory lock of that number until its
-    transaction ends. All of its own positions come after it. A reader reads the last position too, and then the locks:
-    the safe position is the lowest of all these numbers. A writer whose position the reader could miss got it before
-    the reader looked, so its lock, taken before that, is still held, or else its events are there to be seen by now.
-    Nobody waits for anybody.
+    A writer first reads the last assigned position, and holds an advisory lock with that number until its transaction
+    ends. All of its own positions are higher. A reader also reads the last position, and then the locks: the safe
+    position is the lowest of these numbers. Suppose the reader could miss a writer's position: that position was
+    assigned before the reader looked, so either the writer's lock, taken even earlier, is still held, or its events are
+    already visible. No one waits for anyone.
 
 MySQL, MariaDB
-    Their counters tell nothing of who is still writing. A row holds the last position, and whoever appends keeps it
-    locked until its transaction ends: positions are given in the order of the commits, one writer at a time.
+    Their counters do not show which writers are still active. A row holds the last position, and an appending
+    transaction locks that row until it ends: positions follow the order of commits, one writer at a time.
 
 SQLite
-    It has one writer at a time by itself.
+    It has only one writer at a time.
 
-In a stream the positions rise with the versions on all of them: whoever appends holds the row of the stream first.
+Within a stream, positions rise with the versions on all databases: an appending transaction first locks the stream's
+row.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from sagas.stores.schema import positions, stored_events, streams
 
 __all__ = ["Row", "Writing", "writing_on"]
 
-#: Expected of a stream: whatever it is. A whole number expects just that version.
+#: The expected version of a stream if any will do. A number expects exactly that version.
 _ANY = None
 
 
 class Row(msgspec.Struct, frozen=True):
-    """An event as it is to be written. The database gives the rest."""
+    """An event to be written. The database provides the rest."""
 
-    number: int  #: in its append, from 1
+    number: int  #: within its append, from 1
     event_id: str
     type: str
     version: int
@@ -53,31 +54,31 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Writing(abc.ABC):
-    """What the databases do not do alike. The connections given are in a transaction, unless `at_once` says so."""
+    """What differs between databases. The given connections are in a transaction, unless `at_once` says otherwise."""
 
-    at_once = False  #: whether `append` is one statement, for which no transaction need be begun
+    at_once = False  #: whether `append` is a single statement that needs no explicit transaction
 
     @abc.abstractmethod
     def append(self, connection: Connection, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
-        """Write events to the end of a stream and return its version. None, and nothing is written, if it is another.
+        """Append events to a stream and return its version, or write nothing and return None on a version mismatch.
 
-        `expected`: the version that the stream must have, 0 where there must be none; None: any.
+        `expected`: the version that the stream must have, 0 if it must not exist; None: any.
         """
 
     @abc.abstractmethod
     def lock(self, connection: Connection, stream: str) -> None:
-        """Keep everybody else from appending to a stream until the transaction ends."""
+        """Prevent other transactions from appending to a stream until this transaction ends."""
 
-    def safe_position(self, connection: Connection) -> int | None:  # noqa: ARG002 - for those who have one
-        """Return the position up to which nothing is still to come; None where that is so of all that can be seen.
+    def safe_position(self, connection: Connection) -> int | None:  # noqa: ARG002 - for databases that need one
+        """Return the position up to which no event is still uncommitted; None if everything visible is safe.
 
-        `connection`: one that begins no transaction.
+        `connection`: a connection that begins no transaction.
         """
         return None
 
 
 def writing_on(dialect: str) -> Writing:
-    """Return what a database needs. Raises `ConfigurationError` for one that is not known."""
+    """Return the implementation for a database. Raises `ConfigurationError` if it is not supported."""
     database_now(dialect)
     return {"postgresql": _Postgres, "sqlite": _Sqlite}.get(dialect, _Mysql)()
 
@@ -87,7 +88,7 @@ def _inserted(dialect: str) -> Any:
 
 
 def _numbered(stream: str, version: int, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the rows of events that bring a stream to a version."""
+    """Return the rows for the events that bring a stream to a version."""
     before = version - len(rows)
     return [
         {
@@ -103,7 +104,7 @@ def _numbered(stream: str, version: int, rows: Sequence[Row]) -> list[dict[str, 
     ]
 
 
-# -- moving a stream on, where the database has ON CONFLICT -----------------------------------------------------------
+# -- advancing a stream, on databases with ON CONFLICT ----------------------------------------------------------------
 
 _MOVE = (
     update(streams)
@@ -114,7 +115,7 @@ _MOVE = (
 
 
 def _begin(statement: Any, *, only_new: bool) -> Any:
-    """Build the statement that begins a stream, or moves on whatever is there. A row of version 0 is no stream yet."""
+    """Build the statement that creates a stream or advances an existing one. A row of version 0 is not yet a stream."""
     return statement.on_conflict_do_update(
         index_elements=["name"],
         set_={"version": streams.c.version + statement.excluded.version},
@@ -129,7 +130,7 @@ class _Sqlite(Writing):
     _insert = _inserted("sqlite")
 
     def append(self, connection: Connection, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
-        # It begins with a write: a transaction that reads first cannot write once somebody else has.
+        # The first statement is a write: a transaction that reads first cannot write after another one has written.
         statement = self._any if expected is _ANY else _MOVE if expected else self._first
         values = {"stream": stream, "count": len(rows)} | ({"expected": expected} if expected else {})
         version: int | None = connection.execute(statement, values).scalar_one_or_none()
@@ -154,7 +155,7 @@ class _Mysql(Writing):
     _insert = _inserted("mysql")
 
     def append(self, connection: Connection, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
-        # The counter before the stream, always: two who append to the same two streams then cannot wait for each other.
+        # Always the counter before the stream: then two transactions on the same two streams cannot deadlock.
         last = self._take(connection, len(rows))
         found = connection.execute(self._version, {"stream": stream}).scalar_one_or_none()
         if expected is not _ANY and expected != (found or 0):
@@ -164,7 +165,7 @@ class _Mysql(Writing):
             connection.execute(self._begin, {"name": stream, "version": version})
         else:
             connection.execute(self._move, {"stream": stream, "now": version})
-        ahead = last - version  # of the positions, before the versions
+        ahead = last - version  # of the positions over the versions
         numbered = _numbered(stream, version, rows)
         connection.execute(self._insert, [{**row, "position": row["stream_version"] + ahead} for row in numbered])
         return version
@@ -178,8 +179,8 @@ class _Mysql(Writing):
         self._take(connection, 0)
 
 
-# The lock of a writer: its first half is the table, its second the low half of the last position that was given out.
-# Taken once a transaction and table: the setting says for which. If a savepoint takes the lock back, the setting too.
+# A writer's lock: its first half is the table, its second half the low half of the last assigned position. It is taken
+# once per transaction and table: the setting records the table. Rolling back to a savepoint undoes lock and setting.
 _MARK = """
 mark AS MATERIALIZED (
     SELECT CASE WHEN current_setting('sagas.appending', true) IS DISTINCT FROM CAST(here.id AS text) THEN
@@ -201,8 +202,8 @@ _MOVED = {
     UPDATE events_stream SET version = version + CAST(:count AS int) FROM mark
     WHERE name = :stream AND version = :expected RETURNING version""",
 }
-# Any number of events is one JSON text: the driver takes six times as long over arrays. They get their positions after
-# the row of the stream is held, as they need what it returns.
+# Any number of events is one JSON text: the driver takes six times as long for arrays. The events get their positions
+# after the stream's row is locked, because they need the version that it returns.
 _APPEND = """
 WITH {mark}, moved AS ({moved}
 ), written AS (
@@ -220,7 +221,7 @@ _ENCODER = msgspec.json.Encoder()
 
 class _Postgres(Writing):
     at_once = True
-    # With its column declared, SQLAlchemy need not look at the result anew each time.
+    # With the column declared, SQLAlchemy does not inspect each result again.
     _append = {  # noqa: RUF012
         how: text(_APPEND.format(mark=_MARK, moved=moved)).columns(streams.c.version) for how, moved in _MOVED.items()
     }
@@ -248,19 +249,19 @@ class _Postgres(Writing):
         connection.execute(self._lock, {"stream": stream})
 
     def safe_position(self, connection: Connection) -> int:
-        # Two statements, so that the locks are read after the position; and before the events, whose snapshot must be
+        # Two statements, so that the locks are read after the position, and before the events, whose snapshot must be
         # younger than both.
         replica, last = connection.execute(self._last).one()
         if replica:
             raise ConfigurationError(
-                "this database is a replica: it does not know who is writing, so a reader of all events would miss "
-                "some. Read them from the primary"
+                "this database is a replica and does not know which transactions are writing, so a reader of all "
+                "events would miss some. Read them from the primary"
             )
         safe_position: int = min([last, *(_whole(mark, last) for mark in connection.execute(self._marks).scalars())])
         return safe_position
 
 
 def _whole(mark: int, last: int) -> int:
-    """Return the position whose low 32 bits a lock has: the one that is near the last."""
+    """Return the position from the low 32 bits in a lock: the candidate that is closest to the last position."""
     away = (mark - last) & 0xFFFF_FFFF
     return last + (away if away < 1 << 31 else away - (1 << 32))

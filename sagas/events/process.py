@@ -1,4 +1,4 @@
-"""A process of its own for events: readers, threads for handlers, a relay, and an end in good order."""
+"""A process for events: consumers, threads for handlers, a relay, and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def run(
     relay: bool = True,
     grace: float = 30.0,
 ) -> None:
-    """Consume, and relay, until SIGTERM or SIGINT. This is what a process is for: call it in the main thread.
+    """Consume and relay until SIGTERM or SIGINT. Call this in the main thread of a process of its own.
 
-    `queues`: which of the services' queues; None: all; empty: none. `threads`: how many handlers run at once.
-    `relay`: also send what is in the outbox. `grace`: seconds that handlers have to end once the process is told to;
-        what does not end by then is cut off, and its message given out again.
-    Raises `ConfigurationError` for a queue that is none of theirs.
+    `queues`: the queues to consume; None: all queues of the services; empty: none. `threads`: how many handlers run at
+        once. `relay`: whether to send the messages in the outbox. `grace`: seconds that handlers have to end at
+        shutdown. After that they are cut off, and their messages are delivered again.
+    Raises `ConfigurationError` for a queue that belongs to none of the services.
     """
-    told = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: stopping.set())
     executor = ThreadPoolExecutor(threads, thread_name_prefix="sagas-handler")
     consumers = events.consumers(InProcess(events.handle, executor), queues)
     consumers.start()
     if relay:
         events.relay.start()
     logger.info("events: consuming %s%s", ", ".join(consumers.queues) or "no queue", ", relaying" if relay else "")
-    told.wait()
+    stopping.wait()
     logger.info("events: stopping")
     consumers.stop(grace)
     if relay:
@@ -52,4 +52,4 @@ def run(
     if consumers.cut_off:
         logger.warning("events: cut off after %g s: handlers of %s", grace, ", ".join(consumers.cut_off))
         logging.shutdown()
-        os._exit(1)  # else the interpreter would wait for them
+        os._exit(1)  # otherwise the interpreter would wait for them

@@ -1,4 +1,4 @@
-"""Projections: tables made of events, kept up to date, and made anew beside the old ones when their code changes."""
+"""Projections: tables derived from events, kept up to date, and rebuilt beside the old ones when their code changes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., None])
 W = TypeVar("W", Select[Any], Update)
 
-#: Takes an event, and a session in the transaction that also keeps the position: do not commit it.
+#: Takes an event, and a session in the transaction that also stores the position. It must not commit the session.
 ProjectionHandler = Callable[[StoredEvent[Any], Session], None]
 
 
 class Projection:
-    """What one version of a projection makes of events.
+    """What one version of a projection derives from events.
 
-    `name`: the same for all versions. `version`: raise it when the functions make something else of the same events;
-    it writes to tables, or rows, of its own. `clear`: empties those, so that it can be built again.
+    `name`: the same for all versions. `version`: raise it when the functions derive something else from the same
+    events; each version writes to its own tables or rows. `clear`: empties those, so that the version can be rebuilt.
 
-    Its functions are called for each event once, in order, in one transaction with the position, in the database of the
-    events: what they write through their session is there exactly once. What they do elsewhere may be repeated.
+    Its functions are called once for each event, in order, in one transaction with the position, in the database of
+    the events: their writes through the session happen exactly once. Other side effects may be repeated.
 
     >>> from sagas.events import Projection, StoredEvent, event
     >>> @event("accounts.money.deposited")
@@ -55,7 +55,7 @@ class Projection:
     def __init__(self, name: str, *, version: int = 1, clear: Callable[[Session], object] | None = None) -> None:
         if not 0 < len(name) <= 100 or version < 1:
             raise DefinitionError(
-                f"projection {name!r} version {version}: a name has 1 to 100 characters, and versions count from 1"
+                f"projection {name!r} version {version}: a name has 1 to 100 characters, and versions start at 1"
             )
         self.name = name
         self.version = version
@@ -69,15 +69,15 @@ class Projection:
         return f"{self.name} {self.version}"
 
     def on(self, *events: type) -> Callable[[F], F]:
-        """Declare the function for some events: it takes the stored event and a session.
+        """Register the function for some event types. It takes the stored event and a session.
 
-        Events that no function is declared for are passed over. Raises `DuplicateName` for one that has a function.
+        Events without a function are skipped. Raises `DuplicateName` if an event type already has a function.
         """
 
         def declare(function: F) -> F:
             for declared in map(type_of, events):
                 if declared in self.handlers:
-                    raise DuplicateName(f"projection {self}: {declared.name!r} has a function already")
+                    raise DuplicateName(f"projection {self}: {declared.name!r} already has a function")
                 self.handlers[declared] = function
             return function
 
@@ -86,14 +86,14 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectionState:
-    """Where a version of a projection stands."""
+    """The state of one version of a projection."""
 
     name: str
     version: int
-    position: int  #: of the last event that it has seen
-    live: bool  #: whether it is the version that is read
-    failed_position: int | None  #: of the event that it stopped at
-    error: str | None  #: what that event did to it
+    position: int  #: of the last processed event
+    live: bool  #: whether readers use this version
+    failed_position: int | None  #: of the event it stopped at
+    error: str | None  #: the error that this event caused
     updated_at: datetime
 
 
@@ -110,19 +110,19 @@ class _Failure:
         return position
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         row = self.row
-        told = (
-            f"{type(self.error).__name__} at event {row.event_id}, {row.type} version {row.version}, number "
-            f"{row.stream_version} of {row.stream!r}: {self.error}"
+        text = (
+            f"{type(self.error).__name__} at event {row.event_id}, {row.type} version {row.version}, stream "
+            f"{row.stream!r} version {row.stream_version}: {self.error}"
         )
-        # What the databases can keep: an error may quote anything.
-        return told.replace("\0", "\\0").encode(errors="replace").decode()
+        # Only what databases can store: an error may quote anything.
+        return text.replace("\0", "\\0").encode(errors="replace").decode()
 
 
 @dataclass
 class _Batch:
-    """How far one transaction came."""
+    """The progress of one transaction."""
 
     position: int
     seen: int = 0
@@ -130,11 +130,12 @@ class _Batch:
 
 
 class Projections:
-    """Runs projections, and promotes their versions.
+    """Runs projections and promotes their versions.
 
-    `store`: whose events they are made of, and in whose database they are. `projections`: every version that this code
-    has. `batch`: how many events are handled in one transaction at most.
-    Raises `DuplicateName` for two of one name and version, `DefinitionError` for an event that the store was not given.
+    `store`: the event store that they derive from; they are in its database. `projections`: every version in this
+    code. `batch`: the most events in one transaction.
+    Raises `DuplicateName` for two projections with the same name and version, and `DefinitionError` for an event type
+    that the store does not know.
     """
 
     def __init__(self, store: EventStore, projections: Iterable[Projection] = (), *, batch: int = 500) -> None:
@@ -145,32 +146,32 @@ class Projections:
         self._registered: set[tuple[str, int]] = set()
         for projection in projections:
             if (projection.name, projection.version) in self.known:
-                raise DuplicateName(f"there are two projections {projection}")
+                raise DuplicateName(f"there are two projections {projection}. Raise the version of one of them")
             for declared in projection.handlers:
                 if declared not in store.types:
                     raise DefinitionError(
                         f"projection {projection} handles {declared.name!r} version {declared.version}, which its "
-                        "store does not read: add it to EventStore(engine, types=[...])"
+                        "store does not know. Add it to EventStore(engine, types=[...])"
                     )
             self.known[projection.name, projection.version] = projection
 
     def get(self, name: str, version: int | None = None) -> Projection:
-        """Return a projection of this code; without `version` the newest. Raises `DefinitionError` if there is none."""
+        """Return a projection of this code, by default its newest version. Raises `DefinitionError` if none exists."""
         versions = [projection for projection in self.known.values() if projection.name == name]
         if version is not None:
             versions = [projection for projection in versions if projection.version == version]
         if not versions:
             wanted = name if version is None else f"{name} {version}"
             known = ", ".join(map(str, self.known.values())) or "none"
-            raise DefinitionError(f"this code has no projection {wanted}; it has: {known}")
+            raise DefinitionError(f"this code has no projection {wanted}. It has: {known}")
         return max(versions, key=lambda projection: projection.version)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def live_version(self, name: str, session: Session | Connection | None = None) -> int | None:
-        """Return the version of a projection that is to be read; None when it never ran.
+        """Return the version of a projection that readers use; None if it never ran.
 
-        `session`: where you read its tables, so that a promotion cannot come between where it keeps to one snapshot.
+        `session`: the session you read the tables with. If it uses one snapshot, no promotion can happen in between.
         """
         query = select(live_projections.c.version).where(live_projections.c.name == name)
         if session is not None:
@@ -179,7 +180,7 @@ class Projections:
             return connection.scalar(query)
 
     def states(self) -> list[ProjectionState]:
-        """Return where all versions in the database stand, those of other code too, by name and version."""
+        """Return the state of all versions in the database, including those of other code, by name and version."""
         live = live_projections.c
         query = (
             select(projections, live.version.label("live"))
@@ -193,10 +194,10 @@ class Projections:
     # -- running ------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event, *, poll: float = 0.2) -> None:
-        """Keep all projections up to date until `stop` is set, looking for new events every `poll` seconds.
+        """Keep all projections up to date until `stop` is set, polling for new events every `poll` seconds.
 
-        Any number of processes may do so: one at a time is at work on a projection. One that stopped at an event waits
-        for `resume`, and does not hold up the others.
+        Any number of processes may do so: one at a time advances a projection. A projection that stopped at an event
+        waits for `resume` and does not delay the others.
         """
         while not stop.is_set():
             seen = 0
@@ -204,11 +205,11 @@ class Projections:
                 try:
                     seen += self.advance(projection)
                 except ProjectionStopped:
-                    continue  # it was logged when it stopped, and is in the database to be seen
+                    continue  # it was logged when it stopped, and `states` shows it
                 except StoreUnavailable as error:
-                    logger.warning("projection %s waits for its database: %s", projection, error)
+                    logger.warning("projection %s is waiting for its database: %s", projection, error)
                 except Exception:
-                    logger.exception("projection %s: its events could not be handled; it is tried again", projection)
+                    logger.exception("projection %s failed to process its events; it will retry", projection)
                 else:
                     continue
                 stop.wait(_PAUSE)
@@ -216,10 +217,10 @@ class Projections:
                 stop.wait(poll)
 
     def advance(self, projection: Projection) -> int:
-        """Handle the next events, `batch` at most, in one transaction. Returns how many it has seen.
+        """Process the next events, at most `batch`, in one transaction. Returns how many.
 
-        Returns 0 when there are none, and when another process is at work on it. Raises `ProjectionStopped` when it has
-        stopped, or stops now: then all before the failing event is handled, and `states` tells what failed.
+        Returns 0 if there are none, or if another process is advancing the projection. Raises `ProjectionStopped` if it
+        has stopped or stops now: everything before the failing event is then processed, and `states` shows the error.
         """
         self.register(projection)
         until = self.store.safe_position()
@@ -236,25 +237,25 @@ class Projections:
                     lent.commit()
             if batch.failure is None:
                 break
-            # All of it was rolled back. A database in trouble may be over it the next time; anything else is final.
+            # Everything was rolled back. A database in trouble may have recovered next time; any other error is final.
             if isinstance(batch.failure.error, StoreUnavailable) and attempt < _ATTEMPTS:
                 attempt += 1
             else:
                 failure, until = batch.failure, batch.failure.position - 1
         if failure is not None:
-            logger.error("projection %s stopped: %s", projection, failure.told, exc_info=failure.error)
-            raise _stopped(projection, failure.position, failure.told) from failure.error
+            logger.error("projection %s stopped: %s", projection, failure.text, exc_info=failure.error)
+            raise _stopped(projection, failure.position, failure.text) from failure.error
         return batch.seen
 
     def catch_up(self, projection: Projection) -> int:
-        """Handle all events that there are. Returns how many; raises what `advance` raises."""
+        """Process all available events. Returns how many; raises what `advance` raises."""
         total = 0
         while seen := self.advance(projection):
             total += seen
         return total
 
     def register(self, projection: Projection) -> None:
-        """Make the row of a projection, unless it is there. The first version of a name is live from the start."""
+        """Create the row of a projection unless it exists. The first version of a name is live from the start."""
         key = (projection.name, projection.version)
         if key in self._registered:
             return
@@ -269,17 +270,17 @@ class Projections:
     def _insert(self, statement: Any) -> None:
         engine = self.store.engine
         with translated(engine), suppress(IntegrityError), begun(engine) as connection:
-            connection.execute(statement)  # unless somebody else was quicker
+            connection.execute(statement)  # unless another process was faster
 
     @contextmanager
     def _transaction(self, projection: Projection) -> Iterator[Lent]:
-        """Give a session whose transaction its functions cannot end."""
+        """Yield a session whose transaction the projection's functions cannot end."""
         engine = self.store.engine
         with translated(engine), Session(engine) as session, Lent(session, engine, f"projection {projection}") as lent:
             yield lent
 
     def _take(self, session: Session, projection: Projection) -> int | None:
-        """Keep all other processes from a projection until the transaction ends. None if one of them was first."""
+        """Lock a projection until the transaction ends and return its position. None if another process holds it."""
         row = session.execute(_row(projection).with_for_update(skip_locked=True)).one_or_none()
         if row is None:
             return None
@@ -310,7 +311,7 @@ class Projections:
             return
         function(self.store.open(row), lent.session)
         lent.check()
-        lent.session.flush()  # so that what it wrote fails here, and not at the end of the batch
+        lent.session.flush()  # so that invalid writes fail here rather than at the end of the batch
 
     def _move(
         self, session: Session, projection: Projection, position: int, batch: _Batch, failure: _Failure | None
@@ -319,33 +320,33 @@ class Projections:
             return
         values: dict[str, Any] = {"position": batch.position, "updated_at": self._now}
         if failure is not None:
-            values |= {"failed_position": failure.position, "error": failure.told}
-        # Where the database has no row locks this is what keeps two processes from handling the same events.
+            values |= {"failed_position": failure.position, "error": failure.text}
+        # On databases without row locks, this keeps two processes from processing the same events.
         mine = _of(update(projections), projection).where(projections.c.position == position)
         if session.connection().execute(mine.values(values)).rowcount != 1:
-            raise StoreUnavailable(f"projection {projection}: another process was at work on it too; try again")
+            raise StoreUnavailable(f"projection {projection}: another process advanced it at the same time. Try again")
 
     # -- versions -----------------------------------------------------------------------------------------------
 
     def rebuild(self, projection: Projection) -> int:
-        """Build a version that is not live from the first event on. Returns how many events it has seen.
+        """Build a version that is not live from the first event on. Returns how many events it has processed.
 
-        The live one stays as it is, and is read, until `promote`. Raises `NotAllowed` for the live version, and for one
-        that has begun and has no `clear`; and what `advance` raises.
+        Readers keep using the live version until `promote`. Raises `NotAllowed` for the live version, and for a version
+        that has started and has no `clear`; and what `advance` raises.
         """
         self.register(projection)
         if self.live_version(projection.name) == projection.version:
             raise NotAllowed(
-                f"projection {projection} is live: it cannot be built anew under its readers. Give the new code a "
-                f"higher version, with tables of its own, rebuild that and promote it"
+                f"projection {projection} is live and cannot be rebuilt while it is read. Give the new code a higher "
+                f"version with its own tables, rebuild that version and promote it"
             )
         with self._transaction(projection) as lent:
             session = lent.session
             row = session.execute(_row(projection).with_for_update()).one()
             if row.position and projection.clear is None:
                 raise NotAllowed(
-                    f"projection {projection} has seen events up to position {row.position}, and does not know how to "
-                    "empty its tables: Projection(..., clear=function). To go on from there, run it instead"
+                    f"projection {projection} has processed events up to position {row.position}, and has no function "
+                    "that empties its tables: Projection(..., clear=function). To continue from there, run it instead"
                 )
             if row.position and projection.clear is not None:
                 projection.clear(session)
@@ -356,9 +357,9 @@ class Projections:
         return self.catch_up(projection)
 
     def promote(self, projection: Projection) -> int | None:
-        """Let a version be the one that is read. Returns the one that was, or None if it was this one already.
+        """Make a version live. Returns the previously live version, or None if this version was already live.
 
-        It first catches up, so that readers never see less than they saw before. Raises what `advance` raises.
+        The version first catches up, so that readers never see less than before. Raises what `advance` raises.
         """
         self.catch_up(projection)
         name = projection.name
@@ -369,7 +370,7 @@ class Projections:
             ).scalar_one()
             if live == projection.version:
                 return None
-            # Both stand still from here on. What the live one has seen is there to be seen.
+            # Both are locked from here on. Everything that the live version has processed is visible.
             rows = session.execute(
                 select(projections)
                 .where(projections.c.name == name, projections.c.version.in_([live, projection.version]))
@@ -390,21 +391,21 @@ class Projections:
                 session.execute(update(live_projections).filter_by(name=name).values(now))
                 lent.commit()
                 return live
-        self.advance(projection)  # stops there, and says so
-        raise StoreUnavailable(f"projection {projection}: an event could not be handled; try again") from (
+        self.advance(projection)  # stops at the event, and reports it
+        raise StoreUnavailable(f"projection {projection}: an event could not be processed. Try again") from (
             batch.failure.error
         )
 
     def resume(self, projection: Projection) -> None:
-        """Let a projection that stopped try the failing event again, once its code is mended."""
+        """Let a stopped projection retry the failing event, after its code is fixed."""
         with translated(self.store.engine), begun(self.store.engine) as connection:
             connection.execute(_of(update(projections), projection).values(failed_position=None, error=None))
 
 
-#: Seconds before a database in trouble is asked again.
+#: Seconds to wait before using a database in trouble again.
 _PAUSE = 1.0
 
-#: How often an event is tried that a database in trouble did not let pass.
+#: How often an event is tried while the database is in trouble.
 _ATTEMPTS = 3
 
 
@@ -416,8 +417,8 @@ def _row(projection: Projection) -> Any:
     return _of(select(projections), projection)
 
 
-def _stopped(projection: Projection, position: int, told: str) -> ProjectionStopped:
+def _stopped(projection: Projection, position: int, failure: str) -> ProjectionStopped:
     return ProjectionStopped(
-        f"projection {projection} stopped at position {position}: {told}. All before it is handled. Mend the code, and "
-        f"resume it: sagas events projection resume {projection.name} --version {projection.version}"
+        f"projection {projection} stopped at position {position}: {failure}. Everything before it is processed. Fix "
+        f"the code and resume it: sagas events projection resume {projection.name} --version {projection.version}"
     )

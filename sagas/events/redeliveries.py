@@ -1,7 +1,7 @@
-"""Messages that were given out more than once: how often each was begun by somebody who never came back.
+"""Redelivered messages: how often each was begun by a process that did not end it.
 
-One that kills whoever handles it is found out by that. A broker's own count is no help: it also goes up for the
-innocent that were fetched together with it, and were never begun.
+This reveals messages that kill the process handling them. A broker's own count does not: it also increases for the
+messages that were only fetched together with such a message and never begun.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _TABLE = schema.redeliveries
 
 
 def times_begun(engine: Engine, queue: str, ids: Collection[str]) -> dict[str, int]:
-    """Return how often messages of a queue were begun, those left out that were not."""
+    """Return how often messages of a queue were begun. Messages that were never begun are left out."""
     query = select(_TABLE.c.event_id, _TABLE.c.deliveries).where(_TABLE.c.queue == queue, _TABLE.c.event_id.in_(ids))
     with reading(engine) as connection:
         return {event_id: times for event_id, times in connection.execute(query)}  # noqa: C416 - rows are not pairs
 
 
 def begin(engine: Engine, queue: str, event_id: str) -> int:
-    """Count that a message is begun; return how often it has been, this time included."""
+    """Count that a message begins; return how often it has begun, this time included."""
     now = datetime.now(UTC)
     with translated(engine), begun(engine) as connection:
         more = _of(update(_TABLE), queue, event_id).values(deliveries=_TABLE.c.deliveries + 1, seen_at=now)
@@ -40,13 +40,13 @@ def begin(engine: Engine, queue: str, event_id: str) -> int:
 
 
 def clear(engine: Engine, queue: str, event_id: str) -> None:
-    """Note that whoever began a message came back, whatever came of it."""
+    """Record that the handler of a message ended, with whatever outcome."""
     with translated(engine), begun(engine) as connection:
         clear_in(connection, queue, event_id)
 
 
 def clear_in(connection: Connection, queue: str, event_id: str) -> None:
-    """Do as `clear`, in a transaction of the caller's."""
+    """Do the same as `clear`, in the caller's transaction."""
     connection.execute(_of(delete(_TABLE), queue, event_id))
 
 

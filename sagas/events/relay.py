@@ -1,4 +1,4 @@
-"""The relay: takes messages from the outbox to the broker."""
+"""The relay: sends messages from the outbox to the broker."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ __all__ = ["Relay"]
 
 logger = logging.getLogger(__name__)
 
-#: Messages that are handed to the broker, and then marked as sent, at once.
+#: How many messages are published, and then marked as sent, at once.
 _BATCH = 100
 
-#: After an error the pause grows up to this many seconds.
+#: The longest pause after an error, in seconds.
 _LONGEST_PAUSE = 30.0
 
-#: Seconds that a broker may take over a batch, where the database could not be told meanwhile that we are there.
+#: Seconds that the broker may take for a batch. Meanwhile the database hears nothing from this connection.
 _LONGEST_SEND = 120.0
 
-#: Seconds before it is said again of a topic that nobody listens to it.
+#: Seconds before the warning about a topic without subscribers is repeated.
 _SAY_AGAIN = 3600.0
 
 _TABLE = schema.outbox.c
@@ -60,7 +60,7 @@ _LOCK = (
     .where(schema.relay_shards.c.shard == bindparam("shard"))
     .with_for_update(skip_locked=True)
 )
-#: SQLite has one lock for all, and no other way to ask for it in whatever mode the caller's engine begins.
+#: SQLite has one lock for everything, and this is the only way to get it in every mode of the caller's engine.
 _LOCK_ALL = update(schema.relay_shards).where(schema.relay_shards.c.shard == bindparam("_shard")).values(
     shard=schema.relay_shards.c.shard
 )  # fmt: skip
@@ -72,10 +72,10 @@ _UNSENT = (
 )
 
 
-#: What says nothing about a message: whether it was sent is not sure, or nothing can be.
+#: Errors that say nothing about a message: it is uncertain whether it was sent, or nothing can be sent.
 _UNSURE = (BrokerUnavailable, ConfigurationError)
 
-#: So many shards in a row that the broker does not take: then it is away.
+#: After this many consecutive shards that the broker does not accept, it counts as unavailable.
 _AWAY = 2
 
 
@@ -87,18 +87,18 @@ class _Message:
 
 
 class Relay:
-    """Sends what is in the outbox, each key in the order of its transactions, at least once.
+    """Sends the messages in the outbox at least once; those with the same key in the order of their transactions.
 
-    Any number may run, in any processes: each part of the outbox is sent by the one that holds its lock. A message is
-    marked as sent after the broker has confirmed it; a relay that dies in between leaves it to be sent once more.
+    Any number of relays may run, in any processes: the relay that holds the lock of a shard sends that shard. It marks
+    a message as sent after the broker has confirmed it. If it dies in between, the message is sent again.
 
-    What cannot be sent becomes a dead letter in this database, which is the sender's: a command, or a replay, to a
-    queue that the broker does not have, a message that it cannot take, a row that is no message. What follows it is
-    sent, of its key too. A part that cannot be sent now rests for a while, and the others go on.
+    What cannot be sent becomes a dead letter in this database, the sender's: a command or replay for a queue that the
+    broker does not have, a message that the broker rejects, or a damaged row. The messages after it are sent, also
+    those with its key. A shard that cannot be sent now pauses for a while, and the others continue.
 
-    `wire`: what the messages of a source look like at the broker. `declare`: makes the topology at the broker; called
-        before the first message, and after an error.
-    `interval`: seconds between two looks at an outbox that was empty.
+    `wire`: returns the broker format for the messages of a source. `declare`: creates the topology at the broker;
+        called before the first message, and after an error.
+    `interval`: seconds between polls of an empty outbox.
     """
 
     def __init__(
@@ -120,14 +120,14 @@ class Relay:
         self._declare = declare
         self._declared = False
         self._interval = interval
-        self._mismatch = ""  # what was last said of queues that are not what is declared
+        self._mismatch = ""  # the queue mismatch that was last logged
         self._resting: dict[int, tuple[float, float]] = {}  # shards: until when, by the monotonic clock; how long
-        self._said: dict[str, float] = {}  # when it was last said of a topic that nobody listens to it
+        self._warned: dict[str, float] = {}  # when the warning about a topic without subscribers was last logged
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def send(self) -> int:
-        """Send all that is there. Returns how many. Raises `BrokerUnavailable`, `StoreUnavailable`."""
+        """Send everything in the outbox. Returns how many. Raises `BrokerUnavailable` and `StoreUnavailable`."""
         self._resting.clear()
         total, failure = 0, None
         while True:
@@ -140,29 +140,29 @@ class Relay:
         return total
 
     def _look(self) -> tuple[int, Exception | None]:
-        """Send a batch of each shard that has something, and is not being sent by another relay.
+        """Send a batch of each shard that has messages and is not being sent by another relay.
 
-        Return how many messages were sent, and why others were not.
+        Return how many messages were sent, and the first error of the others.
         """
         with reading(self._engine) as connection:
             shards = list(connection.execute(_WITH_WORK).scalars())
         now = time.monotonic()
         shards = [shard for shard in shards if self._resting.get(shard, (0.0, 0.0))[0] <= now]
-        if shards and not self._declared:  # which writes in the database, too, so in no transaction of ours
+        if shards and not self._declared:  # this also writes to the database, so it is in no transaction of ours
             self._declare_all()
-        random.shuffle(shards)  # so that several relays do not queue for the same one
+        random.shuffle(shards)  # so that several relays do not compete for the same one
         sent, failure, in_a_row = 0, None, 0
         for shard in shards:
             try:
                 sent += self._send(shard)
             except StoreUnavailable:
-                raise  # it is the same for all
-            except Exception as error:  # noqa: BLE001 - told in `_rest`
+                raise  # it affects every shard
+            except Exception as error:  # noqa: BLE001 - logged in `_rest`
                 failure = failure or error
                 in_a_row += 1
                 self._rest(shard, error)
                 if in_a_row == _AWAY and isinstance(error, BrokerUnavailable):
-                    break  # each of the others would wait for it, too
+                    break  # every other shard would wait for the broker, too
             else:
                 in_a_row = 0
                 self._resting.pop(shard, None)
@@ -172,9 +172,9 @@ class Relay:
         try:
             self._declare()
         except QueueMismatch as error:
-            if str(error) != self._mismatch:  # its consumer says it again and again
+            if str(error) != self._mismatch:  # the queue's consumer logs it repeatedly
                 self._mismatch = str(error)
-                logger.error("the relay goes on without: %s", error)  # noqa: TRY400
+                logger.error("the relay continues despite a mismatch: %s", error)  # noqa: TRY400
         self._declared = True
 
     def _rest(self, shard: int, error: Exception) -> None:
@@ -182,9 +182,9 @@ class Relay:
         pause = min(max(pause, 0.1) * 2, _LONGEST_PAUSE)
         self._resting[shard] = time.monotonic() + pause, pause
         if isinstance(error, SagaError):
-            logger.warning("shard %d of the outbox rests for %.1f s: %s", shard, pause, error)
+            logger.warning("shard %d of the outbox pauses for %.1f s: %s", shard, pause, error)
         else:
-            logger.error("shard %d of the outbox rests for %.1f s", shard, pause, exc_info=error)
+            logger.error("shard %d of the outbox pauses for %.1f s", shard, pause, exc_info=error)
 
     def _send(self, shard: int) -> int:
         with translated(self._engine), begun(self._engine, unheard=_LONGEST_SEND) as connection:
@@ -211,19 +211,19 @@ class Relay:
         return connection.execute(_LOCK, {"shard": shard}).first() is not None
 
     def _publish(self, connection: Connection, rows: Sequence[Any]) -> list[int]:
-        """Hand over rows of the outbox. Return the ids of those that reached nobody."""
+        """Publish rows of the outbox. Return the ids of those that reached nobody."""
         messages = [message for row in rows if (message := self._message(connection, row)) is not None]
         unheard: set[str] = set()
         try:
             unheard.update(self._broker.publish([message.outgoing for message in messages]))
         except _UNSURE:
             raise
-        except Exception:  # noqa: BLE001 - what one message can make a client raise is not for us to list
-            # One of them. What was taken before it may be taken twice, which is what the inbox is for.
+        except Exception:  # noqa: BLE001 - a message may make a client raise anything
+            # One message is at fault. Those before it may be sent twice; the inbox handles them once.
             for message in messages:
                 unheard.update(self._publish_alone(connection, message))
         for name in sorted(unheard):
-            self._say_unheard(name)
+            self._warn_unheard(name)
         return [
             message.row for message in messages if message.outgoing.queue is None and message.outgoing.topic in unheard
         ]
@@ -236,7 +236,7 @@ class Relay:
             raise
         except Exception as error:
             if outgoing.queue is None and isinstance(error, NoHandler):
-                raise  # it is the exchange that is not there: declaring it again helps
+                raise  # the exchange does not exist: declaring it again helps
             letter = self._dead_letters.file_in(
                 connection,
                 outgoing.queue or "",
@@ -252,7 +252,7 @@ class Relay:
             return ()
 
     def _message(self, connection: Connection, row: Any) -> _Message | None:
-        """Return the message in a row of the outbox. One that is none becomes a dead letter."""
+        """Return the message in a row of the outbox. A damaged row becomes a dead letter."""
         body = row.body if isinstance(row.body, bytes) else str(row.body).encode()
         try:
             envelope = Envelope.decode(body)
@@ -268,7 +268,7 @@ class Relay:
             )
             logger.error("dead letter %d: row %d of the outbox is damaged: %s", letter, row.id, error)  # noqa: TRY400
             return None
-        # What is replayed goes to a queue of ours, and nobody else reads it.
+        # A replay goes to one of our own queues, and nobody else reads it.
         wire = Wire.ENVELOPE if replay_of(envelope) is not None else self._wire(envelope.source)
         headers, sent = envelope.headers(), body
         if wire is not Wire.ENVELOPE:
@@ -283,14 +283,14 @@ class Relay:
         )
         return _Message(row.id, envelope, outgoing)
 
-    def _say_unheard(self, name: str) -> None:
+    def _warn_unheard(self, name: str) -> None:
         now = time.monotonic()
-        if now - self._said.get(name, -math.inf) > _SAY_AGAIN:
-            self._said[name] = now
+        if now - self._warned.get(name, -math.inf) > _SAY_AGAIN:
+            self._warned[name] = now
             logger.warning(
-                "%s reached nobody: no queue is bound to its type, and the broker keeps nothing for those who come "
-                "later. Apply the topology of its subscribers before it is published (sagas events topology apply, "
-                "with their app), then send it again: %s. If nobody is to listen yet, all is well",
+                "%s reached nobody: no queue is bound to its type, and the broker does not keep it for later "
+                "subscribers. Apply the subscribers' topology before publishing (sagas events topology apply, with "
+                "their app), then send the messages again: %s. If nobody needs them yet, ignore this",
                 name,
                 command("events", "outbox", "resend"),
             )
@@ -304,13 +304,13 @@ class Relay:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End the thread after the batch that it is at, but do not wait for longer than that."""
+        """End the thread after its current batch. Waits at most `timeout` seconds."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout)
 
     def run(self) -> None:
-        """Send for as long as nobody calls `stop`. Outlives the broker and the database."""
+        """Send until `stop` is called. Survives outages of the broker and the database."""
         pause = self._interval
         while not self._stop.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311
             try:

@@ -1,4 +1,4 @@
-"""Who handles what, and what comes of it: the declarations from which topology, graph and documents are made."""
+"""Services and handlers: the declarations from which topology, graph and documents are derived."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Handler", "HandlerContext", "Service", "Subscription"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The queue of a service that its commands come in.
+#: The name of a service's command queue.
 COMMANDS = "commands"
 
 _SERVICE = re.compile(r"[a-z][a-z0-9_]{0,99}")
@@ -34,12 +34,12 @@ _PURPOSE = re.compile(r"[A-Za-z0-9_-]{1,90}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerContext:
-    """What a handler may ask about its message. A parameter annotated `HandlerContext` receives it."""
+    """A handler's view of its message and delivery. A parameter annotated `HandlerContext` receives it."""
 
     envelope: Envelope
     subscription: str
     attempt: int  #: from 1
-    session: Session = field(repr=False)  #: in the transaction of the inbox: do not commit it
+    session: Session = field(repr=False)  #: in the inbox's transaction: do not commit it
     _publish: Callable[..., Envelope] = field(repr=False)
 
     @property
@@ -48,20 +48,20 @@ class HandlerContext:
 
     @property
     def idempotency_key(self) -> str:
-        """The name of this handler's effect: the same however often the message is delivered."""
+        """Identifies this handler's effect: the same for every delivery of the message."""
         return f"{self.subscription}:{self.envelope.event_id}"
 
     def emit(self, message: Any, *, key: str | None = None) -> Envelope:
-        """Publish an event, or send a command, in the transaction of the handler and caused by its message.
+        """Publish an event or send a command in the handler's transaction, with the handled message as its cause.
 
-        `key`: as in `Events.publish`; left out, that of the message being handled.
+        `key`: as in `Events.publish`; by default the key of the message being handled.
         """
         return self._publish(message, self.session, key=self.envelope.key if key is None else key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """One function of a service, with the messages it takes and those it may publish."""
+    """One function of a service, with the messages it handles and those it may publish."""
 
     service: str
     name: str
@@ -76,17 +76,17 @@ class Handler:
         arguments = {self.message_parameter: message}
         if self.context_parameter is not None:
             arguments[self.context_parameter] = context
-        # What looks plain may return a coroutine: it is run, not dropped.
+        # A function that looks synchronous may return a coroutine: run it rather than drop it.
         refuse_unfinished(finish(self.function(**arguments)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """A queue of one service, and the handlers of what comes in it.
+    """One queue of a service, with the handlers of its messages.
 
-    `retry`: when a handler fails, how often and how soon it is tried again before the message becomes a dead letter.
-    `ordered`: a message that fails holds back the later ones of its key: they are parked behind its dead letter.
-    `breaker`: after this many failures in a row the queue is left alone for `breaker_pause` seconds; None: never.
+    `retry`: how often and how soon a failed handler is retried before its message becomes a dead letter.
+    `ordered`: a dead-lettered message holds back later messages with its key: they are parked behind its dead letter.
+    `breaker`: after this many consecutive failures the queue is paused for `breaker_pause` seconds; None: never.
     """
 
     service: str
@@ -96,7 +96,7 @@ class Subscription:
     ordered: bool = False
     breaker: int | None = None
     breaker_pause: float = 30.0
-    was: tuple[str, ...] = ()  #: queues whose place it has taken
+    was: tuple[str, ...] = ()  #: the queues that it replaces
 
     @property
     def queue(self) -> str:
@@ -104,10 +104,10 @@ class Subscription:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """What its queue is bound to: every version of each type that it asked for, by whatever name.
+        """The bindings of its queue: every version of each handled type, under the current and former names.
 
-        A version that is too new for this code then comes all the same, and is kept as a dead letter; bound to the
-        versions that are known here, it would be dropped by the broker.
+        A version that is too new for this code therefore arrives and becomes a dead letter. With bindings for the known
+        versions only, the broker would drop it.
         """
         handled = {declared for handler in self.handlers.values() for declared in handler.handles}
         return tuple(sorted(any_version(name) for declared in handled for name in declared.names))
@@ -118,16 +118,16 @@ class Subscription:
 
     @property
     def compensates(self) -> bool:
-        """Tell whether it undoes things: then no breaker may hold it back."""
+        """Whether it compensates events: then no circuit breaker may pause it."""
         return any(handler.compensates for handler in self.handlers.values())
 
 
 class Service:
-    """One bounded context: it owns the events of its name, receives the commands of its name, and handles messages.
+    """One bounded context: it owns the events and receives the commands of its name, and handles messages.
 
-    `publishes`: what it publishes beside what its handlers emit. `was`: names that it had before. What is in the queues
-    of those names, and their dead letters, are its own now. `wire`: what the messages that it publishes look like at
-    the broker, if not as `Events(wire=)` says.
+    `publishes`: what it publishes besides what its handlers emit. `was`: former names; the messages in their queues and
+    their dead letters now belong to this service. `wire`: the broker format of the messages that it publishes, if it
+    differs from `Events(wire=)`.
 
     >>> from sagas.events import Service, event
     >>> @event("orders.order.placed")
@@ -153,10 +153,11 @@ class Service:
         self.wire = None if wire is None else Wire.of(wire)
         if not _SERVICE.fullmatch(name):
             raise DefinitionError(
-                f"service {name!r}: a name is of a-z, 0-9 and _, begins with a letter, and has 100 characters at most"
+                f"service {name!r}: a name consists of a-z, 0-9 and _, starts with a letter, and has at most 100 "
+                "characters"
             )
         self.name = name
-        self.publishes = tuple(type_of(cls) for cls in publishes)  #: beside what its handlers emit
+        self.publishes = tuple(type_of(cls) for cls in publishes)  #: besides what its handlers emit
         for declared in self.publishes:
             self._check_owned(declared, "publishes")
         self._subscriptions: dict[str, Subscription] = {}
@@ -198,26 +199,28 @@ class Service:
         breaker_pause: float | timedelta = 30.0,
         was: Iterable[str] = (),
     ) -> Callable[[F], F]:
-        """Declare a handler of events. It has a queue of its own, named after the function or `name`.
+        """Declare a handler of events. It gets its own queue, named after the function or `name`.
 
-        `emits`: what it may publish; anything else is refused. `compensates`: the events whose effect it undoes.
-        `was`: names that it had before. What is in their queues, and their dead letters, are its own now.
-        The rest is described at `Subscription`. The function takes the event and, if it asks, a `HandlerContext`.
-        Raises `DefinitionError` for a command, or for an emitted event of another owner.
+        `emits`: the messages it may publish; publishing others raises an error. `compensates`: the events whose effect
+        it undoes. `was`: former names; the messages in their queues and their dead letters now belong to this handler.
+        `Subscription` describes the other parameters. The function takes the event and, optionally, a `HandlerContext`.
+        Raises `DefinitionError` for a command, or for an emitted event that another service owns.
         """
 
         def declare(function: F) -> F:
             purpose = name or _name(function)
             where = f"service {self.name!r}, handler {purpose!r}"
             if not events:
-                raise DefinitionError(f"{where}: name the events that it handles")
+                raise DefinitionError(f"{where}: it handles no events. Pass their classes to on()")
             if not _PURPOSE.fullmatch(purpose):
-                raise DefinitionError(f"{where}: a name is of letters, digits, _ and -, 90 at most; give it one: name=")
+                raise DefinitionError(
+                    f"{where}: a name consists of letters, digits, _ and -, at most 90 characters. Pass one with name="
+                )
             if breaker is not None:
                 whole_number(breaker, f"{where}: breaker", DefinitionError, why="it is a number of failures,")
             pause = seconds(breaker_pause, f"{where}: breaker_pause", DefinitionError)
             if purpose == COMMANDS or purpose in self._subscriptions:
-                raise DuplicateName(f"{where}: there is another queue of this name; give it a name of its own")
+                raise DuplicateName(f"{where}: this service has another queue with this name. Pass name= to rename it")
             handler = self._handler(function, purpose, events, emits, compensates, Kind.EVENT)
             self._subscriptions[purpose] = Subscription(
                 service=self.name,
@@ -236,9 +239,9 @@ class Service:
     def handles(
         self, command: type, *, emits: Iterable[type] = (), compensates: Iterable[type] = ()
     ) -> Callable[[F], F]:
-        """Declare the handler of a command of this service. All of them share the queue `<service>.commands`.
+        """Declare the handler of one of this service's commands. All share the queue `<service>.commands`.
 
-        Raises `DefinitionError` for an event or a command of another service, `DuplicateName` for a second handler.
+        Raises `DefinitionError` for an event or another service's command, and `DuplicateName` for a second handler.
         """
 
         def declare(function: F) -> F:
@@ -247,14 +250,14 @@ class Service:
             where = f"service {self.name!r}, handler {name!r}"
             if declared.kind is Kind.COMMAND and declared.context != self.name:
                 raise DefinitionError(
-                    f"{where}: command {declared.name!r} is received by {declared.context!r}, not by {self.name!r}"
+                    f"{where}: command {declared.name!r} goes to service {declared.context!r}, not to {self.name!r}"
                 )
             handler = self._handler(function, name, (command,), emits, compensates, Kind.COMMAND)
             for each in _by_topic(handler):
                 if each in self._commands:
                     raise DuplicateName(
                         f"{where}: command {declared.name!r} already has a handler, {self._commands[each].name!r}. "
-                        "A command has one; what many react to is an event"
+                        "A command has one handler; use an event if several need to react"
                     )
                 self._commands[each] = handler
             return function
@@ -278,9 +281,9 @@ class Service:
         handled, emitted = tuple(map(type_of, messages)), tuple(map(type_of, emits))
         for declared in handled:
             if declared.kind is not kind:
-                what = "a command: handle it with @service.handles"
+                what = "a command. Handle it with @service.handles"
                 if declared.kind is Kind.EVENT:
-                    what = "an event: handle it with @service.on"
+                    what = "an event. Handle it with @service.on"
                 raise DefinitionError(f"{where}: {declared.name!r} is {what}")
         for declared in emitted:
             self._check_owned(declared, f"handler {name!r} emits")
@@ -300,7 +303,7 @@ class Service:
         if declared.kind is Kind.EVENT and declared.context != self.name:
             raise DefinitionError(
                 f"service {self.name!r}, {what}: event {declared.name!r} belongs to {declared.context!r}. Only its "
-                "owner publishes an event; send a command to have another service do something"
+                "owner publishes an event. Send a command to have another service act"
             )
 
 
@@ -314,21 +317,21 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def parameters(function: Callable[..., Any], where: str, context: type) -> tuple[str, str | None]:
-    """Return the names of the parameters that take the message and, if there is one, that of the type `context`."""
+    """Return the name of the parameter for the message, and that of the parameter with type `context`, if any."""
     if not (inspect.isfunction(function) or inspect.ismethod(function)) or inspect.iscoroutinefunction(function):
-        raise DefinitionError(f"{where}: handlers are plain functions, neither async nor wrapped in another object")
+        raise DefinitionError(f"{where}: a handler must be a plain function, neither async nor a callable object")
     try:
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise DefinitionError(f"{where}: an annotation cannot be resolved: {error}") from error
     taken = inspect.signature(function).parameters
     if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in taken.values()):
-        raise DefinitionError(f"{where}: its parameters are given by name, so it cannot have *args, ** or /")
+        raise DefinitionError(f"{where}: arguments are passed by name, so the function cannot have *args, ** or /")
     names = list(taken)
     contexts = [name for name in names if hints.get(name) is context]
     messages = [name for name in names if name not in contexts]
     if len(messages) != 1 or len(contexts) > 1:
         raise DefinitionError(
-            f"{where}: it must take its message and, if it wants to, one {context.__name__}; not {names}"
+            f"{where}: it must take one message and, optionally, one {context.__name__}, but takes {names}"
         )
     return messages[0], contexts[0] if contexts else None

@@ -1,4 +1,4 @@
-"""The event store: streams of events that are the truth, and from which every state is made again."""
+"""The event store: streams of events that are the source of truth, and from which every state is rebuilt."""
 
 from __future__ import annotations
 
@@ -48,59 +48,59 @@ class _Any(enum.Enum):
     ANY = "any version"
 
 
-#: Expected of a stream: any version, or none. For events that are true whatever came before them.
+#: Expects any version of a stream, or none. For events that are valid whatever came before them.
 ANY: Final = _Any.ANY
 
-#: Expected of a stream: that it has no events yet.
+#: Expects that a stream has no events yet.
 NO_STREAM: Final = 0
 
 _LONGEST_STREAM = 200
 
-#: A version that no stream comes to.
+#: A version that no stream reaches.
 _LAST = 2**31 - 1
 
-#: Events that are read at once where all of a stream is wanted.
+#: How many events are read at once when a whole stream is loaded.
 _PAGE = 1000
 
 
 class StoredEvent(msgspec.Struct, Generic[E_co], frozen=True, kw_only=True):
-    """An event as it is kept: where it stands, and what it says."""
+    """An event in the store, with its position."""
 
-    position: int  #: among all events; rises with every event, with gaps
+    position: int  #: among all events; it rises with every event, with gaps
     stream: str
-    stream_version: int  #: in its stream; from 1, without gaps
+    stream_version: int  #: within its stream; from 1, without gaps
     event_id: str
-    event: E_co  #: the message, brought up to the version that is read here
+    event: E_co  #: the message, upcast to the version that this code reads
     metadata: dict[str, Any]  #: as in its envelope
-    recorded_at: datetime  #: when it was stored, by the clock of the database
+    recorded_at: datetime  #: when it was stored, by the database's clock
 
     @property
     def correlation_id(self) -> str:
-        """The name of the whole story that it is part of; its own id where nobody said so."""
+        """Identifies the flow that the event belongs to; the event's own id if none was set."""
         return self.metadata.get("correlationId") or self.event_id
 
     @property
     def causation_id(self) -> str | None:
-        """The id of the message that it is the consequence of."""
+        """The id of the message that led to the event."""
         return self.metadata.get("causationId")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[S]):
-    """What the events of a stream come to."""
+    """The state of a stream."""
 
     state: S
-    version: int  #: of the stream; what to expect of it in the next append
+    version: int  #: of the stream; the version to expect in the next append
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshots:
-    """How often the state of a stream is kept beside its events, so that not all of them need be read.
+    """How often a stream's state is stored beside its events, so that loading need not read all of them.
 
-    `type`: of the state; it must come back from JSON as what it was. `every`: events between two snapshots.
-    `schema_version`: raise it whenever what `apply` makes of an event changes: snapshots of another are not read, and
-        new ones are made from the events. A change of the fields of the type is noticed without it; raise it all the
-        same while old and new code run side by side, so that they do not replace each other's snapshots.
+    `type`: of the state; it must survive a round trip through JSON. `every`: events between two snapshots.
+    `schema_version`: raise it whenever `apply` handles an event differently: snapshots of other versions are ignored,
+        and new ones are made from the events. A change of the type's fields is detected without it. Raise it anyway
+        while old and new code run side by side, so that they do not replace each other's snapshots.
     """
 
     type: Any
@@ -109,11 +109,11 @@ class Snapshots:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise DefinitionError(f"snapshots every {self.every} events: it must be 1 or more")
+            raise DefinitionError(f"Snapshots(every={self.every}): it must be 1 or more")
 
 
 def fold(initial: S, events: Iterable[Any], apply: Callable[[S, Any], S]) -> S:
-    """Return what events make of a state: `apply(state, event)` for each, in order.
+    """Return the state after applying events in order: `apply(state, event)` for each.
 
     >>> fold(0, [3, 4], lambda total, event: total + event)
     7
@@ -122,11 +122,11 @@ def fold(initial: S, events: Iterable[Any], apply: Callable[[S, Any], S]) -> S:
 
 
 class EventStore:
-    """Keeps events in the database behind an engine. They are added and read, and never changed.
+    """Stores events in an engine's database. Events are appended and read, and never changed.
 
-    `engine`: of PostgreSQL, MySQL, MariaDB or SQLite; the tables are those of `SqlStore.upgrade`. `types`: every event
-    that may be in the store, in the newest version that this code knows; upcasters bring older ones up when read.
-    Raises `DefinitionError` for a command among the types, or for two types that read the same.
+    `engine`: for PostgreSQL, MySQL, MariaDB or SQLite; `SqlStore.upgrade` creates the tables. `types`: every event type
+    that may be in the store, in its newest version; upcasters convert older events when they are read.
+    Raises `DefinitionError` for a command, or for two types that read the same events.
 
     >>> from sagas import SqlStore
     >>> from sagas.events import NO_STREAM, EventStore, event
@@ -169,25 +169,24 @@ class EventStore:
         cause: Envelope | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> int:
-        """Add events to the end of a stream, all or none. Returns the version of the stream, that of its last event.
+        """Append events to a stream, all or none. Returns the stream's version, which is that of the last event.
 
-        `session`: the transaction that they are part of; None: one of their own. `stream`: what they happened to, as
-        "account-7". `expected`: the version that the stream must have, as `load` or the last append told; `NO_STREAM`,
-        or `ANY`. `correlation_id`, `cause`, `metadata`: as in `Envelope.wrap`.
+        `session`: the transaction that they are part of; None: a separate one. `stream`: the object that the events
+        belong to, such as "account-7". `expected`: the version that the stream must have, as returned by `load` or the
+        last append; `NO_STREAM`, or `ANY`. `correlation_id`, `cause`, `metadata`: as in `Envelope.wrap`.
 
-        An event that comes in an `Envelope` keeps its id and its metadata. If all of the envelopes are in the stream
-        already, one behind the other, nothing is written, and the version that they brought it to is returned: an
-        append of envelopes may be repeated.
+        An event in an `Envelope` keeps its id and metadata. If the stream already contains all of the envelopes, one
+        after the other, nothing is written and the version after them is returned: appending envelopes can be repeated.
 
-        Raises `WrongExpectedVersion` when the stream is at another version, or has some of the envelopes already; in a
-        transaction of yours nothing was written then, and it can go on. `UnknownType`, `UnknownVersion` or
-        `InvalidMessage` for what could not be read again.
+        Raises `WrongExpectedVersion` if the stream has another version, or contains some of the envelopes. Nothing was
+        written then, and your transaction can continue. Raises `UnknownType`, `UnknownVersion` or `InvalidMessage` for
+        events that could not be read back.
         """
         if not 0 < len(stream) <= _LONGEST_STREAM:
-            raise InvalidMessage(f"stream {stream!r}: its name must have 1 to {_LONGEST_STREAM} characters")
+            raise InvalidMessage(f"stream {stream!r}: a name must have 1 to {_LONGEST_STREAM} characters")
         envelopes = [self._wrap(stream, each, correlation_id, cause, metadata) for each in events]
         if not envelopes:
-            raise InvalidMessage(f"stream {stream!r}: there is no event to append")
+            raise InvalidMessage(f"stream {stream!r}: there are no events to append")
         repeatable = any(isinstance(each, Envelope) for each in events)
         rows = [_row(number, envelope) for number, envelope in enumerate(envelopes, 1)]
         at_once = self._writing.at_once and not repeatable
@@ -221,13 +220,13 @@ class EventStore:
         if (envelope.event_type, envelope.version) not in self._readable:
             where = f"stream {stream!r}"
             if envelope.kind is not Kind.EVENT:
-                raise InvalidMessage(f"{where}: {envelope.event_type!r} is a command; only what happened is kept")
+                raise InvalidMessage(f"{where}: {envelope.event_type!r} is a command. An event store keeps only events")
             raise self._unknown(envelope.event_type, envelope.version, where)
         return envelope
 
     @contextmanager
     def _in(self, session: AnySession | None, *, at_once: bool) -> Iterator[Connection]:
-        """Give a connection in the caller's transaction, or in one of our own."""
+        """Yield a connection in the caller's transaction, or in a new one."""
         if session is None and at_once:
             with self._reading() as connection:
                 yield connection
@@ -239,18 +238,19 @@ class EventStore:
             connection = own.connection() if isinstance(own, Session) else own
             if connection.dialect.name != self.engine.dialect.name:
                 raise ConfigurationError(
-                    f"the session is on {connection.dialect.name}, the events are kept on {self.engine.dialect.name}"
+                    f"the session uses {connection.dialect.name}, but the events are on {self.engine.dialect.name}. "
+                    "Pass a session of the database that EventStore(engine) uses"
                 )
             yield connection
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         with translated(self.engine), self.engine.connect() as connection:
-            # Of the connection, not of an engine made for it: SQLAlchemy is slower with those.
+            # Options of the connection rather than of a derived engine, with which SQLAlchemy is slower.
             yield connection.execution_options(**self._alone)
 
     def _appended(self, connection: Connection, stream: str, rows: Sequence[Row]) -> int | None:
-        """Return the version that these events brought their stream to before; None when none of them is there."""
+        """Return the version that these events brought their stream to earlier; None if none of them is stored."""
         self._writing.lock(connection, stream)
         ids = [row.event_id for row in rows]
         found = {row.event_id: row for row in connection.execute(_STORED, {"ids": ids})}
@@ -267,8 +267,8 @@ class EventStore:
             return version
         where = ", ".join(f"{row.event_id}: {row.stream_version} of {row.stream!r}" for row in found.values())
         raise WrongExpectedVersion(
-            f"stream {stream!r}: {len(found)} of these {len(ids)} events are stored already, but not as this append "
-            f"({where}). Repeat an append with just the envelopes that it had; put other events into new ones",
+            f"stream {stream!r}: {len(found)} of these {len(ids)} events are already stored, but not from this append "
+            f"({where}). Repeat an append with exactly its envelopes, and put other events into new envelopes",
             stream=stream,
         )
 
@@ -276,9 +276,9 @@ class EventStore:
         actual = connection.execute(_VERSION, {"stream": stream}).scalar_one_or_none() or 0
         return WrongExpectedVersion(
             f"stream {stream!r} was expected "
-            f"{f'at version {expected}' if expected else 'not to be there yet'}, and is at {actual}: somebody else "
-            "appended to it, or it is another stream. Nothing was written. Load it again, decide again and append with "
-            "the version that was loaded",
+            f"{f'at version {expected}' if expected else 'not to exist'}, but is at version {actual}: another writer "
+            "appended to it, or it is another stream. Nothing was written. Load the stream again, decide again, and "
+            "append with the version that was loaded",
             stream=stream,
             expected=expected,
             actual=actual,
@@ -289,8 +289,8 @@ class EventStore:
     def read(self, stream: str, *, after: int = 0, limit: int | None = None) -> list[StoredEvent[Any]]:
         """Return the events of a stream in order, those after version `after`, at most `limit`.
 
-        A stream that is not there has none. Raises `UnknownType`, `UnknownVersion` or `InvalidMessage`, which say which
-        event this code cannot read.
+        A stream that does not exist has none. Raises `UnknownType`, `UnknownVersion` or `InvalidMessage`, naming the
+        event that this code cannot read.
         """
         query = _STREAM if limit is None else _STREAM.limit(bindparam("limit"))
         with self._reading() as connection:
@@ -300,9 +300,9 @@ class EventStore:
     def read_all(self, *, after: int = 0, limit: int = _PAGE) -> list[StoredEvent[Any]]:
         """Return the events of all streams in the order of their positions, those after `after`, at most `limit`.
 
-        Whoever goes on from the position of the last event misses none, whatever is being written meanwhile: an event
-        is shown only when none can come before it any more. It may thus have to wait for older transactions.
-        Raises what `read` raises, and `ConfigurationError` on a replica of PostgreSQL, which cannot promise that.
+        A reader that continues from the last event's position misses none, whatever is written meanwhile: an event is
+        returned only when no other can still appear before it. It may therefore have to wait for older transactions.
+        Raises what `read` raises, and `ConfigurationError` on a PostgreSQL replica, which cannot guarantee this.
         """
         until = self.safe_position()
         with self._reading() as connection:
@@ -310,21 +310,21 @@ class EventStore:
         return [self.open(row) for row in rows]
 
     def safe_position(self) -> int | None:
-        """Return the position up to which nothing is still to come; None where that is so of all that can be seen."""
+        """Return the position up to which no event is still uncommitted; None if everything visible is safe."""
         with self._reading() as connection:
             return self._writing.safe_position(connection)
 
     def rows(self, connection: Connection, *, after: int, until: int | None, limit: int) -> Sequence[StoredRow]:
-        """Return events unopened, in the order of their positions.
+        """Return undecoded events in the order of their positions.
 
-        `until`: what `safe_position` said before the connection began its transaction, or read its first row in it.
+        `until`: the result of `safe_position` from before the connection began its transaction, or read its first row.
         """
         if until is None:
             return connection.execute(_ALL, {"after": after, "limit": limit}).all()
         return connection.execute(_ALL_UNTIL, {"after": after, "until": until, "limit": limit}).all()
 
     def open(self, row: StoredRow) -> StoredEvent[Any]:
-        """Return the event of a row. Raises what `read` raises."""
+        """Return the decoded event of a row. Raises what `read` raises."""
         return StoredEvent(
             position=row.position,
             stream=row.stream,
@@ -336,7 +336,7 @@ class EventStore:
         )
 
     def type_of(self, row: StoredRow) -> MessageType:
-        """Return the type that a row is read as. Raises `UnknownType` or `UnknownVersion`."""
+        """Return the type that reads a row. Raises `UnknownType` or `UnknownVersion`."""
         declared = self._readable.get((row.type, row.version))
         if declared is None:
             raise self._unknown(row.type, row.version, _where(row))
@@ -346,11 +346,11 @@ class EventStore:
         versions = sorted(known for other, known in self._readable if other == name)
         if versions:
             return UnknownVersion(
-                f"{where}: there is no way from version {version} of {name!r} to one that is read here. Readable: "
-                f"{', '.join(map(str, versions))}. Add an upcaster, or deploy code that knows it"
+                f"{where}: no upcaster leads from version {version} of {name!r} to a version that this code reads. "
+                f"Readable: {', '.join(map(str, versions))}. Add an upcaster, or deploy newer code"
             )
         return UnknownType(
-            f"{where}: its type {name!r} is not among those that the store was given: "
+            f"{where}: its type {name!r} is not among the store's types: "
             f"{', '.join(known.name for known in self.types) or 'none'}. Add it to EventStore(engine, types=[...])"
         )
 
@@ -361,7 +361,7 @@ class EventStore:
         except InvalidMessage as error:
             raise InvalidMessage(f"{_where(row)}: {error}") from error
 
-    # -- making states --------------------------------------------------------------------------------------------
+    # -- rebuilding states ----------------------------------------------------------------------------------------
 
     def load(
         self,
@@ -372,13 +372,13 @@ class EventStore:
         snapshots: Snapshots | None = None,
         at: datetime | None = None,
     ) -> Loaded[S]:
-        """Make the state of a stream from its events: `apply(state, event)` for each, beginning with `initial`.
+        """Rebuild the state of a stream from its events: `apply(state, event)` for each, starting with `initial`.
 
-        `snapshots`: begin with the last snapshot of that kind instead, if there is one, and keep the state as a new one
-        when that is `snapshots.every` events old or more. It reads what is committed, on a connection of its own.
-        `at`: the moment whose state is wanted, with a time zone: only the events that had been recorded by then count,
-            by the clock of the database. The version is the one that the stream had then.
-        Raises what `read` raises, and `InvalidMessage` when the state is not of the type that `snapshots` says.
+        `snapshots`: start with the latest snapshot of that kind, if there is one, and store a new one if that is
+            `snapshots.every` or more events old. It reads committed data on a separate connection.
+        `at`: return the state at that time, which needs a time zone: only events recorded by then count, by the
+            database's clock. The version is the stream's version at that time.
+        Raises what `read` raises, and `InvalidMessage` if the state is not of the type that `snapshots` names.
         """
         until = _LAST if at is None else self._version_at(stream, at)
         state, version = initial, 0
@@ -398,9 +398,9 @@ class EventStore:
         return Loaded(state, version)
 
     def _version_at(self, stream: str, at: datetime) -> int:
-        """Return the version of the last event before the first that was recorded later."""
+        """Return the version of the last event before the first one recorded later."""
         if at.tzinfo is None:
-            raise ValueError(f"load(at={at!r}): say in which time zone: datetime(2026, 1, 31, 12, tzinfo=UTC)")
+            raise ValueError(f"load(at={at!r}): add a time zone: datetime(2026, 1, 31, 12, tzinfo=UTC)")
         with self._reading() as connection:
             later: int | None = connection.execute(_FIRST_AFTER, {"stream": stream, "at": at}).scalar()
         return _LAST if later is None else later - 1
@@ -411,25 +411,25 @@ class EventStore:
             row = connection.execute(_SNAPSHOT, which).one_or_none()
         if row is None or row.stream_version > until:
             return initial, 0
-        # Of another form, even one that can be read: a field that is new in it would have its default, and not what the
-        # events make of it.
+        # A snapshot of another form is ignored even if it can be read: a new field would have its default rather than
+        # the value that follows from the events.
         if row.form != _form_of(kind.type):
             return initial, 0
         try:
             return load(row.state, kind.type), row.stream_version
-        except (msgspec.ValidationError, ValueError):  # its type changed under it: the events are the truth
+        except (msgspec.ValidationError, ValueError):  # its type has changed: the events are the truth
             return initial, 0
 
     def _keep(self, stream: str, version: int, state: Any, kind: Snapshots) -> None:
         try:
             kept = dump(state, kind.type)
         except TypeError as error:
-            raise InvalidMessage(f"stream {stream!r}: its state cannot be kept as a snapshot: {error}") from error
+            raise InvalidMessage(f"stream {stream!r}: its state cannot be stored as a snapshot: {error}") from error
         form = _form_of(kind.type)
         values = {"stream_version": version, "form": form, "state": kept, "recorded_at": self._now}
         which = {"stream": stream, "schema_version": kind.schema_version}
         older = update(snapshot_table).filter_by(**which).where(snapshot_table.c.stream_version <= version)
-        # Where a newer one is in the way, it is the better one.
+        # If a newer snapshot exists, it is the better one.
         with translated(self.engine), suppress(IntegrityError), begun(self.engine) as connection:
             if not connection.execute(older.values(values)).rowcount:
                 connection.execute(insert(snapshot_table).values(which | values))
@@ -437,7 +437,7 @@ class EventStore:
 
 @functools.cache
 def _form_of(type_: Any) -> str:
-    """Return what changes when a type has other fields, of other types, or with other defaults."""
+    """Return a hash that changes with a type's fields, their types and their defaults."""
     described = msgspec.json.schema(type_, schema_hook=_describe_foreign)
     return hashlib.sha256(msgspec.json.encode(described, order="deterministic")).hexdigest()
 
@@ -448,23 +448,23 @@ def _describe_foreign(type_: Any) -> dict[str, Any]:
 
 
 def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType]:
-    """Return what to read each version of each type as."""
+    """Return the type that reads each version of each event name."""
     readable: dict[tuple[str, int], MessageType] = {}
     for declared in types:
         if declared.kind is not Kind.EVENT:
-            raise DefinitionError(f"{declared.name!r} is a command; an event store keeps events, which have happened")
+            raise DefinitionError(f"{declared.name!r} is a command. An event store keeps only events")
         for name, version in itertools.product(declared.names, declared.versions):
             other = readable.setdefault((name, version), declared)
             if other is not declared:
                 raise DefinitionError(
                     f"version {version} of {name!r} can be read as {other.cls.__qualname__} and as "
-                    f"{declared.cls.__qualname__}: give the store the newest of them, with upcasters from the others"
+                    f"{declared.cls.__qualname__}. Give the store only the newest, with upcasters from the others"
                 )
     return readable
 
 
 def _where(row: StoredRow) -> str:
-    return f"event {row.event_id}, number {row.stream_version} of {row.stream!r}"
+    return f"event {row.event_id}, stream {row.stream!r} version {row.stream_version}"
 
 
 def _row(number: int, envelope: Envelope) -> Row:

@@ -1,4 +1,4 @@
-"""One whole story, by its correlation id or a business key: messages, who handled them, dead letters, and sagas."""
+"""Trace one flow by its correlation id or a business key: messages, handlers, dead letters and sagas."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Entry", "trace", "walk"]
 
 _AT_ONCE = 500
 
-#: Entries that may lie within one another as JSON, where each is an object in a list.
+#: How many entries may nest in the JSON form, where each entry is an object in a list.
 _DEEPEST = DEEPEST // 2 - 2
 
 
 @dataclass(slots=True)
 class Entry:
-    """Something that happened, and what came of it.
+    """Something that happened, and what it led to.
 
     ==============  =====================================================  ==========================================
     `kind`          `who`                                                  `what`
@@ -35,21 +35,21 @@ class Entry:
     dead letter     the queue                                              the error
     saga            the name of the saga                                   its status
     step            the step                                               its status
-    history         the step, or the saga                                  what is in its history
+    history         the step, or the saga                                  the history entry
     ==============  =====================================================  ==========================================
     """
 
     kind: Literal["message", "handled", "dead letter", "saga", "step", "history"]
-    at: datetime | None  #: UTC; None for a message that was published in another database, and a step not begun
+    at: datetime | None  #: UTC; None for a message from another database, and for a step that has not started
     who: str
     what: str
     id: str  #: the event id or the saga id
     detail: str = ""
-    children: list[Entry] = field(default_factory=list)  #: in the order of time
+    children: list[Entry] = field(default_factory=list)  #: sorted by time
 
     def as_json(self, levels: int = _DEEPEST) -> dict[str, Any]:
-        """Return it as what JSON can hold, with so many levels of children."""
-        told: dict[str, Any] = {
+        """Return it as values that JSON can represent, with so many levels of children."""
+        values: dict[str, Any] = {
             "kind": self.kind,
             "at": None if self.at is None else self.at.isoformat(),
             "who": self.who,
@@ -59,27 +59,27 @@ class Entry:
             "children": [child.as_json(levels - 1) for child in self.children] if levels else [],
         }
         if self.children and not levels:
-            told["cut"] = f"nested too deep: {sum(1 for _ in walk(self.children))} entries are left out"
-        return told
+            values["cut"] = f"nested too deep: {sum(1 for _ in walk(self.children))} entries are omitted"
+        return values
 
 
 def trace(engine: Engine, name: str) -> list[Entry]:
-    """Return what began a story, each with what it led to, in the order of time.
+    """Return the starting entries of a flow, each with what it led to, sorted by time.
 
-    `name`: the correlation id of the story; or what leads to it: a business key (of messages or of a saga), the id of
-    a saga, the id of a message. A key that is in several stories returns all of them. Only a correlation id and the id
-    of a saga are found without reading the outbox whole.
-    Of the tables of this database: a service with a database of its own tells its own part. What was purged is gone.
-    Returns nothing for a name that is not known. Raises `StoreUnavailable`.
+    `name`: the flow's correlation id; or a name that leads to it: a business key of messages or a saga, a saga id, or
+    a message id. For a key that occurs in several flows, all of them are returned. Only a correlation id and a saga id
+    are found without reading the whole outbox.
+    Only this database is searched: a service with its own database has its own part of the flow. Purged data is gone.
+    Returns nothing for an unknown name. Raises `StoreUnavailable`.
     """
     if not is_clean(name):
-        return []  # no database holds such a text, and some refuse to look for it
+        return []  # no database stores such text, and some refuse to search for it
     with reading(engine) as connection:
-        return _Story(connection, _stories_of(connection, name)).told()
+        return _Trace(connection, _correlation_ids(connection, name)).entries()
 
 
-def _stories_of(connection: Connection, name: str) -> list[str]:
-    """Return the correlation ids that a name stands for."""
+def _correlation_ids(connection: Connection, name: str) -> list[str]:
+    """Return the correlation ids that a name leads to."""
     sagas, outbox, inbox, letters = schema.sagas.c, schema.outbox.c, schema.inbox.c, schema.event_dead_letters.c
     found = {name}
     for column, what in (
@@ -92,7 +92,9 @@ def _stories_of(connection: Connection, name: str) -> list[str]:
     return sorted(found)
 
 
-class _Story:
+class _Trace:
+    """The rows of some flows, assembled into a tree of entries."""
+
     def __init__(self, connection: Connection, correlation_ids: Sequence[str]) -> None:
         def rows(table: Table) -> Sequence[Any]:
             return _found(connection, table, table.c.correlation_id, correlation_ids)
@@ -100,7 +102,7 @@ class _Story:
         self.roots: list[Entry] = []
         self.messages: dict[str, Entry] = {}
         self.handled: dict[str, dict[str, Entry]] = {}  # per event id, by queue
-        self.steps: dict[str, Entry] = {}  # by what a message that they emitted is caused by
+        self.steps: dict[str, Entry] = {}  # by the causation id of the messages that they emitted
         self.outbox, self.inbox = rows(schema.outbox), rows(schema.inbox)
         self.letters, self.sagas = rows(schema.event_dead_letters), rows(schema.sagas)
         ids = [row.id for row in self.sagas]
@@ -108,11 +110,11 @@ class _Story:
         history = _found(connection, schema.history, schema.history.c.saga_id, ids)
         self.history = sorted(history, key=lambda row: row.id)
 
-    def told(self) -> list[Entry]:
-        self._tell_sagas()
+    def entries(self) -> list[Entry]:
+        self._add_sagas()
         causes: dict[str, tuple[str | None, str]] = {}
         for row in sorted(self.outbox, key=lambda row: row.id):
-            if row.event_id not in self.messages:  # else a replay
+            if row.event_id not in self.messages:  # otherwise it is a replay
                 detail = ("" if row.queue is None else f"to {row.queue}") + ("" if row.sent_at else " NOT SENT YET")
                 self.messages[row.event_id] = Entry(
                     "message", row.created_at, row.source, row.type, row.event_id, detail.strip()
@@ -136,7 +138,7 @@ class _Story:
         _sort(self.roots)
         return self.roots
 
-    def _tell_sagas(self) -> None:
+    def _add_sagas(self) -> None:
         for row in self.sagas:
             saga = Entry("saga", row.created_at, row.name, row.status, row.id, row.error or "")
             self.steps[row.id] = saga
@@ -152,16 +154,16 @@ class _Story:
             self.steps[row.saga_id].children.append(Entry("history", row.at, who, row.what, row.saga_id, row.detail))
 
     def _message_of(self, row: Any, causes: dict[str, tuple[str | None, str]], source: str) -> None:
-        """See to it that there is a message: it may have been published in another database."""
+        """Make sure that the message has an entry: it may have been published in another database."""
         if row.event_id not in self.messages:
             elsewhere = "published elsewhere, or purged"
             self.messages[row.event_id] = Entry("message", None, source, row.type, row.event_id, elsewhere)
             causes[row.event_id] = getattr(row, "causation_id", None), source
 
     def _siblings(self, cause: str | None, source: str | None) -> list[Entry]:
-        """Return where a message belongs: to the handler of its cause that published it, else to the cause itself.
+        """Return the list that a message belongs to: that of the handler which published it, else that of its cause.
 
-        `source`: None for a saga: where several handlers had the message, nothing says which of them started it.
+        `source`: None for a saga: if several handlers received the message, nothing shows which of them started it.
         """
         if cause in self.steps:
             return self.steps[cause].children
@@ -169,14 +171,14 @@ class _Story:
             return self.roots
         handlers = self.handled.get(cause, {})
         if source is None:
-            actor = next(iter(handlers.values())) if len(handlers) == 1 else None
+            handler = next(iter(handlers.values())) if len(handlers) == 1 else None
         else:
-            actor = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
-        return (actor or self.messages[cause]).children
+            handler = next((entry for queue, entry in handlers.items() if queue.partition(".")[0] == source), None)
+        return (handler or self.messages[cause]).children
 
 
 def _found(connection: Connection, table: Table, column: Column[Any], values: Sequence[str]) -> Sequence[Any]:
-    """Return the rows with one of these values. Databases take only so many at once."""
+    """Return the rows with one of these values, in batches: databases limit the number of parameters."""
     return [
         row
         for start in range(0, len(values), _AT_ONCE)
@@ -185,7 +187,7 @@ def _found(connection: Connection, table: Table, column: Column[Any], values: Se
 
 
 def walk(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry]]:
-    """Yield all entries of a story in the order in which they are told, each with how deep it lies."""
+    """Yield all entries of a trace in the order of display, each with its depth."""
     waiting = [(0, entry) for entry in reversed(entries)]
     while waiting:
         depth, entry = waiting.pop()
@@ -194,9 +196,9 @@ def walk(entries: Sequence[Entry]) -> Iterator[tuple[int, Entry]]:
 
 
 def _sort(entries: list[Entry]) -> None:
-    """Sort by time. What has none comes where the first thing does that it led to."""
+    """Sort by time. An entry without a time comes where the first entry comes that it led to."""
     first: dict[int, float] = {}  # by the identity of an entry
-    for each in reversed([entries, *(entry.children for _, entry in walk(entries))]):  # the deepest come first
+    for each in reversed([entries, *(entry.children for _, entry in walk(entries))]):  # the deepest first
         for entry in each:
             times = (first[id(child)] for child in entry.children)
             first[id(entry)] = min(times, default=float("inf")) if entry.at is None else entry.at.timestamp()

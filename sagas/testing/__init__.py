@@ -1,6 +1,7 @@
-"""Tests of sagas: run one in the calling thread, make it fail where you like, rehearse its way back.
+"""Test sagas: run one in the calling thread, make it fail where you like, rehearse its compensations.
 
-No broker, no worker, no Celery app: the engine's own rules, with a clock that does not wait. See `docs/testing.md`.
+This needs no broker, no worker and no Celery app. It uses the engine's own rules, with a clock that does not wait. See
+`docs/testing.md`.
 """
 
 from sagas.testing.asserts import assert_compensated, assert_completed

@@ -1,4 +1,4 @@
-"""Assertions about how a saga ended, that tell its story when they fail."""
+"""Assertions about how a saga ended. If they fail, they show its steps and history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["assert_compensated", "assert_completed"]
 
 
 def assert_completed(handle: SagaHandle) -> None:
-    """Check that a saga is COMPLETED, now; the message of the `AssertionError` has its steps and history.
+    """Check that a saga is COMPLETED now. The message of the `AssertionError` has its steps and history.
 
     >>> from sagas import Saga, Step
     >>> from sagas.testing import Inline
@@ -20,7 +20,7 @@ def assert_completed(handle: SagaHandle) -> None:
 
 
 def assert_compensated(handle: SagaHandle) -> None:
-    """Check that a saga is COMPENSATED, now; the message of the `AssertionError` has its steps and history.
+    """Check that a saga is COMPENSATED now. The message of the `AssertionError` has its steps and history.
 
     >>> from sagas import Saga, Step
     >>> from sagas.testing import Inline
@@ -33,16 +33,16 @@ def assert_compensated(handle: SagaHandle) -> None:
 
 
 def _assert_status(handle: SagaHandle, wanted: SagaStatus) -> None:
-    __tracebackhide__ = True  # of pytest: the failing line is the test's
+    __tracebackhide__ = True  # for pytest: the failing line is in the test
     if handle.status is not wanted:
-        raise AssertionError(_story(handle, wanted))
+        raise AssertionError(_report(handle, wanted))
 
 
-def _story(handle: SagaHandle, wanted: SagaStatus) -> str:
+def _report(handle: SagaHandle, wanted: SagaStatus) -> str:
     record = handle.record
     lines = [f"saga {record.name!r} ({record.id}) is {record.status}, not {wanted}"]
     if record.error:
-        lines.append(f"because: {record.error}")
+        lines.append(f"error: {record.error}")
     lines.append("steps:")
     lines += [
         f"  {state.name}: {state.status}" + (f" ({state.error})" if state.error else "")

@@ -1,6 +1,6 @@
-"""Inline mode: a saga from its start to its end in the calling thread, with faults where the test wants them.
+"""Inline mode: run a saga from start to end in the calling thread, with faults where the test wants them.
 
-Everything is the engine's own, except for the messenger: see `sagas.runner`.
+It uses the engine itself and replaces only the messages: see `sagas.runner`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ __all__ = ["Inline"]
 class Inline:
     """Runs sagas in the calling thread: no broker, no worker, no other thread, and no waiting.
 
-    `store`: where the sagas are kept; left out, in memory. Steps that use `step.session` need an `SqlStore`.
-    `lease`, `redispatch_after`, `max_payload`, `events`: as in `Sagas`; without `events` what steps emit is only kept,
-    in `emitted`.
+    `store`: stores the sagas; by default in memory. Steps that use `step.session` need a `SqlStore`.
+    `lease`, `redispatch_after`, `max_payload`, `events`: as in `Sagas`; without `events`, emitted messages are only
+    recorded in `emitted`.
 
-    A saga need not be registered with an app, and one that is stays as it is. Faults happen in the order in which they
-    were asked for, each to the next attempts at its step.
+    Sagas need not be registered with an app, and a registered saga is not changed. Faults happen in the order in which
+    you ask for them, each to the next attempts of its step.
 
     >>> from sagas import Saga, Step, TerminalError
     >>> greet = Saga("greet", Step("hello", lambda: "hi", compensation=lambda: print("never mind")))
@@ -81,9 +81,9 @@ class Inline:
             events=events or _Recorder(self.store),
         )
         self.orchestrator = self._runner.orchestrator
-        #: Entered around every delivery of a step; `rehearse` looks at the world from here.
+        #: Entered around every delivery of a step; `rehearse` compares the state here.
         self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
-        #: How often the report of an effect was lost on purpose, by step and whether it was undone.
+        #: How often the result of a call was lost on purpose, by step and whether it was a compensation.
         self.lost: Counter[tuple[str, bool]] = Counter()
         self._sagas: dict[Saga, Saga] = {}
         self._faults: list[_Fault] = []
@@ -106,7 +106,7 @@ class Inline:
         It waits where somebody has to send a signal or complete a deferred step: `handle.signal(...)`,
         `inline.complete(token, result)`. `inline.advance(handle, time)` lets time pass.
 
-        Raises what `Saga.start` raises; `NotAllowed` when a fault was asked for where the saga has no such step.
+        Raises what `Saga.start` raises, and `NotAllowed` if a fault names a step that the saga does not have.
         """
         for fault in self._faults:
             fault.check(saga)
@@ -149,18 +149,18 @@ class Inline:
         self._finish(handle.id, None)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
-        """Have a step that is undone undone once more, as when its action reports its success only now."""
+        """Compensate a compensated step once more, as if its action reported its success only now."""
         before = handle.record
         saga = self.orchestrator.definition(before, step)
         if before.status is not SagaStatus.COMPENSATED or saga.steps[step].compensation is None:
-            raise NotAllowed(f"saga {before.name!r} is {before.status}: nothing undoes step {step!r} once more")
+            raise NotAllowed(f"saga {before.name!r} is {before.status}: step {step!r} cannot be compensated once more")
         case = Case.of(saga, before, self.now, self.orchestrator.timing)
         change = transitions.succeed(case, step, "a late report", Direction.FORWARD, before.step(step).result)
         self.store.save(before, change.record, change.history, change.dead_letters)
         self._finish(before.id, None)
 
     def finish(self, saga_id: str) -> SagaRecord:
-        """Run a saga that was cut off, as recovery would, until it is COMPLETED, COMPENSATED or STUCK."""
+        """Run an interrupted saga, as recovery would, until it is COMPLETED, COMPENSATED or STUCK."""
         return self._finish(saga_id, None)
 
     def _finish(self, saga_id: str, plan: Plan | None) -> SagaRecord:
@@ -174,17 +174,17 @@ class Inline:
 
     @property
     def emitted(self) -> list[Any]:
-        """The events and commands that steps emitted, and that the saga published of its life, in order.
+        """The events and commands that steps emitted, and the lifecycle events of the sagas, in order.
 
-        Only where sagas are kept in memory: elsewhere they are rows of the outbox.
+        Only with a store in memory: other stores have an outbox.
         """
         if not isinstance(self.store, MemoryStore):
-            raise ConfigurationError(f"{self.store!r} keeps what was emitted in its outbox: read it there")
+            raise ConfigurationError(f"{self.store!r} stores emitted messages in its outbox: read them there")
         return [row["message"] for row in self.store.outbox]
 
     @property
     def now(self) -> datetime:
-        """The time in here: that of the database, and what was skipped."""
+        """The simulated time: that of the database, plus the time that was skipped."""
         return self._runner.now
 
     # -- faults -------------------------------------------------------------------------------------------------
@@ -198,34 +198,34 @@ class Inline:
         undo: bool = False,
         after_effect: bool = False,
     ) -> None:
-        """Have the action of a step, or with `undo` its compensation, raise an error in its next attempts.
+        """Raise an error in the next attempts of a step's action or, with `undo`, of its compensation.
 
-        `error`: left out, a `RuntimeError`. `times`: None for every attempt there will be. `after_effect`: the real
-        function is called first, and its answer is lost.
+        `error`: by default a `RuntimeError`. `times`: None for all attempts. `after_effect`: call the real function
+        first, and lose its result.
         """
         error = error or RuntimeError("broken on purpose")
         self._faults.append(_Fault(step, undo=undo, times=times, after_effect=after_effect, error=error))
 
     def crash_before(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
-        """Have the worker die when it has claimed a step, before the function is called. The claim has to expire."""
+        """Let the worker die after claiming a step, before its function is called. The claim has to expire."""
         self._faults.append(_Fault(step, undo=undo, times=times, after_effect=False, error=_Crashed()))
 
     def crash_after(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
-        """Have the worker die after the function has returned, before that is recorded. The claim has to expire."""
+        """Let the worker die after the function has returned, before the result is stored. The claim has to expire."""
         self._faults.append(_Fault(step, undo=undo, times=times, after_effect=True, error=_Crashed()))
 
     def overtake(self, step: str) -> None:
-        """Have the next attempt at a step take so long that its function is called when the saga is at its end.
+        """Delay the next attempt of a step so long that its function is called only when the saga has ended.
 
-        Ask for `fail_at` too, so that the attempts which follow it do not complete the saga.
+        Also call `fail_at`, so that the following attempts do not complete the saga.
         """
         self._faults.append(_Fault(step, undo=False, times=1, after_effect=False, error=None))
 
     def heal(self) -> None:
-        """Forget every fault that was asked for and has not happened."""
+        """Remove all faults that have not happened."""
         self._faults.clear()
 
-    # -- what handles ask ---------------------------------------------------------------------------------------
+    # -- used by handles ----------------------------------------------------------------------------------------
 
     def load(self, saga_id: str) -> SagaRecord:
         return self.store.load(saga_id)
@@ -242,7 +242,7 @@ class Inline:
     # -- the saga with faults -----------------------------------------------------------------------------------
 
     def _deliver(self, plan: Plan, step: str) -> Next | None:
-        """Bring a message to a step. None when that was the end of its worker."""
+        """Deliver a message to a step. Returns None if the worker crashed."""
         outer, self._at = self._at, plan.saga_id
         try:
             with self.around(step):
@@ -254,7 +254,7 @@ class Inline:
             self._at = outer
 
     def _shadow(self, saga: Saga) -> Saga:
-        """Return a copy of a saga whose functions are called by way of `_play`."""
+        """Return a copy of a saga whose functions are called through `_play`."""
         if saga not in self._sagas:
             shadow = copy.copy(saga)
             shadow.stages = tuple(tuple(self._arm(step) for step in stage) for stage in saga.stages)
@@ -273,7 +273,7 @@ class Inline:
         return armed
 
     def _play(self, step: str, undo: bool, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """Call a function of a step, or do what the next fault asks for instead."""
+        """Call a function of a step, or play the next fault instead."""
         fault = next((fault for fault in self._faults if (fault.step, fault.undo) == (step, undo)), None)
         if fault is None:
             return function(**arguments)
@@ -291,7 +291,7 @@ class Inline:
 
 
 class _Crashed(ProcessEnd):
-    """The end of a worker. No `except Exception` sees it, and open transactions are rolled back, as in real life."""
+    """A crash of the worker. No `except Exception` catches it, and open transactions are rolled back, as in reality."""
 
 
 @dataclass(slots=True, eq=False)
@@ -300,25 +300,25 @@ class _Fault:
     undo: bool
     times: int | None
     after_effect: bool
-    error: BaseException | None  #: None: it is overtaken by the rest of the saga
+    error: BaseException | None  #: None: the rest of the saga overtakes the attempt
 
     def check(self, saga: Saga) -> None:
         """Refuse a fault that could never happen: a test that relies on it would prove nothing."""
         if self.step not in saga.steps:
-            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at; it has {', '.join(saga.steps)}")
+            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at. It has {', '.join(saga.steps)}")
         if self.undo and saga.steps[self.step].compensation is None:
-            raise NotAllowed(f"saga {saga.name!r}: nothing undoes step {self.step!r}, so its undo cannot fail")
+            raise NotAllowed(f"saga {saga.name!r}: step {self.step!r} has no compensation that could fail")
 
 
 class _Recorder:
-    """Keeps what is emitted as it is, for tests that need neither services nor an outbox."""
+    """Records emitted messages, for tests that need neither services nor an outbox."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
 
     def prepare(self, message: Any, **_: object) -> Mapping[str, Any]:
         if not isinstance(self._store, MemoryStore):
-            raise ConfigurationError(f"{self._store!r} has an outbox: Inline(store, events=Events(...))")
+            raise ConfigurationError(f"{self._store!r} has an outbox. Pass events: Inline(store, events=Events(...))")
         type_of(message)
         return {"message": message}
 

@@ -1,4 +1,4 @@
-"""A store in this process's memory, for tests that need no database."""
+"""A store in memory, for tests that need no database."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["MemoryLog", "MemoryStore"]
 
 
 class MemoryStore:
-    """Keeps records in dictionaries, by the same one rule as `SqlStore`. For one thread; has no transactions."""
+    """Stores records in dictionaries, with the same compare-and-set as `SqlStore`. For one thread; no transactions."""
 
     def __init__(self) -> None:
         self._records: dict[str, SagaRecord] = {}
         self.queries = MemoryLog()
         self._arrivals: dict[str, datetime] = {}
-        self.outbox: list[Mapping[str, Any]] = []  #: rows of the outbox; nobody sends them
+        self.outbox: list[Mapping[str, Any]] = []  #: outbox rows; no relay sends them
 
     def __repr__(self) -> str:
         return "MemoryStore()"
@@ -150,4 +150,4 @@ class MemoryLog:
 
 
 def _no_transactions() -> ConfigurationError:
-    return ConfigurationError("sagas in memory have no transactions: for step.session use Inline(SqlStore(...))")
+    return ConfigurationError("MemoryStore has no transactions. For step.session use Inline(SqlStore(...))")

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `inline_sagas`. pytest loads it by itself where celery-sagas is installed."""
+"""The pytest plugin with the fixture `inline_sagas`. pytest loads it automatically with celery-sagas."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["inline_sagas"]
 
 @pytest.fixture
 def inline_sagas() -> Inline:
-    """Runs sagas in the calling thread, kept in memory: see `sagas.testing.Inline`."""
+    """Run sagas in the calling thread and in memory: see `sagas.testing.Inline`."""
     return Inline()

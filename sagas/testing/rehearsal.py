@@ -1,4 +1,4 @@
-"""Rehearsals: one run of a saga for every way in which each of its steps can fail, and what was left behind."""
+"""Rehearsals: run a saga once for every way in which each of its steps can fail, and check what was left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sagas.testing.inline import Inline
 
 __all__ = ["Judgement", "Rehearsal", "Row", "rehearse"]
 
-#: How often a worker dies at one step: twice, so that an effect that came twice can be told from one that came once.
+#: How often a worker dies at one step: twice, to distinguish an effect that happened twice from one that happened once.
 _CRASHES = 2
 
 _LONGEST_DETAIL = 300
@@ -34,13 +34,13 @@ class Judgement(enum.StrEnum):
 
     OK = "ok"
     WRONG_END = "WRONG END"  #: it did not end as a saga that fails there should
-    NOT_COVERED = "NOT COVERED"  #: it was undone, and something is left
-    NOT_IDEMPOTENT = "NOT IDEMPOTENT"  #: a second call under the same idempotency key had a second effect
+    NOT_COVERED = "NOT COVERED"  #: it was compensated, but something is left
+    NOT_IDEMPOTENT = "NOT IDEMPOTENT"  #: a second call with the same idempotency key had a second effect
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run: what went wrong in which step, how the saga ended, and whether that is right."""
+    """One run: what failed in which step, how the saga ended, and the verdict."""
 
     step: str
     failure: str
@@ -51,18 +51,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What came out of all the runs."""
+    """The result of all runs."""
 
     saga: Saga
     rows: tuple[Row, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every run ended as it should, with nothing left behind that should not be."""
+        """Whether every run ended as it should and left nothing behind."""
         return all(row.verdict is Judgement.OK for row in self.rows)
 
     def table(self) -> str:
-        """Return the runs as text: a line for each, then what is wrong, plainly."""
+        """Return the runs as text: a line for each, and then the problems."""
         cells = [("STEP", "FAILURE", "ENDS", "VERDICT")]
         cells += [(row.step, row.failure, str(row.status), str(row.verdict)) for row in self.rows]
         widths = [max(len(line[i]) for line in cells) for i in range(4)]
@@ -85,19 +85,19 @@ def rehearse(
     events: Events | None = None,
     live: bool = False,
 ) -> Rehearsal:
-    """Run a saga once for every way in which each of its steps can fail. The real actions are called, many times.
+    """Run a saga once for every way in which each of its steps can fail. This calls the real actions, many times.
 
-    `input`: what it is started with, or a callable that makes a fresh input for each run. It must be one that goes
-    through when nothing fails. `state`: returns what the saga changes in the world, as something that can be compared;
-    left out, only the ends of the runs are judged. `store`, `lease`, `max_payload`, `events`: as in `Inline`.
-    `live`: rehearse also in a database with unfinished sagas.
+    `input`: the input, or a callable that returns a fresh input for each run. Without faults, the saga must complete
+    with it. `state`: returns the state that the saga changes, as a comparable value; without it, only the outcome of
+    each run is checked. `store`, `lease`, `max_payload`, `events`: as in `Inline`.
+    `live`: allow a database with unfinished sagas.
 
-    A rehearsal deletes its sagas from the database when it ends, also when it is interrupted; a run that was cut off is
-    first compensated or, after its pivot, completed. No relay sends what the steps emitted. What the actions changed in
-    the world stays. Raises `NotAllowed` for a database that has unfinished sagas, unless `live` is true.
+    A rehearsal deletes its sagas from the database at the end, also if it is interrupted; an interrupted run is first
+    compensated or, after its pivot, completed. No relay sends what the steps emitted. Other side effects of the
+    actions remain. Raises `NotAllowed` for a database with unfinished sagas, unless `live` is true.
 
-    A run is ok when it ended as it should: COMPLETED where attempts heal the failure; COMPENSATED, with the state as it
-    was before; STUCK where only a person can know (the pivot in doubt, a later step that fails for good).
+    A run is ok if it ended as it should: COMPLETED if a retry repairs the failure; COMPENSATED with the state as it was
+    before; STUCK if only a person can decide (the pivot is in doubt, or a later step fails permanently).
 
     >>> from sagas import Pivot, Saga, Step
     >>> stock = {"tea": 5}
@@ -108,14 +108,14 @@ def rehearse(
     >>> rehearsal.ok
     False
     >>> next(row for row in rehearsal.rows if row.verdict == "NOT IDEMPOTENT").detail
-    "its action, called again under the same key, changed the state from {'tea': 4} to {'tea': 3}"
+    "its action, called again with the same key, changed the state from {'tea': 4} to {'tea': 3}"
     """
     correlation_id = f"rehearsal-{uuid.uuid4()}"
     database = store if isinstance(store, OperatorStore) else None  # which others may use, too
     if database is not None and not live and (unfinished := unfinished_in(database)):
         raise NotAllowed(
             f"{store!r} has {unfinished} unfinished sagas, so it does not look like a test database. A rehearsal calls "
-            f"the real actions and compensations of {saga.name!r}: use a database of its own, or pass live=True"
+            f"the real actions and compensations of {saga.name!r}: use a separate database, or pass live=True"
         )
     inline = Inline(store, lease=lease, max_payload=max_payload, events=events)
     if events is not None and database is not None:
@@ -139,12 +139,12 @@ def rehearse(
 
 
 def unfinished_in(store: OperatorStore) -> int:
-    """Return how many sagas in a database are not at their end: some application may be at work there."""
+    """Return how many sagas in a database are unfinished: an application may be using it."""
     return store.queries.count(Filter(statuses=frozenset(SagaStatus) - FINISHED))
 
 
 class _NeverSent:
-    """Makes rows of the outbox that count as sent from the beginning: no relay tells the world of a rehearsal."""
+    """Creates outbox rows that are marked as sent, so that no relay sends the messages of a rehearsal."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -161,7 +161,7 @@ def _sent(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class _Stage:
-    """Where the runs of one rehearsal take place."""
+    """The environment for the runs of one rehearsal."""
 
     def __init__(
         self, inline: Inline, saga: Saga, given: Any, state: Callable[[], object] | None, correlation_id: str
@@ -186,25 +186,25 @@ class _Stage:
         for when, crash in (("before", inline.crash_before), ("after", inline.crash_after)):
             ends = {SagaStatus.COMPLETED} if self._survives(step, step.retry.max_attempts) else given_up
             if self.saga.timeout is not None and not (step.past_pivot or step.step.is_pivot):
-                ends = ends | undone  # the time that the crashes took may be all it had
+                ends = ends | undone  # the crashes may have used up the saga's timeout
             yield self.run(name, f"crash {when} its effect", partial(crash, name, times=_CRASHES), ends)
         yield self.run(
             name, "broken after its effect", lambda: inline.fail_at(name, times=None, after_effect=True), given_up
         )
         if step.compensation is not None:
-            yield self.run(name, "effect after its undo", lambda: self._overtake(name), undone)
+            yield self.run(name, "effect after compensation", lambda: self._overtake(name), undone)
 
     def rehearse_compensation(self, step: BoundStep) -> Iterator[Row]:
         name = step.name
         undone = {SagaStatus.COMPENSATED}
 
         def crash() -> None:
-            self._turn_back_after(step)
+            self._compensate_after(step)
             self.inline.crash_after(name, times=_CRASHES, undo=True)
 
-        yield self.run(name, "undone twice", lambda: self._turn_back_after(step), undone, undo_again=name)
+        yield self.run(name, "compensated twice", lambda: self._compensate_after(step), undone, undo_again=name)
         ends = undone if self._survives(step, step.compensation_retry.max_attempts) else {SagaStatus.STUCK}
-        yield self.run(name, "crash after its undo", crash, ends)
+        yield self.run(name, "crash after compensation", crash, ends)
 
     def run(
         self, step: str, failure: str, arm: Callable[[], None], ends: set[SagaStatus], undo_again: str | None = None
@@ -228,19 +228,19 @@ class _Stage:
         if self.findings:
             return Row(step, failure, status, Judgement.NOT_IDEMPOTENT, self.findings[0])
         if status is SagaStatus.COMPENSATED and after != before:
-            left = f"undone, but the state was {_short(before)} and is {_short(after)}"
+            left = f"compensated, but the state was {_short(before)} and is {_short(after)}"
             return Row(step, failure, status, Judgement.NOT_COVERED, left)
         return Row(step, failure, status, Judgement.OK, error or "")
 
     def settle(self) -> None:
-        """Bring a run that was cut off to its end, so that it leaves nothing half done in the world."""
+        """Finish an interrupted run, so that it leaves nothing half done."""
         try:
             record = self.inline.store.find(self.saga.name, self._key)
         except SagaNotFound:
             return
         if record.status not in AT_REST:
             self.inline.heal()
-            with suppress(NotAllowed):  # after its pivot, or on its way back: it only has to go on
+            with suppress(NotAllowed):  # after its pivot, or already compensating: it only has to continue
                 self.inline.cancel(record.id, "the rehearsal was interrupted")
             self.inline.finish(record.id)
 
@@ -255,38 +255,38 @@ class _Stage:
 
     @contextmanager
     def _watch(self, step: str) -> Iterator[None]:
-        """Look at the state around each delivery: an effect that had come before must not come again."""
+        """Compare the state around each delivery: an effect that happened before must not happen again."""
         lost, before = self.inline.lost.copy(), self._snapshot()
         yield
         for undo, what in ((False, "action"), (True, "compensation")):
-            # Only those whose report was lost: what is written through step.session was rolled back with it, so the
-            # attempt that succeeds may well be the first to change anything.
+            # Only if a result was lost: writes through step.session were rolled back with it, so the attempt that
+            # succeeds may well be the first to change anything.
             if 0 < lost[step, undo] < self.inline.lost[step, undo]:
                 self._expect_no_change(what, before)
 
     def _expect_no_change(self, what: str, before: object) -> None:
         if (after := self._snapshot()) != before:
             changed = f"changed the state from {_short(before)} to {_short(after)}"
-            self.findings.append(f"its {what}, called again under the same key, {changed}")
+            self.findings.append(f"its {what}, called again with the same key, {changed}")
 
     def _snapshot(self) -> object:
-        # A copy: the caller may return the very thing that the actions change.
+        # A copy: the caller may return the very object that the actions change.
         return None if self.state is None else copy.deepcopy(self.state())
 
     def _overtake(self, name: str) -> None:
         self.inline.overtake(name)
         self.inline.fail_at(name, TerminalError("refused, while an earlier attempt hangs"), times=None)
 
-    def _turn_back_after(self, step: BoundStep) -> None:
-        """Have the saga turn back as soon as this step is done; or in doubt, where no later one could turn it back."""
+    def _compensate_after(self, step: BoundStep) -> None:
+        """Make the saga compensate when this step is done or, if no step follows, leave this step in doubt."""
         if step.stage + 1 < len(self.saga.stages):
             [later, *_] = self.saga.stages[step.stage + 1]
-            self.inline.fail_at(later.name, TerminalError("refused, so that the saga turns back"), times=None)
+            self.inline.fail_at(later.name, TerminalError("refused, so that the saga compensates"), times=None)
         else:
             self.inline.fail_at(step.name, times=None, after_effect=True)
 
     def _survives(self, step: BoundStep, attempts: int) -> bool:
-        # A claim whose worker died ends with its lease, and counts as lost; or with its timeout, and counts as failed.
+        # The claim of a dead worker ends with its lease and counts as lost, or with its timeout and counts as failed.
         expires = step.step.timeout > self.inline.orchestrator.timing.lease
         return (step.step.max_deliveries if expires else attempts) > _CRASHES
 

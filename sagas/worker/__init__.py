@@ -1,1 +1,1 @@
-"""What a Celery worker does for sagas and events beside running their tasks."""
+"""What a Celery worker does for sagas and events besides running their tasks."""

@@ -1,4 +1,4 @@
-"""What a Celery worker does for events: it relays the outbox, and consumes queues whose handlers its pool runs."""
+"""Events in a Celery worker: it relays the outbox, and consumes queues whose handlers run in its pool."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["EventsStep"]
 
 logger = logging.getLogger(__name__)
 
-#: The pools that handlers are handed to. With any other a handler runs in the thread that reads its queue.
+#: The pools that can run handlers. With any other pool, a handler runs in the thread that reads its queue.
 _POOLS = ("prefork", "threads")
 
 
 class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Runs a relay, and a reader for each queue of events that the worker is to consume, whose handlers its pool runs.
+    """Runs a relay, and a consumer for each event queue of this worker. The worker's pool runs the handlers.
 
-    Which queues: those that `-Q` names, or without `-Q` all of the services'. They are none of Celery's own.
+    The queues are those that `-Q` names or, without `-Q`, all queues of the services. They are not Celery's queues.
     """
 
     requires = {"celery.worker.components:Pool"}  # noqa: RUF012 - Celery's own convention
@@ -33,7 +33,7 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self._events: Events = parent.app.sagas.events
-        #: Those that this worker consumes.
+        #: The event queues that this worker consumes.
         self.event_queues = _take_event_queues(self._events, parent.app.amqp.queues)
         self._pool: _InPool | None = None
 
@@ -48,17 +48,17 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         logger.info("events: consuming %s", ", ".join(self._consumers.queues) or "no queue")
 
     def register_with_event_loop(self, parent: Any, hub: Any) -> None:  # noqa: ARG002
-        """The worker's loop begins, at the start and after each loss of its connection."""
+        """The worker's event loop starts: at the beginning, and after each lost connection."""
         if self._pool is not None:
             self._pool.loop_begins()
 
     def close(self, parent: Any) -> None:  # noqa: ARG002
-        """The worker is about to stop: begin nothing more, while the pool still runs what it has."""
+        """The worker is about to stop: begin no more messages, while the pool finishes what it has."""
         self._events.relay.stop()
         self._consumers.stop(grace=float("inf"))
 
     def stop(self, parent: Any) -> None:
-        """Do nothing: the pool is stopped after this, and what it still ends must be acknowledged."""
+        """Do nothing: the pool stops after this, and messages that it still finishes must be acknowledged."""
 
     terminate = stop
 
@@ -69,9 +69,9 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def _take_event_queues(events: Events, queues: Any) -> list[str]:
-    """Return the queues of events that this worker is to consume, and take them from those that Celery consumes."""
+    """Return the event queues that this worker consumes, and remove them from those that Celery consumes."""
     ours = [subscription.queue for subscription in events.subscriptions]
-    if queues._consume_from is None:  # noqa: SLF001 - there is no other way to see that -Q was not given
+    if queues._consume_from is None:  # noqa: SLF001 - the only way to see that -Q was not given
         return ours
     named = [queue for queue in ours if queue in queues.consume_from]
     queues.deselect(named)
@@ -84,7 +84,7 @@ def _handle_in_child(call: Call) -> Outcome:
 
 
 class _InPool:
-    """Has the worker's pool run handlers, and takes turns with its tasks."""
+    """Runs handlers in the worker's pool, taking turns with its tasks."""
 
     def __init__(self, worker: Any, events: Events) -> None:
         self._worker = worker
@@ -97,7 +97,7 @@ class _InPool:
         self._handoffs.add(handoff)
         handoff.future.add_done_callback(lambda _: self._handoffs.discard(handoff))
         if self._worker.use_eventloop:
-            # The pool of a worker with an event loop belongs to the thread that the loop runs in.
+            # The pool of a worker with an event loop belongs to the thread of that loop.
             self._worker.hub.call_soon(self._hand_over, handoff)
         else:
             self._hand_over(handoff)
@@ -105,10 +105,10 @@ class _InPool:
 
     def _hand_over(self, handoff: _Handoff) -> None:
         handoff.handed_over = True
-        self._worker.process_task(handoff)  # as the worker does with a task: it waits for a free place
+        self._worker.process_task(handoff)  # the worker's way for tasks: it waits for a free slot
 
     def loop_begins(self) -> None:
-        """Hand over once more what the pool has not begun: when the worker loses its connection, it forgets that."""
+        """Hand over again what the pool has not begun: a worker that loses its connection forgets such requests."""
         began, self._began = self._began, True
         if began:
             for handoff in list(self._handoffs):
@@ -117,7 +117,7 @@ class _InPool:
 
 
 class _Handoff:
-    """A delivery on its way through the pool. To the worker it is a request."""
+    """A delivery on its way through the pool. The worker treats it as a request."""
 
     def __init__(self, call: Call, events: Events, pool: str) -> None:
         self.future: Future[Outcome] = Future()

@@ -75,7 +75,7 @@ def test_redis_that_was_flushed_is_set_up_again(redis_server: Redis) -> None:
     reader = broker.reader(queue)
     assert reader.receive(1, 0.1) == []
     redis_server.flush()
-    with pytest.raises(BrokerUnavailable, match="declare it"):
+    with pytest.raises(BrokerUnavailable, match="Declare it"):
         reader.receive(1, 0.1)
     broker.publish([message(1)])
     assert bodies(take(reader, 1)) == ["1"]

@@ -271,7 +271,7 @@ def test_a_queue_that_is_declared_no_longer_goes_when_it_is_empty(world: World) 
     after = world.deploy(PlacedV1, name="second")
     after.apply_topology()
     told = after.apply_topology(delete=True)
-    assert any(f"left queue {old}: it holds" in line for line in told), told
+    assert any(f"kept queue {old}: it holds" in line for line in told), told
     [found] = [each for each in after.topology_difference() if each.queue == old]
     assert (found.whole, found.topics) == (True, ("orders.order.placed.*",))
     world.publish(after, PlacedV1(order_id="2"))
@@ -285,5 +285,8 @@ def test_queues_of_other_services_are_left_alone(world: World) -> None:
     queue = f"{world.service}.note"
     elsewhere = world.deploy(Cancelled, service=Service(f"{world.service}_b"))
     elsewhere.apply_topology()
-    assert any(f"left queue {queue}: its service" in line for line in elsewhere.apply_topology(delete=True))
+    assert any(
+        f"kept queue {queue}: this code does not declare its service" in line
+        for line in elsewhere.apply_topology(delete=True)
+    )
     assert f"deleted queue {queue}, which held 0 messages" in elsewhere.apply_topology(delete=True, others=[queue])

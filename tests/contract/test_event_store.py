@@ -116,7 +116,7 @@ def test_another_version_is_a_conflict(store: EventStore, expected: int) -> None
 
 
 def test_a_stream_that_is_not_there(store: EventStore) -> None:
-    with pytest.raises(WrongExpectedVersion, match="at version 1, and is at 0"):
+    with pytest.raises(WrongExpectedVersion, match="at version 1, but is at version 0"):
         store.append(None, "a", deposits(1), expected=1)
     assert store.read("a") == []
     assert store.append(None, "a", deposits(1), expected=NO_STREAM) == 1
@@ -207,7 +207,7 @@ def test_envelopes_that_are_stored_otherwise(store: EventStore) -> None:
     one, two, three = wrapped(1, 2, 3)
     store.append(None, "a", [one, two], expected=NO_STREAM)
     for stream, again in (("a", [two, three]), ("b", [one, two]), ("a", [two, one]), ("a", [one, *deposits(9)])):
-        with pytest.raises(WrongExpectedVersion, match="are stored already"):
+        with pytest.raises(WrongExpectedVersion, match="are already stored"):
             store.append(None, stream, again, expected=ANY)
     with Session(store.engine) as session:
         with pytest.raises(WrongExpectedVersion):
@@ -274,7 +274,7 @@ def test_what_is_no_event(store: EventStore) -> None:
         store.append(None, "a", [CloseAccount(account="a")], expected=ANY)
     with pytest.raises(DefinitionError, match="neither an event nor a command"):
         store.append(None, "a", ["deposited"], expected=ANY)
-    with pytest.raises(InvalidMessage, match="no event to append"):
+    with pytest.raises(InvalidMessage, match="no events to append"):
         store.append(None, "a", [], expected=ANY)
     for name in ("", "a" * 201):
         with pytest.raises(InvalidMessage, match="1 to 200 characters"):
@@ -439,7 +439,7 @@ def test_the_state_at_a_moment(store: EventStore) -> None:
 
 def test_a_state_that_cannot_be_kept(store: EventStore) -> None:
     store.append(None, "a", deposits(1), expected=NO_STREAM)
-    with pytest.raises(InvalidMessage, match="'a': its state cannot be kept as a snapshot"):
+    with pytest.raises(InvalidMessage, match="'a': its state cannot be stored as a snapshot"):
         store.load("a", lambda _state, _event: object(), None, snapshots=Snapshots(type=Account, every=1))
     with pytest.raises(DefinitionError, match="must be 1 or more"):
         Snapshots(type=Account, every=0)

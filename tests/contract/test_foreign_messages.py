@@ -464,7 +464,7 @@ def test_a_queue_that_is_something_else_stops_its_own_consumer_alone_and_loses_n
         wait_for(lambda: len(handled) == 20, 30, "the other queue is read")
         assert {name for name, _ in handled} == {"good"}
         assert list(events.queue_mismatches()) == [queue]
-        wait_for(lambda: f"{queue}: is not read" in caplog.text, 30, "that is said")
+        wait_for(lambda: f"{queue}: cannot read the queue" in caplog.text, 30, "that is said")
         assert "--if-empty" in caplog.text or "Rename the key" in caplog.text
         if kind == "rabbitmq":
             with KombuConnection(rabbitmq.url) as connection, connection.channel() as channel:
@@ -512,7 +512,10 @@ def test_what_rabbitmq_gave_up_and_nobody_had_begun_is_handled(rabbitmq: RabbitM
         wait_for(given_up, 60, "readers that end at once have RabbitMQ give up all")
         assert events.collect_given_up() == 31
         [letter] = events.dead_letters(queue=queue)
-        assert (letter.body, letter.error.partition(";")[0]) == (b"\xffpoison", "the broker gave it up: delivery_limit")
+        assert (letter.body, letter.error.partition(";")[0]) == (
+            b"\xffpoison",
+            "the broker gave up on the message: delivery_limit",
+        )
         consumers = events.consumers(InProcess(events.handle, ThreadPoolExecutor(4)))
         consumers.start()
         events.relay.send()

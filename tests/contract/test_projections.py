@@ -151,7 +151,7 @@ def test_it_stops_at_an_event_that_it_cannot_handle(store: EventStore, what: Any
     state = projections.states()[0]
     assert state.failed_position == position
     assert state.error is not None
-    assert "accounts.money.deposited version 1, number 3 of 's1'" in state.error
+    assert "accounts.money.deposited version 1, stream 's1' version 3" in state.error
     projections.resume(projection)
     with pytest.raises(ProjectionStopped):
         projections.advance(projection)
@@ -243,7 +243,7 @@ def test_two_processes_at_the_same_events(store: EventStore) -> None:
         session.execute(text("update events_projection set position = position + 1"))
 
     flaw.cents, flaw.do = 2, overtake
-    with pytest.raises(StoreUnavailable, match="another process was at work"):
+    with pytest.raises(StoreUnavailable, match="another process advanced it"):
         projections.advance(projection)
     assert written(store, projection) == []
 
@@ -327,7 +327,7 @@ def test_a_rebuild_begins_anew(store: EventStore) -> None:
         assert projections.rebuild(new) == 2
         assert written(store, new) == [1, 2]
     new.clear = None
-    with pytest.raises(NotAllowed, match="lines 2 has seen events up to position .*clear=function"):
+    with pytest.raises(NotAllowed, match="lines 2 has processed events up to position .*clear=function"):
         projections.rebuild(new)
     assert written(store, new) == [1, 2]
 
@@ -356,13 +356,13 @@ def test_of_many_first_versions_one_is_live(store: EventStore) -> None:
 
 def test_what_cannot_be_declared(store: EventStore) -> None:
     projection = lines()
-    with pytest.raises(DuplicateName, match="lines 1: 'accounts.money.deposited' has a function already"):
+    with pytest.raises(DuplicateName, match="lines 1: 'accounts.money.deposited' already has a function"):
         projection.on(MoneyDeposited)(lambda stored, session: None)
     with pytest.raises(DuplicateName, match="two projections lines 1"):
         Projections(store, [projection, lines()])
     with pytest.raises(DefinitionError, match="handles 'accounts.money.deposited' version 1, which its store"):
         Projections(EventStore(store.engine, [AccountOpened]), [projection])
-    with pytest.raises(DefinitionError, match="no projection lines 3; it has: lines 1"):
+    with pytest.raises(DefinitionError, match="no projection lines 3. It has: lines 1"):
         Projections(store, [projection]).get("lines", 3)
     assert Projections(store, [projection, lines(version=2)]).get("lines").version == 2
     for name, version in (("", 1), ("x" * 101, 1), ("x", 0)):

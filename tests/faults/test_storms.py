@@ -122,7 +122,7 @@ def test_a_storm_ends_at_the_hop_limit(play: Play) -> None:
     for letter in match.events.dead_letters():
         assert letter.queue == "ping.hit_again"
         assert (
-            "dead-lettered: 9 messages led to it, more than max_hops=8: ping.ball.hit -> pong.ball.returned"
+            "dead-lettered: 9 messages led to this one, more than max_hops=8: ping.ball.hit -> pong.ball.returned"
             in letter.error
         )
     wait_for(lambda: match.events.outbox_unsent() == 0, 10, "nothing is on its way")
@@ -134,7 +134,7 @@ def test_a_storm_ends_where_it_repeats_itself(play: Play) -> None:
     match.publish(balls=3, letters=0)
     wait_for(lambda: len(match.events.dead_letters()) == 3, 60, "it is over")
     assert (match.handled("pong.give_back"), match.handled("ping.hit_again")) == (3, 3)
-    assert all("one of its own type led to it" in letter.error for letter in match.events.dead_letters())
+    assert all("a message of the same type led to this one" in letter.error for letter in match.events.dead_letters())
 
 
 def test_a_storm_that_goes_on_is_slowed_down_and_the_rest_is_not(play: Play) -> None:

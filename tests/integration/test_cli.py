@@ -37,7 +37,7 @@ def test_a_database_that_is_away() -> None:
 
 def test_help_reads_well() -> None:
     done = run("config", "--help")
-    assert "Look after sagas and their tables." in done.stdout
+    assert "Manage sagas and their tables." in done.stdout
 
 
 def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
@@ -62,9 +62,9 @@ def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
         assert done.stdout.startswith("<svg "), done.stderr
         assert ">gone (pivot)</text>" in done.stdout
     done = run("config", "graph", "nope", **environment)
-    assert (done.returncode, "nor is it one of the definitions: bill_all, book_stay, place_order" in done.stderr) == (
+    assert (done.returncode, "The definitions are: bill_all, book_stay, place_order" in done.stderr) == (
         2,
         True,
     )
     done = run("config", "graph", "place_order", "--version", "3", **environment)
-    assert (done.returncode, "no version 3 of a saga 'place_order'; there is: 1" in done.stderr) == (2, True)
+    assert (done.returncode, "saga 'place_order' has no version 3. It has: 1" in done.stderr) == (2, True)

@@ -88,15 +88,15 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
     report = said(database={"OPTIONS": {}}, **undeclared)
     assert "sagas.W001" in report
     assert "PRAGMA journal_mode = WAL" in report
-    assert "(sagas.E003) the Celery app cannot carry sagas: saga 'place_order', step 'reserve'" in report
+    assert "(sagas.E003) the Celery app cannot run sagas: saga 'place_order', step 'reserve'" in report
     assert "'nope'" in report
     wrong = said(
         database={"AUTOCOMMIT": False}, CELERY_SAGAS_LEASES=1, CELERY_SAGAS_LEASE="30", CELERY_SAGAS_REDACT="card"
     )
     assert "has AUTOCOMMIT = False" in wrong
-    assert "there is no setting CELERY_SAGAS_LEASES; there is: CELERY_SAGAS_APP, " in wrong
-    assert "CELERY_SAGAS_LEASE is '30'; it must be a number of seconds, more than zero" in wrong
-    assert "CELERY_SAGAS_REDACT is 'card'; it must be a list of names of fields" in wrong
+    assert "there is no setting CELERY_SAGAS_LEASES. The settings are: CELERY_SAGAS_APP, " in wrong
+    assert "CELERY_SAGAS_LEASE is '30', but must be a positive number of seconds" in wrong
+    assert "CELERY_SAGAS_REDACT is 'card', but must be a list of field names" in wrong
     assert "CELERY_SAGAS_DATABASE is 'main', which is not in DATABASES" in said(CELERY_SAGAS_DATABASE="main")
     assert "there is no Celery app: No module named 'nowhere'" in said(CELERY_SAGAS_APP="nowhere")
     assert "accept_content has 'pickle'" in said(CELERY_ACCEPT_CONTENT=["pickle"])
@@ -120,7 +120,7 @@ def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_pat
     assert migrated.returncode == 0
     assert "sagas.W002" not in migrated.stderr, "it is about to make them"
     helped = manage(environment, "sagas", "--help")
-    assert "Look after sagas and their tables." in helped.stdout, helped.stderr
+    assert "Manage sagas and their tables." in helped.stdout, helped.stderr
     refused = manage(environment, "sagas", "db", "upgrade")
     assert refused.returncode == 2
     assert "manage.py migrate" in refused.stderr

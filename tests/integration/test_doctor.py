@@ -51,7 +51,7 @@ def test_workers_that_answer(rig: Rig) -> None:
     findings = examine(rig.sagas)
     says = {finding.code: finding.says for finding in findings if finding.level is Level.PROBLEM}
     assert "lacks newer 1" in says["worker-definitions"]
-    assert "no worker listens on 'elsewhere', where newer.one, sagas.fail go" in says["queue"]
+    assert "no worker consumes 'elsewhere', which receives newer.one, sagas.fail" in says["queue"]
 
 
 def test_a_worker_without_sagas(redis_server: Redis, postgres: Postgres) -> None:
@@ -143,12 +143,12 @@ def test_what_a_role_may_not_do(postgres: Postgres, mariadb: MariaDB, tmp_path: 
     found = privileges(sagas)
     assert found is not None
     assert found[0] == "privileges"
-    assert "may not DELETE on sagas_history. The database says: permission denied" in found[1]
+    assert "not allowed to DELETE on sagas_history. The database says: permission denied" in found[1]
     admin(f"GRANT DELETE ON sagas_history TO {name}", f"REVOKE USAGE ON SEQUENCE sagas_history_id_seq FROM {name}")
     found = privileges(sagas)
     assert found is not None
     assert found[0] == "privileges"
-    assert "may not USAGE on sagas_history. The database says: permission denied for sequence" in found[1]
+    assert "not allowed to USAGE on sagas_history. The database says: permission denied for sequence" in found[1]
     admin(f"REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM {name}")
     assert code() == "privileges"
     admin(
@@ -292,7 +292,7 @@ def test_work_that_waits(rig: Rig) -> None:
         for _ in range(2):
             connection.execute(insert(schema.dead_letters), {**letter, "created_at": now})
     codes = found(rig.sagas, timeout=0.2)
-    for code in ("stuck", "standing-still", "dead-letters", "stranded"):
+    for code in ("stuck", "not-progressing", "dead-letters", "stranded"):
         assert codes[code] is Level.PROBLEM
     assert codes["old-saga"] is Level.WARNING
 

@@ -147,13 +147,13 @@ def test_a_new_version_is_built_and_swapped_in(store: EventStore) -> None:
     one, two = counting(1, old), counting(2, new)
     command = Commands(store, one, two)
     assert command("list").output == "counts 1, has never run\ncounts 2, has never run\n"
-    assert command("promote", "counts", "--version", "1").output == "counts 1 was live already\n"
+    assert command("promote", "counts", "--version", "1").output == "counts 1 was already live\n"
     assert old == [0, 1, 2]
     assert command("rebuild", "counts").output == (
-        "counts 2 has seen 3 events. Readers still read version 1; to change that: promote counts\n"
+        "counts 2 has processed 3 events. Readers use version 1; to change that: promote counts\n"
     )
     assert new == [0, 1, 2]
-    assert command("promote", "counts").output == "counts 2 is live; before it version 1 was\n"
+    assert command("promote", "counts").output == "counts 2 is live and replaces version 1\n"
     listed = Commands(store, two)("list").output.splitlines()
     assert re.fullmatch(r"counts 1, not live, at position 3, since .* UTC, not in this code", listed[0])
     assert re.fullmatch(r"counts 2, live, at position 3, since .* UTC", listed[1])
@@ -169,14 +169,14 @@ def test_one_that_stopped_is_shown_and_resumed(store: EventStore) -> None:
     assert "projection resume counts --version 1" in done.output
     assert re.search(r"\n    STOPPED at position 1: ZeroDivisionError at event .*: no number\n", broken("list").output)
     mended = Commands(store, counting(1, seen))
-    assert mended("resume", "counts").output == "counts 1 goes on when it is run\n"
+    assert mended("resume", "counts").output == "counts 1 continues the next time it runs\n"
     assert mended("promote", "counts").exit_code == 0
     assert seen == [1]
 
 
 def test_what_cannot_be_done_is_told(store: EventStore) -> None:
     command = Commands(store, counting(1, []))
-    assert "Error: this code has no projection sums; it has: counts 1" in command("promote", "sums").output
+    assert "Error: this code has no projection sums. It has: counts 1" in command("promote", "sums").output
     assert "Error: this code has no projection counts 7" in command("rebuild", "counts", "--version", "7").output
     assert "Error: projection counts 1 is live" in command("rebuild", "counts").output
-    assert "Error: this app has no projections: Events(..., store=" in Commands(None)("list").output
+    assert "Error: this app has no projections. Pass them: Events(..., store=" in Commands(None)("list").output

@@ -73,10 +73,10 @@ def test_the_graph_is_checked(store: SqlStore) -> None:
     assert (whole.exit_code, whole.output) == (0, "")
     part = run(store, "graph", "--check", services=SERVICES[1:3])
     assert part.exit_code == 1
-    assert "problem: unhandled: nobody handles the failure event payments.payment.failed\n" in part.output
+    assert "problem: unhandled: no service handles the failure event payments.payment.failed\n" in part.output
     only_advice = run(store, "graph", "--check", services=SERVICES[:1])
     assert only_advice.exit_code == 0
-    assert "advice: unhandled: nobody here handles event orders.order.placed\n" in only_advice.output
+    assert "advice: unhandled: no service here handles event orders.order.placed\n" in only_advice.output
 
 
 def test_a_story_is_told(store: SqlStore) -> None:
@@ -89,10 +89,10 @@ def test_a_story_is_told(store: SqlStore) -> None:
     assert (entry["kind"], entry["id"]) == ("message", envelope.event_id)
     unknown = run(store, "trace", "o-2")
     assert unknown.exit_code == 2
-    assert "nothing is known of 'o-2'" in unknown.output
+    assert "there is no correlation id, business key, saga or message 'o-2'" in unknown.output
     compared = run(store, "graph", "--observed")
     assert compared.exit_code == 0
-    assert "declared, not seen: orders.order.placed -> payments.process_payment\n" in compared.output
+    assert "declared, not observed: orders.order.placed -> payments.process_payment\n" in compared.output
 
 
 def test_a_database_that_is_away() -> None:

@@ -489,21 +489,21 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         flask_sagas.init_app(app)
         return app
 
-    with pytest.raises(ConfigurationError, match=r"call db.init_app\(app\) first"):
+    with pytest.raises(ConfigurationError, match=r"Call db.init_app\(app\) first"):
         flask_sagas.init_app(app())
-    with pytest.raises(ConfigurationError, match="SAGAS_LAESE is no setting; there are .*SAGAS_LEASE"):
+    with pytest.raises(ConfigurationError, match="there is no setting SAGAS_LAESE. The settings are: .*SAGAS_LEASE"):
         made(app(SAGAS_LAESE=3))
-    with pytest.raises(ConfigurationError, match="in memory: it has one connection"):
+    with pytest.raises(ConfigurationError, match="in-memory SQLite database: it has one connection"):
         made(app(SQLALCHEMY_DATABASE_URI="sqlite://"))
     with pytest.raises(ConfigurationError, match="sagas need READ COMMITTED"):
         made(app(SQLALCHEMY_DATABASE_URI="mysql+pymysql://x@127.0.0.1:1/x"))
     without = app()
     del without.config["CELERY"]
-    with pytest.raises(ConfigurationError, match="has no Celery: set CELERY"):
+    with pytest.raises(ConfigurationError, match="has no Celery app. Set CELERY"):
         made(without)
-    with pytest.raises(ConfigurationError, match="already has its sagas"):
+    with pytest.raises(ConfigurationError, match="already has sagas"):
         flask_sagas.init_app(made(app()))
-    with pytest.raises(ConfigurationError, match="which app"):
+    with pytest.raises(ConfigurationError, match="no current app"):
         ORDER.start()
     with pytest.raises(ConfigurationError, match="'y' has no sagas"), Flask("y").app_context():
         ORDER.start()

@@ -171,7 +171,7 @@ def test_a_killed_worker_costs_time_only(shop: Shop, chrome: Chrome) -> None:
     [worker] = shop.workers()
     os.kill(worker.pid, signal.SIGKILL)
     ends(chrome, "COMPLETED", 90)
-    assert "the worker ended; here is another" in shop.output()
+    assert "the worker ended; starting another one" in shop.output()
     assert stock(shop, chrome, "tea") == before - 3
 
 

@@ -135,7 +135,7 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("mark-done", b'{"reason": "x", "result": "\xff"}', {}, 400, "not UTF-8"),
         ("mark-done", b'{"reason": "x", "result": ' + b"[" * 500 + b"]" * 500 + b"}", {}, 400, "levels deep"),
         ("mark-done", b"[" * 100_000, {}, 400, "levels deep"),
-        ("mark-done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes are more than"),
+        ("mark-done", {"reason": "x", "step": "pivot", "result": "x" * 2_000_000}, {}, 413, "bytes; the limit is"),
         ("mark-done", {"reason": "x", "step": "pivot\0"}, {}, 409, "pivot"),
         ("skip", {"reason": "x", "step": "\0"}, {}, 409, "pivot"),
         ("skip", {"reason": "x", "step": ""}, {}, 409, "pivot"),
@@ -144,7 +144,7 @@ def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, un
         ("skip", b"{", {}, 400, "not JSON"),
         ("skip", ["x"], {}, 400, "send {"),
         ("skip", {"reason": "x"}, {"Content_Type": "text/plain"}, 415, "Content-Type"),
-        ("skip", {"reason": "x"}, {"Origin": "http://evil.example"}, 403, "evil.example asked"),
+        ("skip", {"reason": "x"}, {"Origin": "http://evil.example"}, 403, "a page of evil.example"),
         ("skip", {"reason": "x"}, {"Origin": "null"}, 403, "another site"),
         ("skip", {"reason": "x"}, {"Sec_Fetch_Site": "cross-site"}, 403, "another site"),
         ("purge", {"reason": "x"}, {}, 404, ""),
@@ -242,7 +242,7 @@ def test_what_cannot_be_drawn_is_cut_and_said(rig: Rig, open_flower: FlowerProce
     record = store.load(handle.id)
     store.save(record, replace(record, error="x" * 10_000), many)
     page, _ = shown("null")
-    assert "700 older entries are left out" in page
+    assert "700 older entries are omitted" in page
     assert "no. 1199" in page
 
 

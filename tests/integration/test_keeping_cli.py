@@ -77,7 +77,7 @@ def test_purge(store: SqlStore, tmp_path: Path) -> None:
 
 def test_reencrypt(store: SqlStore, tmp_path: Path) -> None:
     done = run(tmp_path, "db", "reencrypt", "--reason", "begin", "--actor", "ann")
-    assert done.stdout.startswith("3 sagas are encrypted anew"), done.stderr
+    assert done.stdout.startswith("3 sagas were encrypted again"), done.stderr
     sealed = SqlStore(store.engine, codec=AesGcm({"k": bytes(32)}, current="k"))
     assert [sealed.queries.payloads(record.id).results["hello"] for record in sealed.queries.select()] == ['"hi"'] * 3
     assert run(tmp_path, "db", "reencrypt", "--reason", "again").stdout.startswith("0 sagas")
@@ -87,4 +87,4 @@ def test_reencrypt(store: SqlStore, tmp_path: Path) -> None:
     partly = run(tmp_path, "db", "reencrypt", "--reason", "again")
     assert partly.returncode == 1
     assert ":input is encrypted with the key 'gone'" in partly.stderr
-    assert "1 payloads, named above, cannot be read" in partly.stdout
+    assert "1 payloads, listed above, cannot be read" in partly.stdout

@@ -50,7 +50,7 @@ def test_a_worker_counts_traces_and_says_what_it_does(rig: Rig, monkeypatch: pyt
     wait_for(lambda: of(scraped(port), "sagas_ended_total", saga="full") == 2, 10, "both are counted")
     metrics = scraped(port)
     assert of(metrics, "sagas_ended_total", saga="full", status="COMPLETED") == 1
-    assert of(metrics, "sagas_turned_back_total", saga="full") == 1
+    assert of(metrics, "sagas_compensations_started_total", saga="full") == 1
     attempts = "sagas_attempt_seconds_count"
     assert of(metrics, attempts, step="one", direction="FORWARD", outcome="succeeded") == 2
     assert of(metrics, attempts, step="one", direction="FORWARD", outcome="failed") == 1
@@ -106,7 +106,7 @@ def test_a_killed_child_and_a_killed_worker_leave_one_trace(rig: Rig, monkeypatc
 
 
 def test_workers_that_would_spoil_each_others_metrics_do_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="Set PROMETHEUS_MULTIPROC_DIR to a folder of this worker's own"):
+    with pytest.raises(RuntimeError, match="set PROMETHEUS_MULTIPROC_DIR to its own folder"):
         rig.worker("--metrics-address", str(free_port()), module="tests.observed")
     _, port = watched(rig, monkeypatch)
     with pytest.raises(RuntimeError, match="is in use by another worker"):

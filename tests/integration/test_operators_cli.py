@@ -114,7 +114,7 @@ def test_filters_choose(operations: Operations, run: Run) -> None:
         assert {row["id"] for row in json.loads(run("list", *words, "--json").stdout)} == expected, words
     nothing = run("list", "--saga", "nope")
     assert (nothing.exit_code, nothing.stdout) == (0, "")
-    assert "no saga fits; this app has at_pivot, plain, two_undos" in nothing.stderr
+    assert "no saga matches; this app has at_pivot, plain, two_undos" in nothing.stderr
 
 
 def test_counts(operations: Operations, run: Run) -> None:
@@ -206,7 +206,7 @@ def test_history(operations: Operations, run: Run) -> None:
     assert json.loads(run("history", saga, "--json").stdout)[-1]["actor"] == "ann"
     nothing = run("history", waiting(operations))
     assert nothing.stdout == ""
-    assert "nothing beside its plain way forward" in nothing.stderr
+    assert "its history has no entries" in nothing.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "history", "watch"])
@@ -227,7 +227,7 @@ def test_tables_that_are_not_there(operations: Operations, run: Run) -> None:
     schema.metadata.drop_all(operations.store.engine)
     refused = run("list")
     assert refused.exit_code == 2
-    assert "Bring them up to date with: celery sagas db upgrade" in refused.stderr
+    assert "Upgrade them with: celery sagas db upgrade" in refused.stderr
 
 
 # -- watching -------------------------------------------------------------------------------------------------------
@@ -303,11 +303,11 @@ def test_refusals(operations: Operations, run: Run) -> None:
     assert "none of its steps is stuck" in outcomes[other]["error"]
     for words, said in (
         (("retry", other, "nope", "--reason", "x"), "whose key is, 'nope'"),
-        (("retry", "--reason", "x", "--yes"), "say which"),
+        (("retry", "--reason", "x", "--yes"), "pass IDs"),
         (("cancel", other, "--step", "a", "--reason", "x"), "not both"),
         (("retry", saga, "--saga", "plain", "--reason", "x"), "not both"),
-        (("cancel", "--saga", "plain", "--reason", "x"), "nobody can be asked"),
-        (("cancel", "--saga", "nope", "--reason", "x", "--yes"), "no saga fits"),
+        (("cancel", "--saga", "plain", "--reason", "x"), "there is no terminal for the question"),
+        (("cancel", "--saga", "nope", "--reason", "x", "--yes"), "no saga matches"),
         (("cancel", other, "--reason", " "), "it is empty"),
         (("cancel", other), "Missing option '--reason'"),
         (("cancel", other, "--reason", "x", "--actor", "a" * 201), "at most 200"),
@@ -317,7 +317,7 @@ def test_refusals(operations: Operations, run: Run) -> None:
         (("mark-done", saga, "--reason", "x", "--result", "1e999"), "is not JSON"),
         (("mark-done", saga, "--reason", "x", "--result", "[" * 500 + "]" * 500), "more than 100 levels deep"),
         (("mark-done", saga, "--reason", "x", "--result", '"\udcff"'), "not UTF-8"),
-        (("mark-done", saga, "--reason", "x" * 2_001), "give at most 2,000"),
+        (("mark-done", saga, "--reason", "x" * 2_001), "the limit is 2,000"),
     ):
         refused = run(*words)
         assert (refused.exit_code, said in refused.stderr) == (2, True), (words, refused.stderr)
@@ -331,7 +331,7 @@ def test_a_system_that_does_not_know_its_user(
         raise OSError("no such user")
 
     monkeypatch.setattr("getpass.getuser", nobody)
-    assert "say it with --actor" in run("cancel", waiting(operations), "--reason", "x").stderr
+    assert "Pass it with --actor" in run("cancel", waiting(operations), "--reason", "x").stderr
     assert run("cancel", waiting(operations), "--reason", "x", "--actor", "ann").exit_code == 0
 
 
@@ -343,7 +343,7 @@ def test_in_bulk(operations: Operations, run: Run) -> None:
     assert dry.stderr == "would skip 3\n"
     assert operations.store.load(first).status is SagaStatus.STUCK
     some = run("skip", "--error", "bank", "--limit", "2", "--reason", "written off", "--yes")
-    assert "3 fit; this is about the oldest 2" in some.stderr
+    assert "3 sagas match; only the oldest 2" in some.stderr
     assert [row[0] for row in cells(some)[1:]] == [first, second]
     assert [operations.store.load(saga).status for saga in (second, third, other)] == ["COMPLETED", "STUCK", "PENDING"]
     # Without --status those that could only refuse are left out; with it they are asked.
@@ -383,7 +383,7 @@ def test_what_was_chosen_is_what_is_done(operations: Operations, run: Run, monke
     done = run("skip", "--status", "stuck", "--reason", "x", "--yes", "--json")
     assert done.exit_code == 1
     assert [(each["id"], each["outcome"]) for each in json.loads(done.stdout)] == [(first, "refused"), (second, "done")]
-    assert "no longer fits" in done.stdout
+    assert "no longer matches" in done.stdout
 
 
 def test_a_database_that_goes_away_in_between(
@@ -437,7 +437,7 @@ def test_what_has_turned_back_is_not_turned_back_again(operations: Operations, r
 
 
 def test_audit(operations: Operations, run: Run) -> None:
-    assert "no operator did anything" in run("audit").stderr
+    assert "no entry matches" in run("audit").stderr
     first, second = stuck(operations, at_pivot), waiting(operations)
     run("skip", first, "--reason", "written off", "--actor", "ann")
     run("cancel", second, "--reason", "no", "--actor", "bob")
@@ -465,7 +465,7 @@ def test_start(operations: Operations, run: Run, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     for words, said in (
         (("start", "nope"), "there is: at_pivot, plain, two_undos"),
-        (("start", "plain", "--input", str(tmp_path / "list.json")), "no JSON object"),
+        (("start", "plain", "--input", str(tmp_path / "list.json")), "must contain a JSON object"),
         (("start", "plain", "--input", "-"), "it takes none"),
     ):
         refused = run(*words, input='{"x": 1}')

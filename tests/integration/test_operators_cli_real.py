@@ -120,7 +120,7 @@ def test_in_a_terminal(quiet: Rig, tmp_path: Path) -> None:
     lines = plain(written).splitlines()
     assert lines[0].split() == ["STUCK", "full", "v1", "order-1"]
     assert (
-        lines.index("What may be done") < lines.index("Steps") < lines.index("Input") < lines.index("Open dead letters")
+        lines.index("Allowed actions") < lines.index("Steps") < lines.index("Input") < lines.index("Open dead letters")
     )
 
     code, written = in_terminal(command("watch", "order-1"), environment(quiet))

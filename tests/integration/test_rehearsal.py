@@ -90,15 +90,15 @@ def test_the_command(tmp_path: Path) -> None:
 
     done = run("config", *words, "--state", "tests.integration.test_rehearsal:books", SAGAS_DATABASE_URL=url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Calls the real actions" in done.stderr
-    assert "whether workers run is not known" in done.stderr  # the broker does not answer
+    assert "This calls the real actions" in done.stderr
+    assert "it is unknown whether workers are running" in done.stderr  # the broker does not answer
     assert "saga 'place_order' version 1: 40 runs, all ok" in done.stdout
-    assert "create_shipment    effect after its undo    COMPENSATED  ok" in done.stdout
+    assert "create_shipment    effect after compensation  COMPENSATED  ok" in done.stdout
 
     # A ledger only grows: by the number of its lines nothing was ever undone.
     done = run("config", *words, "--state", "tests.integration.test_rehearsal:lines", SAGAS_DATABASE_URL=url)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "NOT COVERED: reserve_stock, undone twice: undone, but the state was" in done.stdout
+    assert "NOT COVERED: reserve_stock, compensated twice: compensated, but the state was" in done.stdout
 
     store = SqlStore(url)
     assert left(store) == []
@@ -109,7 +109,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert (done.returncode, "Add --yes" in done.stderr) == (2, True)
     done = run("config", *words, "--live", SAGAS_DATABASE_URL=url)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Without --state nobody has looked" in done.stdout
+    assert "Without --state, nothing has checked" in done.stdout
     assert [record.id for record in store.queries.select()] == [waiting]
     store.engine.dispose()
 
@@ -247,7 +247,7 @@ def test_the_command_cleans_up_when_it_is_told_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "taken").exists()
     process.terminate()
     _, said = process.communicate(timeout=30)
-    assert (process.returncode, "interrupted; the sagas of the rehearsal are deleted" in said) == (143, True), said
+    assert (process.returncode, "interrupted; the sagas of the rehearsal were deleted" in said) == (143, True), said
     assert not (tmp_path / "taken").exists()
     store = SqlStore(f"sqlite:///{tmp_path / 'slow.db'}")
     assert left(store) == []
@@ -262,10 +262,13 @@ def lines() -> int:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["no_such"], "no saga 'no_such' is registered; there is: bill_all, book_stay, place_order, transfer_money"),
+        (
+            ["no_such"],
+            "no saga named 'no_such' is registered. Registered are: bill_all, book_stay, place_order, transfer_money",
+        ),
         (["place_order", "--input", "{folder}/none.json"], "none.json"),
         (["place_order", "--input", "{folder}/broken.json"], "broken.json is not JSON"),
-        (["place_order", "--input", "{folder}/list.json"], "list.json holds no JSON object"),
+        (["place_order", "--input", "{folder}/list.json"], "list.json must contain a JSON object"),
         (["place_order", "--input", "{folder}/other.json"], "unknown field 'colour'"),
         (["place_order", "--state", "no.such:thing"], "--state no.such:thing cannot be imported"),
         (["place_order", "--state", "tests.integration.test_rehearsal:nothing"], "cannot be imported"),

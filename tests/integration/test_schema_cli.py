@@ -72,8 +72,8 @@ def test_from_the_first_registration_to_a_new_version(run: Run) -> None:
         done = run("schema", command, types=[broken])
         assert done.exit_code == 1
         assert "refused    orders.order.placed.v1 (revision 1)\n" in done.stdout
-        assert "$.a: revision 1 may write an integer here; the new schema takes a string" in done.stdout
-        assert "1 of 1 will not do" in done.stderr
+        assert "$.a: revision 1 may write an integer here; the new schema accepts a string" in done.stdout
+        assert "1 of 1 are refused or unreadable" in done.stderr
 
     done = run("schema", "register", types=[placed(2, a=str)])
     assert done.exit_code == 0
@@ -101,17 +101,17 @@ def test_show_and_diff(run: Run) -> None:
     assert done.stdout.splitlines() == [
         "BACKWARD: compatible",
         "FORWARD:",
-        "  $.a: this code may write a number here; revision 2 takes an integer",
+        "  $.a: this code may write a number here; revision 2 accepts an integer",
     ]
 
 
 def test_what_is_not_there(run: Run) -> None:
     run("schema", "register", types=[placed(a=int)])
     for words, message in [
-        (("show", "nope"), "there is no subject 'nope'; there is: orders.order.placed.v1"),
-        (("show", "orders.order.placed.v1", "--revision", "7"), "has no revision 7; there is: 1"),
-        (("diff", "orders.order.placed.v1"), "declares nothing for 'orders.order.placed.v1'"),
-        (("check", "--format", "xml"), "knows no format 'xml', only json, avro"),
+        (("show", "nope"), "there is no subject 'nope'. The subjects are: orders.order.placed.v1"),
+        (("show", "orders.order.placed.v1", "--revision", "7"), "has no revision 7. It has: 1"),
+        (("diff", "orders.order.placed.v1"), "declares no message for 'orders.order.placed.v1'"),
+        (("check", "--format", "xml"), "has no format 'xml', only json, avro"),
     ]:
         done = run("schema", *words, types=[])
         assert done.exit_code == 2
@@ -124,14 +124,14 @@ def test_a_consumer_only_checks(run: Run) -> None:
     assert (done.exit_code, done.stdout) == (0, "readable   orders.order.placed.v1 (revision 1)\n")
     done = run("schema", "check", types=[placed(b=int)], service="billing")
     assert done.exit_code == 1
-    assert "$.b: this code requires it; revision 1 may leave it out" in done.stdout
+    assert "$.b: this code requires it; revision 1 may omit it" in done.stdout
 
 
 def test_avro(run: Run) -> None:
     assert run("schema", "register", "--format", "avro", types=[placed(a=int)]).exit_code == 0
     done = run("schema", "check", "--format", "avro", types=[placed(a=str)])
     assert done.exit_code == 1
-    assert "$.a: revision 1 writes long here; the new schema takes string" in done.stdout
+    assert "$.a: revision 1 writes long here; the new schema accepts string" in done.stdout
     assert '"long"' in run("schema", "show", "orders.order.placed.v1.avro", types=[]).stdout
 
 

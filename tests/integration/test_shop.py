@@ -38,7 +38,7 @@ def test_the_demo() -> None:
     assert "killed with SIGKILL" in done.stdout
     assert "no answer within" in done.stdout
     assert "declined" in done.stdout
-    assert re.search(r"OK every order went through or was undone", done.stdout)
+    assert re.search(r"OK every order is complete or was undone", done.stdout)
 
 
 def test_orders_of_ones_own(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_demo_can_be_interrupted(tmp_path: Path) -> None:
         (
             "redis://127.0.0.1:1/0",
             "sqlite:///{folder}/none.db",
-            "are older than this code: python -m config.migrate",
+            "are older than this code. Run: python -m config.migrate",
         ),
         ("redis://127.0.0.1:1/0", "postgresql+psycopg://x@127.0.0.1:1/x", "the database did not answer"),
     ],
@@ -184,6 +184,6 @@ def test_few_lines_for_many_orders(store: SqlStore, monkeypatch: pytest.MonkeyPa
         return file.getvalue().splitlines()
 
     assert len(shown(3, terminal=False)) == 3
-    assert shown(41, terminal=False) == ["41 of 41 orders are over: 41 completed"]
+    assert shown(41, terminal=False) == ["41 of 41 orders have ended: 41 completed"]
     assert "reserve" in "\n".join(shown(3, terminal=True))
     assert "60/60" in "\n".join(shown(60, terminal=True))

@@ -67,7 +67,7 @@ def sagas(tmp_path: Path, order: Saga) -> Any:
         ({"order_id": "1"}, InvalidInput, "missing required field `amount`"),
         ({"order_id": 1, "amount": "1"}, InvalidInput, r"Expected `str`, got `int` - at `\$.order_id`"),
         (Order("1", "x"), InvalidInput, "amount"),  # type: ignore[arg-type]
-        (Order("1", object()), InvalidInput, "cannot be kept as JSON"),  # type: ignore[arg-type]
+        (Order("1", object()), InvalidInput, "cannot be stored as JSON"),  # type: ignore[arg-type]
         (Order("1", Decimal("NaN")), InvalidInput, "come back"),
         (None, InvalidInput, "Order"),
         ([1], InvalidInput, "Order"),

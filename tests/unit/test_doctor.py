@@ -76,7 +76,7 @@ def test_redis_settings() -> None:
 
 def test_tables() -> None:
     assert database.check_tables("0006", "0006", "migrate").level is Level.OK
-    assert "are not there" in database.check_tables(None, "0006", "migrate").says
+    assert "do not exist" in database.check_tables(None, "0006", "migrate").says
     assert "needs 0006" in database.check_tables("0005", "0006", "migrate").says
     assert "newer version" in database.check_tables("0007", "0006", "migrate").says
 
@@ -124,7 +124,7 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
         ({"unfinished": Found(1, NOW - timedelta(days=2), "id")}, [("warning", "old-saga")]),
         ({"stuck": Found(2, NOW, "id"), "letters": Found(2, NOW, "id")}, [("problem", "stuck")]),
         ({"letters": Found(1, NOW, "id")}, [("problem", "dead-letters")]),
-        ({"standing": Found(1, NOW, "id")}, [("problem", "standing-still")]),
+        ({"standing": Found(1, NOW, "id")}, [("problem", "not-progressing")]),
         ({"not_sent": Found(1, NOW, "id")}, [("problem", "not-sent")]),
         ({"event_letters": Found(1, NOW, 1)}, [("warning", "event-dead-letters")]),
     ],

@@ -21,12 +21,12 @@ from sagas import (
 from sagas.events import event
 from sagas.events.lifecycle import (
     SagaCompensated,
+    SagaCompensationStarted,
     SagaCompleted,
     SagaGotStuck,
     SagaStarted,
-    SagaTurnedBack,
+    StepCompensated,
     StepCompleted,
-    StepUndone,
 )
 from sagas.testing import Inline
 
@@ -118,7 +118,7 @@ def test_something_that_was_never_declared_is_refused() -> None:
     inline = Inline()
     handle = inline.start(Saga("order", Step("reserve", wrong, compensation=None, retry=ONCE)))
     assert handle.status is SagaStatus.COMPENSATED
-    assert "declare it with @event or @command" in (handle.error or "")
+    assert "Declare it with @event or @command" in (handle.error or "")
 
 
 def _names(messages: list[Any]) -> list[str]:
@@ -143,13 +143,13 @@ def test_the_life_of_a_saga_that_is_undone() -> None:
     assert _names(inline.emitted) == [
         "SagaStarted",
         "StepCompleted a",
-        "SagaTurnedBack",
-        "StepUndone a",
+        "SagaCompensationStarted",
+        "StepCompensated a",
         "SagaCompensated",
     ]
     turned_back, undone, compensated = inline.emitted[2:]
-    assert isinstance(turned_back, SagaTurnedBack)
-    assert isinstance(undone, StepUndone)
+    assert isinstance(turned_back, SagaCompensationStarted)
+    assert isinstance(undone, StepCompensated)
     assert isinstance(compensated, SagaCompensated)
     assert turned_back.error == compensated.error == "step 'b' failed: no"
     assert compensated.saga_id == handle.id

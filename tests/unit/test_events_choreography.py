@@ -115,7 +115,7 @@ def test_what_nobody_emits(net: Net) -> None:
         ("problem", "unemitted", ("a.x.happened",)),
         ("advice", "unemitted", ("b.do",)),
     ]
-    assert "service a does not say that it emits a.x.happened, handled by b.wait" in net.problems()[0].text
+    assert "service a does not declare that it emits a.x.happened, handled by b.wait" in net.problems()[0].text
 
 
 def test_versions_that_cannot_be_read(net: Net) -> None:
@@ -170,7 +170,7 @@ def test_an_undoing_that_the_failure_does_not_lead_to(net: Net) -> None:
         ("problem", "uncompensated", ("a.x.happened", "b.x.happened", "c.x.failed")),
         ("problem", "uncompensated", ("b.x.happened", "c.x.failed")),
     ]
-    assert "b.undo would have to compensate b.x.happened, but is not reached" in net.problems()[2].text
+    assert "b.undo must compensate b.x.happened, but no message reaches it" in net.problems()[2].text
 
 
 def test_what_follows_a_failure_needs_no_undoing_of_its_own(net: Net) -> None:

@@ -172,7 +172,7 @@ def test_the_least_that_a_cloudevent_has() -> None:
         ({"time": "noon"}, "Invalid RFC3339"),
         ({"time": "2024-01-01T00:00:00"}, "timezone"),
         ({"data_base64": "AAAA"}, "binary data"),
-        ({"datacontenttype": "text/xml"}, "'text/xml'; a message is JSON"),
+        ({"datacontenttype": "text/xml"}, "'text/xml', but a message must be JSON"),
         ({"sagashops": "x"}, "invalid literal"),
         ({"sagaspath": 5}, "split"),
         ({"sagaskind": "rumour"}, "kind"),
@@ -187,7 +187,7 @@ def test_what_is_no_cloudevent(changes: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b'{"a":' + b"[" * 100_000])
 def test_what_is_no_json(body: bytes) -> None:
-    with pytest.raises(InvalidMessage, match="not a CloudEvent in JSON"):
+    with pytest.raises(InvalidMessage, match="not a JSON CloudEvent"):
         from_structured(body)
     with pytest.raises(InvalidMessage, match="data is not JSON"):
         from_binary({f"ce-{name}": value for name, value in LEAST.items()}, body.replace(b"[]", b"[") or b"{")

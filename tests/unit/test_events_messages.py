@@ -164,12 +164,14 @@ class LooseStruct(msgspec.Struct):
 
 @pytest.mark.parametrize("cls", [LooseData, LooseModel, LooseStruct])
 def test_classes_that_can_be_changed_are_refused(cls: Any) -> None:
-    with pytest.raises(DefinitionError, match=rf"'orders.order.placed': {cls.__name__} can be changed.*make it frozen"):
+    with pytest.raises(
+        DefinitionError, match=rf"'orders.order.placed': {cls.__name__} is mutable. Make the class frozen"
+    ):
         event("orders.order.placed")(cls)
 
 
 def test_what_cannot_be_kept_is_refused_when_it_is_declared() -> None:
-    with pytest.raises(DefinitionError, match="'orders.order.placed'.*cannot be kept as JSON"):
+    with pytest.raises(DefinitionError, match="'orders.order.placed'.*cannot be stored as JSON"):
 
         @event("orders.order.placed")
         class Odd:
@@ -194,7 +196,9 @@ class Measured:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", None])
 def test_what_no_reader_could_read_is_not_written(value: Any) -> None:
-    with pytest.raises(InvalidMessage, match="'sensors.value.measured': cannot be kept as JSON and read again.*value"):
+    with pytest.raises(
+        InvalidMessage, match="'sensors.value.measured': its data cannot be stored as JSON and read back.*value"
+    ):
         dump(Measured(value=value))
 
 
@@ -229,14 +233,14 @@ class Noted:
     "what", [Decimal("1.10"), datetime(2026, 1, 2, tzinfo=UTC), UUID(int=7), b"x", (1,), [{"a": Decimal(1)}], "\ud800"]
 )
 def test_what_would_arrive_as_something_else_is_not_written(what: Any) -> None:
-    with pytest.raises(InvalidMessage, match="'shop.things.noted': cannot be kept as JSON and read again"):
+    with pytest.raises(InvalidMessage, match="'shop.things.noted': its data cannot be stored as JSON and read back"):
         dump(Noted(what=what))
     with pytest.raises(InvalidMessage, match="'shop.things.noted': its metadata"):
         Envelope.wrap(Noted(what=1), source="shop", metadata={"what": what})
 
 
 def test_what_is_no_json_is_not_written() -> None:
-    with pytest.raises(InvalidMessage, match="'sensors.value.measured': cannot be kept as JSON"):
+    with pytest.raises(InvalidMessage, match="'sensors.value.measured': its data cannot be stored as JSON"):
         dump(Measured(value=object()))  # type: ignore[arg-type]
 
 
@@ -289,7 +293,8 @@ def test_upcasters_lead_up_from_every_version(cls: Any) -> None:
 @pytest.mark.parametrize("version", [0, 4])
 def test_a_version_from_nowhere(version: int) -> None:
     with pytest.raises(
-        UnknownVersion, match=rf"no way from version {version} to 3.*Readable: 1, 2, 3. Add an upcaster"
+        UnknownVersion,
+        match=rf"no upcaster leads from version {version} to version 3.*Readable: 1, 2, 3. Add an upcaster",
     ):
         type_of(Registered).load(b"{}", version)
 
@@ -298,9 +303,9 @@ def test_a_version_from_nowhere(version: int) -> None:
     ("version", "upcasters", "says"),
     [
         (0, {}, "count from 1"),
-        (3, {1: dict}, r"lead from \[1\].*they must lead from \[1, 2\]"),
-        (2, {2: dict}, r"lead from \[2\]"),
-        (2, {1: dict, 3: dict}, r"they must lead from \[1\]"),
+        (3, {1: dict}, r"start from versions \[1\].*they must start from \[1, 2\]"),
+        (2, {2: dict}, r"start from versions \[2\]"),
+        (2, {1: dict, 3: dict}, r"they must start from \[1\]"),
     ],
 )
 def test_versions_that_make_no_sense(version: int, upcasters: Any, says: str) -> None:
@@ -335,5 +340,5 @@ def test_an_upcaster_returns_what_json_can_hold() -> None:
     class Paid:
         at: str
 
-    with pytest.raises(InvalidMessage, match="an upcaster returns what JSON can hold: a object"):
+    with pytest.raises(InvalidMessage, match="an upcaster must return data that JSON can represent: a object"):
         type_of(Paid).load(b"{}", 1)

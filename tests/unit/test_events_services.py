@@ -113,12 +113,12 @@ def _context(publish: Any = None, key: str | None = None) -> HandlerContext:
 
 @pytest.mark.parametrize("name", ["", "Orders", "1st", "my-shop", "büro", "a.b", "x" * 101])
 def test_names_of_services_that_will_not_do(name: str) -> None:
-    with pytest.raises(DefinitionError, match="begins with a letter"):
+    with pytest.raises(DefinitionError, match="starts with a letter"):
         Service(name)
 
 
 def test_only_the_owner_publishes_an_event_and_anybody_sends_a_command() -> None:
-    with pytest.raises(DefinitionError, match=r"'billing', publishes: event .* belongs to 'payments'.*send a command"):
+    with pytest.raises(DefinitionError, match=r"'billing', publishes: event .* belongs to 'payments'.*Send a command"):
         Service("billing", publishes=[PaymentFailed])
     billing = Service("billing", publishes=[Refund])
     with pytest.raises(DefinitionError, match=r"'billing', handler 'bill' emits: event 'payments.payment.failed'"):
@@ -131,12 +131,12 @@ def test_only_the_owner_publishes_an_event_and_anybody_sends_a_command() -> None
 
 def test_commands_and_events_are_handled_differently() -> None:
     payments = Service("payments")
-    with pytest.raises(DefinitionError, match=r"'payments.refund' is a command: handle it with @service.handles"):
+    with pytest.raises(DefinitionError, match=r"'payments.refund' is a command. Handle it with @service.handles"):
 
         @payments.on(Refund)
         def on(command: Refund) -> None: ...
 
-    with pytest.raises(DefinitionError, match=r"'orders.order.placed' is an event: handle it with @service.on"):
+    with pytest.raises(DefinitionError, match=r"'orders.order.placed' is an event. Handle it with @service.on"):
 
         @payments.handles(OrderPlaced)
         def handles(event: OrderPlaced) -> None: ...
@@ -146,7 +146,7 @@ def test_commands_and_events_are_handled_differently() -> None:
 
 
 def test_a_command_has_one_receiver_and_one_handler() -> None:
-    with pytest.raises(DefinitionError, match="'payments.refund' is received by 'payments', not by 'billing'"):
+    with pytest.raises(DefinitionError, match="'payments.refund' goes to service 'payments', not to 'billing'"):
 
         @Service("billing").handles(Refund)
         def elsewhere(command: Refund) -> None: ...
@@ -156,7 +156,7 @@ def test_a_command_has_one_receiver_and_one_handler() -> None:
     @payments.handles(Refund)
     def first(command: Refund) -> None: ...
 
-    with pytest.raises(DuplicateName, match="already has a handler, 'first'.*what many react to is an event"):
+    with pytest.raises(DuplicateName, match="already has a handler, 'first'.*use an event if several need to react"):
 
         @payments.handles(Refund)
         def second(command: Refund) -> None: ...
@@ -166,7 +166,7 @@ def test_queues_have_names_of_their_own() -> None:
     billing = Service("billing")
     billing.on(OrderPlaced, name="bill")(_takes_event)
     for name in ("bill", "commands"):
-        with pytest.raises(DuplicateName, match=f"'{name}': there is another queue of this name"):
+        with pytest.raises(DuplicateName, match=f"'{name}': this service has another queue with this name"):
             billing.on(OrderPlaced, name=name)(_takes_event)
     for name in ("two words", "a.b", "x" * 91):
         with pytest.raises(DefinitionError, match="letters, digits"):
@@ -200,13 +200,13 @@ def _lost(event: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F8
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (_async, "plain functions"),
-        (functools.partial(_takes_event), "plain functions"),
-        (_nothing, "must take its message"),
-        (_two, "must take its message"),
-        (_two_contexts, "must take its message"),
-        (_any_number, "given by name"),
-        (_by_position, "given by name"),
+        (_async, "plain function"),
+        (functools.partial(_takes_event), "plain function"),
+        (_nothing, "must take one message"),
+        (_two, "must take one message"),
+        (_two_contexts, "must take one message"),
+        (_any_number, "passed by name"),
+        (_by_position, "passed by name"),
         (_lost, "annotation cannot be resolved"),
     ],
 )
@@ -217,7 +217,7 @@ def test_functions_that_cannot_be_called(function: Callable[..., Any], says: str
 
 def test_a_handler_of_nothing_and_breakers_that_make_no_sense() -> None:
     billing = Service("billing")
-    with pytest.raises(DefinitionError, match="name the events"):
+    with pytest.raises(DefinitionError, match="it handles no events"):
         billing.on()(_takes_event)
     for options in ({"breaker": 0}, {"breaker": 1, "breaker_pause": 0}):
         with pytest.raises(DefinitionError, match="it must be"):

@@ -362,7 +362,7 @@ def test_a_coroutine_is_cancelled_when_its_time_is_over() -> None:
     saga = Saga("s", Step("a", hang, compensation=lambda: done.append("undone"), timeout=0.05, retry=ONCE))
     handle = Inline().start(saga)
     assert handle.status is SagaStatus.COMPENSATED
-    assert "its timeout of 0.05 s was over" in str(handle.error)
+    assert "its timeout of 0.05 s expired" in str(handle.error)
     assert done == ["cleaned up", "undone"]
 
 

@@ -119,7 +119,7 @@ CASES: dict[str, tuple[str | None, str]] = {
         'sagas_oldest_seconds{saga="order", status="RUNNING"} 4000',
         'sagas_oldest_seconds{saga="order", status="STUCK"} 4000',
     ),
-    "SagaStandsStill": ('sagas_standing_still{saga="order"} 2', 'sagas_standing_still{saga="order"} 0'),
+    "SagaNotProgressing": ('sagas_not_progressing{saga="order"} 2', 'sagas_not_progressing{saga="order"} 0'),
     "SagaRecoveryFails": (
         'sagas_recovery_failures_total{saga="order"} 0+1',
         'sagas_recovery_failures_total{saga="order"} 7',

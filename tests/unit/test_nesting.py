@@ -75,5 +75,5 @@ def test_a_chain_of_messages_of_any_length_is_told() -> None:
         last = last.children[0]
     assert sum(1 for _ in walk([first])) == 5_001
     text = json.dumps(first.as_json(), indent=2)
-    assert "nested too deep: 4952 entries are left out" in text
+    assert "nested too deep: 4952 entries are omitted" in text
     assert not is_too_deep(f"[{text}]")

@@ -50,33 +50,33 @@ def test_what_can_be_read(tmp_path: Path, name: str, content: bytes | str) -> No
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("o.csv", (HEADER + ROW).replace(",", ";"), ", line 1: its cells are separated by ';'; separate them by commas"),
-        ("o.csv", (HEADER + ROW).replace(",", "\t"), ", line 1: its cells are separated by '\\t'; separate them by commas"),
-        ("o.txt", HEADER + ROW, ", line 1: this looks like CSV: name the file o.csv"),
-        ("o.txt", (HEADER + ROW).replace(",", ";"), ", line 1: this looks like CSV: name the file o.csv"),
-        ("o.csv", json.dumps([ORDER]), ", line 1: this looks like JSON: name the file o.json"),
-        ("o.json", "", ", line 1: it is empty"),
-        ("o.csv", " \n\n", ", line 1: it is empty"),
-        ("o.csv", HEADER, ", line 1: there are no orders in it"),
-        ("o.json", "[]", ", line 1: there are no orders in it"),
-        ("o.json", "\n{}", ", line 2: it has to be a list, [...]"),
-        ("o.json", "hello", ", line 1: it has to be a list, [...]"),
+        ("o.csv", (HEADER + ROW).replace(",", ";"), ", line 1: the cells are separated by ';'. Separate them by commas"),
+        ("o.csv", (HEADER + ROW).replace(",", "\t"), ", line 1: the cells are separated by '\\t'. Separate them by commas"),
+        ("o.txt", HEADER + ROW, ", line 1: this looks like CSV. Name the file o.csv"),
+        ("o.txt", (HEADER + ROW).replace(",", ";"), ", line 1: this looks like CSV. Name the file o.csv"),
+        ("o.csv", json.dumps([ORDER]), ", line 1: this looks like JSON. Name the file o.json"),
+        ("o.json", "", ", line 1: the file is empty"),
+        ("o.csv", " \n\n", ", line 1: the file is empty"),
+        ("o.csv", HEADER, ", line 1: the file contains no orders"),
+        ("o.json", "[]", ", line 1: the file contains no orders"),
+        ("o.json", "\n{}", ", line 2: expected a list, [...]"),
+        ("o.json", "hello", ", line 1: expected a list, [...]"),
         ("o.json", "[\n{}\n{}]", ", line 3: not JSON: a comma or a ] is missing"),
-        ("o.json", f"[{json.dumps(ORDER)}]]", ", line 1: there is something behind the list"),
+        ("o.json", f"[{json.dumps(ORDER)}]]", ", line 1: there is something after the list"),
         ("o.json", f"[\n{json.dumps(ORDER)},\n]", ", line 3, column 1: not JSON: Expecting value"),
         ("o.json", '[\n{"a": }]', ", line 2, column 7: not JSON: Expecting value"),
         ("o.json", f"[{json.dumps(ORDER)},\n" + "[" * 100_000, ", line 2: the order that begins here is nested too deep"),
-        ("o.json", '[\n"' + "x" * 10 + '",\n5]', ", line 2, it has to be an object, not 'xxxxxxxxxx'"),
-        ("o.json", "[" + "9" * 5_000 + "]", ", line 1: the order that begins here has a number that is too long"),
-        ("o.json", (HEADER + ROW).encode("utf-16"), ", line 1: it is UTF-16; save it as UTF-8"),
-        ("o.csv", (HEADER + ROW).encode("utf-16-le"), ", line 1: it is no text: it has a NUL; save it as UTF-8"),
-        ("o.csv", (HEADER + ROW.replace("Ann", "Zoë")).encode("latin-1"), ", line 2: it is not UTF-8"),
+        ("o.json", '[\n"' + "x" * 10 + '",\n5]', ", line 2, an order must be an object, not 'xxxxxxxxxx'"),
+        ("o.json", "[" + "9" * 5_000 + "]", ", line 1: the order that begins here contains a number that is too long"),
+        ("o.json", (HEADER + ROW).encode("utf-16"), ", line 1: the file is UTF-16. Save it as UTF-8"),
+        ("o.csv", (HEADER + ROW).encode("utf-16-le"), ", line 1: the file contains a NUL, so it is not text. Save it as UTF-8"),
+        ("o.csv", (HEADER + ROW.replace("Ann", "Zoë")).encode("latin-1"), ", line 2: the file is not UTF-8"),
         ("o.csv", HEADER + 'o-1,"Ann,tea\n', ", line 2: not CSV: "),
-        ("o.csv", HEADER + ROW.strip() + ",more\n", ", line 2: it has more cells than the first line has names"),
-        ("o.csv", HEADER.replace("sku", "item") + ROW * 100, ", line 1: there is no column 'item'; there is: order_id, "),
-        ("o.csv", HEADER.replace(",sku", ",customer") + ROW, ", line 1: the column 'customer' is there twice"),
-        ("o.csv", "order_id,customer\no-1,Ann\n", ", line 1: the column 'sku' is missing; it names order_id, customer"),
-        ("o.csv", HEADER + "o-1,Ann,tea,two,12.50,Main\n", ", line 2, quantity: 'two' will not do; it has to be a whole"),
+        ("o.csv", HEADER + ROW.strip() + ",more\n", ", line 2: the line has more cells than the first line has names"),
+        ("o.csv", HEADER.replace("sku", "item") + ROW * 100, ", line 1: unknown column 'item'. The columns are: order_id, "),
+        ("o.csv", HEADER.replace(",sku", ",customer") + ROW, ", line 1: the column 'customer' occurs twice"),
+        ("o.csv", "order_id,customer\no-1,Ann\n", ", line 1: the column 'sku' is missing. The line names order_id, customer"),
+        ("o.csv", HEADER + "o-1,Ann,tea,two,12.50,Main\n", ", line 2, quantity: 'two' is invalid; it must be a whole"),
     ],
 )  # fmt: skip
 def test_one_line_says_what_is_wrong(tmp_path: Path, name: str, content: bytes | str, line: str) -> None:
@@ -101,7 +101,7 @@ def test_values_of_any_depth_and_length_are_told_in_a_few_words(tmp_path: Path) 
 def test_of_many_mistakes_some_are_told(tmp_path: Path) -> None:
     told = refused(tmp_path / "o.csv", HEADER + ROW.replace(",2,", ",0,") * 500)
     assert len(told) == 21
-    assert told[-1] == ": and 480 mistakes more"
+    assert told[-1] == ": and 480 more errors"
     assert told[0].startswith(", line 2, quantity: ")
 
 

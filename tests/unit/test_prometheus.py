@@ -97,7 +97,7 @@ def counted(registry: Registry, store: SqlStore | MemoryStore | None = None) -> 
 def test_a_saga_that_turns_back_is_counted(registry: Registry) -> None:
     counted(registry).start(order())
     assert registry.value("sagas_started_total", saga="order") == 1
-    assert registry.value("sagas_turned_back_total", saga="order") == 1
+    assert registry.value("sagas_compensations_started_total", saga="order") == 1
     assert registry.value("sagas_ended_total", saga="order", status="COMPENSATED") == 1
 
     def attempts(step: str, direction: str, outcome: str) -> float | None:
@@ -188,7 +188,7 @@ def test_what_the_database_says(registry: Registry, sagas: Sagas, store: SqlStor
     assert registry.value("sagas_snapshot_up") == 1
 
 
-def test_overdue_and_standing_still(registry: Registry, sagas: Sagas, store: SqlStore) -> None:
+def test_overdue_and_not_progressing(registry: Registry, sagas: Sagas, store: SqlStore) -> None:
     orchestrator = sagas.orchestrator
     saga = orchestrator.sagas["order", 1]
     saga_id = orchestrator.start(saga, None, key=None, correlation_id=None, session=None).record.id
@@ -197,7 +197,7 @@ def test_overdue_and_standing_still(registry: Registry, sagas: Sagas, store: Sql
         connection.execute(late.values(next_check_at=store.now().replace(year=2020), idle_checks=3))
     registry.register(Snapshot(sagas))
     assert (registry.value("sagas_overdue_seconds") or 0) > 1e7
-    assert registry.value("sagas_standing_still", saga="order") == 1
+    assert registry.value("sagas_not_progressing", saga="order") == 1
     assert registry.value("sagas_unfinished", saga="order", status="PENDING") == 1
 
 
@@ -283,5 +283,5 @@ def test_addresses() -> None:
     assert _address("0.0.0.0:9101") == ("0.0.0.0", 9101)
     assert _address("[::1]:9101") == ("::1", 9101)
     for wrong in ("", "here", "here:", "1:99999"):
-        with pytest.raises(ConfigurationError, match="it looks like 9101"):
+        with pytest.raises(ConfigurationError, match="use a port or an address"):
             _address(wrong)

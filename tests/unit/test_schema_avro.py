@@ -138,7 +138,7 @@ def test_decimals_with_a_scale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "message"), [(Any, "Avro has nothing for Any"), (tuple[int, str], "Avro has nothing for Tuple")]
+    ("type_", "message"), [(Any, "Avro has no type for Any"), (tuple[int, str], "Avro has no type for Tuple")]
 )
 def test_what_avro_cannot_say_is_refused(type_: Any, message: str) -> None:
     with pytest.raises(SchemaRefused, match=f"event 'orders.order.placed' cannot be described in Avro: {message}"):
@@ -151,7 +151,7 @@ def test_what_is_no_schema_is_refused() -> None:
         7,
         {"type": "enum", "name": "e", "symbols": ["1"]},
     ):
-        with pytest.raises(SchemaRefused, match="the writer is no Avro schema"):
+        with pytest.raises(SchemaRefused, match="the writer is not an Avro schema"):
             AVRO.compare(wrong, "string")
 
 
@@ -233,7 +233,7 @@ def test_a_rule(writer: Any, reader: Any, wrong: str) -> None:
 
 def test_a_difference_reads_well() -> None:
     [found] = AVRO.compare(rec(fld("a", "string")), rec(fld("a", "int")), "revision 1", "the new schema")
-    assert str(found) == "$.a: revision 1 writes string here; the new schema takes int"
+    assert str(found) == "$.a: revision 1 writes string here; the new schema accepts int"
     assert found.rule is Rule.TYPE
 
 

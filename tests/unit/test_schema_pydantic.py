@@ -90,7 +90,7 @@ def decimal(**limits: Any) -> Any:
         (int | None, Small | None, "validator"),
         (dict[str, int], dict[str, Small], "validator"),
         (AnyUrl, HttpUrl, "scheme http or https"),
-        (dict[str, int], dict[int, int], "text like"),
+        (dict[str, int], dict[int, int], "text matching"),
     ],
 )
 def test_what_json_schema_does_not_say(registry: SqlSchemaRegistry, wide: Any, narrow: Any, told: str) -> None:

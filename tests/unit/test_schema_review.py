@@ -46,7 +46,7 @@ def test_what_is_refused_does_not_stop_the_rest(registry: SqlSchemaRegistry) -> 
     register([placed(a=int)], registry, owners=["orders"])
     found = register([placed(a=str), placed(2, a=str)], registry, owners=["orders"])
     assert [finding.verdict for finding in found] == [ReviewResult.REFUSED, ReviewResult.NEW]
-    assert "$.a: revision 1 may write an integer here; the new schema takes a string" in found[0].reasons[0]
+    assert "$.a: revision 1 may write an integer here; the new schema accepts a string" in found[0].reasons[0]
     assert not found[0].ok
     assert registry.subjects() == ["orders.order.placed.v1", "orders.order.placed.v2"]
 
@@ -60,20 +60,20 @@ def test_a_consumer_is_held_against_what_the_owner_registered(registry: SqlSchem
         assert finding.verdict is ReviewResult.READABLE
     [finding] = review([placed(a=int, c=str)], registry, owners=["billing"])
     assert (finding.verdict, finding.ok) == (ReviewResult.UNREADABLE, False)
-    assert finding.reasons == ("$.c: this code requires it; revision 1 may leave it out",)
+    assert finding.reasons == ("$.c: this code requires it; revision 1 may omit it",)
     assert len(registry.revisions("orders.order.placed.v1")) == 1  # a consumer registers nothing
 
 
 def test_upcasters_are_held_against_old_versions(registry: SqlSchemaRegistry) -> None:
     up = {1: lambda data: data}
     [finding] = review([placed(2, a=int, upcasters=up)], registry, owners=["orders"])
-    assert finding.warnings == ("an upcaster leads from version 1, which is not registered as orders.order.placed.v1",)
+    assert finding.warnings == ("an upcaster reads version 1, which is not registered as orders.order.placed.v1",)
     register([placed(a=int)], registry, owners=["orders"])
     [finding] = review([placed(2, a=int, upcasters=up)], registry, owners=["orders"])
     assert finding.warnings == ()
     [finding] = review([placed(2, a=int)], registry, owners=["orders"])
     [warning] = finding.warnings
-    assert "no upcaster leads from version 1, of which 1 revision is registered" in warning
+    assert "no upcaster reads version 1, although 1 of its revisions is registered" in warning
     assert finding.ok
     assert review([placed(1, a=int)], registry, owners=["orders"])[0].warnings == ()
 
@@ -108,7 +108,7 @@ def test_an_old_message_is_brought_up_step_by_step() -> None:
 @pytest.mark.parametrize("version", [1, 4])
 def test_no_way_up_says_what_can_be_read(version: int) -> None:
     now = placed(3, a=int, upcasters={2: lambda data: data})
-    with pytest.raises(UnknownVersion, match=rf"no way from version {version} to 3.*Readable: 2, 3"):
+    with pytest.raises(UnknownVersion, match=rf"no upcaster leads from version {version} to version 3.*Readable: 2, 3"):
         wrapped(placed(version, a=int), a=1).open(now)
 
 

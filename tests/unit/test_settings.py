@@ -130,7 +130,7 @@ def test_a_saga_of_another_app(make: Make, store: SqlStore) -> None:
 def test_memory_and_several_processes(broker: str, pool: type, refused: bool) -> None:
     worker = SimpleNamespace(app=Celery("set", broker=broker, set_as_current=False), pool_cls=pool)
     if refused:
-        with pytest.raises(ConfigurationError, match="memory:// is within one process"):
+        with pytest.raises(ConfigurationError, match="memory:// works inside one process"):
             refuse_memory(worker)
     else:
         refuse_memory(worker)

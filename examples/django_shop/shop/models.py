@@ -16,7 +16,7 @@ class Product(models.Model):
 
 
 class Order(models.Model):
-    number = models.UUIDField(unique=True)  # made with the form: a form that is sent twice is one order
+    number = models.UUIDField(unique=True)  # created with the form, so that a form sent twice is one order
     product = models.ForeignKey(Product, models.PROTECT)
     quantity = models.PositiveIntegerField()
     status = models.CharField(max_length=20, default="placed")
@@ -33,7 +33,7 @@ class Order(models.Model):
 
 
 class Payment(models.Model):
-    """Stands for the bank: it is asked by a key, and does nothing twice."""
+    """Simulates the bank: each request has a key, and runs only once."""
 
     key = models.CharField(max_length=100, unique=True)
     amount = models.DecimalField(max_digits=8, decimal_places=2)

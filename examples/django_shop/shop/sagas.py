@@ -43,7 +43,7 @@ def reserve(product: int, quantity: int, step: StepContext) -> int:
 
 
 def release(product: int, result: int | None, step: StepContext) -> None:
-    """Give back what was reserved: nothing, where the reservation was rolled back with its step."""
+    """Release the reserved stock. There is none if the reservation was rolled back with its step."""
     _work()
     with atomic(step):
         Product.objects.filter(pk=product).update(left=F("left") + (result or 0))

@@ -27,14 +27,14 @@ def place(request: HttpRequest) -> HttpResponse:
     try:
         number, quantity = UUID(request.POST["number"]), int(request.POST["quantity"])
     except (KeyError, ValueError):
-        return HttpResponse("This is no form of ours.", status=400)
+        return HttpResponse("This form is not valid.", status=400)
     given = {
         "order": number, "product": product.pk, "quantity": quantity, "amount": quantity * product.price,
         "card": request.POST["card"],
     }  # fmt: skip
     try:
-        with transaction.atomic():  # the order and its saga are there together, or not at all
-            place_order.start(given, key=str(number))  # or finds the saga of this order: a form may come twice
+        with transaction.atomic():  # both the order and its saga exist, or neither
+            place_order.start(given, key=str(number))  # or finds the saga of this order, if the form was sent twice
             order, _ = Order.objects.get_or_create(number=number, defaults={"product": product, "quantity": quantity})
     except KeyConflict:
         return HttpResponse("Another order was placed with this form: reload the page.", status=409)
@@ -46,7 +46,7 @@ def order(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def progress(request: HttpRequest, pk: int) -> HttpResponse:
-    """The part of the page that changes: it is asked for until the saga is at its end."""
+    """The part of the page that changes. The page polls it until the saga has ended."""
     return _show(request, pk, "shop/progress.html")
 
 
@@ -58,6 +58,6 @@ def _show(request: HttpRequest, pk: int, template: str) -> HttpResponse:
 
 
 def _steps(record: SagaRecord) -> list[tuple[str, str, str]]:
-    """Return each step: its name, its status, and why it failed."""
+    """Return the name, status and error of each step."""
     states = [record.step(name) for name in place_order.steps]
     return [(state.name.replace("_", " "), state.status.value, state.error or "") for state in states]

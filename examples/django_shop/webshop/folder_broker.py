@@ -1,4 +1,4 @@
-"""Celery's filesystem broker, whose readers never find half a message. For a demonstration without a server."""
+"""Celery's filesystem broker, whose readers never find incomplete messages. For a demo without a server."""
 
 import time
 import uuid
@@ -13,7 +13,7 @@ class Channel(filesystem.Channel):
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         draft = Path(self.data_folder_out, f"{uuid.uuid4()}.draft")
         draft.write_text(dumps(payload))
-        # Readers take files in the order of their names, and only those that end like this.
+        # Readers take files in the order of their names, and only files with this ending.
         draft.rename(draft.with_name(f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}.msg"))
 
 

@@ -1,4 +1,4 @@
-"""Without an environment: SQLite, and a folder as broker. SHOP_DATABASE and SHOP_BROKER: PostgreSQL and Redis."""
+"""By default SQLite, and a folder as broker. Set SHOP_DATABASE and SHOP_BROKER for PostgreSQL and Redis."""
 
 import os
 from pathlib import Path
@@ -65,7 +65,7 @@ else:
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": DATA / "shop.sqlite3",
-            # So that two who write wait for each other, and nobody who reads waits.
+            # Writers then wait for each other, and readers do not wait.
             "OPTIONS": {
                 "timeout": 20,
                 "transaction_mode": "IMMEDIATE",
@@ -89,7 +89,7 @@ else:
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 
-# Shorter than one would have them in earnest, so that a killed worker is followed while one looks.
+# Shorter than in production, so that you can watch recovery after a worker is killed.
 CELERY_SAGAS_LEASE = 4
 CELERY_SAGAS_REDISPATCH_AFTER = 4
 CELERY_SAGAS_REDACT = ["card"]

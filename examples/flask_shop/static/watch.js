@@ -1,12 +1,12 @@
-// Polls the status of the order's saga, and shows where its steps are.
+// Polls the status of the order's saga, and shows the status of its steps.
 const saga = document.getElementById("saga");
-const told = {
+const texts = {
   PENDING: "Waiting for a worker.",
   RUNNING: "On its way.",
   COMPLETED: "It is on its way to you.",
   COMPENSATING: "Something went wrong: what was done is being undone.",
   COMPENSATED: "Everything is undone. Nothing was charged.",
-  STUCK: "We are looking into it. You need not do anything.",
+  STUCK: "We are looking into it. You do not need to do anything.",
 };
 const states = {DONE: "done", PENDING: "pending", RUNNING: "running", FAILED: "refused", IN_DOUBT: "in doubt",
   COMPENSATING: "undoing", COMPENSATED: "undone", SKIPPED: "skipped", STUCK: "stuck"};
@@ -16,12 +16,12 @@ function show({status, steps, error}) {
   const badge = document.getElementById("status");
   badge.dataset.status = status;
   badge.textContent = status.toLowerCase();
-  document.getElementById("told").textContent = told[status];
+  document.getElementById("status-text").textContent = texts[status];
   for (const step of steps) {
     const element = document.getElementById(`step-${step.name}`);
     element.dataset.status = step.status;
     const never = step.status === "PENDING" && status.startsWith("COMPENSAT");
-    element.querySelector(".state").textContent = never ? "not begun" : states[step.status];
+    element.querySelector(".state").textContent = never ? "not started" : states[step.status];
   }
   const reason = document.getElementById("error");
   reason.hidden = !error;

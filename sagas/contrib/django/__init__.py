@@ -1,4 +1,4 @@
-"""Sagas in a Django project: `"sagas.contrib.django"` in `INSTALLED_APPS`, and a `sagas.py` in each app that has some.
+"""Sagas in a Django project: `"sagas.contrib.django"` in `INSTALLED_APPS`, and a `sagas.py` in each app with sagas.
 
 >>> from sagas.contrib.django import sagas
 """
@@ -15,5 +15,5 @@ from sagas.contrib.django.transactions import atomic, engine, publish, send
 
 __all__ = ["sagas", "atomic", "publish", "send", "engine"]
 
-#: The project's `Sagas`. Can be imported anywhere; what it does needs Django to be set up.
+#: The project's `Sagas`. You can import it anywhere; using it needs Django to be set up.
 sagas: Sagas = cast("Sagas", SimpleLazyObject(PROJECT.get))

@@ -1,4 +1,4 @@
-"""Sagas in the admin: to look at, and for operators to act on, through the same desk as everywhere."""
+"""Sagas in the admin: a list and a page for each saga, and the actions of operators through `Operations`."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from sagas.values import parse
 
 __all__ = ["SagaAdmin", "ScheduleAdmin"]
 
-#: Sagas that one bulk action may be about.
+#: The most sagas in one bulk action.
 _MOST = 1000
 
-#: Entries of the history: on the page of a saga, and on a page of its own.
+#: History entries on the page of a saga, and per page of its full history.
 _LAST = 20
 _PAGE = 100
 
-#: What the URL of the list may filter by. Anything else, inputs above all, could be guessed letter by letter.
+#: The filters that the list's URL may contain. Any other, above all on inputs, could be used to guess hidden values.
 _LOOKUPS = {
     **dict.fromkeys(("id", "name", "key", "correlation_id", "status"), ("exact", "in", "startswith", "istartswith")),
     "error": ("icontains", "isnull"),
@@ -51,7 +51,7 @@ _LOOKUPS = {
     "version": ("exact", "in", "gt", "gte", "lt", "lte"),
 }
 
-# Not in the model's Meta: there each word would be a migration.
+# Not in the model's Meta: each change there would need a migration.
 Saga._meta.verbose_name = pgettext_lazy("saga", "saga")  # noqa: SLF001 - as Django calls it
 Saga._meta.verbose_name_plural = pgettext_lazy("saga", "sagas")  # noqa: SLF001
 
@@ -68,10 +68,10 @@ class _Status(admin.SimpleListFilter):
         match self.value():
             case None:
                 return queryset
-            case "attention":  # as `sagas.stores.lists` has it
+            case "attention":  # the same as in `sagas.stores.lists`
                 letters = DeadLetter.objects.filter(saga=OuterRef("pk"), resolved_at=None)
-                still = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
-                return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | still)
+                idle = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
+                return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | idle)
             case status:
                 return queryset.filter(status=status)
 
@@ -79,7 +79,7 @@ class _Status(admin.SimpleListFilter):
 class _Name(admin.AllValuesFieldListFilter):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.title = pgettext("saga", "saga")  # "name" would be the name of what?
+        self.title = pgettext("saga", "saga")  # "name" alone would be unclear
 
 
 class _ResultForm(ReasonForm):
@@ -87,11 +87,11 @@ class _ResultForm(ReasonForm):
         label=pgettext_lazy("saga", "Result"),
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text=pgettext_lazy("saga", "JSON: what the step would have returned, where later steps need it."),
+        help_text=pgettext_lazy("saga", "The step's result as JSON, if later steps need it."),
     )
 
     def clean_result(self) -> Any:
-        # Not a JSONField: what that returns for a string is no plain string, and it takes NaN.
+        # Not a JSONField, which returns a str subclass for a string and accepts NaN.
         text = self.cleaned_data["result"]
         try:
             return parse(text) if text else None
@@ -103,12 +103,12 @@ class _ResultForm(ReasonForm):
 
 @admin.register(Saga)
 class SagaAdmin(admin.ModelAdmin):
-    """Sagas: a list to find them in, and a page for each."""
+    """A searchable list of sagas, and a page for each."""
 
     list_display = ("shown_key", "shown_name", "coloured_status", "shown_error", "shown_start")
     list_filter = (_Status, ("name", _Name))
     search_fields = ("^id", "=key", "=correlation_id")
-    search_help_text = pgettext_lazy("saga", "The start of an id, a whole key or a whole correlation id")
+    search_help_text = pgettext_lazy("saga", "A prefix of an id, a whole key or a whole correlation id")
     show_full_result_count = False
     list_per_page = 50
 
@@ -131,7 +131,7 @@ class SagaAdmin(admin.ModelAdmin):
 
     @admin.display(description=pgettext_lazy("saga", "error"))
     def shown_error(self, saga: Saga) -> str:
-        stuck: str | None = saga.stuck_error  # what is wrong now comes before why it turned back
+        stuck: str | None = saga.stuck_error  # the current problem comes before the reason for compensating
         return _short((stuck if saga.status == SagaStatus.STUCK else None) or saga.error or "")
 
     @admin.display(description=pgettext_lazy("saga", "started"), ordering="created_at")
@@ -140,12 +140,12 @@ class SagaAdmin(admin.ModelAdmin):
         return at
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        """Without the inputs, which may be large; with the error of the step that a saga is stuck at."""
+        """Return sagas without their inputs, which may be large, and with the error of the stuck step."""
         stuck = Step.objects.filter(saga=OuterRef("pk"), status=StepStatus.STUCK).values("error")[:1]
         return super().get_queryset(request).defer("input").annotate(stuck_error=Subquery(stuck))
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:  # noqa: ARG002
-        """Let the URL filter by what everybody sees who may look, and by nothing else."""
+        """Allow URL filters only on what every user with view permission can see."""
         if lookup == _Status.parameter_name:
             return True
         field, _, how = lookup.partition("__")
@@ -178,7 +178,7 @@ class SagaAdmin(admin.ModelAdmin):
         return False
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether a user may retry, skip, cancel and so on. Looking takes the permission to view."""
+        """Return whether a user may retry, skip, cancel and so on. Viewing needs the view permission."""
         return bool(request.user.has_perm("sagas.operate_saga"))
 
     # -- one saga -----------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class SagaAdmin(admin.ModelAdmin):
         form_url: str = "",  # noqa: ARG002
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show everything of one saga, and the buttons for what may be done to it as it is now."""
+        """Show everything about one saga, and buttons for the actions that its current state allows."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
@@ -222,7 +222,7 @@ class SagaAdmin(admin.ModelAdmin):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show all that happened to one saga, whoever or whatever did it, newest first."""
+        """Show the complete history of one saga, newest first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         operations, record = _operations_and(object_id)
@@ -238,7 +238,7 @@ class SagaAdmin(admin.ModelAdmin):
         return TemplateResponse(request, "admin/sagas/saga/history.html", context)
 
     def act_view(self, request: HttpRequest, saga_id: str, action: str) -> HttpResponse:
-        """Ask for the reason, then do it. What was typed stays in the form until it is done."""
+        """Ask for a reason, then act. The form keeps its input until the action succeeds."""
         if not self.has_operate_permission(request):
             raise PermissionDenied
         if action not in list(Action):
@@ -260,15 +260,15 @@ class SagaAdmin(admin.ModelAdmin):
                 form.add_error(None, str(error))
             else:
                 self._log(request, saga_id, asked, reason)
-                told = {"action": _title(asked), "status": after.status}
-                messages.success(request, pgettext("saga", "%(action)s: the saga is %(status)s now.") % told)
+                outcome = {"action": _title(asked), "status": after.status}
+                messages.success(request, pgettext("saga", "%(action)s: the saga is now %(status)s.") % outcome)
                 return HttpResponseRedirect(back)
         return self._ask(request, form, asked, [record], back)
 
     # -- many sagas ---------------------------------------------------------------------------------------------
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Offer what operators do to many, to those who may."""
+        """Return the bulk actions, for users who may operate sagas."""
         if not self.has_operate_permission(request):
             return {}
         text = pgettext("saga", "%(action)s selected sagas…")
@@ -279,7 +279,7 @@ class SagaAdmin(admin.ModelAdmin):
         }
 
     def act_on_selected(self, request: HttpRequest, queryset: Any, action: Action) -> HttpResponse | None:
-        """Ask for the reason, then do it to each that allows it."""
+        """Ask for a reason, then act on each saga that allows it."""
         if not self.has_operate_permission(request):
             raise PermissionDenied
         ids = list(queryset.order_by("id").values_list("id", flat=True)[: _MOST + 1])
@@ -288,7 +288,7 @@ class SagaAdmin(admin.ModelAdmin):
             messages.error(request, text % {"most": _MOST})
             return None
         if not ids:
-            messages.warning(request, pgettext("saga", "None of the selected sagas is there any more."))
+            messages.warning(request, pgettext("saga", "None of the selected sagas exists any more."))
             return None
         where = Filter(ids=tuple(ids))
         form = ReasonForm(request.POST if "reason" in request.POST else None)
@@ -304,11 +304,13 @@ class SagaAdmin(admin.ModelAdmin):
                 self._log(request, outcome.record.id, asked, reason)
             else:
                 messages.warning(request, f"{outcome.record.name} {outcome.record.key}: {outcome.error}")
-        told = npgettext(
-            "saga", "%(action)s: done to %(done)d of %(all)d saga.", "%(action)s: done to %(done)d of %(all)d sagas.",
+        summary = npgettext(
+            "saga",
+            "%(action)s: %(done)d of %(all)d saga done.",
+            "%(action)s: %(done)d of %(all)d sagas done.",
             len(ids),
         )  # fmt: skip
-        messages.success(request, told % {"action": _title(asked), "done": done, "all": len(ids)})
+        messages.success(request, summary % {"action": _title(asked), "done": done, "all": len(ids)})
         return None
 
     def _ask(
@@ -331,7 +333,7 @@ class SagaAdmin(admin.ModelAdmin):
         return {**self.admin_site.each_context(request), "opts": self.opts, "title": title, "media": self.media}
 
     def _log(self, request: HttpRequest, saga_id: str, asked: AllowedAction, reason: str) -> None:
-        with translation.override(None):  # it is stored: in the words of the library, whoever reads it
+        with translation.override(None):  # it is stored, so it is not in the language of one user
             message = f"{_title(asked)}: {reason}"
         self.log_change(request, Saga.objects.get(pk=saga_id), message)
 
@@ -356,9 +358,9 @@ def _operations_and(saga_id: str) -> tuple[Operations, SagaSummary]:
 
 
 def _refuse_unwritable(texts: Iterable[str]) -> None:
-    """Answer 400 to what no database can look for: some would raise."""
+    """Answer 400 to text that no database can store: searching for it would raise on some."""
     if not all(map(is_clean, texts)):
-        raise BadRequest("a text in the request has a character that cannot be stored")
+        raise BadRequest("the request contains a character that cannot be stored")
 
 
 def _names_of_steps(record: SagaSummary) -> set[str]:

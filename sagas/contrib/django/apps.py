@@ -17,7 +17,7 @@ __all__ = ["SagasConfig"]
 
 
 class SagasConfig(AppConfig):
-    """Sets the project's sagas up when Django is set up, in web processes and workers alike."""
+    """Sets up the project's sagas when Django is set up, in web processes and workers alike."""
 
     name = "sagas.contrib.django"
     label = "sagas"
@@ -35,6 +35,6 @@ class SagasConfig(AppConfig):
 
 
 def _refuse_to_start(**_: Any) -> None:
-    """End a worker that would run no saga. Celery ignores what checks find, and every other error of a signal."""
+    """End a worker that could not run any saga. Celery ignores failed checks, and all other exceptions in signals."""
     if PROJECT.failure is not None:
         raise SystemExit(f"sagas are not set up: {describe(PROJECT.failure)}") from PROJECT.failure

@@ -1,4 +1,4 @@
-"""What `manage.py check` says about sagas."""
+"""The system checks for sagas in `manage.py check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_set_up", "check_sqlite", "check_tables"]
 
 
 def check_set_up(**_: Any) -> list[CheckMessage]:
-    """Say what is wrong with the settings, or else what kept the sagas from being set up."""
+    """Check the settings, or else report why the sagas could not be set up."""
     wrong = [Error(problem, id="sagas.E001") for problem in conf.problems()]
     if wrong:
         return wrong
@@ -35,32 +35,32 @@ def check_set_up(**_: Any) -> list[CheckMessage]:
 
 
 def _check_app() -> list[CheckMessage]:
-    """Say what keeps the Celery app from carrying the sagas: its settings may have been made after theirs."""
+    """Check that the Celery app can run sagas: it may have been configured after they were set up."""
     try:
         PROJECT.get().check()
     except ConfigurationError as error:
-        return [Error(f"the Celery app cannot carry sagas: {error}", id="sagas.E003")]
+        return [Error(f"the Celery app cannot run sagas: {error}", id="sagas.E003")]
     return []
 
 
 def check_sqlite(**_: Any) -> list[CheckMessage]:
-    """Say so where SQLite would refuse one of two writers at once instead of letting it wait."""
+    """Warn if SQLite would refuse one of two concurrent writers instead of letting it wait."""
     if conf.problems():
         return []
     connection = connections[conf.alias()]
     if connection.vendor != "sqlite":
         return []
-    # What the settings say: Django reads it when it connects, and nothing has connected yet.
+    # From the settings: Django reads them when it connects, and nothing has connected yet.
     mode = connection.settings_dict.get("OPTIONS", {}).get("transaction_mode") or "DEFERRED"
     if mode.upper() != "DEFERRED":
         return []
     hint = 'OPTIONS: {"transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode = WAL"}'
     if django.VERSION < (5, 1):
-        hint = f"Django 5.1 can be told to let them wait: {hint}. Until then use PostgreSQL, MySQL or MariaDB"
+        hint = f"with Django 5.1 you can make writers wait: {hint}. Until then use PostgreSQL, MySQL or MariaDB"
     return [
         Warning(
-            f"DATABASES[{connection.alias!r}] is SQLite with deferred transactions: when two processes write, one is "
-            'refused at once ("database is locked")',
+            f"DATABASES[{connection.alias!r}] is SQLite with deferred transactions: when two processes write at the "
+            'same time, one fails at once ("database is locked")',
             hint=hint,
             id="sagas.W001",
         )
@@ -68,10 +68,10 @@ def check_sqlite(**_: Any) -> list[CheckMessage]:
 
 
 def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
-    """Say so where the tables are not there, or not as this version needs them."""
+    """Warn if migrations of sagas have not been applied."""
     if conf.problems() or (alias := conf.alias()) not in (databases or ()):
         return []
-    if "migrate" in sys.argv[1:]:  # which is about to make them
+    if "migrate" in sys.argv[1:]:  # it is about to apply them
         return []
     executor = MigrationExecutor(connections[alias])
     targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == "sagas"]
@@ -80,7 +80,7 @@ def check_tables(*, databases: Sequence[str] | None = None, **_: Any) -> list[Ch
         return []
     return [
         Warning(
-            f"DATABASES[{alias!r}] lacks migrations of sagas: {', '.join(lacking)}",
+            f"DATABASES[{alias!r}] lacks these migrations of sagas: {', '.join(lacking)}",
             hint="manage.py migrate",
             id="sagas.W002",
         )

@@ -1,8 +1,8 @@
-"""An engine of SQLAlchemy whose connections are Django's, and whose transactions are atomic blocks of Django's.
+"""A SQLAlchemy engine that uses Django's connections, and whose transactions are Django's atomic blocks.
 
-So there is one connection a thread, and one transaction: what the library writes within `transaction.atomic()` is a
-part of that, and what the ORM writes within a transaction of the library is a part of this. Whatever is true of
-Django's connection is true of the engine: settings, persistence, the test database, counted queries.
+Each thread has one connection and one transaction. What the library writes inside `transaction.atomic()` belongs to
+that block, and what the ORM writes inside a transaction of the library belongs to that transaction. Everything about
+Django's connection applies to the engine: settings, persistence, the test database, counted queries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["is_outermost", "nothing_left_open", "open_engine"]
 #: SQLAlchemy's names for what Django calls the vendor of a database.
 _BACKENDS = {"postgresql": "postgresql", "sqlite": "sqlite", "mysql": "mysql"}
 
-#: What SQLAlchemy tells a new connection of its own, and must not tell Django's again and again.
+#: Calls that SQLAlchemy makes on a new connection of its own, and that must not be repeated on Django's.
 _LEFT_ALONE = frozenset({"add_notice_handler", "create_function"})
 
 _ERRORS = (
@@ -40,22 +40,22 @@ _ERRORS = (
 
 @functools.cache
 def open_engine(alias: str) -> Engine:
-    """Return the engine of one of Django's databases. No connection is made yet.
+    """Return the engine for one of Django's databases. It does not connect yet.
 
-    Raises `ConfigurationError` for a database of a kind that sagas cannot be kept in.
+    Raises `ConfigurationError` for a database that sagas do not support.
     """
     django = connections[alias]
     if django.vendor not in _BACKENDS:
         raise ConfigurationError(
-            f"DATABASES[{alias!r}] is {django.vendor}; sagas are kept in PostgreSQL, MySQL, MariaDB or SQLite"
+            f"DATABASES[{alias!r}] is {django.vendor}, but sagas need PostgreSQL, MySQL, MariaDB or SQLite"
         )
     options: dict[str, Any] = {}
     match django.vendor:
         case "postgresql":
             driver = "psycopg" if django.Database.__name__ == "psycopg" else "psycopg2"
-            options["use_native_hstore"] = False  # that asks the database, and changes Django's connection
+            options["use_native_hstore"] = False  # it queries the database and changes Django's connection
         case "sqlite":
-            driver, options["paramstyle"] = "pysqlite", "format"  # Django's cursors take no other
+            driver, options["paramstyle"] = "pysqlite", "format"  # Django's cursors accept no other style
         case _:
             driver = "pymysql" if django.Database.__name__ == "pymysql" else "mysqldb"
     known = threading.Event()
@@ -75,7 +75,7 @@ def open_engine(alias: str) -> Engine:
         known.set()
 
     dialect.initialize = ask_server
-    # Django's isolation stays what the settings say; and SQLAlchemy must not ask for it in the middle of a block.
+    # The isolation level is Django's setting; SQLAlchemy must not query it in the middle of a block.
     dialect.default_isolation_level = "READ COMMITTED"
     dialect.set_isolation_level = lambda _connection, _level: None
     dialect.reset_isolation_level = lambda _connection: None
@@ -100,14 +100,14 @@ def _in_djangos_style(
 
 
 def is_outermost(connection: Connection) -> bool:
-    """Tell whether a transaction of the engine is Django's outermost atomic block, and not a part of another."""
+    """Return whether a transaction of the engine is Django's outermost atomic block."""
     guard: _Guard = connection.connection.dbapi_connection  # type: ignore[assignment]
     return guard.outermost
 
 
 @contextmanager
 def nothing_left_open(alias: str) -> Iterator[None]:
-    """Roll back what a block leaves open on Django's connection. Raises `TransactionMisuse` unless it raises itself."""
+    """Roll back what a block leaves open on Django's connection. If so, raises `TransactionMisuse` after success."""
     connection = connections[alias]
     before, autocommit = len(connection.atomic_blocks), connection.autocommit
     try:
@@ -117,8 +117,8 @@ def nothing_left_open(alias: str) -> Iterator[None]:
         raise
     if _end_what_is_left(connection, before, autocommit):
         raise TransactionMisuse(
-            f"a transaction on Django's database {alias!r} was left open, and is rolled back: close each session of "
-            "SQLAlchemy's, leave each atomic block, and turn autocommit on again"
+            f"a transaction on Django's database {alias!r} was left open and has been rolled back. Close every "
+            "SQLAlchemy session, leave every atomic block, and turn autocommit on again"
         )
 
 
@@ -151,7 +151,7 @@ class _RolledBack(Exception):
 
 
 class _Guard:
-    """Django's connection as SQLAlchemy uses it, from one checkout to its return."""
+    """Django's connection as SQLAlchemy uses it, from checkout to return."""
 
     def __init__(self, alias: str, known: threading.Event) -> None:
         self._alias = alias
@@ -163,7 +163,7 @@ class _Guard:
         self.lost = False
         self.outermost = False
         if not self._django.in_atomic_block:
-            if self._django.errors_occurred:  # the server may have been restarted since
+            if self._django.errors_occurred:  # the server may have restarted since
                 self._django.close_if_unusable_or_obsolete()
             self._django.ensure_connection()
 
@@ -184,7 +184,7 @@ class _Guard:
         return bool(getattr(self._django.connection, "broken", False))
 
     def cursor(self, *_arguments: Any, **_options: Any) -> Any:
-        if not self._known.is_set():  # SQLAlchemy asks once what server this is, which nobody shall count
+        if not self._known.is_set():  # SQLAlchemy's one query about the server must not be counted
             return self._django.connection.cursor()
         cursor = self._django.cursor()
         if self._django.vendor == "postgresql":
@@ -194,15 +194,15 @@ class _Guard:
     # -- transactions -------------------------------------------------------------------------------------------
 
     def begin(self, *, reads: bool, one_statement: bool) -> None:
-        # With autocommit off, too, it is the caller who commits.
+        # With autocommit off, the caller commits as well.
         within = self._django.in_atomic_block or not self._django.autocommit
         if reads or (one_statement and not within):
-            return  # Django's connection commits each statement by itself
+            return  # Django's connection commits each statement itself
         if self._atomic is not None and self._atomic in self._django.atomic_blocks:
-            return  # SQLAlchemy takes a commit that was refused for the end of it
+            return  # after a refused commit, SQLAlchemy considers the transaction ended
         self.outermost = not within
         self._one_statement = one_statement
-        # Within a block of the caller's it is a savepoint: an error of ours must not cost them theirs.
+        # Inside the caller's block it is a savepoint: an error of ours must not undo the caller's transaction.
         self._atomic = transaction.atomic(using=self._alias)
         self._atomic.__enter__()
 
@@ -210,7 +210,7 @@ class _Guard:
         self._end(None)
 
     def rollback(self) -> None:
-        # A statement that commits by itself has done so when SQLAlchemy, in the end, rolls back what is not there.
+        # A self-committing statement has already committed when SQLAlchemy rolls back the nonexistent transaction.
         if self._one_statement and not self.failed:
             self._end(None)
         else:
@@ -222,54 +222,54 @@ class _Guard:
         blocks = self._django.atomic_blocks
         if self._atomic not in blocks:
             self._atomic = None
-            return  # the block around it has ended, and it with that
+            return  # the enclosing block has ended, and this one with it
         atomic, self._atomic = self._atomic, None
         if blocks[-1] is not atomic:
             atomic.sagas_ended = True
             raise ConfigurationError(
-                f"a transaction of SQLAlchemy on Django's database {self._alias!r} ends before an atomic block that "
-                "was begun within it, and is rolled back with that: end them in reverse order"
+                f"a SQLAlchemy transaction on Django's database {self._alias!r} ends before an atomic block that was "
+                "begun inside it, and is rolled back with it. End them in reverse order"
             )
-        # Django then rolls back, and says nothing.
+        # In these cases Django silently rolls back.
         lost = error is None and (self._django.needs_rollback or self._django.closed_in_transaction)
         atomic.__exit__(None if error is None else type(error), error, None)
         if lost:
             raise TransactionLost(
-                f"a transaction on Django's database {self._alias!r} was rolled back: an error in it was caught, or "
-                "set_rollback(True) was called. Nothing of it is committed. Put what may fail into an atomic block of "
-                "its own: with transaction.atomic(): ..."
+                f"a transaction on Django's database {self._alias!r} was rolled back: an error inside it was caught, "
+                "or set_rollback(True) was called. Nothing in it is committed. Put code that may fail into "
+                "its own atomic block: with transaction.atomic(): ..."
             )
         while blocks and hasattr(blocks[-1], "sagas_ended"):
             blocks[-1].__exit__(_RolledBack, _RolledBack(), None)
 
     def _abandon(self) -> None:
-        """Roll back, whatever is left of the connection. Afterwards Django can use it, or opens another."""
+        """Roll back, whatever the state of the connection. Afterwards Django can use it, or opens a new one."""
         if self._atomic is None or self._atomic not in self._django.atomic_blocks:
             self._atomic = None
             return
         if not (self.lost or self.closed):
-            with suppress(django_errors.Error):  # the server has rolled it back then, and Django drops the connection
+            with suppress(django_errors.Error):  # the server has then rolled back, and Django drops the connection
                 self._end(_RolledBack())
             return
         with suppress(django_errors.Error):
             self._django.close()
-        # Blocks that were begun within this one may still be open. Each exit ends one level, whichever block it is of,
-        # and the last of them resets Django's connection. So this one has to end a level here.
+        # Blocks that were begun inside this one may still be open. Each exit ends one level, whichever block it belongs
+        # to, and the last one resets Django's connection. So this block has to end a level here.
         atomic, self._atomic = self._atomic, None
         with suppress(django_errors.Error):
             atomic.__exit__(_RolledBack, _RolledBack(), None)
 
     def close(self) -> None:
-        """End the transaction, if it is still open. The connection itself is Django's to close.
+        """End the transaction if it is still open. Only Django closes the connection itself.
 
-        SQLAlchemy calls neither `commit` nor `rollback` on a connection that it takes for lost.
+        SQLAlchemy calls neither `commit` nor `rollback` on a connection that it considers lost.
         """
-        if connections[self._alias] is self._django:  # else this is the garbage collector, in another thread
+        if connections[self._alias] is self._django:  # otherwise this is the garbage collector in another thread
             self._abandon()
 
 
 class _EitherWay(DATETIME):
-    """A moment in SQLite: text where it was computed; where it is a column, Django's connection has converted it."""
+    """A datetime in SQLite: computed values are text; Django's connection has already converted column values."""
 
     def result_processor(self, dialect: Any, coltype: object) -> Callable[[Any], Any]:
         parse: Callable[[Any], Any] = super().result_processor(dialect, coltype)  # type: ignore[assignment]
@@ -277,9 +277,9 @@ class _EitherWay(DATETIME):
 
 
 def _load_as_usual(cursor: Any) -> None:
-    """Have values come as SQLAlchemy knows them. Django's way has no time zones without USE_TZ, and JSON as text."""
+    """Return values as SQLAlchemy expects. Django's have no time zones without USE_TZ, and JSON as text."""
     if hasattr(cursor, "adapters"):
-        from psycopg.types.datetime import TimestamptzLoader  # noqa: PLC0415 - it is there where it is used
+        from psycopg.types.datetime import TimestamptzLoader  # noqa: PLC0415 - installed if it is used
         from psycopg.types.json import JsonbLoader  # noqa: PLC0415
 
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
@@ -288,8 +288,8 @@ def _load_as_usual(cursor: Any) -> None:
         cursor.tzinfo_factory = type(cursor).tzinfo_factory
 
 
-#: Django's pools of the process that this one was forked from, never to be touched: their threads did not come along,
-#: their connections are that process's, and their locks may have been held at that moment.
+#: Django's pools from the process that this one was forked from. They must never be touched: their threads do not exist
+#: here, their connections belong to that process, and their locks may have been held during the fork.
 _INHERITED: list[Any] = []
 
 
@@ -305,7 +305,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @functools.cache
 def _driver(module: ModuleType) -> Any:
-    """Return the driver as SQLAlchemy is to see it: with Django's errors, which are what Django's cursors raise."""
+    """Return the driver for SQLAlchemy, with Django's exceptions, which Django's cursors raise."""
     return _Driver(module, {name: getattr(django_errors, name) for name in _ERRORS})
 
 

@@ -1,4 +1,4 @@
-"""What callers in Django are told of a database that is away, or refuses: `except DatabaseError` catches it, too."""
+"""Errors for Django callers, if a database is unavailable or refuses: `except DatabaseError` also catches them."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ __all__ = ["DatabaseRefused", "DatabaseUnavailable", "for_django", "told_to_djan
 
 
 class DatabaseUnavailable(StoreUnavailable, OperationalError):
-    """The database did not answer. To Django this is an `OperationalError`, to the library a `StoreUnavailable`."""
+    """The database did not answer. It is Django's `OperationalError` and the library's `StoreUnavailable`."""
 
 
 class DatabaseRefused(StoreRefused, DatabaseError):
-    """The database refused. To Django this is a `DatabaseError`, to the library a `StoreRefused`."""
+    """The database refused. It is Django's `DatabaseError` and the library's `StoreRefused`."""
 
 
 @contextmanager
 def for_django() -> Iterator[None]:
-    """Have what is raised for callers of the library be what callers of Django expect as well."""
+    """Convert the library's exceptions to ones that Django callers expect as well."""
     try:
         yield
     except (DatabaseUnavailable, DatabaseRefused):
         raise
     except StoreUnavailable as error:
-        if lacks_tables(error):  # what SQLite says of it is an OperationalError
+        if lacks_tables(error):  # SQLite reports this as an OperationalError
             raise _refusal(error.__cause__ or error) from error.__cause__
         raise DatabaseUnavailable(str(error)) from error.__cause__
     except StoreRefused as error:
         raise (_refusal(error.__cause__) if error.__cause__ else DatabaseRefused(str(error))) from error.__cause__
-    except Error as error:  # of a savepoint, which is none of SQLAlchemy's
+    except Error as error:  # from a savepoint, which SQLAlchemy does not know
         if has_ended(error):
             raise DatabaseUnavailable(f"the database closed the connection: {error}") from error
         raise _refusal(error) from error
@@ -55,22 +55,22 @@ def for_django() -> Iterator[None]:
 
 @contextmanager
 def told_to_django(engine: Engine) -> Iterator[None]:
-    """Have what SQLAlchemy raises on one of Django's databases be what callers of Django expect."""
+    """Convert SQLAlchemy's exceptions on one of Django's databases to ones that Django callers expect."""
     with for_django(), refused(), translated(engine):
         yield
 
 
 def _refusal(said: BaseException) -> DatabaseRefused:
     if lacks_tables(said):
-        hint = ". Bring the tables to this version: manage.py migrate"
+        hint = ". Upgrade the tables to this version: manage.py migrate"
     elif may_not(said):
         hint = f". {GRANT}"
     elif is_referred_to(said):
         hint = f". {ON_DELETE}"
     elif isinstance(said, TransactionManagementError) or has_failed(said):
         hint = (
-            ". An error was caught in this atomic block, which undoes all of it: put what may fail into an atomic "
-            "block of its own"
+            ". An error was caught inside this atomic block, which undoes all of it: put code that may fail into its "
+            "own atomic block"
         )
     else:
         hint = ""

@@ -1,4 +1,4 @@
-"""A column of a model that nobody can search."""
+"""A model field that cannot be searched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["PayloadField"]
 
 
 class PayloadField(models.TextField):
-    """Text that may hold redacted values or is encrypted: it can be read, and not looked up.
+    """Text that may contain redacted values or is encrypted: it can be read, but not used in lookups.
 
-    In an admin everybody who may look at a list may filter it by the URL (`?input__contains=4111`), and a list that
-    is empty or not tells them what they must not see.
+    In an admin, any user who can view a list may filter it by URL (`?input__contains=4111`). Whether the list is then
+    empty would reveal values that the user must not see.
     """
 
     def get_lookup(self, lookup_name: str) -> Any:
@@ -24,4 +24,4 @@ class PayloadField(models.TextField):
 
     def deconstruct(self) -> Any:
         name, _, args, kwargs = super().deconstruct()
-        return name, "django.db.models.TextField", args, kwargs  # what migrations see
+        return name, "django.db.models.TextField", args, kwargs  # for migrations

@@ -1,10 +1,9 @@
-"""The library's tables as Django's models, to read and to filter. Writing is the engine's.
+"""The library's tables as Django models, for reading and filtering. Only the engine writes them.
 
-They are managed, so that Django's test runner empties them too; the migrations make the tables from the library's
-own schema. Where a table has a key of several columns, which older Django cannot express, the first of them stands for
-it: such a model is for `filter`, not for `get(pk=...)`, and `whole_key` names the
-fields that tell its rows apart. The rows of `events_relay_shard` and `events_position` are made
-once and must stay, so these two have no model.
+They are managed, so that Django's test runner empties them too; the migrations create the tables from the library's own
+schema. Older Django versions cannot express a key of several columns: the model then has the first column as primary
+key. Use such a model with `filter` rather than `get(pk=...)`; `whole_key` names the fields that identify a row. The
+rows of `events_relay_shard` and `events_position` are created once and must stay, so these tables have no model.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ __all__ = [
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise NotAllowed(
-        "the tables of sagas are the engine's to write: start sagas, and let operators use the admin or manage.py sagas"
+        "only the engine writes the tables of sagas: start sagas, and let operators use the admin or manage.py sagas"
     )
 
 
@@ -36,7 +35,7 @@ class _ReadOnlyQuerySet(models.QuerySet):
 
 
 class _Manager(models.Manager.from_queryset(_ReadOnlyQuerySet)):  # type: ignore[misc]
-    """Asks the database that sagas are kept in, unless told to ask another."""
+    """Uses the database that stores sagas, unless another one is given."""
 
     def get_queryset(self) -> Any:
         queryset = super().get_queryset()
@@ -54,7 +53,7 @@ class _ReadOnly(models.Model):
 
 
 class _SeveralColumns(_ReadOnly):
-    """Of a table whose key has several columns. Rows are equal if all of these are, not if the first one is."""
+    """A table whose key has several columns. Rows are equal if all of these are equal, not only the first."""
 
     whole_key: ClassVar[tuple[str, ...]]
 
@@ -73,7 +72,7 @@ class _SeveralColumns(_ReadOnly):
         return {name: getattr(self, name) for name in self.whole_key}
 
     def refresh_from_db(self, using: str | None = None, fields: Sequence[str] | None = None, **_: Any) -> None:
-        """Read the row again. By its whole key: the primary key alone would find others."""
+        """Read the row again by its whole key: the primary key alone would match other rows."""
         rows = type(self).objects.using(using or self._state.db).filter(**self._identity())
         names = [field.attname for field in self._meta.concrete_fields]
         wanted = names if fields is None else [name for name in names if name in fields]
@@ -236,7 +235,7 @@ class Tick(_SeveralColumns):
         db_table = "sagas_tick"
 
 
-# -- events: on their way -----------------------------------------------------------------------------------------
+# -- events in transit --------------------------------------------------------------------------------------------
 
 
 class OutboxMessage(_ReadOnly):
@@ -330,7 +329,7 @@ class EventDeadLetter(_ReadOnly):
         db_table = "events_dead_letter"
 
 
-# -- events: what they look like, and as the truth ----------------------------------------------------------------
+# -- events: schemas and the event store --------------------------------------------------------------------------
 
 
 class EventSchema(_SeveralColumns):

@@ -1,4 +1,4 @@
-"""What Django's migrations do: bring the tables to a revision of the library's own."""
+"""The operation in Django's migrations: upgrade the tables to one of the library's own revisions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ __all__ = ["UpgradeTables"]
 class UpgradeTables(Operation):
     """Runs the library's own migrations up to a revision, on Django's connection and in its transaction.
 
-    So there is one description of the tables, whoever makes them. Where they are there already, from
-    `celery -A yourapp sagas db upgrade`, it does what is left to do. No other database than that of the sagas gets any.
-    `manage.py sqlmigrate` shows the SQL.
+    The tables therefore have a single definition. If `celery -A yourapp sagas db upgrade` has created them, only the
+    remaining migrations run. Only the sagas' database gets the tables. `manage.py sqlmigrate` shows the SQL.
     """
 
     reduces_to_sql = True
@@ -28,7 +27,7 @@ class UpgradeTables(Operation):
         self.before = before
 
     def state_forwards(self, app_label: str, state: Any) -> None:
-        """Change nothing: the models say what there is."""
+        """Change nothing: the models describe the state."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:  # noqa: ARG002
         if schema_editor.connection.alias != alias():
@@ -49,7 +48,7 @@ class UpgradeTables(Operation):
             migrate.downgrade(engine, self.before)
 
     def describe(self) -> str:
-        return f"Bring the tables of sagas to revision {self.revision}"
+        return f"Upgrade the tables of sagas to revision {self.revision}"
 
 
 def _write(schema_editor: Any, sql: str) -> None:

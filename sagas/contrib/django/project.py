@@ -1,4 +1,4 @@
-"""Puts the `Sagas` of a Django project together, once a process: its Celery app, its database, its sagas."""
+"""Assembles the `Sagas` of a Django project once per process: its Celery app, its database and its sagas."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T", Saga, Schedule)
 
-#: The module of each installed app whose sagas are registered.
+#: The module in each installed app whose sagas are registered.
 _MODULE = "sagas"
 
 
 class Project:
-    """This Django project: its `Sagas`, or why there are none.
+    """This Django project's `Sagas`, or the reason why there are none.
 
-    What is wrong does not keep Django from starting: `manage.py check` is to say it, with all else that is wrong.
-    Whoever asks for the sagas is told, too, and a worker does not start.
+    A failure does not stop Django from starting: `manage.py check` reports it together with other problems. Code that
+    uses the sagas gets the error, too, and a worker does not start.
     """
 
     def __init__(self) -> None:
@@ -42,31 +42,31 @@ class Project:
         self._sagas: Sagas | None = None
 
     def prepare(self) -> None:
-        """Put them together. For `AppConfig.ready`."""
+        """Assemble the sagas. For `AppConfig.ready`."""
         found: list[Saga] = []
         try:
             found += _discover(Saga)
             self._sagas = _assemble(found, list(_discover(Schedule)))
         except Exception as failure:  # noqa: BLE001 - a module of the project may raise anything
-            logger.error("sagas are not set up: %r", failure)  # noqa: TRY400 - who asks for them gets it all
+            logger.error("sagas are not set up: %r", failure)  # noqa: TRY400 - code that uses them gets the traceback
             self.failure = failure
             for saga in found:
                 saga.bind(_Refusing(self), replace=True)
 
     def get(self) -> Sagas:
-        """Return them. Raises `ConfigurationError` where something is wrong, or Django is not set up yet."""
+        """Return the `Sagas`. Raises `ConfigurationError` if the set-up failed, or if Django is not set up yet."""
         if self._sagas is not None:
             return self._sagas
         if self.failure is not None:
             raise ConfigurationError(f"sagas are not set up: {describe(self.failure)}") from self.failure
         raise ConfigurationError(
-            "sagas are there once Django is set up, with 'sagas.contrib.django' in INSTALLED_APPS; "
-            "a module that Django imports before that must not use them yet"
+            "sagas are available after Django is set up with 'sagas.contrib.django' in INSTALLED_APPS. A module that "
+            "Django imports earlier must not use them while it is imported"
         )
 
 
 class _Refusing:
-    """What a saga is started by where the set-up failed."""
+    """Starts sagas if the set-up failed: it raises the reason."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -76,12 +76,12 @@ class _Refusing:
 
 
 def describe(failure: Exception) -> str:
-    """Say what went wrong in one line."""
+    """Return the failure as one line."""
     return str(failure) if isinstance(failure, ConfigurationError) else f"{type(failure).__name__}: {failure}"
 
 
 def _discover(kind: type[_T]) -> Iterator[_T]:
-    """Yield each `Saga`, or each `Schedule`, that a `sagas.py` of an installed app has a name for."""
+    """Yield each `Saga`, or each `Schedule`, that is a module variable of an installed app's `sagas.py`."""
     seen: set[int] = set()
     for config in apps.get_app_configs():
         if not module_has_submodule(config.module, _MODULE):
@@ -114,11 +114,11 @@ def _celery_app(path: str) -> Celery:
         try:
             return find_app(path)
         except (ImportError, AttributeError) as error:
-            raise ConfigurationError(f"{PREFIX}APP is {path!r}, and there is no Celery app: {error}") from error
-    app: Celery = current_app._get_current_object()  # noqa: SLF001 - the app itself, whatever is current later
-    if app.main == "default":  # the one that Celery makes up when it is asked for an app and there is none
+            raise ConfigurationError(f"{PREFIX}APP is {path!r}, but there is no Celery app there: {error}") from error
+    app: Celery = current_app._get_current_object()  # noqa: SLF001 - the app itself, whichever is current later
+    if app.main == "default":  # Celery's placeholder if there is no app
         raise ConfigurationError(
-            "there is no Celery app: import it in the project's __init__.py (from .celery import app as celery_app), "
+            "there is no Celery app. Import it in the project's __init__.py (from .celery import app as celery_app), "
             f'or set {PREFIX}APP = "yourproject.celery"'
         )
     return app
@@ -136,5 +136,5 @@ def _events(path: str) -> Events | None:
     return events
 
 
-#: That of this process.
+#: The project of this process.
 PROJECT = Project()

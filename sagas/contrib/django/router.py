@@ -1,4 +1,4 @@
-"""Which of Django's databases the models of sagas are in, for all of Django that asks."""
+"""The database router for the models of sagas."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _APP = "sagas"
 
 
 class SagasRouter:
-    """Answers for the models of sagas alone: they are in `CELERY_SAGAS_DATABASE`, and in no other database.
+    """Routes only the models of sagas: they are in `CELERY_SAGAS_DATABASE`, and in no other database.
 
-    Without it, `dumpdata --database other` and the test runner look for tables there that nobody has made, and a
-    project's own router would have to know that.
+    Without it, `dumpdata --database other` and the test runner would look for tables that do not exist there, and a
+    project's own router would have to handle that.
     """
 
     def db_for_read(self, model: Any, **_: Any) -> str | None:
-        return alias() if model._meta.app_label == _APP else None  # noqa: SLF001 - it is public
+        return alias() if model._meta.app_label == _APP else None  # noqa: SLF001 - it is public API
 
     db_for_write = db_for_read
 
@@ -30,6 +30,6 @@ class SagasRouter:
 
 
 def install() -> None:
-    """Have it asked before the routers in `DATABASE_ROUTERS`."""
+    """Add the router before those in `DATABASE_ROUTERS`."""
     if not any(isinstance(each, SagasRouter) for each in router.routers):
         router.routers.insert(0, SagasRouter())

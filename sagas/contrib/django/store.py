@@ -1,4 +1,4 @@
-"""Sagas in a database of Django's."""
+"""Sagas in one of Django's databases."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _DjangoConnections(Connections):
 
 
 class DjangoStore(SqlStore):
-    """Keeps sagas in the database of this alias, on Django's own connection.
+    """Stores sagas in the database with this alias, on Django's own connection.
 
-    Within `transaction.atomic()` everything that it writes is a part of that. What is to follow a commit follows the
-    commit of the outermost block.
+    Inside `transaction.atomic()`, everything it writes belongs to that block. Callbacks after a commit run after the
+    outermost block commits.
     """
 
     connections_type = _DjangoConnections
@@ -53,23 +53,23 @@ class DjangoStore(SqlStore):
         if session is not None:
             session = own_session(session)
             engine = session.get_bind() if isinstance(session, Session) else session.engine
-            if engine is not self.engine:  # Django knows nothing of that transaction
+            if engine is not self.engine:  # Django does not know that transaction
                 super().after_commit(session, then)
                 return
         if not transaction.get_autocommit(using=self.alias) and not connections[self.alias].in_atomic_block:
-            # Django takes it only within a block, and calls it when autocommit is turned on again after the commit.
-            # Where that never happens, recovery dispatches the saga after `redispatch_after`.
+            # Django accepts it only inside a block, and calls it when autocommit is turned on again after the commit.
+            # If that never happens, recovery dispatches the saga after `redispatch_after`.
             with transaction.atomic(using=self.alias):
                 transaction.on_commit(then, using=self.alias)
             return
-        transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
+        transaction.on_commit(then, using=self.alias)  # fails only with CELERY_TASK_ALWAYS_EAGER, and visibly
 
     @contextmanager
     def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:  # noqa: ARG002
-        """Run a step, and find out whether it leaves a transaction of Django's open.
+        """Run a step, and detect whether it leaves a Django transaction open.
 
-        What it wrote there would not be committed, and neither would what the engine writes next, nor any task that
-        this worker runs afterwards.
+        Neither its writes there, nor the engine's next writes, nor those of later tasks in this worker would be
+        committed.
         """
         with nothing_left_open(self.alias):
             yield
@@ -79,7 +79,7 @@ class DjangoStore(SqlStore):
         return "manage.py migrate" + ("" if self.alias == DEFAULT_DB_ALIAS else f" --database {self.alias}")
 
     def upgrade(self) -> None:
-        """Raise `ConfigurationError`: Django's migrations make these tables, and only one may."""
+        """Raise `ConfigurationError`: Django's migrations create these tables, and only one tool may do so."""
         raise ConfigurationError(
-            f"the tables of sagas in DATABASES[{self.alias!r}] are made by Django's migrations: {self.how_to_upgrade}"
+            f"Django's migrations create the tables of sagas in DATABASES[{self.alias!r}]: {self.how_to_upgrade}"
         )

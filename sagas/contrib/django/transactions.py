@@ -1,4 +1,4 @@
-"""Steps and events in transactions of Django's."""
+"""Steps and events in Django's transactions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ __all__ = ["atomic", "engine", "publish", "send"]
 
 @contextmanager
 def atomic(step: StepContext) -> Iterator[None]:
-    """Have what the ORM writes commit together with the success of a step, or not at all: it happens exactly once.
+    """Commit ORM writes together with the success of a step, or not at all: they happen exactly once.
 
-    That is so on the database that holds the sagas. From its first use until the step returns there is one
-    transaction, which also checkpoints the step; it is not over at the end of the block. So keep what is slow, such as
-    a call to another service, before it. An error that leaves the block undoes the block; one that leaves the step
-    undoes it all.
+    This holds for the database that stores the sagas. One transaction lasts from the first use until the step returns,
+    and also checkpoints the step; it does not end with the block. Put slow work, such as a call to another service,
+    before the block. An exception that leaves the block undoes the block; one that leaves the step undoes everything.
 
     >>> def reserve(sku: str, step: StepContext) -> None:
     ...     with atomic(step):
@@ -36,7 +35,7 @@ def atomic(step: StepContext) -> Iterator[None]:
     """
     try:
         session = step.session
-    except ConfigurationError as error:  # sagas in memory
+    except ConfigurationError as error:  # a store in memory
         raise ConfigurationError(_ELSEWHERE.format(alias=alias())) from error
     if session.get_bind() is not engine():
         raise ConfigurationError(_ELSEWHERE.format(alias=alias()))
@@ -47,32 +46,32 @@ def atomic(step: StepContext) -> Iterator[None]:
 
 
 _ELSEWHERE = (
-    "atomic(step): this saga is not kept in Django's database {alias!r}, so what the ORM writes could not commit with "
-    "the step. In tests: Inline(sagas.store), with sagas from sagas.contrib.django"
+    "atomic(step): this saga is not stored in Django's database {alias!r}, so ORM writes could not commit with the "
+    "step. In tests use Inline(sagas.store), with sagas from sagas.contrib.django"
 )
 
 
 def engine() -> Engine:
-    """Return an engine of SQLAlchemy on Django's own connection to the database that holds the sagas.
+    """Return a SQLAlchemy engine on Django's own connection to the database that stores the sagas.
 
-    For `Events(..., engine=engine())`. Its transactions are atomic blocks of Django's.
+    For `Events(..., engine=engine())`. Its transactions are Django's atomic blocks.
     """
     return open_engine(alias())
 
 
 def publish(event: Any, **options: Any) -> Envelope:
-    """Publish an event in the running `transaction.atomic()`, or else at once. Options and errors: `Events.publish`.
+    """Publish an event in the current `transaction.atomic()`, or else at once. Options and errors: `Events.publish`.
 
-    Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
+    Raises `ConfigurationError` if `CELERY_SAGAS_EVENTS` is not set.
     """
     with told_to_django(engine()), engine().begin() as connection:
         return _events().publish(event, connection, **options)
 
 
 def send(command: Any, **options: Any) -> Envelope:
-    """Send a command in the running `transaction.atomic()`, or else at once. Options and errors: `Events.send`.
+    """Send a command in the current `transaction.atomic()`, or else at once. Options and errors: `Events.send`.
 
-    Raises `ConfigurationError` where there is no `CELERY_SAGAS_EVENTS`.
+    Raises `ConfigurationError` if `CELERY_SAGAS_EVENTS` is not set.
     """
     with told_to_django(engine()), engine().begin() as connection:
         return _events().send(command, connection, **options)
@@ -81,5 +80,5 @@ def send(command: Any, **options: Any) -> Envelope:
 def _events() -> Events:
     events = PROJECT.get().events
     if events is None:
-        raise ConfigurationError('there are no events: set CELERY_SAGAS_EVENTS = "yourapp.events.events"')
+        raise ConfigurationError('there are no events. Set CELERY_SAGAS_EVENTS = "yourapp.events.events"')
     return events

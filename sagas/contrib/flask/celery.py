@@ -1,4 +1,4 @@
-"""The Celery app that belongs to a Flask app."""
+"""The Celery app of a Flask app."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["celery_of"]
 
 
 def celery_of(app: Flask) -> Celery:
-    """Return the Celery app in `app.extensions["celery"]`; without one, make it from the setting `CELERY`.
+    """Return the Celery app in `app.extensions["celery"]`, or create it from the setting `CELERY`.
 
-    All of its tasks run in an app context. It becomes the default, so that `shared_task` finds it.
+    Tasks of a created app run in an app context. It becomes the default app, so that `shared_task` finds it.
     """
     known: Celery | None = app.extensions.get("celery")
     if known is not None:
         return known
     if "CELERY" not in app.config:
         raise ConfigurationError(
-            f"the app {app.name!r} has no Celery: set CELERY = {{'broker_url': 'redis://...'}} in its configuration, "
-            "or put an app of your own into app.extensions['celery'] before"
+            f"the app {app.name!r} has no Celery app. Set CELERY = {{'broker_url': 'redis://...'}} in its "
+            "configuration, or first put your own app into app.extensions['celery']"
         )
 
     class ContextTask(Task):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`flask sagas ...`: the commands of `celery -A yourapp sagas ...`, on the app that Flask has loaded."""
+"""`flask sagas ...`: the commands of `celery -A yourapp sagas ...`, for the app that Flask has loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["group_for"]
 
 
 def group_for(app: Flask, celery: Celery) -> click.Group:
-    """Return a group with all commands that there are, also those that are added later. They run in an app context."""
+    """Return a group with all commands, including those added later. They run in an app context."""
 
     @click.pass_context
     def enter(context: click.Context) -> None:

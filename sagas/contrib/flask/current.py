@@ -1,4 +1,4 @@
-"""What `saga.start()` does in a Flask app: the saga joins the transaction of `db.session`."""
+"""`saga.start()` in a Flask app: the saga joins the transaction of `db.session`."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ __all__ = ["AppSagas", "current_sagas"]
 
 logger = logging.getLogger(__name__)
 
-#: Where a session keeps what was started in its transaction.
+#: The key in `session.info` for what was started in the session's transaction.
 _STARTED = "sagas_started"
 
 
 class AppSagas(Sagas[SqlStore]):
-    """The sagas of one Flask app. As `Sagas`: its own `start` begins a saga at once, in a transaction of its own."""
+    """The sagas of one Flask app. As in `Sagas`, its own `start` starts a saga at once, in a separate transaction."""
 
     db: SQLAlchemy
 
     def bind(self, saga: Saga) -> None:
-        """Have `saga.start` go to the app whose context is current: the same sagas may be in several."""
+        """Make `saga.start` use the app whose context is current: several apps may have the same sagas."""
         saga.bind(_CURRENT)
 
 
 def current_sagas() -> AppSagas:
-    """Return the sagas of the current app. Raises `ConfigurationError` outside of one, or in one that has none.
+    """Return the sagas of the current app. Raises `ConfigurationError` outside an app, or in an app without sagas.
 
     >>> current_sagas().find("place_order", "order-1").status  # doctest: +SKIP
     <SagaStatus.COMPLETED: 'COMPLETED'>
     """
     if not has_app_context():
-        raise ConfigurationError("this needs to know which app: run it in a request, or `with app.app_context():`")
+        raise ConfigurationError("there is no current app: run this in a request, or in `with app.app_context():`")
     sagas: AppSagas | None = current_app.extensions.get("sagas")
     if sagas is None:
-        raise ConfigurationError(f"the app {current_app.name!r} has no sagas: FlaskSagas(db, [...]).init_app(app)")
+        raise ConfigurationError(f"the app {current_app.name!r} has no sagas. Call FlaskSagas(db, [...]).init_app(app)")
     return sagas
 
 
 class _Current:
-    """What sagas are bound to: it asks at each start which app that is for."""
+    """Starts sagas in the app that is current at the time."""
 
     def start(
         self,
@@ -77,8 +77,8 @@ class _Current:
 _CURRENT = _Current()
 
 
-def tell_of_uncommitted(app: Flask, db: SQLAlchemy) -> None:
-    """Log an error when an app context ends well, and a saga goes with it that was started and never committed."""
+def warn_of_uncommitted(app: Flask, db: SQLAlchemy) -> None:
+    """Log an error if an app context ends without an exception, and a saga started in it was never committed."""
 
     @app.teardown_appcontext
     def _(error: BaseException | None) -> None:
@@ -89,7 +89,7 @@ def tell_of_uncommitted(app: Flask, db: SQLAlchemy) -> None:
         lost = [what for began, what in session.info.pop(_STARTED, []) if began is transaction is not None]
         if lost and error is None:
             logger.error(
-                "saga %s was started in db.session, which was never committed: it is rolled back, and nothing of it "
-                "will happen. Call db.session.commit() after start()",
+                "saga %s was started in db.session, which was never committed: the saga is rolled back and will not "
+                "run. Call db.session.commit() after start()",
                 ", ".join(lost),
             )

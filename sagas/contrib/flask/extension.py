@@ -1,4 +1,4 @@
-"""The extension: gives a Flask app its Celery app, its sagas, and `flask sagas`."""
+"""The extension: adds a Celery app, sagas and `flask sagas` to a Flask app."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sqlalchemy import Engine
 from sagas.app import Sagas
 from sagas.contrib.flask.celery import celery_of
 from sagas.contrib.flask.commands import group_for
-from sagas.contrib.flask.current import AppSagas, tell_of_uncommitted
+from sagas.contrib.flask.current import AppSagas, warn_of_uncommitted
 from sagas.contrib.flask.store import FlaskStore, adopt_sessions
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
 from sagas.events import Events
 from sagas.schedules import Schedule
-from sagas.stores import autogenerate  # noqa: F401 - it keeps our tables out of what Flask-Migrate generates
+from sagas.stores import autogenerate  # noqa: F401 - excludes our tables from what Flask-Migrate generates
 
 __all__ = ["FlaskSagas"]
 
-#: Settings, `SAGAS_LEASE` for `lease`: all options of `Sagas` that are plain values.
+#: Settings, such as `SAGAS_LEASE` for `lease`: all options of `Sagas` with simple values.
 _OPTIONS = {
     f"SAGAS_{name.upper()}": name
     for name, parameter in inspect.signature(Sagas).parameters.items()
@@ -32,17 +32,17 @@ _OPTIONS = {
 
 
 class FlaskSagas:
-    """Adds sagas to Flask apps, in the database of their Flask-SQLAlchemy.
+    """Adds sagas to Flask apps, in their Flask-SQLAlchemy database.
 
-    `db`: the `SQLAlchemy` of the apps. `sagas`: the definitions, every version that may still be in flight.
+    `db`: the apps' `SQLAlchemy` object. `sagas`: the definitions, including every version that may still be in flight.
     `schedules`: start sagas at the times of a cron expression.
-    `events`: given the engine, in the app's context, returns the `Events` that steps publish through.
-    `app`: left out, call `init_app` for each app.
+    `events`: called with the engine in the app's context, returns the `Events` that steps publish through.
+    `app`: the app; without it, call `init_app` for each app.
 
-    `place_order.start(...)` then joins the transaction of `db.session`: the saga is dispatched when you commit that,
-    and is gone when you roll it back. Steps run in an app context, and their `db.session` is their `step.session`.
+    `place_order.start(...)` then joins the transaction of `db.session`: when you commit, the saga is dispatched; when
+    you roll back, the saga does not exist. Steps run in an app context, where `db.session` is their `step.session`.
 
-    Settings: `CELERY`, a mapping of Celery's own; and each option of `Sagas`, as in `SAGAS_LEASE = 60`.
+    Settings: `CELERY`, a mapping of Celery's settings; and each option of `Sagas`, such as `SAGAS_LEASE = 60`.
 
     >>> from flask import Flask
     >>> from flask_sqlalchemy import SQLAlchemy
@@ -75,12 +75,12 @@ class FlaskSagas:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> AppSagas:
-        """Give an app its sagas, and return them; they are in `app.extensions["sagas"]` too. After `db.init_app(app)`.
+        """Add sagas to an app and return them; `app.extensions["sagas"]` has them too. Call `db.init_app(app)` first.
 
-        Raises `ConfigurationError` for a setting that cannot be.
+        Raises `ConfigurationError` for an invalid setting.
         """
         if "sagas" in app.extensions:
-            raise ConfigurationError(f"the app {app.name!r} already has its sagas")
+            raise ConfigurationError(f"the app {app.name!r} already has sagas. Call init_app once for each app")
         options = _options(app)
         store = FlaskStore(app, self.db)
         if self._events is not None:
@@ -90,7 +90,7 @@ class FlaskSagas:
         sagas = AppSagas(celery, store, self._sagas, schedules=self._schedules, **options)
         sagas.db = self.db
         app.extensions["sagas"] = sagas
-        tell_of_uncommitted(app, self.db)
+        warn_of_uncommitted(app, self.db)
         app.cli.add_command(group_for(app, celery))
         return sagas
 
@@ -98,5 +98,5 @@ class FlaskSagas:
 def _options(app: Flask) -> dict[str, Any]:
     given = {name: value for name, value in app.config.items() if name.startswith("SAGAS_")}
     if unknown := sorted(given.keys() - _OPTIONS.keys()):
-        raise ConfigurationError(f"{unknown[0]} is no setting; there are {', '.join(sorted(_OPTIONS))}")
+        raise ConfigurationError(f"there is no setting {unknown[0]}. The settings are: {', '.join(sorted(_OPTIONS))}")
     return {_OPTIONS[name]: value for name, value in given.items()}

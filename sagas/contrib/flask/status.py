@@ -1,4 +1,4 @@
-"""A blueprint that tells, as JSON, how far a saga is: for a page that polls it."""
+"""A blueprint that returns a saga's progress as JSON, for pages that poll it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from sagas.outline import steps_of
 
 __all__ = ["status_blueprint"]
 
-#: Seconds after which a page may ask again.
+#: Seconds after which a page should poll again.
 _AGAIN = 1
 
 
 def status_blueprint(
     allow: Callable[[SagaRecord], bool], *, show_error: Callable[[SagaRecord], bool] | None = None
 ) -> Blueprint:
-    """Return a blueprint with one route, `/<saga_id>`: where a saga and its steps are.
+    """Return a blueprint with one route, `/<saga_id>`: the status of a saga and its steps.
 
-    `allow`: may the one who asks see this saga? It is called in the request. No is answered as if there was no saga.
-    `show_error`: may they also read why it turned back? Left out, nobody may: an error may have anything in it.
+    `allow`: whether the current user may see this saga. It is called in the request. If not, the answer is the same as
+    for a saga that does not exist.
+    `show_error`: whether the user may also see why the saga started compensating. By default nobody may, because an
+    error can contain anything.
 
     The answer has `id`, `status`, and `steps` with `name` and `status`; never the input, results or the key. It has an
-    `ETag`, and `Retry-After` (seconds) while the saga goes on. 404 without a saga, 503 while the database is away.
+    `ETag`, and `Retry-After` (seconds) until the saga has ended. 404: no such saga; 503: the database is unavailable.
 
     >>> from flask_login import current_user  # doctest: +SKIP
     >>> mine = lambda record: record.key.startswith(f"{current_user.id}:")  # doctest: +SKIP
@@ -42,7 +44,7 @@ def status_blueprint(
             return _refusal(404, "there is no such saga")
         except StoreUnavailable:
             return _refusal(503, "the database does not answer")
-        except PayloadUnreadable:  # this process has another key than the one that wrote it
+        except PayloadUnreadable:  # this process has another encryption key than the one that wrote it
             return _refusal(503, "the saga cannot be read")
         if not allow(record):
             return _refusal(404, "there is no such saga")
@@ -65,7 +67,7 @@ def status_blueprint(
 
 
 def _steps(record: SagaRecord) -> Iterable[tuple[str, StepStatus]]:
-    """Return the steps in the order of their definition, those that have not begun too."""
+    """Return all steps in the order of the definition, including those that have not started."""
     return [(step.name, step.status) for step in steps_of(record)]
 
 

@@ -1,4 +1,4 @@
-"""Sagas on Flask-SQLAlchemy's engine, and steps whose `db.session` is the one that also checkpoints them."""
+"""Sagas on Flask-SQLAlchemy's engine, with steps whose `db.session` also checkpoints them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["FlaskStore", "adopt_sessions"]
 
 
 class FlaskStore(SqlStore):
-    """Keeps the sagas of a Flask app in the database of its `db`. `FlaskSagas` makes it."""
+    """Stores the sagas of a Flask app in the database of its `db`. `FlaskSagas` creates it."""
 
     def __init__(self, app: Flask, db: SQLAlchemy) -> None:
         if "sqlalchemy" not in app.extensions:
-            raise ConfigurationError(f"the app {app.name!r} has no database yet: call db.init_app(app) first")
+            raise ConfigurationError(f"the app {app.name!r} has no database yet. Call db.init_app(app) first")
         with app.app_context():
             engine = db.engine
         _prepare(engine)
@@ -37,7 +37,7 @@ class FlaskStore(SqlStore):
 
     @contextmanager
     def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:
-        """Run a step in an app context of its own, which removes its `db.session` when it ends."""
+        """Run a step in its own app context, which removes its `db.session` at the end."""
         with self._app.app_context() as context:
             outer = _STEP.set(_Step(context, open_session))
             try:
@@ -47,7 +47,7 @@ class FlaskStore(SqlStore):
 
     @contextmanager
     def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
-        """Open the transaction of a step: that of its `db.session`."""
+        """Open the transaction of a step, which is that of its `db.session`."""
         session = self._db.session()
         try:
             with Lent(session, self.engine, who, most=limit) as lent:
@@ -60,7 +60,7 @@ class FlaskStore(SqlStore):
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The step that is at work in this thread."""
+    """The step that is running in this thread."""
 
     context: AppContext
     open_session: Callable[[], Session]
@@ -70,40 +70,40 @@ _STEP: ContextVar[_Step | None] = ContextVar("sagas_flask_step", default=None)
 
 
 def adopt_sessions(db: SQLAlchemy) -> None:
-    """Have the first use of `db.session` in a step begin the step's own transaction.
+    """Make the first use of `db.session` in a step begin the step's own transaction.
 
-    What an action writes there, and nobody commits, would otherwise be lost while its step counts as done.
+    Otherwise, uncommitted writes of an action would be lost while its step counts as done.
     """
 
-    # This comes before anything is even added to the session; after_begin comes with the first statement.
+    # This event comes before anything is added to the session; after_begin comes with the first statement.
     @event.listens_for(db.session, "after_transaction_create")
     def _(session: Session, _transaction: SessionTransaction) -> None:
         step = _STEP.get()
-        # Another context, or another session, that the step makes for itself is its own affair.
+        # A context or session that the step creates itself is the step's own responsibility.
         if step is None or app_ctx._get_current_object() is not step.context or db.session() is not session:  # type: ignore[attr-defined]  # noqa: SLF001
             return
         if step.open_session() is not session:
             raise ConfigurationError(
-                "db.session.remove() was called in a step, and db.session is used after it: what that writes would "
-                "not be committed with the step. Leave it out; it is removed when the step ends"
+                "db.session.remove() was called in a step, and db.session was used after it: those writes would not be "
+                "committed with the step. Remove the call; the session is removed when the step ends"
             )
 
 
 def _prepare(engine: Engine) -> None:
-    """Set up an engine that somebody else has made as `SqlStore` needs it, or say what is to be changed."""
+    """Configure an existing engine as `SqlStore` needs it, or raise an error that says what to change."""
     match engine.dialect.name:
         case "sqlite":
             if engine.url.database in (None, "", ":memory:") or "mode=memory" in str(engine.url):
                 raise ConfigurationError(
-                    "SQLALCHEMY_DATABASE_URI is a SQLite database in memory: it has one connection, which the sagas "
-                    "cannot share with db.session. Use a file: sqlite:///app.db, in tests one in a temporary folder"
+                    "SQLALCHEMY_DATABASE_URI is an in-memory SQLite database: it has one connection, which the sagas "
+                    "cannot share with db.session. Use a file: sqlite:///app.db, or in tests one in a temporary folder"
                 )
             teach_sqlite(engine)
-            engine.dispose()  # what was connected before it knew
+            engine.dispose()  # connections from before the change
         case "mysql" | "mariadb":
             level = engine.dialect._on_connect_isolation_level  # noqa: SLF001 - asking the server would connect
             if level != "READ COMMITTED":
                 raise ConfigurationError(
-                    "on MySQL and MariaDB sagas need READ COMMITTED: "
+                    "on MySQL and MariaDB, sagas need READ COMMITTED: "
                     "SQLALCHEMY_ENGINE_OPTIONS = {'isolation_level': 'READ COMMITTED'}"
                 )

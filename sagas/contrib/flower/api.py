@@ -1,6 +1,6 @@
-"""The same as JSON, below /api/sagas. As the rest of Flower's API it is closed where nobody has to log in.
+"""The pages as JSON, below /api/sagas. Like the rest of Flower's API, it is closed if Flower requires no login.
 
-`FLOWER_UNAUTHENTICATED_API=true` opens it, to this and to no other site.
+`FLOWER_UNAUTHENTICATED_API=true` opens it, but not to other sites.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Act", "Counts", "OneSaga", "Sagas"]
 
 
 class _Api(Handler, BaseApiHandler):  # type: ignore[misc]  # Flower is not typed
-    """Its answers, its errors too, are JSON."""
+    """A handler whose answers and errors are JSON."""
 
     def guard(self) -> None:
-        # Programs have no cookie. A page of another site cannot send this type without asking first, and is told no.
+        # Programs have no cookie. A page of another site cannot send this type without a preflight, which is refused.
         self.refuse_other_sites()
         if self.request.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
             raise HTTPError(415, "send JSON, with Content-Type: application/json")
@@ -40,7 +40,7 @@ class _Api(Handler, BaseApiHandler):  # type: ignore[misc]  # Flower is not type
 
 
 class Sagas(_Api):
-    """GET: a page of sagas, newest first. The parameters are those of the list; `view=all` is all of them."""
+    """GET: a page of sagas, newest first. The parameters are those of the list; `view=all` returns all sagas."""
 
     @authenticated
     async def get(self) -> None:
@@ -51,7 +51,7 @@ class Sagas(_Api):
 
 
 class Counts(_Api):
-    """GET: how many there are, at most 5 s old."""
+    """GET: the numbers of sagas, at most 5 s old."""
 
     @authenticated
     async def get(self) -> None:
@@ -75,7 +75,7 @@ class OneSaga(_Api):
 
 
 class Act(_Api):
-    """POST `{"reason": ..., "step": ..., "result": ...}`: does one thing. 409 where the saga's state forbids it."""
+    """POST `{"reason": ..., "step": ..., "result": ...}`: runs an action. 409 if the saga's state does not allow it."""
 
     @authenticated
     async def post(self, saga_id: str, action: str) -> None:
@@ -104,7 +104,7 @@ class Act(_Api):
             raise HTTPError(400, f"the body is not JSON: {error}") from error
         texts = isinstance(given, dict) and all(isinstance(given.get(name, ""), str) for name in ("reason", "step"))
         if not texts:
-            raise HTTPError(400, 'send {"reason": "why", "step": "the stuck one", "result": ...}')
+            raise HTTPError(400, 'send {"reason": "why", "step": "the stuck step", "result": ...}')
         found: dict[str, Any] = given
         return found
 

@@ -1,4 +1,4 @@
-"""Flower with one tab more. It has no plug-ins; what is used here is Tornado's: a template loader and more handlers."""
+"""Flower with an additional tab. Flower has no plugins, so this uses Tornado: a template loader and more handlers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["SagasFlower", "enable"]
 
 
 class SagasFlower(Flower):  # type: ignore[misc]  # Flower is not typed
-    """Flower for a Celery app that has sagas.
+    """Flower for a Celery app with sagas.
 
-    Raises `ConfigurationError` for an app that has none, or keeps them in anything else than SQL.
+    Raises `ConfigurationError` for an app that has no sagas, or does not store them in SQL.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class SagasFlower(Flower):  # type: ignore[misc]  # Flower is not typed
         super().__init__(options=options, capp=capp, events=events, io_loop=io_loop, **kwargs)
         if not hasattr(self.capp, "sagas"):
             raise ConfigurationError(
-                f"the Celery app {self.capp.main!r} has no sagas to show: Sagas(app, store, [...]) where it is made"
+                f"the Celery app {self.capp.main!r} has no sagas to show. Create Sagas(app, store, [...]) with the app"
             )
         self.operations = Operations(self.capp.sagas)
         self.counts = Counts(self.operations.store)
-        # They come before Flower's answer to whatever it does not know, which is 404.
+        # Before Flower's catch-all handler, which answers 404.
         self.add_handlers(r".*", routes(self.options.url_prefix))
 
 
 def enable() -> None:
-    """Have `celery -A yourapp flower` show sagas too. Call it in the flowerconfig.py that Flower reads at its start.
+    """Make `celery -A yourapp flower` show sagas too. Call it in the flowerconfig.py that Flower reads when it starts.
 
     >>> from sagas.contrib.flower import enable
     >>> enable()

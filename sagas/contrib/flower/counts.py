@@ -1,4 +1,4 @@
-"""How many sagas there are. Counted for all viewers together: it takes longer than a page may take."""
+"""The numbers of sagas. They are counted once for all viewers, because counting takes too long for a page."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sagas.stores import Filter, OperatorStore, StatusCount
 
 __all__ = ["Counts", "Snapshot"]
 
-#: Seconds for which a snapshot is shown to everybody.
+#: Seconds for which a snapshot is reused.
 _FRESH = 5.0
 
-#: Of the sagas that were started last, so many are looked at for the rate.
+#: How many of the latest sagas are examined for the rate.
 _AMONG = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The counts of one moment."""
+    """The counts at one time."""
 
     tallies: Sequence[StatusCount]
     attention: int  #: how many need a person
     ended_per_minute: int
-    at_least: bool  #: there may have ended more than were looked at
+    at_least: bool  #: whether more may have ended than were examined
 
     @property
     def statuses(self) -> Mapping[SagaStatus, int]:
@@ -43,7 +43,7 @@ class Snapshot:
 
 
 class Counts:
-    """Asks the store at most every 5 s, however many pages are open."""
+    """Queries the store at most every 5 s, however many pages are open."""
 
     def __init__(self, store: OperatorStore) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""The definitions in the running code, beside what is in flight in the database."""
+"""The definitions in the running code, and the sagas in flight in the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Known", "UnknownDefinition", "look"]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A definition of the running code."""
+    """A definition in the running code."""
 
     saga: Saga
     drawing: str
@@ -24,14 +24,14 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class UnknownDefinition:
-    """Sagas in flight that the running code cannot bring on."""
+    """Sagas in flight that the running code cannot continue."""
 
     flight: InFlight
-    outline: str | None  #: of the definition that has their name and version; None where there is none
+    outline: str | None  #: of the definition with their name and version; None if there is none
 
 
 def look(operations: Operations) -> tuple[list[Known], list[UnknownDefinition]]:
-    """Ask the database what is in flight."""
+    """Query which sagas are in flight, and match them with the definitions."""
     flights = operations.queries.in_flight()
     definitions = operations.sagas.orchestrator.sagas
     known = [
@@ -42,9 +42,9 @@ def look(operations: Operations) -> tuple[list[Known], list[UnknownDefinition]]:
         )
         for key, saga in sorted(definitions.items())
     ]
-    strangers = []
+    unknown = []
     for flight in flights:
         saga = definitions.get((flight.name, flight.version))
         if saga is None or saga.outline != flight.outline:
-            strangers.append(UnknownDefinition(flight, None if saga is None else saga.outline))
-    return known, strangers
+            unknown.append(UnknownDefinition(flight, None if saga is None else saga.outline))
+    return known, unknown

@@ -1,4 +1,4 @@
-"""What all our pages share: Flower's login, our guard against other sites, and SQL off the event loop."""
+"""What all our pages share: Flower's login, protection against other sites, and SQL outside the event loop."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ T = TypeVar("T")
 
 STATIC = Path(__file__).parent / "static"
 
-#: Changes with the files, so that browsers may keep them for ever.
+#: Changes with the files, so that browsers can cache them forever.
 _VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(STATIC.iterdir()))).hexdigest()[:12]
 
-#: Who did something, where Flower asks nobody who they are.
+#: The actor if Flower requires no login.
 NOBODY = "flower (not logged in)"
 
-#: The column has so many characters.
+#: The size of the column, in characters.
 _LONGEST_NAME = 200
 
-#: Bytes that a request may have beside a result of `max_payload`.
+#: Bytes that a request may have in addition to a result of `max_payload`.
 _ENVELOPE = 65_536
 
 
 class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
-    """Answers for sagas. Methods that need a login are marked with `tornado.web.authenticated`, as Flower's are."""
+    """Base class of handlers for sagas. As in Flower, `tornado.web.authenticated` marks methods that need a login."""
 
     @property
     def operations(self) -> Operations:
@@ -53,11 +53,11 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
 
     @property
     def who(self) -> str:
-        """The name that the history keeps."""
+        """The name that is recorded in the history."""
         user = self.current_user
         if isinstance(user, str):
             return user[:_LONGEST_NAME]
-        if self.application.options.basic_auth:  # it has been checked; Flower does not keep the name
+        if self.application.options.basic_auth:  # already checked; Flower does not store the name
             credentials = b64decode(self.request.headers["Authorization"].split()[1]).decode()
             return credentials.partition(":")[0][:_LONGEST_NAME]
         return NOBODY
@@ -69,7 +69,7 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
             raise HTTPError(401) from None
 
     def set_default_headers(self) -> None:
-        # Flower's own let every site read the answers where nobody has to log in. These have inputs of sagas in them.
+        # Flower's own headers let every site read the answers if no login is required. These contain saga inputs.
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cross-Origin-Resource-Policy", "same-origin")
         self.set_header(
@@ -77,7 +77,7 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
         )
 
     def check_xsrf_cookie(self) -> None:
-        """Do nothing here: Flower's is not there in every version and login. `guard` is ours."""
+        """Do nothing: Flower's check does not exist in every version and login. `guard` replaces it."""
 
     def prepare(self) -> None:
         self.refuse_other_names()
@@ -86,23 +86,23 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
             self.guard()
             most = self.operations.sagas.orchestrator.max_payload + _ENVELOPE
             if len(self.request.body) > most:
-                raise HTTPError(413, f"{len(self.request.body):,} bytes are more than {most:,}")
+                raise HTTPError(413, f"the request has {len(self.request.body):,} bytes; the limit is {most:,}")
 
     def guard(self) -> None:
-        """Refuse what changes something, and does not come from a form of ours."""
+        """Refuse requests that change something and do not come from one of our forms."""
         self.refuse_other_sites()
         RequestHandler.check_xsrf_cookie(self)
 
     def refuse_other_names(self) -> None:
-        """Refuse a request for a name that may be that of another site: `sagas.contrib.flower.hosts`."""
+        """Refuse a request for a host name that may belong to another site: see `sagas.contrib.flower.hosts`."""
         options, allowed, name = self.application.options, self.allowed_hosts, hostname(self.request.host)
-        # Browsers do not send a login to a name that it was not entered for.
+        # Browsers do not send a login to a host name that it was not entered for.
         asks_for_login = bool(options.basic_auth or options.auth)
         if "*" in allowed or is_local(name) or is_named(name, allowed) or (asks_for_login and not allowed):
             return
         raise HTTPError(
             403,
-            f"the pages of sagas are not served under the name {name!r}. If this Flower is to have it, start it with "
+            f"the pages of sagas are not served under the name {name!r}. To allow the name, start Flower with "
             f"--{OPTION.replace('_', '-')}={name}, or set FLOWER_{OPTION.upper()}={name}",
         )
 
@@ -113,16 +113,16 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
     def refuse_other_sites(self) -> None:
         site, origin = self.request.headers.get("Sec-Fetch-Site"), self.request.headers.get("Origin")
         if site not in (None, "same-origin", "none"):
-            raise HTTPError(403, "a page of another site asked for this")
+            raise HTTPError(403, "the request came from a page of another site")
         if origin is None:
             return
         _, _, asker = origin.partition("://")
-        # A proxy may have replaced the name that the browser asked for by the one that it reaches Flower by.
+        # A proxy may have replaced the name that the browser used with its own name for Flower.
         if asker != self.request.host and not is_named(hostname(asker), self.allowed_hosts):
-            raise HTTPError(403, f"a page of {asker or 'another site'} asked for this")
+            raise HTTPError(403, f"the request came from a page of {asker or 'another site'}")
 
     async def ask(self, question: Callable[..., T], *arguments: Any) -> T:
-        """Ask the database, in a thread. What is not there is 404; a database that is away is 503."""
+        """Query the database in a thread. Answers 404 for an unknown saga, 503 if the database is unavailable."""
         try:
             return await asyncio.get_running_loop().run_in_executor(None, question, *arguments)
         except SagaNotFound as error:
@@ -139,12 +139,12 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower is not typed
         return counts
 
     def value(self, name: str, default: str = "") -> str:
-        """Return a parameter of the URL as it is. Flower's `get_argument` escapes, and templates would do so again."""
+        """Return a URL parameter unescaped. Flower's `get_argument` escapes it, and templates would do so again."""
         return self.get_query_argument(name, default).strip() or default
 
     def show(self, template: str, *, tab: str, **values: Any) -> None:
         """Render one of our templates."""
-        themed = Path(self.settings["static_path"], "js", "theme.js").is_file()  # from 2.1 on it has dark pages
+        themed = Path(self.settings["static_path"], "js", "theme.js").is_file()  # Flower has dark pages from 2.1 on
         self.render(
             f"sagas/{template}",
             tab=tab,

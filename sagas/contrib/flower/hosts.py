@@ -1,7 +1,7 @@
-"""By which names these pages may be asked for.
+"""The host names under which these pages are served.
 
-A page of another site cannot read them, unless it makes its own name lead here ("DNS rebinding"): to the browser they
-are then pages of that site. What gives it away is the name in the `Host` header.
+A page of another site cannot read them, unless that site points its own name here ("DNS rebinding"): the browser then
+considers them pages of that site. The name in the `Host` header reveals this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tornado.options import define
 
 __all__ = ["OPTION", "hostname", "is_local", "is_named"]
 
-#: Flower's option of this name, and `FLOWER_SAGAS_ALLOWED_HOSTS`, hold the names that are allowed.
+#: Flower's option with this name, and `FLOWER_SAGAS_ALLOWED_HOSTS`, contain the allowed names.
 OPTION = "sagas_allowed_hosts"
 
 # Flower reads its environment before it reads the flowerconfig.py that may import this module.
@@ -24,12 +24,12 @@ define(
     type=str,
     multiple=True,
     default=[name for name in os.environ.get(f"FLOWER_{OPTION.upper()}", "").split(",") if name.strip()],
-    help='names by which the pages of sagas may be asked for: "ops.example.com", ".example.com", or "*" for any',
+    help='host names for the pages of sagas: "ops.example.com", ".example.com", or "*" for any',
 )
 
 
 def hostname(host: str) -> str:
-    """Return the name in a `Host` header, without its port; "" where there is none.
+    """Return the name in a `Host` header without its port; "" if there is none.
 
     >>> hostname("Ops.Example.com.:5555"), hostname("[::1]:5555")
     ('ops.example.com', '::1')
@@ -41,7 +41,7 @@ def hostname(host: str) -> str:
 
 
 def is_local(name: str) -> bool:
-    """Tell whether no other site can have this name: it is localhost, or an address.
+    """Return whether no other site can have this name: it is localhost or an IP address.
 
     >>> is_local("localhost"), is_local("192.168.1.7"), is_local("127.0.0.1.example.com")
     (True, True, False)
@@ -56,7 +56,7 @@ def is_local(name: str) -> bool:
 
 
 def is_named(name: str, allowed: Sequence[str]) -> bool:
-    """Tell whether a name is one of those in the setting; ".example.com" is all that end so, and itself.
+    """Return whether a name is in the setting; ".example.com" matches the domain itself and all names below it.
 
     >>> is_named("ops.example.com", [".example.com"]), is_named("badexample.com", [".example.com"])
     (True, False)

@@ -1,4 +1,4 @@
-"""The list: what the URL asks for, and the rows that fit."""
+"""The list of sagas: the request in the URL, and the matching rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sagas.stores.lists import MANY_IDLE_CHECKS, SETTLED
 
 __all__ = ["AGES", "PAGE", "Asked", "Listing", "age", "find", "look"]
 
-#: Rows of a page.
+#: Rows per page.
 PAGE = 50
 
-#: For how long nothing has happened to a saga, as one may ask for it.
+#: The choices for how long a saga has not changed.
 AGES: Mapping[str, timedelta] = {
     "1m": timedelta(minutes=1),
     "10m": timedelta(minutes=10),
@@ -30,16 +30,16 @@ AGES: Mapping[str, timedelta] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the parameters of the URL ask for. Words that nobody knows are left out, as if they were not there."""
+    """The request in the URL's parameters. Unknown values are ignored."""
 
-    view: str = ""  #: "all", or what needs a person
+    view: str = ""  #: "all", or by default the sagas that need a person
     status: str = ""
     saga: str = ""
     step: str = ""
     error: str = ""
     age: str = ""
     correlation: str = ""
-    before: str = ""  #: an id: the page after it
+    before: str = ""  #: an id: return the page after it
 
     @classmethod
     def of(cls, value: Callable[[str], str]) -> Asked:
@@ -56,7 +56,7 @@ class Asked:
 
     @property
     def plain(self) -> bool:
-        """Nothing is asked for: the list opens on what needs a person."""
+        """Whether there are no filters: the list then shows the sagas that need a person."""
         return not any(getattr(self, name) for name in self.__slots__ if name != "before")
 
     def where(self, now: datetime) -> Filter:
@@ -64,7 +64,7 @@ class Asked:
             return Filter(attention=True)
         statuses = frozenset({SagaStatus(self.status)}) if self.status else frozenset()
         if self.step and not statuses:
-            # The finished stand nowhere. Without them, and they are by far the most, the answer comes from an index.
+            # Finished sagas are at no step. They are by far the most; without them an index gives the answer.
             statuses = frozenset(SagaStatus) - FINISHED
         return Filter(
             name=self.saga or None,
@@ -76,7 +76,7 @@ class Asked:
         )
 
     def url(self, **changes: str) -> str:
-        """Return the query of a URL that asks for this, with changes."""
+        """Return the URL query for this request, with changes."""
         values = {name: getattr(self, name) for name in self.__slots__} | {"before": ""} | changes
         return urlencode({name: value for name, value in values.items() if value})
 
@@ -88,24 +88,24 @@ class Listing:
     asked: Asked
     now: datetime
     rows: Sequence[SagaSummary]  #: newest first, with their steps
-    more: bool  #: there is another page
-    recent: Sequence[SagaSummary] = field(default=())  #: shown where nothing needs a person
+    more: bool  #: whether there is another page
+    recent: Sequence[SagaSummary] = field(default=())  #: shown if nothing needs a person
 
     def stands_at(self, record: SagaSummary) -> str:
-        """Return the steps that have begun and are not settled."""
+        """Return the steps that have started and are not settled."""
         names = [step.name for step in record.steps.values() if step.started_seq and step.status not in SETTLED]
         return ", ".join(names)
 
     @staticmethod
     def trouble(record: SagaSummary) -> str:
-        """Return its error; or, where it stands still, that."""
+        """Return the saga's error, or a note if it does not progress."""
         if record.error is None and record.idle_checks >= MANY_IDLE_CHECKS and record.next_check_at is not None:
-            return "stands still: no worker has begun its next step for a long time"
+            return "not progressing: no worker has started its next step for a long time"
         return record.trouble or ""
 
 
 def look(operations: Operations, asked: Asked) -> Listing:
-    """Ask the database for a page."""
+    """Query the database for a page."""
     now = operations.store.now()
     rows = operations.queries.select(asked.where(now), limit=PAGE + 1, before=asked.before or None, with_steps=True)
     recent = operations.queries.select(EVERYTHING, limit=10, with_steps=True) if asked.plain and not rows else ()
@@ -113,17 +113,17 @@ def look(operations: Operations, asked: Asked) -> Listing:
 
 
 def find(operations: Operations, text: str) -> tuple[str | None, str]:
-    """Return the id of the saga that a search means, or None and why there is not the one."""
+    """Return the id of the saga that a search finds, or None and the reason."""
     try:
         return operations.queries.resolve(text).id, ""
     except AmbiguousSaga as error:
         return None, str(error)
     except SagaNotFound as error:
-        return None, f"{error}, nor is it a correlation id"
+        return None, f"{error}. It is not a correlation id either"
 
 
 def age(then: datetime, now: datetime) -> str:
-    """Return how long ago something was, in one unit.
+    """Return how long ago a time was, in one unit.
 
     >>> from datetime import UTC
     >>> age(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2, 40, tzinfo=UTC))

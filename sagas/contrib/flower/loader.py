@@ -1,4 +1,4 @@
-"""Our templates beside Flower's own, and a link to them in its navigation bar."""
+"""Loads our templates beside Flower's own, and adds a tab to Flower's navigation bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 _OURS = Path(__file__).parent / "templates"
 
-#: The item of Flower's bar that ours comes after.
+#: The item in Flower's navigation bar that our tab follows.
 _LAST_TAB = re.compile(r"reverse_url\('broker'\).*?</li>", re.DOTALL)
 
 _TAB = """
@@ -26,7 +26,7 @@ _TAB = """
 
 
 class Templates(BaseLoader):
-    """Loads templates from our folder, else from Flower's. Names are not relative to the template that has them."""
+    """Loads templates from our folder, or else from Flower's. Names are not relative to the including template."""
 
     def __init__(self, flowers: str) -> None:
         super().__init__()
@@ -44,6 +44,6 @@ class Templates(BaseLoader):
 def _with_tab(navbar: str) -> str:
     last = _LAST_TAB.search(navbar)
     if last is None:
-        logger.warning("this version of Flower has another navigation bar: no tab for sagas in it; they are at /sagas")
+        logger.warning("this version of Flower has another navigation bar, so it has no tab for sagas. Open /sagas")
         return navbar
     return navbar[: last.end()] + _TAB + navbar[last.end() :]

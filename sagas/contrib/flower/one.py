@@ -1,4 +1,4 @@
-"""Everything that the page of one saga shows, asked in one go."""
+"""Everything that the page of one saga shows, loaded at once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sagas.operator_actions import AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Payloads
 
-__all__ = ["OneSaga", "Told", "look", "tasks_of"]
+__all__ = ["OneSaga", "TraceLine", "look", "tasks_of"]
 
-#: Entries of the history, and lines of the story, that a page shows: the last and the first ones.
+#: How many of the last history entries, and of the first trace lines, a page shows.
 _ENTRIES = 500
 
-#: Dispatches, the last ones, whose Celery tasks are looked for.
+#: For how many of the last dispatches Celery tasks are looked up.
 _DISPATCHES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A line of the story of its correlation id."""
+class TraceLine:
+    """A line in the trace of the saga's correlation id."""
 
     depth: int
     entry: Entry
@@ -34,30 +34,30 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class OneSaga:
-    """A saga, as its page shows it."""
+    """A saga, as shown on its page."""
 
     record: SagaSummary
     now: datetime
-    missing: str  #: why the running code has no definition for it, where it has none
+    missing: str  #: why the running code has no definition for it, or empty
     allowed_actions: tuple[AllowedAction, ...]
     history: Sequence[HistoryEntry]
-    older: int  #: entries of the history that were left out
+    older: int  #: the number of omitted history entries
     letters: Sequence[DeadLetter]
-    story: Sequence[Told]
-    later: int  #: lines of the story that were left out
+    trace: Sequence[TraceLine]
+    later: int  #: the number of omitted trace lines
     payloads: Payloads
     input: str
     results: dict[str, str]
 
     @property
     def steps(self) -> list[StepRecord]:
-        """The steps in the order of the definition, those that have not begun too."""
+        """All steps in the order of the definition, including those that have not started."""
         return steps_of(self.record)
 
 
 def look(operations: Operations, saga_id: str) -> OneSaga:
-    """Ask the database. Raises `SagaNotFound`."""
-    record, missing, story = operations.queries.summary(saga_id), "", list[Told]()
+    """Query the database. Raises `SagaNotFound`."""
+    record, missing, lines = operations.queries.summary(saga_id), "", list[TraceLine]()
     history = operations.queries.history(saga_id)
     payloads = operations.queries.payloads(saga_id)
     try:
@@ -65,7 +65,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
     except DefinitionMissing as error:
         missing = str(error)
     if operations.sagas.events is not None:
-        story = [Told(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
+        lines = [TraceLine(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
     return OneSaga(
         record,
         operations.store.now(),
@@ -74,8 +74,8 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
         operations.queries.dead_letters(saga_id),
-        story[:_ENTRIES],
-        len(story[_ENTRIES:]),
+        lines[:_ENTRIES],
+        len(lines[_ENTRIES:]),
         payloads,
         pretty(operations.shown(payloads.input)),
         {step: pretty(operations.shown(result)) for step, result in payloads.results.items()},
@@ -83,7 +83,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
 
 
 def tasks_of(record: SagaSummary, step: str) -> Iterator[tuple[str, str]]:
-    """Yield the ids of the Celery tasks that there may have been for a step, oldest first, each with what it is."""
+    """Yield the possible ids of the Celery tasks for a step, oldest first, each with a description."""
     for dispatch in range(max(1, record.dispatches - _DISPATCHES + 1), record.dispatches + 1):
         for direction, what in ((Direction.FORWARD, "action"), (Direction.BACKWARD, "undo")):
             yield task_id(record.id, step, direction, dispatch), f"{what}, dispatch {dispatch}"

@@ -20,12 +20,12 @@ from sagas.values import parse
 
 __all__ = ["Act", "Choreography", "ChoreographyImage", "DeadLetters", "Definitions", "OneSaga", "Sagas"]
 
-#: Open dead letters that are shown.
+#: How many open dead letters are shown.
 _LETTERS = 200
 
 
 class Sagas(Handler):
-    """The list. It opens on what needs a person."""
+    """The list. By default it shows the sagas that need a person."""
 
     @authenticated
     async def get(self) -> None:
@@ -53,7 +53,7 @@ class Sagas(Handler):
 
 
 class OneSaga(Handler):
-    """One saga: what may be done to it, its drawing, its times, all that is known of it."""
+    """One saga: its allowed actions, drawing, timeline and details."""
 
     @authenticated
     async def get(self, saga_id: str) -> None:
@@ -74,7 +74,7 @@ class OneSaga(Handler):
         )
 
     def _tasks(self, record: Any, step: str) -> list[tuple[str, str, str]]:
-        """Return the Celery tasks of a step that Flower has seen: id, what it is, and its state."""
+        """Return the Celery tasks of a step that Flower has seen: id, description and state."""
         seen = [
             (task_id, what, get_task_by_id(self.application.events, task_id))
             for task_id, what in one.tasks_of(record, step)
@@ -83,7 +83,7 @@ class OneSaga(Handler):
 
 
 class Act(Handler):
-    """One button: asks why, and does it. A page of its own, so that it works without scripts."""
+    """The page of one action: it asks for a reason and acts. A separate page works without scripts."""
 
     @authenticated
     async def get(self, saga_id: str, action: str) -> None:
@@ -121,7 +121,7 @@ class Act(Handler):
         found = await self.ask(one.look, self.operations, saga_id)
         allowed = asked in found.allowed_actions
         if not allowed and not problem:
-            problem, status = "this cannot be done to the saga as it is now; somebody may have been quicker", 409
+            problem, status = "the saga's current state does not allow this; another operator may have been faster", 409
         self.set_status(status)
         self.show(
             "act.html",
@@ -138,16 +138,16 @@ class Act(Handler):
 
 
 class Definitions(Handler):
-    """Each saga and version of the running code, and what is in flight of it."""
+    """Each saga and version in the running code, and its sagas in flight."""
 
     @authenticated
     async def get(self) -> None:
-        known, strangers = await self.ask(definitions.look, self.operations)
-        self.show("definitions.html", tab="definitions", known=known, strangers=strangers, style=STYLE)
+        known, unknown = await self.ask(definitions.look, self.operations)
+        self.show("definitions.html", tab="definitions", known=known, unknown=unknown, style=STYLE)
 
 
 class DeadLetters(Handler):
-    """What waits for a person: steps of sagas, and messages of queues."""
+    """What needs a person: steps of sagas, and messages of queues."""
 
     @authenticated
     async def get(self) -> None:
@@ -158,19 +158,19 @@ class DeadLetters(Handler):
 
 
 class Choreography(Handler):
-    """The events of an app that has some: who handles and emits what."""
+    """The choreography of an app with events: which services handle and emit what."""
 
     @authenticated
     async def get(self) -> None:
         events = self.operations.sagas.events
         if events is None:
-            raise HTTPError(404, "this app has no events: Sagas(app, store, [...], events=Events(...))")
+            raise HTTPError(404, "this app has no events. Pass them: Sagas(app, store, [...], events=Events(...))")
         found = problems(graph(events.services.values()))
         self.show("choreography.html", tab="choreography", problems=found)
 
 
 class ChoreographyImage(Handler):
-    """Its drawing, as an image of its own: the styles in it are not for pages."""
+    """The drawing of the choreography, as a separate image: its styles must not affect the page."""
 
     @authenticated
     async def get(self) -> None:

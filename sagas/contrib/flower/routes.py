@@ -1,7 +1,7 @@
-"""Which URL is answered by what. All are below Flower's `--url-prefix`, if it has one.
+"""The URLs and their handlers. All are below Flower's `--url-prefix`, if it has one.
 
-Metrics are not here: Flower's own /metrics serves what is in prometheus_client's registry, so whoever registers
-metrics of sagas there has them served.
+Metrics are not here: Flower's own /metrics serves prometheus_client's registry. Metrics of sagas that are registered
+there are served, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ACTION = f"({'|'.join(Action)})"
 
 
 def routes(prefix: str | None) -> list[URLSpec]:
-    """Return the handlers of all pages, with Flower's prefix before each."""
+    """Return the handlers of all pages, each below Flower's prefix."""
     before = f"/{prefix.strip('/')}" if prefix else ""
     return [
         URLSpec(rf"{before}/sagas", pages.Sagas, name="sagas"),

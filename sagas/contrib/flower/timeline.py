@@ -1,4 +1,4 @@
-"""When each step of a saga was at work: the bars of its page."""
+"""When each step of a saga was running: the bars on its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BACK = frozenset({StepStatus.COMPENSATING, StepStatus.COMPENSATED})
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of time; `left` and `width` are per cent of the whole."""
+    """A period of time; `left` and `width` are percentages of the whole."""
 
     left: float
     width: float
@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something in the history of a step."""
+    """An entry in the history of a step."""
 
     left: float
     words: str
@@ -37,16 +37,16 @@ class Row:
     """A step with its bars."""
 
     step: str
-    seconds: float  #: from its first claim to its end, or to now
+    seconds: float  #: from its first claim to its end, or until now
     bars: tuple[Bar, ...]
     marks: tuple[Mark, ...]
 
 
 def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime) -> list[Row]:
-    """Return the steps that have begun, in the order in which they did.
+    """Return the steps that have started, in that order.
 
-    A step has one beginning and one end, so attempts are marks on its bar. Its undoing is taken to begin when the saga
-    last turned back.
+    A step has one start and one end, so attempts are marks on its bar. Its compensation is shown from the time when
+    the saga last started compensating.
     """
     begun = sorted((step for step in record.steps.values() if step.started_at), key=lambda step: step.started_seq)
     if not begun:
@@ -58,17 +58,19 @@ def timeline(record: SagaSummary, history: Sequence[HistoryEntry], now: datetime
     def share(moment: datetime) -> float:
         return min(max((moment - first).total_seconds() / whole * 100, 0.0), 100.0)
 
-    turned = max((entry.at for entry in history if entry.what == HistoryKind.COMPENSATION_STARTED), default=None)
+    compensating_at = max(
+        (entry.at for entry in history if entry.what == HistoryKind.COMPENSATION_STARTED), default=None
+    )
     rows = []
     for step, end in zip(begun, ends, strict=True):
         start = _start(step)
         action, undo = look_of(step, record.direction)
         stretches = [(start, end, action.look, f"{step.name}: {action.words}")]
         undone = step.status in _BACK or (undo.look == "stuck")
-        if undone and turned is not None and start < turned < end:
+        if undone and compensating_at is not None and start < compensating_at < end:
             stretches = [
-                (start, turned, action.look, f"{step.name}: {action.words}"),
-                (turned, end, undo.look, f"{step.name}, undo: {undo.words}"),
+                (start, compensating_at, action.look, f"{step.name}: {action.words}"),
+                (compensating_at, end, undo.look, f"{step.name}, compensation: {undo.words}"),
             ]
         bars = tuple(Bar(share(a), max(share(b) - share(a), 0.4), look, words) for a, b, look, words in stretches)
         marks = tuple(
@@ -86,7 +88,7 @@ def _start(step: StepRecord) -> datetime:
 
 
 def _end(step: StepRecord, record: SagaSummary, now: datetime) -> datetime:
-    """Return when it ended; one that is at work or waits for its next attempt goes on until now."""
+    """Return the end of a step. A step that is running or waits for its next attempt lasts until now."""
     goes_on = step.held or step.status in (StepStatus.PENDING, StepStatus.COMPENSATING)
     if step.finished_at is not None and not goes_on:
         return max(step.finished_at, _start(step))

@@ -1,11 +1,11 @@
-"""Metrics for Prometheus: what workers count, and what the database says. `pip install celery-sagas[prometheus]`.
+"""Metrics for Prometheus: counters of workers, and gauges of the database. `pip install celery-sagas[prometheus]`.
 
 ::
 
     sagas = Sagas(app, store, [place_order])
     export(sagas)  # workers then have the option --metrics-address
 
-docs/monitoring.md has the list of them, and alerts.
+docs/monitoring.md lists the metrics and alerts.
 """
 
 from sagas.contrib.prometheus.counters import Metrics

@@ -1,4 +1,4 @@
-"""What a process counts while it works: an observer that keeps counters and histograms."""
+"""The metrics that a process counts while it works: an observer with counters and histograms."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["Metrics"]
 #: Seconds.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, INF)
 
-#: What the history calls it, and what it is counted as.
+#: History entries of recovery, and the labels they are counted under.
 _RECOVERED: Mapping[str, str] = {
     HistoryKind.LOST: "takeover",
     HistoryKind.NOT_STARTED: "not_started",
-    HistoryKind.LATE_OUTCOME: "landed_late",
+    HistoryKind.LATE_OUTCOME: "late_outcome",
 }
 
-#: The locks of prometheus_client know nothing of forks: a child that is forked while another thread of the worker's
-#: main process counts would find them held for ever. So nobody counts while a child is forked.
+#: prometheus_client's locks do not survive forks: a child that is forked while another thread of the worker's main
+#: process counts would find them locked forever. Therefore no thread counts during a fork.
 _GATE = threading.Lock()
 os.register_at_fork(before=_GATE.acquire, after_in_parent=_GATE.release, after_in_child=_GATE.release)
 
 
 class Metrics(Observer):
-    """Counts what happens to sagas and to messages in this process. Labels are names from the code, never data.
+    """Counts what happens to sagas and messages in this process. Labels are names from the code, never data.
 
-    `registry`: where the metrics are; left out, that of prometheus_client. Only one may be in a registry.
+    `registry`: the registry for the metrics; by default prometheus_client's. A registry can hold only one `Metrics`.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -46,8 +46,10 @@ class Metrics(Observer):
             return Histogram(name, text, labels, registry=registry, buckets=_BUCKETS)
 
         self._started = counter("sagas_started_total", "Sagas that were stored.", "saga")
-        self._ended = counter("sagas_ended_total", "Sagas that came to this status.", "saga", "status")
-        self._turned_back = counter("sagas_turned_back_total", "Sagas that turned back.", "saga")
+        self._ended = counter("sagas_ended_total", "Sagas that reached this status.", "saga", "status")
+        self._compensations_started = counter(
+            "sagas_compensations_started_total", "Sagas that started compensating.", "saga"
+        )
         self._attempts = histogram(
             "sagas_attempt_seconds",
             "How long an action (FORWARD) or a compensation (BACKWARD) took, without its checkpoint.",
@@ -56,14 +58,12 @@ class Metrics(Observer):
         self._retries = counter(
             "sagas_retries_total", "Attempts that were not the first.", "saga", "step", "direction"
         )  # fmt: skip
-        self._recovery = counter("sagas_recovery_total", "What recovery had to do.", "saga", "action")
-        self._failures = counter(
-            "sagas_recovery_failures_total", "Times that recovery could not deal with a saga.", "saga"
-        )
-        self._passes = counter("sagas_recovery_passes_total", "Looks of recovery at what was due.")
+        self._recovery = counter("sagas_recovery_total", "Actions of recovery.", "saga", "action")
+        self._failures = counter("sagas_recovery_failures_total", "Sagas that recovery failed to process.", "saga")
+        self._passes = counter("sagas_recovery_passes_total", "Recovery passes.")
         self._deliveries = counter("sagas_event_deliveries_total", "How deliveries of messages ended.", "queue", "end")
         self._handling = histogram(
-            "sagas_event_handling_seconds", "How long a handler took, with its transaction.", "queue", "outcome"
+            "sagas_event_handling_seconds", "How long a handler took, including its transaction.", "queue", "outcome"
         )
         self._relayed = counter("sagas_events_relayed_total", "Messages that the relay sent.")
 
@@ -107,7 +107,7 @@ class Metrics(Observer):
             if after.status in AT_REST and before.status is not after.status:
                 self._ended.labels(name, after.status.value).inc()
             if before.direction is Direction.FORWARD and after.direction is Direction.BACKWARD:
-                self._turned_back.labels(name).inc()
+                self._compensations_started.labels(name).inc()
             for entry in history:
                 if entry.what in _RECOVERED:
                     self._recovery.labels(name, _RECOVERED[entry.what]).inc()

@@ -1,4 +1,4 @@
-"""How a worker serves its metrics: an HTTP server in its main process, for all of its children."""
+"""Serves a worker's metrics: an HTTP server in its main process, for all of its child processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["MetricsStep", "export"]
 
 logger = logging.getLogger(__name__)
 
-#: Where the children of a prefork pool put what they count. It is prometheus_client's own variable.
+#: Where the child processes of a prefork pool store their counts. This is prometheus_client's own variable.
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 _OPTION = "--metrics-address"
 
 
 def export(sagas: Sagas) -> None:
-    """Count what happens, and give workers the option `--metrics-address HOST:PORT` to serve it.
+    """Count what happens, and give workers the option `--metrics-address HOST:PORT` to serve the metrics.
 
-    Call it once, where the app is made. A worker with the prefork pool needs a folder of its own, in the variable
-    PROMETHEUS_MULTIPROC_DIR, through which its children hand over what they count.
+    Call it once, where the app is created. A worker with the prefork pool needs its own folder, in the variable
+    PROMETHEUS_MULTIPROC_DIR, through which its child processes report their counts.
     """
     if folder := os.environ.get(_FOLDER):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,14 @@ def export(sagas: Sagas) -> None:
             [_OPTION],
             metavar="[HOST:]PORT",
             envvar="SAGAS_METRICS_ADDRESS",
-            help="Serve metrics for Prometheus there. Without a host, to this machine only.",
+            help="Serve Prometheus metrics at this address. Without a host, only to this machine.",
         )
     )
     sagas.app.steps["worker"].add(MetricsStep)
 
 
 class MetricsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Serves metrics from the main process of a worker, if it was told where."""
+    """Serves metrics from a worker's main process, if it has an address."""
 
     def __init__(self, parent: Any, metrics_address: str | None = None, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
@@ -64,8 +64,8 @@ class MetricsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             MultiProcessCollector(self._registry, folder)
         elif parent.pool_cls.__module__.endswith("prefork"):
             raise ConfigurationError(
-                f"{_OPTION}: what the children of the prefork pool count would be lost. Set {_FOLDER} to a folder of "
-                "this worker's own, before it starts, such as /run/shop/payments-1; or use --pool threads"
+                f"{_OPTION}: the counts of the prefork pool's child processes would be lost. Before the worker starts, "
+                f"set {_FOLDER} to its own folder, such as /run/shop/payments-1; or use --pool threads"
             )
         self._registry.register(Snapshot(parent.app.sagas))
 
@@ -76,7 +76,7 @@ class MetricsStep(bootsteps.StartStopStep):  # type: ignore[misc]
             raise ConfigurationError(
                 f"{_OPTION} {self._host}:{self._port}: {error.strerror}. Give each worker of a machine its own port"
             ) from error
-        # A child that outlives a killed worker must not keep its port.
+        # A child process that outlives a killed worker must not keep its port.
         os.register_at_fork(after_in_child=self._server.socket.close)
         logger.info("metrics: http://%s:%d/metrics", self._host, self._server.server_port)
 
@@ -90,22 +90,22 @@ class MetricsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"{_OPTION} {text}: it looks like 9101, or 0.0.0.0:9101")
+        raise ConfigurationError(f"{_OPTION} {text}: use a port or an address, such as 9101 or 0.0.0.0:9101")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def _take(folder: Path) -> Any:
-    """Make the folder this worker's, and clean it of what an earlier one left. Returns what holds it."""
+    """Lock the folder for this worker, and remove the files of an earlier one. Returns the lock."""
     lock = (folder / "lock").open("a+")
     try:
-        # A lock of this kind is not passed on to children, which may outlive the worker.
+        # Child processes, which may outlive the worker, do not inherit this kind of lock.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise ConfigurationError(
-            f"{_FOLDER}={folder} is in use by another worker. Give each a folder of its own, else each would show "
-            "what both count"
+            f"{_FOLDER}={folder} is in use by another worker. Give each worker its own folder, otherwise each would "
+            "show the counts of both"
         ) from error
-    mine = f"_{os.getpid()}.db"  # open already, where a metric has no labels
+    mine = f"_{os.getpid()}.db"  # already open if a metric has no labels
     for file in folder.glob("*.db"):
         if not file.name.endswith(mine):
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the database says: gauges that are read from it when somebody looks, at most so often."""
+"""Gauges of the database, read on request and cached for a while."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _UNFINISHED = tuple(status.value for status in SagaStatus if status not in FINIS
 
 
 class Snapshot(Collector):
-    """Gauges of all sagas in the database, whoever runs them. Register it in one process, such as Flower, or in many.
+    """Gauges of all sagas in the database, whichever process runs them. Register it in one or more processes.
 
-    `every`: seconds for which a reading is good; in between the database is not asked. `patience`: seconds that a
-    scrape waits for a new reading. After that, and while the database is away, it gets the last one, and
-    `sagas_snapshot_up` is 0.
+    `every`: seconds for which a reading is reused before the database is queried again. `patience`: seconds that a
+    scrape waits for a new reading. After that, and while the database is unavailable, the scrape gets the last reading,
+    and `sagas_snapshot_up` is 0.
 
-    Finished sagas are not among them: to count them takes a look at every row. Workers count them as they end.
-    Raises `ConfigurationError` where the sagas are kept in something else than a `SqlStore`.
+    Finished sagas are not included, because counting them reads every row. Workers count them as they end.
+    Raises `ConfigurationError` if the store is not a `SqlStore`.
 
     >>> from prometheus_client import REGISTRY
     >>> REGISTRY.register(Snapshot(sagas))  # doctest: +SKIP
@@ -47,11 +47,11 @@ class Snapshot(Collector):
         self._last = _Reading()
         self._up = False
         self._asked_at = float("-inf")
-        self._thread = threading.Thread()  # that reads; at first none does
+        self._thread = threading.Thread()  # reads the database; not started at first
         self._lock = threading.Lock()
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, so that the database is not asked when this is registered."""
+        """Return the metrics without values, so that registering does not query the database."""
         return iter([*_families(_Reading()), *self._here(), *self._self()])
 
     def collect(self) -> Iterator[Metric]:
@@ -59,7 +59,7 @@ class Snapshot(Collector):
         return iter([*_families(self._last), *self._here(), *self._self()])
 
     def _refresh(self) -> None:
-        """Read anew, in a thread of its own, where the last reading is too old. Waits for it, but not for long."""
+        """Read again, in a thread, if the last reading is too old. Waits for the thread at most `patience` seconds."""
         with self._lock:
             thread = self._thread
             if not thread.is_alive():
@@ -76,24 +76,24 @@ class Snapshot(Collector):
         try:
             self._last = _read(self._sagas, self._store)
             self._up = True
-        except Exception as error:  # noqa: BLE001 - that is what `up` tells
+        except Exception as error:  # noqa: BLE001 - `up` reports it
             if self._up:
-                logger.warning("the metrics of the database are old: %s", error)
+                logger.warning("metrics of the database could not be updated: %s", error)
             self._up = False
 
     def _self(self) -> Iterator[Metric]:
         yield _gauge("sagas_snapshot_up", "Whether the last reading of the database succeeded.", float(self._up))
         age = self._last.age
         if age < float("inf"):
-            yield _gauge("sagas_snapshot_age_seconds", "How old the reading is that the other gauges show.", age)
+            yield _gauge("sagas_snapshot_age_seconds", "The age of the reading behind the other gauges.", age)
 
     def _here(self) -> Iterator[Metric]:
-        """What only the process knows that reads queues of events."""
+        """Yield what only a process that reads event queues knows."""
         events = self._sagas.events
         if events is None:
             return
-        open_ = GaugeMetricFamily("sagas_breaker_open", "1 while a breaker holds its queue back.", labels=["queue"])
-        openings = CounterMetricFamily("sagas_breaker_openings", "How often it has opened.", labels=["queue"])
+        open_ = GaugeMetricFamily("sagas_breaker_open", "1 while a circuit breaker pauses its queue.", labels=["queue"])
+        openings = CounterMetricFamily("sagas_breaker_openings", "How often the breaker opened.", labels=["queue"])
         for queue, state in events.breakers.snapshot().items():
             open_.add_metric([queue], float(state["state"] != BreakerState.CLOSED))
             openings.add_metric([queue], state["openings"])
@@ -102,12 +102,12 @@ class Snapshot(Collector):
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the database said. By saga and status, by saga, by queue."""
+    """A reading of the database: by saga and status, by saga, or by queue."""
 
     at: float | None = None  #: by the monotonic clock
     unfinished: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     oldest: Mapping[tuple[str, ...], float] = field(default_factory=dict)
-    still: Mapping[str, float] = field(default_factory=dict)
+    not_progressing: Mapping[str, float] = field(default_factory=dict)
     letters: Mapping[str, float] = field(default_factory=dict)
     overdue: float | None = None
     event_letters: Mapping[str, float] | None = None
@@ -123,7 +123,7 @@ class _Reading:
 def _read(sagas: Sagas, store: OperatorStore) -> _Reading:
     begun, now, events = time.monotonic(), store.now(), sagas.events
     names = {name for name, _ in sagas.orchestrator.sagas}
-    # Zeros for what there is none of: an alert that watches a series which is not there says nothing.
+    # Zeros for missing groups: an alert on a series that does not exist never fires.
     unfinished: dict[tuple[str, ...], float] = {(name, status): 0.0 for name in names for status in _UNFINISHED}
     oldest = dict(unfinished)
     for group in store.queries.in_flight():
@@ -135,7 +135,7 @@ def _read(sagas: Sagas, store: OperatorStore) -> _Reading:
         at=begun,
         unfinished=unfinished,
         oldest=oldest,
-        still={**none, **store.queries.not_progressing()},
+        not_progressing={**none, **store.queries.not_progressing()},
         letters={**none, **store.queries.open_dead_letters()},
         overdue=store.queries.overdue(),
         event_letters=None if events is None else events.open_dead_letters(),
@@ -146,22 +146,27 @@ def _read(sagas: Sagas, store: OperatorStore) -> _Reading:
 
 
 def _families(reading: _Reading) -> Iterator[Metric]:
-    actor = ["saga", "status"]
-    yield _gauges("sagas_unfinished", "Sagas that are not finished.", actor, reading.unfinished)
-    yield _gauges("sagas_oldest_seconds", "Since when the oldest of them was started.", actor, reading.oldest)
-    yield _gauges("sagas_standing_still", "Sagas whose next step nobody begins.", ["saga"], _keyed(reading.still))
-    yield _gauges("sagas_dead_letters", "Steps that wait for a person.", ["saga"], _keyed(reading.letters))
+    labels = ["saga", "status"]
+    yield _gauges("sagas_unfinished", "Sagas that are not finished.", labels, reading.unfinished)
+    yield _gauges("sagas_oldest_seconds", "Seconds since the oldest of them was started.", labels, reading.oldest)
+    yield _gauges(
+        "sagas_not_progressing",
+        "Sagas whose next step has not started for a long time.",
+        ["saga"],
+        _keyed(reading.not_progressing),
+    )
+    yield _gauges("sagas_dead_letters", "Steps that need a person.", ["saga"], _keyed(reading.letters))
     if reading.overdue is not None:
-        yield _gauge("sagas_overdue_seconds", "For how long a saga has waited for recovery.", reading.overdue)
+        yield _gauge("sagas_overdue_seconds", "How long a saga has waited for recovery.", reading.overdue)
     if reading.event_letters is not None:
-        text = "Messages that wait for a person."
+        text = "Messages that need a person."
         yield _gauges("sagas_event_dead_letters", text, ["queue"], _keyed(reading.event_letters))
     if reading.unsent is not None:
-        yield _gauge("sagas_outbox_unsent", "Messages that wait for a relay.", reading.unsent)
+        yield _gauge("sagas_outbox_unsent", "Messages that await a relay.", reading.unsent)
     if reading.unheard is not None:
-        yield _gauge("sagas_outbox_unheard", "Messages that were sent and reached nobody.", reading.unheard)
+        yield _gauge("sagas_outbox_unheard", "Messages that reached nobody.", reading.unheard)
     if reading.unsent_age is not None:
-        yield _gauge("sagas_outbox_oldest_seconds", "For how long the oldest of them has waited.", reading.unsent_age)
+        yield _gauge("sagas_outbox_oldest_seconds", "How long the oldest of them has waited.", reading.unsent_age)
 
 
 def _keyed(values: Mapping[str, float]) -> Mapping[tuple[str, ...], float]:

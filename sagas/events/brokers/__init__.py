@@ -1,9 +1,10 @@
-"""What the distributed bus asks of a broker. Each module here keeps these promises; one contract suite checks them.
+"""The interface between the distributed bus and a broker. One contract suite checks these guarantees for each module.
 
-- What `publish` has returned for is kept by the broker: it reaches every queue that `declare` had bound to its topic.
-- What `receive` gave out and nobody acknowledged is given out again once its reader is closed, or dead.
-- Messages of one key come out of a queue in the order in which they were published, unless one is given out again.
-  Two readers that share a queue may still work on them at the same time.
+- A message that `publish` has returned for is stored by the broker: it reaches every queue that `declare` bound to its
+  topic.
+- A message that `receive` returned and nobody acknowledged is delivered again after its reader is closed or dead.
+- Messages with the same key leave a queue in the order in which they were published, unless one is redelivered. Two
+  readers that share a queue may still handle them at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 __all__ = ["GIVEN_UP", "Broker", "Delivery", "Outgoing", "Queue", "Reader", "Topology"]
 
 
-#: The header that says why the broker gave a message up by itself.
+#: The header that says why the broker itself gave up on a message.
 GIVEN_UP = "sagas-given-up"
 
 
@@ -26,40 +27,40 @@ class Outgoing:
     id: str  #: the event id
     topic: str  #: `<context>.<entity>.<what happened>.v<version>`
     body: bytes  #: the encoded envelope
-    headers: Mapping[str, str]  #: `content-type` among them goes to where the broker keeps that
+    headers: Mapping[str, str]  #: the broker stores `content-type` in its own property for it
     key: str | None = None  #: messages of one key stay in order
-    queue: str | None = None  #: to this queue alone: a command, or a replay. None: to all that are bound to the topic
+    queue: str | None = None  #: only to this queue: a command or a replay. None: to every queue bound to the topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A message that a broker has given out and waits to hear of.
+    """A message that a broker delivered and that awaits acknowledgement.
 
-    Whoever sent it, and however: a broker gives out what it holds. `sagas.events.incoming.read` says what it is.
+    It may come from any sender and in any format. `sagas.events.incoming.read` finds out what it is.
     """
 
     queue: str
-    topic: str  #: what it was published as; empty where nobody said so
-    body: bytes  #: as it came
-    headers: Mapping[str, str]  #: as it came, as far as that is text: see `shared.texts`. With its `content-type`
+    topic: str  #: the topic it was published under; empty if the sender set none
+    body: bytes  #: as received
+    headers: Mapping[str, str]  #: as received, as far as they are text (see `shared.texts`), with its `content-type`
     key: str | None
-    #: How often it has been given out, this time included; from 1. RabbitMQ counts what it has sent, also when the
-    #: reader was closed before it asked for it.
+    #: How often it has been delivered, this time included; from 1. RabbitMQ counts every message it sent, even if the
+    #: reader was closed before asking for it.
     deliveries: int
-    tag: Any = field(repr=False)  #: the broker's own
+    tag: Any = field(repr=False)  #: the broker's own delivery tag
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
     name: str
-    #: What comes in it: a topic, or `<type>.*` for every version of a type. Empty where messages are addressed to the
-    #: queue itself: commands.
+    #: What it receives: topics, or `<type>.*` for every version of a type. Empty for a command queue: its messages are
+    #: addressed to the queue itself.
     topics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Everything that must be there before the first message is published."""
+    """Everything that must exist before the first message is published."""
 
     exchange: str
     queues: tuple[Queue, ...]
@@ -69,60 +70,61 @@ class Reader(Protocol):
     """Reads one queue. Belongs to one thread."""
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
-        """Return up to `limit` messages, as soon as there is one, or none after `timeout` seconds.
+        """Return up to `limit` messages as soon as there is one, or none after `timeout` seconds.
 
-        Raises `BrokerUnavailable`, also for a queue that is not there; the next call tries to connect again. What had
-        been received before may then be given out again, to this reader or another.
+        Raises `BrokerUnavailable`, also if the queue does not exist; the next call tries to reconnect. Messages
+        received before that may be delivered again, to this reader or another.
         """
 
     def ack(self, delivery: Delivery) -> None:
-        """Let the broker forget it. Any order will do.
+        """Acknowledge a message, in any order.
 
-        Never raises for a broker that is away: the message is then given out again.
+        Never raises if the broker is unavailable: the message is then delivered again.
         """
 
     def close(self) -> None:
-        """Give back what was received and not acknowledged. Does not raise."""
+        """Return all unacknowledged messages to the queue. Does not raise."""
 
 
 class Broker(Protocol):
-    """Carries messages. Safe to use from any thread; it connects when it has to, and anew after a fork."""
+    """Carries messages. Safe to use from any thread; it connects when needed, and reconnects after a fork."""
 
-    lease: float  #: a reader that was silent for so many seconds is dead, and others are given what it had
+    lease: float  #: seconds of silence after which a reader counts as dead, and others receive its messages
     max_message_size: int  #: in bytes; a larger body is refused before it is sent
 
     def declare(self, topology: Topology) -> Sequence[str]:
-        """Make what is missing of it, and say what was made. What is there already stays, also when unknown.
+        """Create what is missing of the topology and return what was created. Existing objects stay, known or not.
 
         From then on this broker publishes to the exchange of that topology, also in a fork. Raises `BrokerUnavailable`,
-        and `ConfigurationError` when the broker refuses, or has another idea of what is there: `QueueMismatch` where
-        that is so of single queues. Everything else is then declared.
+        and `ConfigurationError` if the broker refuses or what exists differs from the declaration: `QueueMismatch` if
+        only single queues differ. Everything else is then declared.
         """
 
     def mismatches(self, topology: Topology) -> Mapping[str, str]:
-        """Return what is wrong with those queues that are there and are not what is declared. Makes nothing.
+        """Return the existing queues that differ from their declaration, with a description. Creates nothing.
 
         Raises `BrokerUnavailable`.
         """
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
-        """Hand messages over, in order; return once all are kept: the topics that no queue is bound to.
+        """Publish messages in order; return, once all are stored, the topics that no queue is bound to.
 
-        Their messages reached nobody, and are gone.
+        Messages of those topics reached nobody and are gone.
 
-        Raises `BrokerUnavailable` when that is not sure, `NoHandler` for a message to a queue that is not there,
-        `InvalidMessage` for one that the broker cannot take, for example as it is too large, and `ConfigurationError`
-        before `declare`. In each case some of the messages may have been published.
+        Raises `BrokerUnavailable` if it is uncertain whether the broker stored all messages, `NoHandler` for a message
+        to a queue that does not exist, `InvalidMessage` for a message that the broker cannot accept, for example
+        because it is too large, and `ConfigurationError` before `declare`. In each case, some of the messages may have
+        been published.
         """
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
-        """Have no more messages of these topics come in a queue; what is in it stays. What is not bound is no error.
+        """Stop routing these topics to a queue. Its messages stay. A binding that does not exist is no error.
 
         Raises `BrokerUnavailable`.
         """
 
     def delete(self, queue: str) -> None:
-        """Delete a queue with its bindings and all that is in it. One that is not there is no error.
+        """Delete a queue with its bindings and messages. A queue that does not exist is no error.
 
         Raises `BrokerUnavailable`.
         """
@@ -131,13 +133,13 @@ class Broker(Protocol):
         """Open a queue. Several readers of one queue share its messages."""
 
     def given_up(self, queue: str) -> str | None:
-        """Return the queue for what the broker itself gives up of a queue, if it does such a thing."""
+        """Return the queue that holds the messages the broker itself gave up on, if the broker has such a queue."""
 
     def depth(self, queue: str) -> int:
-        """Return how many messages the queue holds, roughly.
+        """Return the approximate number of messages in the queue.
 
-        Raises `BrokerUnavailable`, also for a queue that is not there.
+        Raises `BrokerUnavailable`, also if the queue does not exist.
         """
 
     def close(self) -> None:
-        """End all connections. Readers are closed by those who opened them."""
+        """Close all connections. Whoever opened a reader closes it."""

@@ -1,8 +1,8 @@
-"""A broker on Kafka, by confluent-kafka: one Kafka topic for an exchange, and one for each queue.
+"""A broker on Kafka, through confluent-kafka: one Kafka topic for each exchange and one for each queue.
 
-All events go to the topic of the exchange, so that those of one key stay in order whatever their types are; the readers
-of a queue are a consumer group, and pass over what is not bound to it. What is sent to one queue goes to the topic of
-that queue. Which queues there are, and what is bound to them, is kept in the compacted topic `sagas.bindings`.
+All events go to the topic of the exchange, so events with the same key stay in order whatever their types are. The
+readers of a queue form a consumer group and skip what is not bound to the queue. Messages to a single queue go to that
+queue's own topic. The compacted topic `sagas.bindings` records which queues exist and what is bound to them.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Where bindings are kept, for all exchanges of a cluster.
+#: The topic that holds the bindings of all exchanges in a cluster.
 _BINDINGS = "sagas.bindings"
 
-#: The value of its records that take a binding away again.
+#: The value of a record that removes a binding.
 _REMOVED = b"removed"
 
-#: A record header of ours: the rest are the publisher's.
+#: The record header that this library sets. All other headers are the publisher's.
 _TOPIC = "sagas-topic"
 
-#: A header that says of a message that its body was not empty but null: a tombstone.
+#: The header that marks a message whose body was null rather than empty: a tombstone.
 _TOMBSTONE = "kafka-tombstone"
 
-#: Bytes that a record may be larger than its body: for its headers, its key and what is around it.
+#: Bytes that a record may add to its body for headers, key and framing.
 _AROUND = 64 * 1024
 
-#: What Kafka answers to what is wrong with a record itself, and would be wrong with it again.
+#: Kafka's errors for a record that is itself invalid, and that would fail again.
 _REFUSALS = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP)
 
 
 class _Binding(msgspec.Struct, frozen=True, array_like=True):
-    """What one record of `sagas.bindings` says: that there is a queue, or that a topic is bound to it."""
+    """The content of one record of `sagas.bindings`: a queue exists, or a topic is bound to it."""
 
     queue: str
     exchange: str = ""
@@ -64,16 +64,16 @@ class _Binding(msgspec.Struct, frozen=True, array_like=True):
 class KafkaBroker:
     """Carries messages through Kafka 2.4 or newer.
 
-    `servers`: as in `bootstrap.servers`. `partitions`: how many an exchange, or a queue of commands, is made with,
-    which is how many readers of one queue can work at the same time; Kafka's own defaults decide on replication and
+    `servers`: as in `bootstrap.servers`. `partitions`: the number of partitions for a new exchange or command queue.
+    It limits how many readers of one queue work at the same time. Kafka's defaults decide on replication and
     retention.
-    `lease`: a reader that was silent for so many seconds is dead, and others are given what it had. `timeout`: how long
-    Kafka may take to answer, and to confirm. `max_message_size`: bytes of a body, at most; Kafka's own default for a
-    topic is just under one megabyte, so topics are made with this. `config`: more settings of librdkafka, for producers
-    and consumers, as `{"security.protocol": "SASL_SSL"}`.
+    `lease`: seconds of silence after which a reader counts as dead, and others receive its messages. `timeout`: how
+    long Kafka may take to answer and to confirm. `max_message_size`: the largest body, in bytes. Kafka's default for a
+    topic is just under one megabyte, so topics are created with this limit. `config`: more librdkafka settings for
+    producers and consumers, such as `{"security.protocol": "SASL_SSL"}`.
 
-    A reader that did not call `receive` for `max.poll.interval.ms`, five minutes, counts as dead too. Messages that
-    were not read within the retention of their topic are gone; that is logged as an error.
+    A reader that does not call `receive` for `max.poll.interval.ms`, five minutes, also counts as dead. Messages that
+    are not read within the retention of their topic are lost; this is logged as an error.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class KafkaBroker:
         self._lock = threading.Lock()
         self.bindings = _Bindings(self)
 
-    #: How Kafka's binding of CloudEvents has their headers begin.
+    #: The prefix of CloudEvents headers in the Kafka binding.
     cloudevents_prefix = "ce_"
 
     def after_fork(self) -> None:
@@ -115,7 +115,7 @@ class KafkaBroker:
         self._begin()
 
     def config(self, **settings: Any) -> dict[str, Any]:
-        """Return the configuration of a client of librdkafka."""
+        """Return the configuration for a librdkafka client."""
         ours = {"bootstrap.servers": self.servers, "socket.timeout.ms": _milliseconds(self.timeout), "logger": logger}
         return {**ours, **{name.replace("_", "."): value for name, value in settings.items()}, **self._config}
 
@@ -139,14 +139,14 @@ class KafkaBroker:
         return {}
 
     def _create(self, topology: Topology) -> tuple[list[str], dict[str, str]]:
-        """Make topics. Return what was made, and which queues cannot be."""
+        """Create topics. Return what was created, and the queues that could not be created."""
         largest = {"max.message.bytes": str(self.max_message_size + _AROUND)}
         wanted = [
             NewTopic(_BINDINGS, 1, -1, config={"cleanup.policy": "compact"}),
             NewTopic(topology.exchange, self._partitions, -1, config=largest),
         ]
-        # One is enough for replays; and as partitions are shared out whatever they carry, with more of them one reader
-        # might get all of the replays and another all of the events.
+        # One partition is enough for replays. With more of them, Kafka might assign all replays to one reader and all
+        # events to another, because it distributes partitions without regard to their traffic.
         wanted += [
             NewTopic(queue.name, 1 if queue.topics else self._partitions, -1, config=largest)
             for queue in topology.queues
@@ -156,27 +156,27 @@ class KafkaBroker:
         admin = AdminClient(self.config())  # it must outlive its futures
         futures = admin.create_topics(wanted, operation_timeout=self.timeout, request_timeout=self.timeout)
         for name, future in futures.items():
-            # Not raised: its traceback would keep the client, perhaps into a fork, where it cannot be destroyed.
-            error = future.exception()  # it ends by itself, with the client's timeout
+            # Not raised: its traceback would keep the client alive, perhaps into a fork, where it cannot be destroyed.
+            error = future.exception()  # returns within the client's timeout
             if error is None:
                 made.append(what.get(name, f"queue {name}"))
             elif not isinstance(error, KafkaException):
                 raise error
-            elif error.args[0].retriable() or error.args[0].code() < 0:  # less than 0: said by the client
+            elif error.args[0].retriable() or error.args[0].code() < 0:  # below 0: raised by the client itself
                 raise KafkaException(error.args[0])
             elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                refused = f"{self!r} does not make the topic {name!r}: {error.args[0].str()}"
+                refused = f"{self!r} did not create the topic {name!r}: {error.args[0].str()}"
                 if name in what:
                     raise ConfigurationError(refused)
-                wrong[name] = f"{refused}. Nothing here reads that queue, and what comes for it is kept"
+                wrong[name] = f"{refused}. This process does not read that queue; its messages are kept"
         return made, wrong
 
     def _begin_here(self, queue: str, exchange: str) -> None:
-        """Have a new queue begin at the present end of an exchange."""
+        """Let a new queue start at the current end of an exchange."""
         consumer = Consumer(self.config(group_id=queue, enable_auto_commit=False))
         try:
             places = [TopicPartition(exchange, number) for number in self._numbers(consumer, exchange)]
-            # The end is read first: should another process do the same, what is published once either is done counts.
+            # Read the end first. If another process does the same, messages published after either commit count.
             for place in places:
                 _, place.offset = _ends(consumer, place, self.timeout)
             already = _committed(consumer, [TopicPartition(p.topic, p.partition) for p in places], self.timeout)
@@ -185,19 +185,19 @@ class KafkaBroker:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_MEMBER_ID:
                 raise
-            # It has a reader by now: another process has declared it.
+            # The group has a reader by now: another process has declared the queue.
         finally:
             consumer.close()
 
     def _numbers(self, consumer: Consumer, topic: str) -> list[int]:
-        """Return the numbers of a topic's partitions, which may have been made a moment ago."""
+        """Return the numbers of a topic's partitions. The topic may have been created a moment ago."""
         give_up = time.monotonic() + self.timeout
         while True:
-            told = consumer.list_topics(topic, timeout=self.timeout).topics[topic]
-            if told.error is None:
-                return sorted(told.partitions)
+            metadata = consumer.list_topics(topic, timeout=self.timeout).topics[topic]
+            if metadata.error is None:
+                return sorted(metadata.partitions)
             if time.monotonic() > give_up:
-                raise KafkaException(told.error)
+                raise KafkaException(metadata.error)
             time.sleep(0.05)
 
     # -- publishing -----------------------------------------------------------------------------------------------
@@ -222,16 +222,16 @@ class KafkaBroker:
     def _produce(self, records: Sequence[tuple[str, bytes | None, bytes, list[tuple[str, bytes]]]]) -> None:
         failures: list[KafkaError] = []
 
-        def told(error: KafkaError | None, _message: Message) -> None:
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
             if error is not None:
                 failures.append(error)
 
         with self._lock:
             producer = self._producer or self._new_producer()
-            self._producer = None  # what a failed one still sends might arrive after what is published next
+            self._producer = None  # what a failed producer still sends might arrive after the next messages
             try:
                 for topic, key, body, headers in records:
-                    self._produce_one(producer, topic, key, body, headers, told)
+                    self._produce_one(producer, topic, key, body, headers, on_delivery)
             except BaseException:
                 producer.purge()
                 raise
@@ -241,7 +241,7 @@ class KafkaBroker:
                 return
             producer.purge()
         if refused := next((error for error in failures if error.code() in _REFUSALS), None):
-            raise InvalidMessage(f"{self!r} does not take a message: {refused.str()}")
+            raise InvalidMessage(f"{self!r} rejected a message: {refused.str()}")
         why = failures[0].str() if failures else "no answer"
         count = unanswered + len(failures)
         raise BrokerUnavailable(f"{self!r} did not confirm {count} of {len(records)} messages: {why}")
@@ -254,17 +254,17 @@ class KafkaBroker:
                 linger_ms=5,
                 message_timeout_ms=_milliseconds(self.timeout),
                 message_max_bytes=self.max_message_size + _AROUND,
-                partitioner="murmur2_random",  # as Java's
+                partitioner="murmur2_random",  # as in Java's client
             )
         )
 
     def _produce_one(
-        self, producer: Producer, topic: str, key: bytes | None, body: bytes, headers: Any, told: Any
+        self, producer: Producer, topic: str, key: bytes | None, body: bytes, headers: Any, on_delivery: Any
     ) -> None:
         while True:
             try:
-                producer.produce(topic, body, key, headers=headers, on_delivery=told)
-            except BufferError:  # its own queue is full
+                producer.produce(topic, body, key, headers=headers, on_delivery=on_delivery)
+            except BufferError:  # the producer's local queue is full
                 producer.poll(0.1)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
@@ -275,11 +275,11 @@ class KafkaBroker:
 
     def _too_large(self, size: int) -> InvalidMessage:
         return InvalidMessage(
-            f"a message of {size:,} bytes, and its headers, is too large for Kafka, which is asked to take "
-            f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where it is"
+            f"a message of {size:,} bytes, plus its headers, is too large for Kafka: the limit is "
+            f"{self.max_message_size:,} bytes (max_message_size). Store the data elsewhere and publish a reference"
         )
 
-    # -- taking away ----------------------------------------------------------------------------------------------
+    # -- removing -------------------------------------------------------------------------------------------------
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
         self._forget({_Binding(queue, exchange, topic) for topic in topics})
@@ -307,11 +307,11 @@ class KafkaBroker:
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
 
-    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - Kafka never gives up on a message
         return None
 
     def depth(self, queue: str) -> int:
-        """Return how many records are before its readers, with those that are not bound to the queue."""
+        """Return how many records its readers have yet to read, including those that are not bound to the queue."""
         consumer = Consumer(self.config(group_id=queue, enable_auto_commit=False))
         try:
             with _asked(self):
@@ -329,7 +329,7 @@ class KafkaBroker:
             consumer.close()
 
     def sources(self, queue: str) -> list[str]:
-        """Return the Kafka topics that a queue is read from."""
+        """Return the Kafka topics that a queue reads from."""
         bindings = [binding for binding in self.bindings.all() if binding.queue == queue]
         if not bindings:
             raise BrokerUnavailable(f"there is no queue {queue!r} at {self!r}: declare it")
@@ -342,27 +342,27 @@ class KafkaBroker:
 
 
 class _Bindings:
-    """Reads `sagas.bindings`, each record once."""
+    """Reads `sagas.bindings`, and each record once."""
 
     def __init__(self, broker: KafkaBroker) -> None:
         self._broker = broker
         self._lock = threading.Lock()
         self._known: frozenset[_Binding] = frozenset()
-        self._read = 0  # how far
+        self._read = 0  # the offset of the next record
         self.consumer: Consumer | None = None
-        #: It reads nothing: a question would wait behind what the other one waits for, half a second each time.
+        #: It reads nothing. A query on the other consumer would wait behind its fetch, half a second each time.
         self.asking: Consumer | None = None
 
     def has(self, queue: str) -> bool:
         return _Binding(queue) in self._known or _Binding(queue) in self.all()
 
     def of(self, queue: str, exchange: str, *, now: bool) -> frozenset[str]:
-        """Return the topics that are bound to a queue, `now` or as far as is known."""
+        """Return the topics that are bound to a queue: up to date if `now`, else as far as they are known."""
         known = self.all() if now else self._known
         return frozenset(b.topic for b in known if b.queue == queue and b.exchange == exchange)
 
     def unheard(self, exchange: str, topics: set[str]) -> Collection[str]:
-        """Return those topics that no queue is bound to."""
+        """Return the topics that no queue is bound to."""
 
         def unbound(known: frozenset[_Binding]) -> set[str]:
             bound = {binding.topic for binding in known if binding.exchange == exchange}
@@ -371,7 +371,7 @@ class _Bindings:
         return unbound(self._known) and unbound(self.all())
 
     def all(self) -> frozenset[_Binding]:
-        """Return what there is now, with all that had been declared when this was called."""
+        """Return all current bindings, including everything declared before this call."""
         timeout = self._broker.timeout
         with self._lock:
             if self.consumer is None or self.asking is None:
@@ -398,7 +398,7 @@ class _Bindings:
         try:
             binding = msgspec.json.decode(key or b"", type=_Binding)
         except (msgspec.MsgspecError, ValueError) as error:
-            logger.warning("passed over record %s of %s: it is no binding: %s", message.offset(), _BINDINGS, error)
+            logger.warning("skipped record %s of %s: it is not a binding: %s", message.offset(), _BINDINGS, error)
             return
         self._known = self._known - {binding} if message.value() == _REMOVED else self._known | {binding}
 
@@ -412,18 +412,18 @@ class _Bindings:
 
 @dataclass(slots=True, eq=False)
 class Partition:
-    """How far one partition was given out and acknowledged, and how often what is unacknowledged was given out.
+    """How far one partition was delivered and acknowledged, and how often its unacknowledged messages were delivered.
 
-    `history` says so of what was given out before: (end, count) stands for the messages from the end before it up to
-    this one. It is kept in the metadata of the committed offset.
+    `history` covers earlier deliveries: (end, count) stands for the messages from the previous end up to this one. It
+    is stored in the metadata of the committed offset.
     """
 
-    position: int | None  #: the next to be read; None: not known yet
+    position: int | None  #: the next offset to read; None: not known yet
     history: tuple[tuple[int, int], ...] = ()
-    given: int = 0  #: the end of what was given out here
+    given: int = 0  #: the end of what this process delivered
     unacknowledged: dict[int, None] = field(default_factory=dict)  #: in order
     committed: tuple[int, str] | None = None  #: what was last sent to be committed
-    is_noted: bool = False  #: whether Kafka knows that something was given out here
+    is_noted: bool = False  #: whether Kafka knows that this process delivered something
 
     @classmethod
     def of(cls, committed: TopicPartition) -> Partition:
@@ -431,33 +431,33 @@ class Partition:
             return cls(None)
         try:
             history = msgspec.json.decode(committed.metadata or "[]", type=tuple[tuple[int, int], ...])
-        except msgspec.MsgspecError:  # somebody else has committed it
+        except msgspec.MsgspecError:  # another program committed it
             history = ()
         return cls(committed.offset, history)
 
     def read(self, offset: int) -> int:
-        """Take a message, and return how many before it are missing."""
+        """Record a message as read, and return how many messages before it are missing."""
         missing = 0 if self.position is None else offset - self.position
         self.position = offset + 1
         self.unacknowledged[offset] = None
         return missing
 
     def give(self, offset: int) -> None:
-        """Note that a message is given out."""
+        """Record that a message is delivered."""
         self.given = offset + 1
 
     def deliveries(self, offset: int) -> int:
-        """Return how often a message has been given out, this time included."""
+        """Return how often a message has been delivered, this time included."""
         return 1 + next((count for end, count in self.history if offset < end), 0)
 
     def to_commit(self) -> tuple[int, str] | None:
-        """Return the offset up to which all is acknowledged, and the history from there on as metadata."""
+        """Return the offset up to which everything is acknowledged, and the history from there on as metadata."""
         if self.position is None:
             return None
         offset = start = next(iter(self.unacknowledged), self.position)
         ranges: list[tuple[int, int]] = []
         for end, count in self.history:
-            again = min(end, max(start, self.given))  # the end of what was given out once more
+            again = min(end, max(start, self.given))  # the end of what was redelivered
             if again > start:
                 ranges.append((again, count + 1))
             if end > max(again, start):
@@ -468,12 +468,12 @@ class Partition:
         return offset, msgspec.json.encode(ranges[:_RANGES]).decode() if ranges else ""
 
 
-#: How many ranges of one partition are told apart; Kafka keeps metadata of 4,096 bytes.
+#: How many ranges of one partition are recorded; Kafka stores 4,096 bytes of metadata.
 _RANGES = 50
 
 
 class _Reader:
-    """A member of a consumer group. Its offsets are committed up to the first message that is not acknowledged."""
+    """A member of a consumer group. It commits its offsets up to the first unacknowledged message."""
 
     def __init__(self, broker: KafkaBroker, queue: str) -> None:
         self._broker = broker
@@ -499,13 +499,13 @@ class _Reader:
             with _asked(self._broker):
                 deliveries = self._receive(self._consumer or self._open(), limit, timeout)
         except BaseException:
-            self._end()  # some that were read may not be handed out
+            self._end()  # some messages that were read may never be delivered
             raise
         down, self._down = self._down, None
         if down is not None and not deliveries:
             if down.fatal():
                 self._end()
-            raise BrokerUnavailable(f"{self._broker!r}: {down.str()}")  # the consumer finds back by itself
+            raise BrokerUnavailable(f"{self._broker!r}: {down.str()}")  # the consumer reconnects by itself
         return deliveries
 
     def _open(self) -> Consumer:
@@ -550,7 +550,8 @@ class _Reader:
         while True:
             read = self._read(consumer, limit, max(0.0, give_up - time.monotonic()))
             deliveries = self._bound(read)
-            # Before the first of a partition are handed out: else one that kills each reader would be new to each.
+            # Before the first messages of a partition are delivered. Otherwise a message that kills each reader would
+            # look new to every one of them.
             fresh = {key: p for key, p in self._partitions.items() if p.unacknowledged and not p.is_noted}
             self._commit(consumer, fresh, wait=True)
             self._commit(consumer, self._partitions)
@@ -558,7 +559,7 @@ class _Reader:
                 return deliveries
 
     def _read(self, consumer: Consumer, limit: int, timeout: float) -> list[tuple[Partition, Message]]:
-        """Wait for a message, and take those that have come with it."""
+        """Wait for a message, and take those that arrived with it."""
         read: list[tuple[Partition, Message]] = []
         while len(read) < limit:
             message = consumer.poll(0 if read else min(timeout, 1.0))
@@ -570,19 +571,19 @@ class _Reader:
             if partition is not None:
                 if (missing := partition.read(message.offset() or 0)) > 0:
                     where = f"{message.topic()}[{message.partition()}]"
-                    logger.error("%d messages of %s were deleted before %r had read them", missing, where, self)
+                    logger.error("%d messages of %s were deleted before %r read them", missing, where, self)
                 read.append((partition, message))
         current = set(self._partitions.values())  # some may have been revoked meanwhile
         return [(partition, message) for partition, message in read if partition in current]
 
     def _bound(self, read: list[tuple[Partition, Message]]) -> list[Delivery]:
-        """Keep what is bound to the queue."""
+        """Return the messages that are bound to the queue."""
         topics: dict[str, frozenset[str]] = {}
         for exchange in {message.topic() or "" for _, message in read} - {self._queue}:
             came = {_topic(message, _headers(message)) for _, message in read if message.topic() == exchange}
             topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=False)
             if not all(is_bound(topic, topics[exchange]) for topic in came):
-                # Before anything is passed over: it may have been bound since, and before it was published.
+                # Before a message is skipped: its topic may have been bound since, before the message was published.
                 topics[exchange] = self._broker.bindings.of(self._queue, exchange, now=True)
         deliveries = []
         for partition, message in read:
@@ -623,7 +624,7 @@ class _Reader:
                 consumer.commit(offsets=places, asynchronous=False)
             else:
                 consumer.commit(offsets=places)
-        except KafkaException as error:  # it has lost them, or Kafka is away: they will be given out again
+        except KafkaException as error:  # the partitions were lost or Kafka is unavailable: they are redelivered
             logger.debug("%r: could not commit %s: %s", self, places, error)
             return
         for partition in held.values() if wait else ():
@@ -632,7 +633,7 @@ class _Reader:
     def ack(self, delivery: Delivery) -> None:
         partition, *key, offset = delivery.tag
         partition.unacknowledged.pop(offset, None)
-        current = self._partitions.get(tuple(key)) is partition  # else it has been given to another reader
+        current = self._partitions.get(tuple(key)) is partition  # else another reader has the partition
         if current and not partition.unacknowledged and self._consumer is not None:
             self._commit(self._consumer, {tuple(key): partition})
 
@@ -640,7 +641,7 @@ class _Reader:
         self._end(commit=True)
 
     def _end(self, *, commit: bool = False) -> None:
-        """Leave the group. It is not waited for longer than the timeout: while Kafka is away it may take minutes."""
+        """Leave the group, and wait for that no longer than the timeout: while Kafka is away it may take minutes."""
         consumer, self._consumer = self._consumer, None
         partitions, self._partitions, self._down = self._partitions, {}, None
         if consumer is None:
@@ -652,7 +653,7 @@ class _Reader:
                     self._commit(consumer, partitions, wait=True)
                 consumer.close()
             except KafkaException as error:
-                logger.debug("%r: did not end well: %s", self, error)
+                logger.debug("%r: closing the consumer failed: %s", self, error)
 
         leaving = threading.Thread(target=leave, name="sagas-reader-leaves", daemon=True)
         leaving.start()
@@ -661,14 +662,14 @@ class _Reader:
 
 def _headers(message: Message) -> dict[str, str]:
     try:
-        headers: Any = message.headers() or ()  # pairs, whatever else its stubs allow
-    except UnicodeDecodeError:  # a name that is no text
+        headers: Any = message.headers() or ()  # pairs, although the stubs allow more
+    except UnicodeDecodeError:  # a header name that is not text
         return {}
     return texts(headers)
 
 
 def _topic(message: Message, headers: Mapping[str, str]) -> str:
-    """Return what a record was published as. Others say it by the type of their CloudEvent, or not at all."""
+    """Return the topic a record was published under. Other publishers set a CloudEvents type, or nothing at all."""
     said = headers.get(_TOPIC)
     return topic_of(_bytes(message.value()), headers) if said is None else said
 
@@ -686,17 +687,17 @@ def _bindings_of(topology: Topology) -> Iterator[_Binding]:
 
 @contextmanager
 def _asked(broker: KafkaBroker) -> Iterator[None]:
-    """Say of whatever goes wrong with Kafka that the broker is unavailable."""
+    """Raise `BrokerUnavailable` for every Kafka error."""
     try:
         yield
     except KafkaException as error:
         raise BrokerUnavailable(f"{broker!r}: {error.args[0].str()}") from error
 
 
-#: What Kafka says of what is to be deleted, and is not there.
+#: Kafka's errors for deleting what does not exist.
 _NOT_THERE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 
-#: What Kafka says of what was made, or moved, a moment ago.
+#: Kafka's errors for what was created or moved a moment ago.
 _NOT_YET = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -709,7 +710,7 @@ _NOT_YET = (
 
 
 def _patiently(ask: Callable[[], T], timeout: float) -> T:
-    """Ask again while Kafka is not ready to answer."""
+    """Repeat a request until Kafka is ready to answer it."""
     give_up = time.monotonic() + timeout
     while True:
         try:
@@ -721,17 +722,17 @@ def _patiently(ask: Callable[[], T], timeout: float) -> T:
 
 
 def _ends(consumer: Consumer, place: TopicPartition, timeout: float) -> tuple[int, int]:
-    """Return the first offset of a partition, and the one that comes next."""
+    """Return the first offset of a partition and the next offset to be written."""
     return _patiently(lambda: consumer.get_watermark_offsets(place, timeout=timeout), timeout)
 
 
 def _committed(consumer: Consumer, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
-    """Return how far a queue has been read, with the metadata."""
+    """Return the committed offsets of a queue, with their metadata."""
     return _patiently(lambda: consumer.committed(places, timeout=timeout), timeout)
 
 
 def _leave_to_parent(client: object) -> None:
-    """In a fork: see to it that a client is never destroyed, for its threads are not here to end."""
+    """In a fork: make sure that a client is never destroyed, because its threads do not exist here."""
     if client is not None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 

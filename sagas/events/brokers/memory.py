@@ -1,4 +1,4 @@
-"""A broker inside one process, for tests and demonstrations. What it holds ends with the process."""
+"""A broker inside one process, for tests and demos. Its messages are lost when the process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Message:
     deliveries: int = 0
 
 
-#: What one reader was given and has not acknowledged, oldest first.
+#: What one reader received and has not acknowledged, oldest first.
 _Given = dict[int, _Message]
 
 
@@ -31,7 +31,7 @@ _Given = dict[int, _Message]
 class _Queue:
     waiting: deque[_Message] = field(default_factory=deque)
     unacknowledged: int = 0
-    orphans: deque[_Given] = field(default_factory=deque)  #: of readers that were forgotten without being closed
+    orphans: deque[_Given] = field(default_factory=deque)  #: from readers that were dropped without being closed
 
     def take(self, limit: int) -> _Given:
         while self.orphans:
@@ -67,7 +67,7 @@ class MemoryBroker:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queues: dict[str, _Queue] = {}
-        self._exchanges: dict[str, dict[str, list[str]]] = {}  # the queues of each topic of each
+        self._exchanges: dict[str, dict[str, list[str]]] = {}  # per exchange, the queues of each topic
         self._exchange: str | None = None
         self._forked = False
         in_forks(self)
@@ -94,7 +94,7 @@ class MemoryBroker:
                         made.append(f"binding {topic} -> {queue.name}")
         return made
 
-    def mismatches(self, topology: Topology) -> Mapping[str, str]:  # noqa: ARG002 - here they are all alike
+    def mismatches(self, topology: Topology) -> Mapping[str, str]:  # noqa: ARG002 - all queues here are alike
         return {}
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
@@ -103,7 +103,7 @@ class MemoryBroker:
         with self._changed:
             for message in messages:
                 if message.queue is not None and message.queue not in self._queues:
-                    raise NoHandler(f"there is no queue {message.queue!r} to send {message.topic!r} to; declare it")
+                    raise NoHandler(f"there is no queue {message.queue!r} to send {message.topic!r} to. Declare it")
             for message in messages:
                 if message.queue is not None:
                     names = [message.queue]
@@ -139,7 +139,7 @@ class MemoryBroker:
         self._check()
         return _Reader(self, queue)
 
-    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it never gives up on a message
         return None
 
     def depth(self, queue: str) -> int:
@@ -149,7 +149,7 @@ class MemoryBroker:
             return len(found.waiting) + found.unacknowledged
 
     def close(self) -> None:
-        """Do nothing: there is no connection, and what the broker holds stays."""
+        """Do nothing: there is no connection to close, and the messages stay."""
 
     def after_fork(self) -> None:
         self._forked = True
@@ -157,15 +157,15 @@ class MemoryBroker:
     def _check(self) -> None:
         if self._forked:
             raise ConfigurationError(
-                "this MemoryBroker was made in another process, which would never see what happens here. Use one of "
-                "the brokers that are servers, or threads"
+                "this MemoryBroker was created in another process and cannot exchange messages with this one. Use "
+                "threads, or a broker that runs as a server"
             )
 
     def _found(self, queue: str) -> _Queue:
         try:
             return self._queues[queue]
         except KeyError:
-            raise BrokerUnavailable(f"there is no queue {queue!r}: declare it") from None
+            raise BrokerUnavailable(f"there is no queue {queue!r}. Declare it") from None
 
     # -- for readers ----------------------------------------------------------------------------------------------
 
@@ -183,19 +183,19 @@ class MemoryBroker:
             return taken
 
     def settle(self, queue: str) -> None:
-        """Forget a message that was taken."""
+        """Remove a message that was taken."""
         with self._changed:
             self._queues[queue].unacknowledged -= 1
 
     def give_back(self, queue: str, given: _Given) -> None:
-        """Let others take what was taken."""
+        """Return taken messages to the queue."""
         with self._changed:
             if given:
                 self._queues[queue].give_back(given)
                 self._changed.notify_all()
 
     def orphan(self, queue: str, given: _Given) -> None:
-        """Have what a forgotten reader had be given back. It may run at any moment, and so takes no lock."""
+        """Return what a dropped reader had taken. This may run at any moment, and therefore takes no lock."""
         if given:
             self._queues[queue].orphans.append(given)
 
@@ -205,7 +205,7 @@ class _Reader:
         self._broker = broker
         self._queue = queue
         self._given: _Given = {}
-        # A reader that nobody has any more is dead, as one whose process is.
+        # A reader without references is dead, as is a reader whose process ended.
         weakref.finalize(self, broker.orphan, queue, self._given)
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:

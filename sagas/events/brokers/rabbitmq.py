@@ -1,7 +1,7 @@
-"""A broker on RabbitMQ, by kombu: a durable topic exchange, and a quorum queue for each queue.
+"""A broker on RabbitMQ, through kombu: a durable topic exchange, and a quorum queue for each queue.
 
-A message to one queue goes through the default exchange. What RabbitMQ itself gives up, because of a delivery limit,
-goes to `dlq.<queue>`. No limit is set here: an argument of a queue can never be changed, a policy can.
+A message to a single queue goes through the default exchange. Messages that RabbitMQ itself gives up on, because of a
+delivery limit, go to `dlq.<queue>`. This module sets no limit: a queue's argument can never change, a policy can.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ from sagas.events.brokers.shared import CONTENT_TYPE, Heartbeat, exchange_of, in
 
 __all__ = ["RabbitBroker"]
 
-#: What can be wrong with a connection. The rest are errors of ours.
+#: Errors of the connection. All others are our own.
 _ERRORS = (AMQPError, KombuError, OSError)
 
-#: How many messages may wait for their confirmation.
+#: How many messages may await confirmation.
 _UNCONFIRMED = 1_000
 
-#: Acknowledgements that come within so many seconds are sent together.
+#: Acknowledgements within this many seconds are sent together.
 _TOGETHER = 0.05
 
-#: A header of ours, and those that RabbitMQ adds. The rest are the publisher's.
+#: Headers that this library or RabbitMQ adds. All others are the publisher's.
 _KEY = "sagas-key"
 _NOT_OF_THE_PUBLISHER = (_KEY, "x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-")
 
-#: A header of RabbitMQ's: why it gave a message up.
+#: RabbitMQ's header that says why it gave up on a message.
 _WHY_DEAD = "x-first-death-reason"
 
-#: Properties that say nothing, or are kept elsewhere. The others are given out as headers with this prefix.
+#: Properties that carry no information or are stored elsewhere. Others are delivered as headers with this prefix.
 _KEPT_ELSEWHERE = ("application_headers", "content_type", "delivery_mode", "message_id", "type")
 _PROPERTY = "amqp-"
 
-#: What a message has instead of properties that cannot be read: all of them, as they came.
+#: Replaces properties that cannot be read: it holds all of them, as received.
 _UNREAD = "amqp-properties"
 
-#: Bytes of a routing key, and of a header's name or a property, at most: AMQP has one byte for their length.
+#: The largest routing key, header name or property, in bytes: AMQP has one byte for its length.
 _LONGEST_NAME = 255
 
-#: Bytes of all headers together. They go in one frame, which RabbitMQ limits to 128 KiB.
+#: The largest size of all headers together, in bytes. They share one frame, which RabbitMQ limits to 128 KiB.
 _LARGEST_HEADERS = 100_000
 
-#: What RabbitMQ answers to what is wrong with a message itself, and would be wrong with it again.
+#: RabbitMQ's reply codes for a message that is itself invalid, and that would fail again.
 _REFUSALS = (501, 502, 503, 540)  # frame error, syntax error, command invalid, not implemented
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 
@@ -71,14 +71,14 @@ _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\
 class RabbitBroker:
     """Carries messages through RabbitMQ 3.10 or newer.
 
-    `url`: as kombu reads it, `amqp://user:password@127.0.0.1:5672/vhost`. `lease`: a reader that was silent for so many
-    seconds is dead, and others are given what it had; a thread of its process speaks for it while it works. `timeout`:
-    how long RabbitMQ may take to answer, and to confirm. `prefetch`: how many messages a reader is sent at once; it is
-    sent as many again if it asks for more while none of them is acknowledged. `max_message_size`: bytes of a body, at
-    most; RabbitMQ's own limit is 16 MiB from version 4, 128 MiB before, and its setting of that name. Other options go
-    to `kombu.Connection`.
+    `url`: as kombu reads it, `amqp://user:password@127.0.0.1:5672/vhost`. `lease`: seconds of silence after which a
+    reader counts as dead, and others receive its messages; a thread sends heartbeats while the reader's own thread
+    works. `timeout`: how long RabbitMQ may take to answer and to confirm. `prefetch`: how many messages RabbitMQ sends
+    a reader at once. A reader that asks for more while none of them is acknowledged gets as many again.
+    `max_message_size`: the largest body, in bytes. RabbitMQ's own limit, the setting with the same name, is 16 MiB from
+    version 4 and 128 MiB before. Other options go to `kombu.Connection`.
 
-    RabbitMQ itself gives a message out again when it was not acknowledged within its `consumer_timeout`, 30 minutes.
+    RabbitMQ itself redelivers a message that is not acknowledged within its `consumer_timeout`, 30 minutes.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class RabbitBroker:
                         wrong[queue.name] = self._mismatch(name, refusal)
                     elif missing:
                         made.append(f"queue {name}")
-                # Also where it is not what it should be: what is published meanwhile is kept in it.
+                # Bind it even if it differs from the declaration: messages published meanwhile are kept in it.
                 if refusal := _bind(connection, queue, topology.exchange):
                     wrong.setdefault(queue.name, self._mismatch(queue.name, refusal))
         self._exchange = topology.exchange
@@ -164,16 +164,17 @@ class RabbitBroker:
 
     def _mismatch(self, queue: str, refusal: str) -> str:
         return (
-            f"queue {queue!r} at {self!r} is not as it is declared here: {refusal}. RabbitMQ cannot change a queue "
-            "that exists. It is left as it is, and what is published to it is kept in it, but nothing here reads it. "
-            "If it belongs to somebody else, give this handler or service another name. If not, have whatever is "
-            f"in it read or moved, then `rabbitmqctl delete_queue {queue} --if-empty`: it is declared again by itself"
+            f"queue {queue!r} at {self!r} differs from its declaration here: {refusal}. RabbitMQ cannot change an "
+            "existing queue. It stays as it is, and messages published to it are kept, but this process does not read "
+            "it. If it belongs to another application, rename this handler or service. If it does not, have its "
+            f"messages read or moved, then run `rabbitmqctl delete_queue {queue} --if-empty`: it is declared again "
+            "automatically"
         )
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
         with self.asked(), self._connected() as connection:
             for topic in topics:
-                with contextlib.suppress(NotFound):  # no such queue, or exchange
+                with contextlib.suppress(NotFound):  # no such queue or exchange
                     connection.channel().queue_unbind(queue, exchange, topic)
 
     def delete(self, queue: str) -> None:
@@ -197,26 +198,28 @@ class RabbitBroker:
                         nowhere.update(returned[""])
                         unheard.update(returned[exchange] if exchange else ())
             except BaseException:
-                self._disconnect()  # nobody knows what is on its way
+                self._disconnect()  # it is unknown what is still on its way
                 raise
         if nowhere:
             names = ", ".join(sorted(nowhere))
-            raise NoHandler(f"there is no queue {names} at {self!r}: declare it. The other messages were published")
+            raise NoHandler(f"there is no queue {names} at {self!r}. Declare it. The other messages were published")
         return unheard
 
     def _check(self, message: Outgoing) -> None:
-        """Refuse what RabbitMQ would close the connection for. Nothing is sent then."""
+        """Reject messages that would make RabbitMQ close the connection, before anything is sent."""
         if len(message.body) > self.max_message_size:
             raise InvalidMessage(
-                f"a message of {len(message.body):,} bytes is too large for {self!r}, which is asked to take "
-                f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where it is"
+                f"a message of {len(message.body):,} bytes is too large for {self!r}: the limit is "
+                f"{self.max_message_size:,} bytes (max_message_size). Store the data elsewhere and publish a reference"
             )
         names = (message.queue or message.topic, message.topic, message.id, *message.headers)
         if longest := next((name for name in names if _size(name) > _LONGEST_NAME), None):
-            raise InvalidMessage(f"{longest[:100]!r}... is too long for RabbitMQ: {_LONGEST_NAME} bytes at most")
+            raise InvalidMessage(f"{longest[:100]!r}... is too long for RabbitMQ: the limit is {_LONGEST_NAME} bytes")
         size = _size(message.key or "") + sum(_size(name) + _size(value) for name, value in message.headers.items())
         if size > _LARGEST_HEADERS:
-            raise InvalidMessage(f"headers of {size:,} bytes are too large for RabbitMQ: {_LARGEST_HEADERS:,} at most")
+            raise InvalidMessage(
+                f"headers of {size:,} bytes are too large for RabbitMQ: the limit is {_LARGEST_HEADERS:,} bytes"
+            )
 
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
@@ -247,11 +250,11 @@ class RabbitBroker:
 
     @contextmanager
     def asked(self, *, publishing: bool = False) -> Iterator[None]:
-        """Say whose move it is when something goes wrong with RabbitMQ: mostly that the broker is unavailable."""
+        """Translate RabbitMQ's errors: most of them mean that the broker is unavailable."""
         try:
             yield
         except NotFound as error:
-            raise BrokerUnavailable(f"{self!r}: {error.reply_text}: declare it") from error
+            raise BrokerUnavailable(f"{self!r}: {error.reply_text}. Declare it") from error
         except AMQPError as error:
             raise self._meaning(error, publishing=publishing) from error
         except _ERRORS as error:
@@ -260,23 +263,23 @@ class RabbitBroker:
     def _meaning(self, error: AMQPError, *, publishing: bool) -> Exception:
         said = str(error.reply_text or error)
         if too_large := _TOO_LARGE.search(said):
-            self.max_message_size = min(self.max_message_size, int(too_large[1]))  # of the next it is known before
+            self.max_message_size = min(self.max_message_size, int(too_large[1]))  # so the next is rejected early
             return InvalidMessage(
-                f"{self!r}: {said}. Keep the data elsewhere and publish where it is, or raise max_message_size, in "
+                f"{self!r}: {said}. Store the data elsewhere and publish a reference, or raise max_message_size in "
                 "RabbitMQ and here"
             )
         if isinstance(error, PreconditionFailed) and "inequivalent arg" in said:
             return ConfigurationError(
-                f"{self!r} has an exchange or queue of that name that was made in another way: {said}. RabbitMQ cannot "
-                "change it. If it belongs to somebody else, choose another name: Events(exchange=...)"
+                f"{self!r} has an exchange or queue of that name with other settings: {said}. RabbitMQ cannot change "
+                "it. If it belongs to another application, choose another name with Events(exchange=...)"
             )
         if publishing and (error.reply_code in _REFUSALS or isinstance(error, PreconditionFailed)):
-            return InvalidMessage(f"{self!r} does not take a message: {said}")
+            return InvalidMessage(f"{self!r} rejected a message: {said}")
         return BrokerUnavailable(f"{self!r}: {said}")
 
 
 class _Publisher:
-    """A channel that confirms, and what waits for its confirmation."""
+    """A channel in confirm mode, and the messages that await confirmation."""
 
     def __init__(self, connection: Connection, timeout: float) -> None:
         self.connection = connection
@@ -293,7 +296,10 @@ class _Publisher:
         self._returned: defaultdict[str, set[str]] = defaultdict(set)
 
     def publish(self, messages: Sequence[Outgoing], exchange: str) -> Mapping[str, Collection[str]]:
-        """Return what no queue took, by exchange, once everything is confirmed; of the exchange "" it is queues."""
+        """Return, once everything is confirmed, the routing keys that no queue took, by exchange.
+
+        For the exchange "", a routing key is the name of a queue.
+        """
         self._returned, self._refused = defaultdict(set), 0
         for message in messages:
             self._send(message, exchange)
@@ -337,11 +343,11 @@ class _Publisher:
         self._refused += before - len(self._open)
 
     def _on_return(self, _error: Exception, exchange: str, routing_key: str, _message: object) -> None:
-        self._returned[exchange].add(routing_key)  # RabbitMQ confirms it all the same, after this
+        self._returned[exchange].add(routing_key)  # RabbitMQ still confirms the message after returning it
 
 
 class _Reader:
-    """A connection of its own, with one consumer."""
+    """One connection with one consumer."""
 
     def __init__(self, broker: RabbitBroker, queue: str) -> None:
         self._broker = broker
@@ -361,7 +367,7 @@ class _Reader:
         self._channel: Any = None
         self._arrived: deque[Any] = deque()
         self._given: dict[int, None] = {}  # in order
-        self._acknowledged: set[int] = set()  # and not told yet
+        self._acknowledged: set[int] = set()  # and not sent yet
         self._told = 0.0
         self._beaten = 0.0
         self._consumer: Any = None
@@ -392,9 +398,9 @@ class _Reader:
     def _open(self) -> None:
         self._connection = self._broker.connect(heartbeat=self._broker.lease)
         self._channel = self._connection.channel()
-        self._channel.auto_decode = False  # the body stays as it came, whatever its encoding is said to be
-        # For good: a quorum queue can only change it by another consumer, and what is under way to the one before
-        # comes back later, behind younger messages.
+        self._channel.auto_decode = False  # the body stays as received, whatever its encoding claims to be
+        # Permanent: with a quorum queue, only another consumer could change it, and what is on its way to the previous
+        # consumer would return later, behind newer messages.
         self._channel.basic_qos(0, self._broker.prefetch, False)
         self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
         self._broker.heartbeat.add(self)
@@ -404,13 +410,13 @@ class _Reader:
         self._arrived.append(message)
 
     def _is_used_up(self) -> bool:
-        """Tell whether RabbitMQ sends no more, and has none under way, before something is acknowledged."""
+        """Return whether RabbitMQ sends no more messages, and has none on the way, until one is acknowledged."""
         return sum(tag > self._before for tag in (*self._given, *self._acknowledged)) >= self._broker.prefetch
 
     def _consume_anew(self) -> None:
-        """Ask for as many once more: all that was sent is at work, or waits behind what fails, and others need not.
+        """Ask for another prefetch: every message so far is being handled or waits behind a failing one.
 
-        In the place of the consumer before, so that only one is sent messages and they stay in order.
+        The new consumer replaces the previous one. Only one consumer receives messages, so they stay in order.
         """
         self._channel.basic_cancel(self._consumer)
         self._before = self._last
@@ -438,7 +444,7 @@ class _Reader:
         headers = texts((properties.get("application_headers") or {}).items())
         self._given[about["delivery_tag"]] = None
         before = max(_count(headers.get("x-delivery-count")), _count(headers.get("x-acquired-count")))
-        # What came by the default exchange was addressed to the queue; its topic is where we put it.
+        # A message from the default exchange was addressed to the queue; its topic is in the `type` property.
         topic = about["routing_key"] if about["exchange"] else properties.get("type", about["routing_key"])
         others = {name: value for name, value in headers.items() if not name.startswith(_NOT_OF_THE_PUBLISHER)}
         for name, value in properties.items():
@@ -451,7 +457,7 @@ class _Reader:
         return Delivery(
             queue=self._queue,
             topic=text_of(topic),
-            body=bytes(message.body or b""),  # an empty one is a str
+            body=bytes(message.body or b""),  # an empty body is a str
             headers=others,
             key=headers.get(_KEY),
             deliveries=max(before, int(about["redelivered"])) + 1,
@@ -462,7 +468,7 @@ class _Reader:
         channel, tag = delivery.tag
         with self._lock:
             if channel is not self._channel or tag not in self._given:
-                return  # given out again since
+                return  # redelivered since
             del self._given[tag]
             self._acknowledged.add(tag)
             if not self._given or time.monotonic() - self._told > _TOGETHER:
@@ -472,8 +478,8 @@ class _Reader:
     def _tell(self) -> None:
         """Send the acknowledgements.
 
-        Several at once, for each is a write of all replicas of the queue, and with many under way the last would be
-        dropped when the connection ends.
+        They go together because each is a write on all replicas of the queue. With many in flight, the last ones would
+        be dropped when the connection ends.
         """
         acknowledged, self._acknowledged, self._told = self._acknowledged, set(), time.monotonic()
         first = next(iter(self._given), math.inf)
@@ -483,7 +489,7 @@ class _Reader:
             self._channel.basic_ack(tag)
 
     def beat(self) -> None:
-        """Stay alive while the reader's own thread is busy elsewhere; while it waits it does so itself."""
+        """Send a heartbeat while the reader's own thread is busy. A waiting reader sends heartbeats itself."""
         if self._lock.acquire(blocking=False):
             try:
                 if self._connection is not None:
@@ -515,13 +521,13 @@ class _Reader:
 
 
 def close(connection: Connection) -> None:
-    """End a connection that may be broken."""
+    """Close a connection that may be broken."""
     with contextlib.suppress(*_ERRORS):
         connection.close()
 
 
 def _queues(queue: str) -> dict[str, dict[str, str]]:
-    """Return the queues at RabbitMQ that make a queue, with their arguments."""
+    """Return the RabbitMQ queues that implement one queue, with their arguments."""
     dead = f"dlq.{queue}"
     return {
         dead: {"x-queue-type": "quorum"},
@@ -530,7 +536,7 @@ def _queues(queue: str) -> dict[str, dict[str, str]]:
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": dead,
             "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",  # which that strategy asks for
+            "x-overflow": "reject-publish",  # required by that strategy
         },
     }
 
@@ -540,7 +546,7 @@ def _asks_for(queue: str) -> Callable[[Any], object]:
 
 
 def _refusal(connection: Connection, queue: str, arguments: Mapping[str, str]) -> str | None:
-    """Declare a queue; return what RabbitMQ has against it. That has closed the channel then."""
+    """Declare a queue; return RabbitMQ's refusal, if any. A refusal closes the channel."""
     channel = connection.channel()
     try:
         channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
@@ -551,7 +557,7 @@ def _refusal(connection: Connection, queue: str, arguments: Mapping[str, str]) -
 
 
 def _bind(connection: Connection, queue: Queue, exchange: str) -> str | None:
-    """Bind a queue to its topics; return what RabbitMQ has against it."""
+    """Bind a queue to its topics; return RabbitMQ's refusal, if any."""
     channel = connection.channel()
     try:
         for topic in queue.topics:
@@ -567,7 +573,7 @@ def _is_missing(connection: Connection, ask: Callable[[Any], object]) -> bool:
     try:
         ask(channel)
     except NotFound:
-        return True  # which has closed the channel
+        return True  # the error has closed the channel
     except (ResourceLocked, AccessRefused):
         return False
     channel.close()
@@ -575,7 +581,7 @@ def _is_missing(connection: Connection, ask: Callable[[Any], object]) -> bool:
 
 
 def _count(text: str | None) -> int:
-    """Return a count of RabbitMQ's. A publisher may have set that header to anything."""
+    """Return a count that RabbitMQ sent. A publisher may have set that header to anything."""
     return int(text) if text is not None and text.isdecimal() and len(text) < len(str(2**63)) else 0
 
 
@@ -583,17 +589,17 @@ def _size(text: str) -> int:
     return len(text.encode(errors="surrogatepass"))
 
 
-# -- whatever others send -------------------------------------------------------------------------------------------
+# -- messages from any sender ---------------------------------------------------------------------------------------
 
 _METHOD, _HEADER = 1, 2
 _DELIVER = b"\0\x3c\0\x3c"
 
 
 def _forbearing(connection: Any, callback: Any, **_: Any) -> Callable[[Any], Any]:
-    """Read frames, and do not let the connection end for one whose names or properties are what py-amqp cannot read.
+    """Handle frames, and keep the connection open when py-amqp cannot read a message's names or properties.
 
-    That is a matter of single messages, and RabbitMQ would send them again: dates in the year 58,000, say, which is
-    milliseconds taken for seconds.
+    The fault lies in a single message, and RabbitMQ would send it again. An example is a date in the year 58,000, where
+    a sender used milliseconds instead of seconds.
     """
     handle = frame_handler(connection, callback)
 
@@ -605,18 +611,18 @@ def _forbearing(connection: Any, callback: Any, **_: Any) -> Callable[[Any], Any
             return handle(frame)
         try:
             return handle(frame)
-        except Exception:  # noqa: BLE001 - it is no promise of py-amqp's what it raises
+        except Exception:  # noqa: BLE001 - py-amqp does not document what it raises
             return handle((kind, channel, _without_properties(content)))
 
     return on_frame
 
 
 def _with_ascii_names(content: Any) -> bytes:
-    """Return the method that delivers a message, with names that can be read. Others have "?" for what cannot."""
+    """Return the method that delivers a message, with readable names: "?" replaces bytes that are not text."""
     text = bytearray(content)
     at = 4
-    at += 1 + text[at]  # the consumer's
-    at += 8 + 1  # tag, and whether it was delivered before
+    at += 1 + text[at]  # the consumer tag
+    at += 8 + 1  # the delivery tag and the redelivered flag
     for _ in ("exchange", "routing key"):
         begin, end = at + 1, at + 1 + text[at]
         try:
@@ -628,7 +634,7 @@ def _with_ascii_names(content: Any) -> bytes:
 
 
 def _without_properties(content: Any) -> bytes:
-    """Return the header of a message with one property: all of them, as they came."""
+    """Return a message's header with one property, which holds all properties as received."""
     fixed, properties = bytes(content[:12]), bytes(content[12:])
     header = {_UNREAD: f"base64:{base64.b64encode(properties).decode()}"}
     table: bytes = dumps("F", (header,))

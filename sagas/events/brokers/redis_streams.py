@@ -1,12 +1,12 @@
-"""A broker on Redis Streams, by redis-py: a stream for each queue, which holds what nobody has acknowledged.
+"""A broker on Redis Streams, through redis-py: a stream for each queue, which holds its unacknowledged messages.
 
-Publishing adds a message to the stream of every queue that is bound to its topic, in one script: so the messages of
-several topics stay in order, and an acknowledged message can be deleted at once: nothing has to be trimmed.
+Publishing is one script that adds a message to the stream of every queue bound to its topic. Messages of different
+topics therefore stay in order, and an acknowledged message is deleted at once: nothing has to be trimmed.
 
-    sagas:exchange:<exchange>        that it was declared
-    sagas:topic:<exchange>:<topic>   the set of queues bound to it
+    sagas:exchange:<exchange>        marks the exchange as declared
+    sagas:topic:<exchange>:<topic>   the set of queues bound to the topic
     sagas:queue:<queue>              the stream; its one group is `readers`
-    sagas:kept:<queue>               a stream of what was published while that key was something else
+    sagas:kept:<queue>               a stream of what was published while the key of the queue was not a stream
     sagas:reader:<reader>            expires when the reader is dead
 """
 
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 _GROUP = "readers"
 
-#: How many messages one script adds, and how many bytes: Redis does nothing else meanwhile.
+#: The most messages and bytes that one script adds: Redis does nothing else meanwhile.
 _BATCH = 200
 _BATCH_BYTES = 8 * 1024 * 1024
 
-# A queue whose key is something else is answered with "wrong <queue>". What was kept meanwhile goes into it later.
+# The script answers "wrong <queue>" if the key of a queue is not a stream. Messages kept meanwhile are added later.
 _DECLARE = """
 local exchange, made = ARGV[1], {}
 if redis.call('SET', 'sagas:exchange:' .. exchange, '1', 'NX') then made[#made + 1] = 'exchange ' .. exchange end
@@ -74,7 +74,7 @@ end
 return made
 """
 
-# All is looked up before anything is added.
+# All queues are looked up before anything is added.
 _PUBLISH = """
 local exchange, targets, unheard = ARGV[1], {}, {'unheard'}
 for i = 2, #ARGV, 4 do
@@ -99,7 +99,7 @@ end
 return unheard
 """
 
-# Takes over what dead readers had: all that fits, and first what comes first. Those without anything are removed.
+# Takes over as many messages of dead readers as fit, the oldest first. Dead readers without messages are removed.
 _TAKE_OVER = """
 local stream, me, limit, dead = KEYS[1], ARGV[1], tonumber(ARGV[2]), {}
 for i = 3, #ARGV do redis.call('DEL', 'sagas:reader:' .. ARGV[i]) end
@@ -137,7 +137,7 @@ return taken
 
 
 class _About(msgspec.Struct, omit_defaults=True):
-    """What is kept of a message beside its body."""
+    """What is stored of a message beside its body."""
 
     topic: str
     headers: dict[str, str]
@@ -147,13 +147,14 @@ class _About(msgspec.Struct, omit_defaults=True):
 class RedisBroker:
     """Carries messages through Redis 6.2 or newer; not through a Redis Cluster.
 
-    `url`: as redis-py reads it, `redis://127.0.0.1:6379/1`. `lease`: a reader that was silent for so many seconds is
-    dead, and others take over what it had; a thread of its process speaks for it while it works. `timeout`: how long
-    Redis may take to answer. `max_message_size`: bytes of a body, at most. Other options go to `redis.Redis.from_url`.
+    `url`: as redis-py reads it, `redis://127.0.0.1:6379/1`. `lease`: seconds of silence after which a reader counts as
+    dead, and others take over its messages; a thread sends heartbeats while the reader's own thread works. `timeout`:
+    how long Redis may take to answer. `max_message_size`: the largest body, in bytes. Other options go to
+    `redis.Redis.from_url`.
 
-    A message is as safe as Redis keeps it: without `appendonly yes` a restart loses all of them, without
-    `appendfsync always` the last second, and a failover what its replica had not yet got. `declare` refuses a Redis
-    that may evict keys.
+    Messages are as durable as Redis is configured to be. Without `appendonly yes`, a restart loses all of them. Without
+    `appendfsync always`, a crash loses the last second. A failover loses what the replica had not received. `declare`
+    refuses a Redis that may evict keys.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class RedisBroker:
         self.lease = seconds(lease, "RedisBroker: lease", ConfigurationError)
         self.max_message_size = whole_number(max_message_size, "RedisBroker: max_message_size", ConfigurationError)
         self.timeout = seconds(timeout, "RedisBroker: timeout", ConfigurationError)
-        # A command that was sent may have been done: it is for the caller to decide whether it is sent again.
+        # A command that was sent may have been executed: the caller decides whether to send it again.
         self.client = redis.Redis.from_url(
             url,
             protocol=2,
@@ -177,14 +178,14 @@ class RedisBroker:
             retry=Retry(NoBackoff(), 0),
             **options,
         )
-        # As it comes: redis-py would make a dict of an entry, and of fields of one name keep the last.
+        # Unparsed: redis-py would turn an entry into a dict and keep only the last of several fields with one name.
         self.client.set_response_callback("XREADGROUP", lambda answer, **_: answer)
         self._declare = self.client.register_script(_DECLARE)
         self._publish = self.client.register_script(_PUBLISH)
         self.take_over = self.client.register_script(_TAKE_OVER)
         self._topology: dict[str, Topology] = {}  # what was declared, by exchange
         self._exchange: str | None = None
-        #: Names that readers of a queue had in this process, and that Redis could not be told are dead.
+        #: Names of readers in this process that are dead, and that could not yet be removed from Redis.
         self.dead: defaultdict[str, list[str]] = defaultdict(list)
         self.heartbeat = Heartbeat(self.lease)
         in_forks(self)
@@ -212,9 +213,10 @@ class RedisBroker:
 
     def _mismatch(self, queue: str) -> str:
         return (
-            f"the key {_stream(queue)!r} of {self!r} is no stream: something else has made it. It is left as it is, "
-            f"nothing here reads the queue {queue!r}, and what is published to it is kept in 'sagas:kept:{queue}'. "
-            "Rename the key, or give this app a database of its own: the queue is declared again by itself"
+            f"the key {_stream(queue)!r} of {self!r} is not a stream: another program created it. It stays as it is. "
+            f"This process does not read the queue {queue!r}; messages published to it are kept in "
+            f"'sagas:kept:{queue}'. Rename the key, or give this app its own database: the queue is then declared "
+            "again automatically"
         )
 
     def _make(self, topology: Topology) -> list[str]:
@@ -230,16 +232,16 @@ class RedisBroker:
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys") and memory.get("maxmemory"):
             raise ConfigurationError(
-                f"{self!r} has maxmemory-policy {policy}: when it is full it deletes queues, with all that is in them. "
-                "Set maxmemory-policy noeviction; publishing then fails when it is full, and is tried again"
+                f"{self!r} has maxmemory-policy {policy}: when Redis is full, it deletes queues with all their "
+                "messages. Set maxmemory-policy noeviction; publishing then fails when Redis is full, and is retried"
             )
 
     def heal(self) -> None:
-        """Make again what this process has declared: somebody has flushed Redis."""
+        """Declare this process's topology again after Redis was flushed."""
         for topology in self._topology.values():
             for made in self._make(topology):
                 if not made.startswith(_WRONG):
-                    logger.error("%r was flushed; made again: %s", self, made)
+                    logger.error("%r was flushed; created again: %s", self, made)
 
     def publish(self, messages: Sequence[Outgoing]) -> Collection[str]:
         if any(message.queue is None for message in messages):
@@ -247,9 +249,9 @@ class RedisBroker:
         for message in messages:
             if len(message.body) > self.max_message_size:
                 raise InvalidMessage(
-                    f"a message of {len(message.body):,} bytes is too large for {self!r}, which is asked to take "
-                    f"{self.max_message_size:,} at most (max_message_size). Keep the data elsewhere and publish where "
-                    "it is"
+                    f"a message of {len(message.body):,} bytes is too large for {self!r}: the limit is "
+                    f"{self.max_message_size:,} bytes (max_message_size). Store the data elsewhere and publish a "
+                    "reference"
                 )
         unheard: set[str] = set()
         for batch in _batches(messages):
@@ -267,7 +269,7 @@ class RedisBroker:
                 self.heal()
                 answer, *names = self._publish(args=arguments)
         if answer != b"unheard":
-            raise NoHandler(f"there is no {answer.decode()} {names[0].decode()!r} to publish to: declare it")
+            raise NoHandler(f"there is no {answer.decode()} {names[0].decode()!r} to publish to. Declare it")
         return {name.decode() for name in names}
 
     def unbind(self, exchange: str, queue: str, topics: Iterable[str]) -> None:
@@ -284,7 +286,7 @@ class RedisBroker:
     def reader(self, queue: str) -> Reader:
         return _Reader(self, queue)
 
-    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it gives up nothing
+    def given_up(self, queue: str) -> str | None:  # noqa: ARG002 - it never gives up on a message
         return None
 
     def depth(self, queue: str) -> int:
@@ -294,7 +296,7 @@ class RedisBroker:
             questions.xlen(_stream(queue))
             there, depth = questions.execute()
         if not there:
-            raise BrokerUnavailable(f"there is no queue {queue!r}: declare it")
+            raise BrokerUnavailable(f"there is no queue {queue!r}. Declare it")
         return int(depth)
 
     def close(self) -> None:
@@ -302,11 +304,11 @@ class RedisBroker:
 
     def after_fork(self) -> None:
         self.dead.clear()
-        self.heartbeat.reset()  # redis-py itself sees that it was forked
+        self.heartbeat.reset()  # redis-py itself handles the fork
 
     @contextmanager
     def asked(self) -> Iterator[None]:
-        """Say of whatever goes wrong with Redis that the broker is unavailable."""
+        """Raise `BrokerUnavailable` for every Redis error."""
         try:
             yield
         except redis.RedisError as error:
@@ -330,7 +332,7 @@ class _Reader:
         self._rename()
 
     def _rename(self) -> None:
-        """Take another name: whoever had the old one is dead, and all that it was given is given out again."""
+        """Take a new name. The reader with the old name counts as dead, and its messages are delivered again."""
         self._name = f"{self._pid}-{uuid_utils.uuid4()}"
         self._next_look = 0.0  # when to look again for dead readers
 
@@ -341,13 +343,13 @@ class _Reader:
             with self._broker.asked():
                 return self._receive(limit, timeout)
         except BrokerUnavailable as error:
-            # What was being sent to us may be lost on the way, while Redis believes that we have it.
+            # Messages on their way to this reader may be lost, while Redis believes that they were delivered.
             self._end()
             if not isinstance(error.__cause__, redis.ResponseError) or not _is_missing(error.__cause__):
                 raise
             with self._broker.asked():
                 self._broker.heal()
-            raise BrokerUnavailable(f"there was no queue {self._queue!r} at {self._broker!r}: declare it") from error
+            raise BrokerUnavailable(f"there was no queue {self._queue!r} at {self._broker!r}. Declare it") from error
 
     def _receive(self, limit: int, timeout: float) -> list[Delivery]:
         if not self._is_known:
@@ -358,7 +360,7 @@ class _Reader:
         while True:
             now = time.monotonic()
             if now >= self._next_look:
-                # What it had itself under another name is older than all that it can read.
+                # Messages that this reader had under an earlier name are older than all that it can read.
                 dead = self._broker.dead[self._queue]
                 taken = self._broker.take_over(keys=[self._stream], args=[self._name, limit, *dead])
                 del dead[:]
@@ -376,7 +378,7 @@ class _Reader:
                 return []
 
     def _read(self, limit: int, wait: float) -> list[tuple[bytes, list[bytes]]]:
-        block = max(1, round(wait * 1000))  # 0 would be for ever
+        block = max(1, round(wait * 1000))  # 0 would block forever
         read: Any = self._broker.client.xreadgroup(_GROUP, self._name, {self._stream: ">"}, count=limit, block=block)
         return read[0][1] if read else []
 
@@ -399,7 +401,7 @@ class _Reader:
         try:
             commands.execute()
         except redis.RedisError as error:
-            logger.warning("%r: an acknowledgement failed; all it has will be given out again: %s", self, error)
+            logger.warning("%r: an acknowledgement failed; its messages will be redelivered: %s", self, error)
             self._end()
 
     def beat(self) -> None:
@@ -413,7 +415,7 @@ class _Reader:
             self._end()
 
     def _end(self) -> None:
-        """Die, so that others may take over. The next `receive` begins a new life."""
+        """End this reader's lease, so that others may take over. The next `receive` starts under a new name."""
         self._broker.heartbeat.discard(self)
         with self._lock:
             if not self._is_known:
@@ -422,21 +424,21 @@ class _Reader:
             try:
                 self._broker.client.delete(_alive(self._name))
             except redis.RedisError as error:
-                logger.debug("%r: Redis was not told of its end: %s", self, error)
+                logger.debug("%r: could not report its end to Redis: %s", self, error)
                 self._broker.dead[self._queue].append(self._name)
             self._rename()
 
 
 _ABOUT = msgspec.json.Decoder(_About)
 
-#: How the script that declares begins its answer for a queue that is something else.
+#: The prefix of the declare script's answer for a queue whose key is not a stream.
 _WRONG = "wrong "
 
 
 def _read(fields: Sequence[bytes]) -> tuple[_About, bytes, list[tuple[bytes, bytes]]]:
-    """Return what an entry of a stream says: about the message, its body, and what is not ours.
+    """Return an entry's description of the message, its body, and the fields that this library did not write.
 
-    Anybody may add entries. What has no body of ours has all of its fields among the others.
+    Any program may add entries. If an entry has no body field of ours, all of its fields are returned as others.
     """
     pairs = list(zip(fields[::2], fields[1::2], strict=True))
     names = [name for name, _ in pairs]
@@ -448,7 +450,7 @@ def _read(fields: Sequence[bytes]) -> tuple[_About, bytes, list[tuple[bytes, byt
         try:
             about = _ABOUT.decode(next(value for name, value in pairs if name == b"about"))
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            pass  # it stays among the others
+            pass  # the field stays among the others
         else:
             pairs = [(name, value) for name, value in pairs if name != b"about"]
     return about, body, pairs

@@ -1,4 +1,4 @@
-"""What several brokers need: to begin anew in a fork, to show that a reader is alive, to read whatever others send."""
+"""What several brokers need: reset after a fork, send heartbeats, and read headers from any sender."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["CONTENT_TYPE", "Heartbeat", "exchange_of", "in_forks", "is_bound", "
 logger = logging.getLogger(__name__)
 
 
-#: The header that says what a body is, whatever the broker calls it.
+#: The header with the media type of the body, whatever the broker calls it.
 CONTENT_TYPE = "content-type"
 
 
 class _Inherited(Protocol):
     def after_fork(self) -> None:
-        """In a child: let go of the connections, threads and locks, which are its parent's."""
+        """In a child process: drop the connections, threads and locks, which belong to its parent."""
 
 
 _ALL: weakref.WeakSet[_Inherited] = weakref.WeakSet()
 
 
 def in_forks(thing: _Inherited) -> None:
-    """Have its `after_fork` called in every fork of this process."""
+    """Call the object's `after_fork` in every fork of this process."""
     _ALL.add(thing)
 
 
@@ -47,13 +47,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class _Beating(Protocol):
     def beat(self) -> None:
-        """Tell the broker that this reader is alive."""
+        """Send a heartbeat for this reader."""
 
 
 class Heartbeat:
-    """A thread that keeps readers alive while their own threads are at work on what they received.
+    """A thread that sends heartbeats for readers while their own threads handle what they received.
 
-    It ends when no reader is left; readers that are forgotten without being closed count as gone.
+    The thread ends when no reader is left. A reader that is dropped without being closed counts as gone.
     """
 
     def __init__(self, lease: float) -> None:
@@ -88,9 +88,9 @@ class Heartbeat:
             for reader in readers:
                 try:
                     reader.beat()
-                except Exception as error:  # noqa: BLE001 - the broker is away: the reader itself will say so
-                    logger.debug("%r: could not tell the broker that it is alive: %r", reader, error)
-            del readers, reader  # else this thread would keep them
+                except Exception as error:  # noqa: BLE001 - the broker is unavailable: the reader itself reports it
+                    logger.debug("%r: could not send a heartbeat to the broker: %r", reader, error)
+            del readers, reader  # else this thread would keep them alive
 
 
 def of_any_version(topic: str) -> str:
@@ -99,24 +99,24 @@ def of_any_version(topic: str) -> str:
 
 
 def is_bound(topic: str, topics: Container[str]) -> bool:
-    """Tell whether a queue that is bound to some topics gets the messages of one."""
+    """Return whether a queue that is bound to `topics` receives messages of `topic`."""
     return topic in topics or of_any_version(topic) in topics
 
 
 def exchange_of(declared: str | None) -> str:
-    """Return the exchange that a broker has declared. Raises `ConfigurationError` when it has declared none."""
+    """Return the exchange that a broker has declared. Raises `ConfigurationError` if it has declared none."""
     if declared is None:
         raise ConfigurationError(
-            "this broker does not know which exchange to publish to: call declare(topology) before the first publish. "
-            "Each process does so once, also one that only publishes"
+            "this broker does not know which exchange to publish to. Call declare(topology) once in each process "
+            "before the first publish, even if the process only publishes"
         )
     return declared
 
 
 def texts(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:
-    r"""Return headers as text, whoever set them to whatever.
+    r"""Return headers as text, whatever their sender set them to.
 
-    Nothing is lost: bytes that are no text are in base64, of a name that is given twice there is a JSON array.
+    Nothing is lost: bytes that are not text become base64, and a repeated name becomes a JSON array.
 
     >>> texts([("trace", b"1-2"), ("id", b"\xff"), ("retries", 3), ("tag", "a"), ("tag", "b")])
     {'trace': '1-2', 'id': 'base64:/w==', 'retries': '3', 'tag': '["a", "b"]'}
@@ -128,7 +128,7 @@ def texts(headers: Iterable[tuple[Any, Any]]) -> dict[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """Return as text what somebody else may have set to anything."""
+    """Return any value as text."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, bytes | bytearray | memoryview):

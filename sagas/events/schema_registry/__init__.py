@@ -1,6 +1,6 @@
-"""The schema registry: what messages look like, and which changes of that nobody notices.
+"""The schema registry: stores the schemas of messages and detects incompatible changes.
 
-The backends are modules of their own: `sql`, `confluent` (extra `confluent`), `glue` (extra `glue`). So is `avro`.
+Each backend is a separate module: `sql`, `confluent` (extra `confluent`) and `glue` (extra `glue`). So is `avro`.
 """
 
 from sagas.events.schema_registry.compatibility import Difference, Mode, Rule
@@ -12,11 +12,11 @@ __all__ = [
     "SchemaRegistry",
     "Schema",
     "schema_of",
-    # what may change
+    # compatibility
     "Mode",
     "Difference",
     "Rule",
-    # holding code against a registry
+    # comparing code with a registry
     "review",
     "register",
     "Finding",

@@ -1,8 +1,8 @@
-"""Avro definitions of message types, kept beside those in JSON Schema. Needs the extra `avro`.
+"""Avro definitions of message types, stored beside those in JSON Schema. Needs the extra `avro`.
 
-fastavro reads definitions and refuses what is none. It has no checker of compatibility, so the rules are here: those of
-Avro for resolving schemas, held to two things more. What a logical type stands for may not change. Bytes are not read
-as text, as Avro would allow, because not all of them are any.
+fastavro parses and validates definitions. It does not check compatibility, so the rules are here: those of Avro's
+schema resolution, with two restrictions. The meaning of a logical type must not change. And bytes are never read as
+text, which Avro would allow, because not all bytes are text.
 
 >>> from sagas.events import event, type_of
 >>> @event("orders.order.placed")
@@ -31,13 +31,13 @@ from sagas.values import is_pydantic
 
 __all__ = ["AVRO", "AvroFormat"]
 
-#: What a reader of the second takes of a writer of the first, beside the same.
+#: The types that a reader accepts of a writer's type, besides the same one.
 _WIDER: Mapping[str, frozenset[str]] = {
     "int": frozenset({"long", "float", "double"}),
     "long": frozenset({"float", "double"}),
     "float": frozenset({"double"}),
     "string": frozenset({"bytes"}),
-    "bytes": frozenset({"string"}),  # which is then refused
+    "bytes": frozenset({"string"}),  # rejected later
 }
 _NAMED = ("record", "error", "enum", "fixed")
 _LOGICAL = ("logicalType", "precision", "scale")
@@ -46,7 +46,7 @@ _LOGICAL = ("logicalType", "precision", "scale")
 class AvroFormat:
     """Avro, as a format for a registry: `SqlSchemaRegistry(engine, formats=[JSON, AVRO])`.
 
-    `decimal`: the precision and scale that a `Decimal` is described with, for all of them; left out, they are text.
+    `decimal`: the precision and scale for every `Decimal`; by default a `Decimal` is text.
     """
 
     name = "avro"
@@ -83,22 +83,22 @@ AVRO = AvroFormat()
 
 
 def _parse(definition: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """Return a definition with all names in full, and what it names."""
+    """Return a definition with full names, and the types it names."""
     named: dict[str, Any] = {}
     try:
         parsed = parse_schema(copy.deepcopy(definition), named_schemas=named)
     except (SchemaParseException, UnknownType, KeyError, TypeError, ValueError) as error:
-        raise SchemaRefused(f"{name} is no Avro schema: {type(error).__name__}: {error}") from error
+        raise SchemaRefused(f"{name} is not an Avro schema: {type(error).__name__}: {error}") from error
     return _plain(parsed), {each: _plain(schema) for each, schema in named.items()}
 
 
 def _plain(schema: Any) -> Any:
-    """Take out what fastavro noted down for itself, and say {"type": "int"} as "int"."""
+    """Remove fastavro's own annotations, and simplify {"type": "int"} to "int"."""
     if isinstance(schema, list):
         return [_plain(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    # A default, a documentation or a property of the user's is not a schema, whatever it looks like.
+    # Defaults, documentation and the user's own properties are not schemas, whatever they look like.
     nested = ("type", "items", "values", "fields")
     made = {
         word: _plain(value) if word in nested else value for word, value in schema.items() if not word.startswith("__")
@@ -110,7 +110,7 @@ def _plain(schema: Any) -> Any:
 
 
 class _Comparison:
-    """Walks two definitions side by side. A pair of names that is met again on the way is taken to fit."""
+    """Walks two definitions side by side. A pair of names that occurs again on the way is assumed to be compatible."""
 
     def __init__(self, written: Mapping[str, Any], read: Mapping[str, Any], writer_name: str, reader_name: str) -> None:
         self.written, self.read = written, read
@@ -122,7 +122,7 @@ class _Comparison:
         if isinstance(wrote, list):
             return [each for branch in wrote for each in self.differences(branch, reads)]
         if isinstance(reads, list):
-            # As Avro has it: the first branch that matches is the one, whatever then comes of it.
+            # As in Avro: the first matching branch counts, whatever follows.
             reads = next((branch for branch in reads if self._matches(wrote, branch)), reads)
             reads = self._found(reads, self.read)
         if isinstance(reads, list) or not self._is_of_kind(wrote, reads):
@@ -137,7 +137,7 @@ class _Comparison:
     def _matches(self, wrote: Any, reads: Any) -> bool:
         wrote, reads = self._found(wrote, self.written), self._found(reads, self.read)
         if isinstance(wrote, list) or isinstance(reads, list):
-            return True  # looked at when it comes to it
+            return True  # compared later
         if not self._is_of_kind(wrote, reads):
             return False
         if _type(wrote) == "array":
@@ -153,14 +153,14 @@ class _Comparison:
         return ours not in _NAMED or _is_named_alike(wrote, reads)
 
     def _mismatch(self, wrote: Any, reads: Any) -> Difference:
-        ours, theirs = _said(wrote), _said(reads)
+        ours, theirs = _described(wrote), _described(reads)
         if ours == theirs:  # only the names differ
             ours, theirs = f"{ours} {_name(wrote)}", f"{theirs} {_name(reads)}"
             return self._difference(Rule.NAME, ours, theirs)
         return self._difference(Rule.TYPE, ours, theirs)
 
     def _difference(self, rule: Rule, ours: str, theirs: str) -> Difference:
-        return Difference("$", rule, f"{self.writer_name} writes {ours} here; {self.reader_name} takes {theirs}")
+        return Difference("$", rule, f"{self.writer_name} writes {ours} here; {self.reader_name} accepts {theirs}")
 
     def _logical(self, wrote: Any, reads: Any) -> list[Difference]:
         ours, theirs = _meaning(wrote), _meaning(reads)
@@ -212,15 +212,15 @@ def _is_named_alike(wrote: Any, reads: Any) -> bool:
     return own == reads["name"].rpartition(".")[2] or not {wrote["name"], own}.isdisjoint(reads.get("aliases", ()))
 
 
-def _said(schema: Any) -> str:
+def _described(schema: Any) -> str:
     if isinstance(schema, list):
-        return " or ".join(map(_said, schema))
+        return " or ".join(map(_described, schema))
     return f"{_type(schema)} of {schema['size']}" if _type(schema) == "fixed" else _type(schema)
 
 
 def _meaning(schema: Any) -> str:
-    said = [str(schema[word]) for word in _LOGICAL if word in schema] if isinstance(schema, dict) else []
-    return " ".join(said) or "what has no logical type"
+    parts = [str(schema[word]) for word in _LOGICAL if word in schema] if isinstance(schema, dict) else []
+    return " ".join(parts) or "a value without a logical type"
 
 
 # -- deriving ------------------------------------------------------------------------------------------------------
@@ -239,12 +239,12 @@ _PLAIN: Mapping[type, Any] = {
     inspect.UUIDType: {"type": "string", "logicalType": "uuid"},
     inspect.TimeDeltaType: "string",  # ISO 8601: Avro's own duration counts months
 }
-#: Stands for "there is no default that Avro could say".
+#: Means that there is no default that Avro could express.
 _NONE: Any = object()
 
 
 class _Derivation:
-    """Describes types. What has a name is described once and then referred to."""
+    """Describes types. A named type is described once, and then referenced by name."""
 
     def __init__(self, decimal: tuple[int, int] | None) -> None:
         self.decimal = decimal
@@ -253,7 +253,7 @@ class _Derivation:
 
     def record(self, cls: Any, full_name: str = "") -> Any:
         type_ = cls if is_pydantic(cls) else inspect.type_info(cls)
-        if full_name:  # that of the message, so that the class may be called anything
+        if full_name:  # the message's name, so that the class may have any name
             self._namespace = full_name
             namespace, _, name = full_name.rpartition(".")
             self._named[full_name] = cls
@@ -295,7 +295,7 @@ class _Derivation:
                 if not all(map(_is_symbol, values)):
                     return _kind_of(values)
                 return self._name(type_.cls, lambda: {"type": "enum", "symbols": values})
-        raise TypeError(f"Avro has nothing for {type(type_).__name__.removesuffix('Type')}; use a type that says more")
+        raise TypeError(f"Avro has no type for {type(type_).__name__.removesuffix('Type')}; use a more specific type")
 
     def _decimal(self) -> Any:
         if self.decimal is None:
@@ -310,7 +310,7 @@ class _Derivation:
         if root is not None:
             return root
         if full_name in self._named:
-            raise TypeError(f"there are two types of the name {name!r}")
+            raise TypeError(f"there are two types named {name!r}")
         self._named[full_name] = cls
         return {"name": name, "namespace": self._namespace, **describe()}
 
@@ -346,12 +346,12 @@ class _Derivation:
             default = msgspec.to_builtins(factory())
         branches = described if isinstance(described, list) else [described]
         if default is None or default is msgspec.UNSET or (default is _NONE and factory is None):
-            # It may be left out in JSON: Avro has to write something.
+            # JSON may omit it; Avro must write a value.
             others = [branch for branch in branches if branch != "null"]
             return {"name": name, "type": ["null", *others], "default": None}
         if default is not _NONE:
             value = msgspec.to_builtins(default, enc_hook=str)
-            for branch in branches:  # the default is of the first
+            for branch in branches:  # a default belongs to the first branch
                 if _may_be(value, branch):
                     others = [other for other in branches if other is not branch]
                     type_now = [branch, *others] if isinstance(described, list) else described
@@ -369,7 +369,7 @@ def _kind_of(values: Any) -> Any:
 
 
 def _may_be(value: Any, branch: Any) -> bool:
-    """Tell whether a value can be said as a default of this type: only plain ones can for sure."""
+    """Return whether a value can be a default of this type: only simple values are sure to be."""
     if isinstance(branch, dict) and "symbols" in branch:
         return value in branch["symbols"]
     if isinstance(branch, dict) and branch["type"] in ("array", "map"):

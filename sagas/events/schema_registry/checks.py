@@ -1,8 +1,8 @@
-"""What pydantic checks of a value and does not say in its JSON Schema.
+"""Checks that pydantic makes on a value but leaves out of its JSON Schema.
 
-It is added under `x-checks`, as texts, so that a change of it can be seen: a moment that must have a time zone, the
-digits of a `Decimal`, the bounds of what is written as text, the schemes of a URL, and validators, of which only the
-names can be known. Imported where there is a pydantic model, so pydantic is there.
+They are added as texts under `x-checks`, so that a change becomes visible: a datetime that must have a time zone, the
+digits of a `Decimal`, the bounds of values that are written as text, the schemes of a URL, and validators, which only
+have names. This module is imported only if there is a pydantic model, so pydantic is installed.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _ANY_TEXT = {"type": "string"}
 
 
 class Generator(GenerateJsonSchema):
-    """Describes a model as pydantic does, and adds what that leaves out."""
+    """Describes a model as pydantic does, and adds the missing checks."""
 
     def datetime_schema(self, schema: Any) -> dict[str, Any]:
-        return {**_moment(schema, "date-time", "date-time-local"), **_said(_of_moment(schema))}
+        return {**_moment(schema, "date-time", "date-time-local"), **_checked(_of_moment(schema))}
 
     def time_schema(self, schema: Any) -> dict[str, Any]:
-        return {**_moment(schema, "time", "partial-time"), **_said(_of_moment(schema))}
+        return {**_moment(schema, "time", "partial-time"), **_checked(_of_moment(schema))}
 
     def date_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().date_schema(schema), **_said(_of_moment(schema))}
+        return {**super().date_schema(schema), **_checked(_of_moment(schema))}
 
     def timedelta_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().timedelta_schema(schema), **_said(_bounds(schema))}
+        return {**super().timedelta_schema(schema), **_checked(_bounds(schema))}
 
     def decimal_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().decimal_schema(schema), **_said(_of_decimal(schema))}
+        return {**super().decimal_schema(schema), **_checked(_of_decimal(schema))}
 
     def url_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().url_schema(schema), **_said(_of_url(schema))}
+        return {**super().url_schema(schema), **_checked(_of_url(schema))}
 
     def multi_host_url_schema(self, schema: Any) -> dict[str, Any]:
-        return {**super().multi_host_url_schema(schema), **_said(_of_url(schema))}
+        return {**super().multi_host_url_schema(schema), **_checked(_of_url(schema))}
 
     def dict_schema(self, schema: Any) -> dict[str, Any]:
         described = super().dict_schema(schema)
@@ -73,8 +73,8 @@ class Generator(GenerateJsonSchema):
             function = function.func
         module = getattr(function, "__module__", None) or ""
         if module.partition(".")[0] in ("pydantic", "pydantic_core"):
-            inner = schema.get("schema")  # of one of pydantic's own types: what is inside of it counts
-            return _said(_of_url(inner)) if inner and inner["type"] in ("url", "multi-host-url") else {}
+            inner = schema.get("schema")  # for pydantic's own types, the inner schema counts
+            return _checked(_of_url(inner)) if inner and inner["type"] in ("url", "multi-host-url") else {}
         name = getattr(function, "__qualname__", None) or type(function).__qualname__
         inner_checks: list[str] = []
         if "schema" in schema:
@@ -82,14 +82,14 @@ class Generator(GenerateJsonSchema):
         return {CHECKS: sorted({*inner_checks, f"{VALIDATOR}{module}.{name}"})}
 
 
-#: How the names of a mapping whose keys are numbers look.
+#: The names in a mapping whose keys are numbers.
 _NUMERIC = {
     "integer": {"pattern": "^-?[0-9]+$"},
     "number": {"pattern": "^-?[0-9]+([.][0-9]+)?([eE][-+]?[0-9]+)?$"},
 }
 
 
-def _said(checks: Iterator[str]) -> dict[str, Any]:
+def _checked(checks: Iterator[str]) -> dict[str, Any]:
     found = sorted(checks)
     return {CHECKS: found} if found else {}
 

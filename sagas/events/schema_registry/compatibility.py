@@ -1,11 +1,10 @@
-"""Compatibility of two JSON Schemas: whether a reader of one takes everything that a writer of the other may write.
+"""Compatibility of two JSON Schemas: whether a reader of one accepts everything that a writer of the other may write.
 
-Pure, and on the safe side: what it calls compatible is; what it cannot tell it calls incompatible. It knows the part of
-JSON Schema (2020-12) that message types are described in. Anything else is refused with its place, never guessed.
+The check is pure and conservative: a result of "compatible" is certain, and anything uncertain counts as incompatible.
+It knows the part of JSON Schema (2020-12) that describes message types. It rejects anything else and names the place.
 
-A writer writes no more properties, and no more items of a tuple, than its schema names, unless the schema says what
-others there may be. A reader passes over properties that it does not know, unless its schema forbids them; and it fills
-in a required property that has a default.
+A writer writes only the properties and tuple items in its schema, unless the schema describes additional ones. A reader
+ignores unknown properties, unless its schema forbids them, and fills in a required property that has a default.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from sagas.errors import SchemaRefused
 
 __all__ = ["CHECKS", "VALIDATOR", "Difference", "Mode", "Rule", "check", "check_depth", "compare", "uncompared"]
 
-#: Where a schema keeps what is checked of a value and JSON Schema has no word for: a list of texts.
+#: The list of checks on a value that JSON Schema cannot express, as texts.
 CHECKS = "x-checks"
 
-#: How a check begins of which only the name is known.
+#: The prefix of a check of which only the name is known.
 VALIDATOR = "validator "
 
-#: A check that is a limit, so that one that is looser can be told from one that is tighter.
+#: A check that is a limit, which can be looser or tighter than another.
 _LIMIT = re.compile(r"(.+?)([<>])(=?)(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
 
-#: A schema that is nested deeper than this is refused: walking it would end in Python's own limit.
+#: The deepest accepted nesting. Walking a deeper schema would exceed Python's recursion limit.
 _DEEPEST = 200
 
 
@@ -61,7 +60,7 @@ class Mode(enum.StrEnum):
 
 
 class Rule(enum.StrEnum):
-    """What a difference is about."""
+    """The subject of a difference."""
 
     TYPE = "type"
     VALUES = "values"  #: enum and const
@@ -70,18 +69,18 @@ class Rule(enum.StrEnum):
     PATTERN = "pattern"
     FORMAT = "format"
     REQUIRED = "required"
-    PROPERTY = "property"  #: one that the reader does not let pass
+    PROPERTY = "property"  #: a property that the reader forbids
     ITEMS = "items"
     BRANCH = "branch"  #: of a union
-    CHECK = "check"  #: what JSON Schema has no word for
+    CHECK = "check"  #: a check that JSON Schema cannot express
     NAME = "name"  #: of a record or an enum (Avro)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that the writer may write and the reader does not take."""
+    """Something that the writer may write and the reader does not accept."""
 
-    path: str  #: into the documents: $.lines[*].sku
+    path: str  #: the place in a document: $.lines[*].sku
     rule: Rule
     reason: str
 
@@ -89,33 +88,32 @@ class Difference:
         return f"{self.path}: {self.reason}"
 
     def under(self, step: str) -> Difference:
-        """Return it as seen from the one that holds the value."""
+        """Return the difference with its path relative to the enclosing value."""
         return replace(self, path="$" + step + self.path[1:])
 
 
-#: Compares a writer's definition with a reader's; the names are those that the reasons use.
+#: Compares a writer's definition with a reader's; the names are used in the reasons.
 Compare: TypeAlias = Callable[[Any, Any, str, str], tuple[Difference, ...]]
 
 
 def check(
     new: Any, revisions: Sequence[tuple[int, Any]], mode: Mode, how: Compare | None = None
 ) -> tuple[Difference, ...]:
-    """Compare a new definition with the revisions of its subject, oldest first, as `mode` asks.
+    """Compare a new definition with the revisions of its subject, oldest first, in the given mode.
 
-    `how`: compares two definitions of another format than JSON Schema.
-    Returns what is in the way; empty when it is compatible. Raises `SchemaRefused` for a schema that it does not
-    understand.
+    `how`: compares two definitions in a format other than JSON Schema.
+    Returns the differences; none if the definition is compatible. Raises `SchemaRefused` for an unsupported schema.
 
     >>> old = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     >>> new = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
     >>> for difference in check(new, [(1, old)], Mode.BACKWARD):
     ...     print(difference)
-    $.a: revision 1 may write an integer here; the new schema takes a string
+    $.a: revision 1 may write an integer here; the new schema accepts a string
     """
     if mode is Mode.NONE:
         return ()
     how = how or compare
-    found = list(how(new, new, "the new schema", "the new schema"))  # is it understood at all?
+    found = list(how(new, new, "the new schema", "the new schema"))  # is it supported at all?
     for number, old in revisions if mode.transitive else revisions[-1:]:
         if mode.backward:
             found += how(old, new, f"revision {number}", "the new schema")
@@ -127,9 +125,9 @@ def check(
 def compare(
     writer: Any, reader: Any, writer_name: str = "the writer", reader_name: str = "the reader"
 ) -> tuple[Difference, ...]:
-    """Return what a writer of one JSON Schema may write that a reader of the other does not take.
+    """Return what a writer of one JSON Schema may write that a reader of the other does not accept.
 
-    Raises `SchemaRefused` for a schema that it does not understand.
+    Raises `SchemaRefused` for an unsupported schema.
     """
     check_depth(writer, writer_name)
     check_depth(reader, reader_name)
@@ -137,7 +135,7 @@ def compare(
         return _compared(writer, reader, writer_name, reader_name)
     except RecursionError as error:
         raise SchemaRefused(
-            f"{writer_name} and {reader_name} cannot be compared: what they describe is nested too deep"
+            f"{writer_name} and {reader_name} cannot be compared: their schemas are nested too deep"
         ) from error
 
 
@@ -148,7 +146,7 @@ def _compared(writer: Any, reader: Any, writer_name: str, reader_name: str) -> t
 
 
 def check_depth(definition: Any, name: str) -> None:
-    """Raise `SchemaRefused` for a definition that is nested too deep to be walked."""
+    """Raise `SchemaRefused` for a definition that is nested too deep."""
     level = [definition]
     for _ in range(_DEEPEST):
         level = [
@@ -160,13 +158,13 @@ def check_depth(definition: Any, name: str) -> None:
         if not level:
             return
     raise SchemaRefused(
-        f"{name}: it is nested more than {_DEEPEST} levels deep, which cannot be compared. Give its parts names, in "
-        "$defs, and refer to them"
+        f"{name}: it is nested more than {_DEEPEST} levels deep, which cannot be compared. Move its parts to $defs and "
+        "refer to them"
     )
 
 
 def uncompared(definition: Any) -> Sequence[str]:
-    """Return what a definition checks that a change of cannot be seen, or that does not hold for long."""
+    """Return the checks in a definition whose changes are not visible, or that may not hold for long."""
     found: dict[str, None] = {}
     waiting = [definition]
     while waiting:
@@ -175,35 +173,35 @@ def uncompared(definition: Any) -> Sequence[str]:
             checks = each.get(CHECKS)
             for what in checks if isinstance(checks, list) else ():
                 if isinstance(what, str) and what.startswith(VALIDATOR):
-                    found[f"{what}: only its name is compared. A change of it must go on to take all that it took"] = (
+                    found[f"{what}: only its name is compared. Make sure it still accepts what it accepted before"] = (
                         None
                     )
                 elif what == "in the future":
-                    found["what must be in the future when it is written may be past when it is read"] = None
+                    found["a time in the future when it is written may be past when it is read"] = None
             waiting += each.values()
         elif isinstance(each, list):
             waiting += each
     return sorted(found)
 
 
-# -- what a schema says, taken apart -------------------------------------------------------------------------------
+# -- parsing a schema ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A schema within a document, not yet taken apart: it may lead back to itself."""
+    """An unparsed schema within a document. It may refer to itself."""
 
     raw: Any
     at: str  #: JSON pointer, for messages
 
     @property
     def key(self) -> int:
-        return id(self.raw)  # the documents keep what is in them alive
+        return id(self.raw)  # the documents keep their parts alive
 
 
 @dataclass(frozen=True, slots=True)
 class _Literal:
-    """One value, and no other. A boolean is two of them; null is one."""
+    """Exactly one value. A boolean is two literals; null is one."""
 
     value: Any
     checks: frozenset[str] = frozenset()
@@ -212,7 +210,7 @@ class _Literal:
 @dataclass(frozen=True, slots=True)
 class _Number:
     integer: bool
-    lower: tuple[Fraction, bool] | None  #: the bound, and whether it is itself left out
+    lower: tuple[Fraction, bool] | None  #: the bound, and whether it is exclusive
     upper: tuple[Fraction, bool] | None
     multiple: Fraction | None
     format: str | None
@@ -251,7 +249,7 @@ class _Object:
     most: float
     defaults: frozenset[str] = field(default=frozenset())
     checks: frozenset[str] = frozenset()
-    tag: str | None = None  #: the property that tells it from the other branches of a union
+    tag: str | None = None  #: the property that distinguishes the branches of a union
 
     def property(self, name: str) -> _Node:
         return self.properties.get(name, self.additional)
@@ -278,7 +276,7 @@ _KEYWORDS = frozenset(
 
 
 class _Document:
-    """One schema with its definitions, seen as what somebody writes or as what somebody reads."""
+    """One schema with its definitions, from a writer's or a reader's point of view."""
 
     def __init__(self, definition: Any, name: str, *, writes: bool) -> None:
         self.definition = definition
@@ -288,10 +286,10 @@ class _Document:
         self._known: dict[int, tuple[_Branch, ...]] = {}
 
     def branches(self, node: _Node, within: frozenset[int] = frozenset()) -> tuple[_Branch, ...]:
-        """Take a schema apart into alternatives of one type each."""
+        """Parse a schema into alternatives with one type each."""
         if node.key not in self._known:
             if node.key in within:
-                raise self.refusal(node, "it leads to itself and nowhere else")
+                raise self.refusal(node, "it refers only to itself")
             found = self._take_apart(node, within | {node.key})
             if checks := self._checks(node):
                 found = tuple(replace(branch, checks=branch.checks | checks) for branch in found)
@@ -305,13 +303,13 @@ class _Document:
         return frozenset(said)
 
     def followed(self, node: _Node) -> _Node:
-        """Return what a $ref leads to, so that two of them to one definition are one."""
+        """Return the target of a $ref, so that two references to one definition are the same node."""
         seen = set()
         while isinstance(node.raw, dict) and "$ref" in node.raw and node.key not in seen:
             if node.raw.get(CHECKS):
-                break  # it says more than what it leads to
+                break  # it has more checks than its target
             seen.add(node.key)
-            self.branches(node)  # refuses what is no plain $ref
+            self.branches(node)  # raises unless it is a plain $ref
             node = self._resolve(node, node.raw["$ref"])
         return node
 
@@ -325,13 +323,13 @@ class _Document:
         if raw is True:
             raw = {}
         if not isinstance(raw, dict):
-            raise self.refusal(node, f"{raw!r} is no schema")
+            raise self.refusal(node, f"{raw!r} is not a schema")
         if "$id" in raw and node.raw is not self.definition:
-            raise self.refusal(node, "'$id' inside of a schema is not understood: it changes what $ref means")
+            raise self.refusal(node, "'$id' inside a schema is not supported: it changes the meaning of $ref")
         for word in raw:
             if word not in _KEYWORDS and word not in _ANNOTATIONS and not word.startswith("x-"):
                 raise self.refusal(
-                    node, f"the keyword {word!r} is not understood here; what it forbids cannot be compared"
+                    node, f"the keyword {word!r} is not supported, so its restrictions cannot be compared"
                 )
         said = set(raw) & _KEYWORDS
         for word in ("$ref", "allOf", "anyOf", "oneOf"):
@@ -347,7 +345,7 @@ class _Document:
     def _alone(self, node: _Node, said: set[str], words: set[str]) -> None:
         if others := sorted(said - words):
             raise self.refusal(
-                node, f"{others[0]!r} beside {min(words & said)!r} is not understood; say them in one schema each"
+                node, f"{others[0]!r} beside {min(words & said)!r} is not supported; split them into separate schemas"
             )
 
     def _combined(self, node: _Node, word: str, within: frozenset[int]) -> tuple[_Branch, ...]:
@@ -358,11 +356,11 @@ class _Document:
             raise self.refusal(node, f"{word!r} is not a list of schemas")
         nodes = [_Node(raw, f"{node.at}/{word}/{index}") for index, raw in enumerate(value)]
         if word == "allOf" and len(nodes) > 1:
-            raise self.refusal(node, "'allOf' of several schemas is not understood; write them as one")
+            raise self.refusal(node, "'allOf' with several schemas is not supported; merge them into one")
         found = [self.branches(each, within) for each in nodes]
         about = node.raw.get("discriminator")
         if isinstance(about, dict) and isinstance(tag := about.get("propertyName"), str):
-            # It must be there to tell the branches apart, even where its own schema has a default for it.
+            # The tag must be present to distinguish the branches, even if its own schema has a default for it.
             found = [tuple(_tagged(branch, tag) for branch in branches) for branches in found]
         if word == "oneOf" and not self.writes:
             self._check_apart(node, found)
@@ -370,24 +368,24 @@ class _Document:
 
     def _resolve(self, node: _Node, reference: Any) -> _Node:
         if reference != "#" and not (isinstance(reference, str) and reference.startswith("#/")):
-            raise self.refusal(node, f"$ref {reference!r} does not point into this document; put the definition there")
+            raise self.refusal(node, f"$ref {reference!r} does not point into this document; move the definition here")
         target = self.definition
         for part in reference.split("/")[1:]:
             step = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, dict) or step not in target:
-                raise self.refusal(node, f"$ref {reference!r} leads to nothing that is a definition here")
+                raise self.refusal(node, f"$ref {reference!r} points to no definition in this document")
             target = target[step]
         return _Node(target, reference)
 
     def _check_apart(self, node: _Node, found: Sequence[tuple[_Branch, ...]]) -> None:
-        """A reader takes what fits exactly one branch of a oneOf: sure only where no two can fit."""
+        """Make sure that no value fits two branches of a oneOf: a reader accepts what fits exactly one branch."""
         for index, branches in enumerate(found):
             for others in found[:index]:
                 if not all(self._apart(a, b) for a in branches for b in others):
                     raise self.refusal(
                         node,
-                        "branches of this oneOf may both fit one value; tell them apart by a required property with a "
-                        "const, or say anyOf",
+                        "one value may fit several branches of this oneOf; distinguish them by a required property "
+                        "with a const, or use anyOf",
                     )
 
     def _apart(self, a: _Branch, b: _Branch) -> bool:
@@ -414,8 +412,8 @@ class _Document:
         said = node.raw.get("type", list(_TYPES)) if isinstance(node.raw, dict) else list(_TYPES)
         types = [said] if isinstance(said, str) else said
         if not isinstance(types, list) or not all(type_ in _TYPES for type_ in types):
-            raise self.refusal(node, f"type {said!r} is not understood")
-        if "number" in types:  # which takes integers too
+            raise self.refusal(node, f"type {said!r} is not supported")
+        if "number" in types:  # which includes integers
             types = [type_ for type_ in types if type_ != "integer"]
         return types
 
@@ -443,7 +441,7 @@ class _Document:
     def _number(self, node: _Node, raw: Mapping[str, Any], *, integer: bool) -> _Number:
         lower = self._bound(node, raw, "minimum", "exclusiveMinimum", max)
         upper = self._bound(node, raw, "maximum", "exclusiveMaximum", min)
-        if integer:  # so that "more than 0" and "at least 1" are the same
+        if integer:  # so that "more than 0" equals "at least 1"
             if lower is not None:
                 lower = Fraction(math.floor(lower[0]) + 1 if lower[1] else math.ceil(lower[0])), False
             if upper is not None:
@@ -459,7 +457,7 @@ class _Document:
             value = self._fraction(node, raw, word)
             if value is not None:
                 bounds.append((value, strict))
-        # Of two equal ones the exclusive one is the tighter, for either end.
+        # Of two equal bounds, the exclusive one is tighter at either end.
         return tighter(bounds, key=lambda b: (b[0], b[1] if tighter is max else not b[1])) if bounds else None
 
     def _fraction(self, node: _Node, raw: Mapping[str, Any], word: str) -> Fraction | None:
@@ -488,7 +486,7 @@ class _Document:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise self.refusal(node, f"the pattern {pattern!r} is not understood: {error}") from error
+                raise self.refusal(node, f"the pattern {pattern!r} is not supported: {error}") from error
         return _Text(
             self._count(node, raw, "minLength", 0),
             self._count(node, raw, "maxLength", math.inf),
@@ -499,7 +497,7 @@ class _Document:
     def _array(self, node: _Node, raw: Mapping[str, Any]) -> _Array:
         prefix, items = raw.get("prefixItems", []), raw.get("items")
         if not isinstance(prefix, list) or isinstance(items, list):
-            raise self.refusal(node, "a list of schemas goes into 'prefixItems', one for all the rest into 'items'")
+            raise self.refusal(node, "put a list of schemas in 'prefixItems', and one schema for the rest in 'items'")
         if items is None:
             items = not (self.writes and "prefixItems" in raw)
         longest = self._count(node, raw, "maxItems", math.inf)
@@ -517,12 +515,12 @@ class _Document:
         said, required = raw.get("properties", {}), raw.get("required", [])
         if not isinstance(said, dict) or not isinstance(required, list):
             raise self.refusal(node, "'properties' is not an object, or 'required' not a list")
-        # Without properties it is a mapping, which may hold anything.
+        # Without properties it is a mapping, which may contain anything.
         others = raw.get("additionalProperties", not (self.writes and "properties" in raw))
         additional = _Node(others, f"{node.at}/additionalProperties")
         properties = {name: _Node(each, f"{node.at}/properties/{name}") for name, each in said.items()}
         if self.writes and "additionalProperties" not in raw:
-            for name in required:  # it is written, whatever it may be
+            for name in required:  # it is written, with any value
                 properties.setdefault(name, _Node(True, f"{node.at}/required"))
         names, most = raw.get("propertyNames"), self._count(node, raw, "maxProperties", math.inf)
         return _Object(
@@ -569,7 +567,7 @@ _PYTHON: Mapping[str, Any] = {
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Tell whether two values are one in JSON, where 1 and true are not."""
+    """Return whether two values are equal in JSON, where 1 and true are not."""
     if isinstance(a, bool) is not isinstance(b, bool):
         return False
     if isinstance(a, list) and isinstance(b, list):
@@ -585,7 +583,8 @@ def _same(a: Any, b: Any) -> bool:
 class _Comparison:
     """Walks two documents side by side.
 
-    A pair that is met again on the way is taken to fit: documents end somewhere, so if it does not, it shows elsewhere.
+    A pair that occurs again on the way is assumed to be compatible: documents are finite, so if it is not, another
+    place shows it.
     """
 
     def __init__(self, writer: _Document, reader: _Document) -> None:
@@ -604,7 +603,7 @@ class _Comparison:
         self._assumed.add(pair)
         found = self._unions(self.writer.branches(written), self.reader.branches(read))
         if found:
-            self._assumed = before  # whatever was concluded from it is void
+            self._assumed = before  # conclusions drawn from this pair are invalid
             self._failed[pair] = found
         return found
 
@@ -619,8 +618,8 @@ class _Comparison:
             found.append(self._type(" or ".join(dict.fromkeys(map(_kind, stray))), read))
         elif stray:
             values = ", ".join(json.dumps(b.value, ensure_ascii=False) for b in stray)
-            reason = f"{self.writer.name} may write {values}; {self.reader.name} takes no such value"
-            found.append(self._said(Rule.VALUES, reason))
+            reason = f"{self.writer.name} may write {values}; {self.reader.name} accepts no such value"
+            found.append(self._difference(Rule.VALUES, reason))
         for literal in literals:
             missing = [list(self._unchecked(literal, r)) for r in read if self._takes(r, literal.value)]
             fewest: list[Difference] = min(missing, key=len, default=[])
@@ -630,8 +629,9 @@ class _Comparison:
         return found
 
     def _type(self, what: str, read: tuple[_Branch, ...]) -> Difference:
-        takes = " or ".join(dict.fromkeys(map(_kind, read))) or "nothing"
-        return Difference("$", Rule.TYPE, f"{self.writer.name} may write {what} here; {self.reader.name} takes {takes}")
+        accepts = " or ".join(dict.fromkeys(map(_kind, read))) or "nothing"
+        text = f"{self.writer.name} may write {what} here; {self.reader.name} accepts {accepts}"
+        return Difference("$", Rule.TYPE, text)
 
     def _branch(self, branch: _Branch, read: tuple[_Branch, ...], *, of_union: bool) -> list[Difference]:
         if self._is_empty(branch):
@@ -647,12 +647,12 @@ class _Comparison:
                 attempts.append(found)
         if not attempts:
             return [self._type(_kind(branch), read)]
-        # Of several, the one that was meant: whose tag fits, and then the one that is closest.
+        # Of several, report the intended branch: one whose tag matches, and then the closest.
         meant = min(attempts, key=lambda found: (any(map(_is_of_tag, found)), len(found)))
         tags = list(filter(_is_of_tag, meant))
         if tags and of_union:
-            reason = f"no branch of {self.reader.name} takes {_kind(branch)} that {self.writer.name} may write here"
-            return [self._said(Rule.BRANCH, f"{reason}; the closest fails at {tags[0]}")]
+            reason = f"no branch of {self.reader.name} accepts {_kind(branch)} that {self.writer.name} may write here"
+            return [self._difference(Rule.BRANCH, f"{reason}; the closest fails at {tags[0]}")]
         return meant
 
     def _is_empty(self, branch: _Branch) -> bool:
@@ -664,7 +664,7 @@ class _Comparison:
         return self._fits_in_json(written, read) + self._unchecked(written, read)
 
     def _unchecked(self, written: _Branch, read: _Branch) -> list[Difference]:
-        """Return what a reader checks beside the schema, and the writer did not."""
+        """Return the reader's additional checks that the writer does not have."""
         found = []
         for each in sorted(read.checks):
             if any(_is_as_tight(other, each) for other in written.checks):
@@ -672,10 +672,10 @@ class _Comparison:
             reason = f"{self.reader.name} checks {each!r}, {self.writer.name} does not"
             if each.startswith(VALIDATOR):
                 reason += (
-                    ", and what it refuses cannot be told. If it refuses nothing that was taken before, give the field "
+                    ", and its effect is unknown. If it rejects nothing that was accepted before, give the field "
                     f"json_schema_extra={{{CHECKS!r}: []}}"
                 )
-            found.append(self._said(Rule.CHECK, reason))
+            found.append(self._difference(Rule.CHECK, reason))
         return found
 
     def _fits_in_json(self, written: _Branch, read: _Branch) -> list[Difference]:
@@ -699,25 +699,25 @@ class _Comparison:
         ):
             if theirs is not None and (ours is None or not _is_within(ours, theirs, sign)):
                 end = " or equal to" if theirs[1] else ""
-                limit = f"{self.reader.name} takes nothing {word}{end} {_figure(theirs[0])}"
-                found.append(self._said(Rule.BOUNDS, f"{limit}; {self.writer.name} may write such"))
+                limit = f"{self.reader.name} accepts nothing {word}{end} {_figure(theirs[0])}"
+                found.append(self._difference(Rule.BOUNDS, f"{limit}; {self.writer.name} may write it"))
         if read.multiple is not None and (
             written.multiple is None or (written.multiple / read.multiple).denominator != 1
         ):
             whole = written.integer and read.multiple.numerator == 1
             if not whole:
                 found.append(
-                    self._said(
+                    self._difference(
                         Rule.BOUNDS,
-                        f"{self.reader.name} takes multiples of {_figure(read.multiple)}; {self.writer.name} may write "
-                        "others",
+                        f"{self.reader.name} accepts multiples of {_figure(read.multiple)}; {self.writer.name} may "
+                        "write other numbers",
                     )
                 )
         if read.format is not None and read.format != written.format:
             found.append(self._format((read.format, None), (written.format, None)))
         return found
 
-    def _said(self, rule: Rule, reason: str) -> Difference:
+    def _difference(self, rule: Rule, reason: str) -> Difference:
         return Difference("$", rule, reason)
 
     def _texts(self, written: _Text, read: _Text) -> list[Difference]:
@@ -725,11 +725,11 @@ class _Comparison:
             (written.shortest, written.longest), (read.shortest, read.longest), "characters", Rule.LENGTH
         )
         if read.pattern is not None and read.pattern != written.pattern:
-            said = "any text" if written.pattern is None else f"text like {written.pattern!r}"
+            said = "any text" if written.pattern is None else f"text matching {written.pattern!r}"
             found.append(
-                self._said(
+                self._difference(
                     Rule.PATTERN,
-                    f"{self.reader.name} takes text like {read.pattern!r}; {self.writer.name} may write {said}",
+                    f"{self.reader.name} accepts text matching {read.pattern!r}; {self.writer.name} may write {said}",
                 )
             )
         for ours, theirs in zip(written.format, read.format, strict=True):
@@ -740,8 +740,8 @@ class _Comparison:
 
     def _format(self, read: tuple[str | None, ...], written: tuple[str | None, ...]) -> Difference:
         theirs, ours = (" ".join(word for word in each if word) or "any" for each in (read, written))
-        return self._said(
-            Rule.FORMAT, f"{self.reader.name} takes the format {theirs}; {self.writer.name} may write {ours}"
+        return self._difference(
+            Rule.FORMAT, f"{self.reader.name} accepts the format {theirs}; {self.writer.name} may write {ours}"
         )
 
     def _sizes(self, written: tuple[int, float], read: tuple[int, float], what: str, rule: Rule) -> list[Difference]:
@@ -753,8 +753,9 @@ class _Comparison:
             if bad:
                 other = "any number" if ours in (0, math.inf) else f"{ours:g}"
                 found.append(
-                    self._said(
-                        rule, f"{self.reader.name} takes {word} {theirs:g} {what}; {self.writer.name} may write {other}"
+                    self._difference(
+                        rule,
+                        f"{self.reader.name} accepts {word} {theirs:g} {what}; {self.writer.name} may write {other}",
                     )
                 )
         return found
@@ -763,7 +764,9 @@ class _Comparison:
         found = self._sizes((written.shortest, written.longest), (read.shortest, read.longest), "items", Rule.ITEMS)
         if read.unique and not written.unique and written.longest > 1:
             found.append(
-                self._said(Rule.ITEMS, f"{self.reader.name} takes no item twice; {self.writer.name} may write some so")
+                self._difference(
+                    Rule.ITEMS, f"{self.reader.name} accepts no duplicate items; {self.writer.name} may write some"
+                )
             )
         named = max(len(written.prefix), len(read.prefix))
         for index in range(int(min(named, written.longest, read.longest))):
@@ -773,7 +776,7 @@ class _Comparison:
         return found
 
     def _objects(self, written: _Object, read: _Object) -> list[Difference]:
-        reason = f"{self.reader.name} requires it; {self.writer.name} may leave it out"
+        reason = f"{self.reader.name} requires it; {self.writer.name} may omit it"
         found = [
             Difference("$" + _step(name), Rule.REQUIRED, reason)
             for name in sorted(read.required - written.required)
@@ -788,8 +791,8 @@ class _Comparison:
 
     def _property(self, written: _Node, read: _Node) -> list[Difference]:
         if read.raw is False and self.writer.branches(written):
-            reason = f"{self.writer.name} may write it; {self.reader.name} forbids what it does not know"
-            return [self._said(Rule.PROPERTY, reason)]
+            reason = f"{self.writer.name} may write it; {self.reader.name} forbids unknown properties"
+            return [self._difference(Rule.PROPERTY, reason)]
         return self.differences(written, read)
 
     def _names(self, written: _Object, read: _Object) -> list[Difference]:
@@ -799,7 +802,7 @@ class _Comparison:
         for name, node in sorted(written.properties.items()):
             if self.writer.branches(node) and not self._node_takes(read.names, name):
                 found.append(
-                    Difference("$" + _step(name), Rule.PROPERTY, f"{self.reader.name} takes no property of this name")
+                    Difference("$" + _step(name), Rule.PROPERTY, f"{self.reader.name} accepts no property of this name")
                 )
         if written.additional.raw is not False:
             names = written.names or _ANY_TEXT
@@ -816,7 +819,7 @@ class _Comparison:
         return any(self._takes(branch, value) for branch in self.reader.branches(read))
 
     def _takes(self, read: _Branch, value: Any) -> bool:
-        """Tell whether a reader surely takes one value."""
+        """Return whether a reader certainly accepts a value."""
         if isinstance(read, _Literal):
             return _same(read.value, value)
         if not any(_is_of(value, type_) for type_ in _FAMILIES[type(read)]):
@@ -848,7 +851,7 @@ _ANYTHING = {_Literal, _Number, _Text, _Array, _Object}
 
 
 def _is_within(ours: tuple[Fraction, bool], theirs: tuple[Fraction, bool], sign: int) -> bool:
-    """Tell whether our bound is as tight as theirs; `sign` is 1 for lower bounds, -1 for upper ones."""
+    """Return whether our bound is as tight as theirs; `sign` is 1 for lower bounds, -1 for upper ones."""
     mine, limit = ours[0] * sign, theirs[0] * sign
     return mine > limit or (mine == limit and (ours[1] or not theirs[1]))
 
@@ -864,7 +867,7 @@ def _is_as_tight(ours: str, theirs: str) -> bool:
 
 
 def _is_written(written: _Object, name: str) -> bool:
-    """Tell whether a property that need not be there is the tag of its type, which is written nevertheless."""
+    """Return whether an optional property is the tag of its type, which is always written."""
     raw = written.property(name).raw
     return isinstance(raw, dict) and "const" in raw and "default" in raw and _same(raw["const"], raw["default"])
 

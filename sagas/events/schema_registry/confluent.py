@@ -1,10 +1,10 @@
-"""A schema registry that speaks Confluent's HTTP API. Needs the extra `confluent`.
+"""A schema registry with Confluent's HTTP API. Needs the extra `confluent`.
 
-Compatibility is decided here, not there. Confluent's own rules for JSON Schema refuse every property that is added to a
-schema which does not forbid others, so a subject of JSON gets the level NONE; one of Avro gets that of this registry. A
-level that somebody has set is left as it is.
+This library decides about compatibility, not the server. Confluent's rules for JSON Schema reject every property added
+to a schema that does not forbid others. A JSON subject therefore gets the level NONE, an Avro subject the mode of this
+registry. An existing level is not changed.
 
-Two that register at once are told apart by the number that each asks for: the registry takes only the next one.
+Concurrent registrations are detected by the version number they ask for: the server accepts only the next number.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from sagas.events.schema_registry.registry import JSON, Format, Schema, SchemaRe
 __all__ = ["ConfluentSchemaRegistry"]
 
 _MEDIA = "application/vnd.schemaregistry.v1+json"
-#: What may go away by itself. Every request here may be repeated.
+#: Responses that may be temporary. Every request here can be repeated.
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 
 class ConfluentSchemaRegistry(SchemaRegistry):
-    """Keeps schemas in Confluent Schema Registry, or in one that is like it.
+    """Stores schemas in Confluent Schema Registry or a compatible server.
 
-    `url`: where it listens. `auth`: a user and password, or an API key and its secret. `timeout`: seconds to wait for
-    a connection, and for an answer. `retries`: how often a request is repeated when it fails in a way that may go away.
-    `ca_certs`: a file of certificates to trust. The rest is as for `SchemaRegistry`.
-    All methods raise `EventError` when the registry does not answer, or not as it should.
+    `url`: the address of the server. `auth`: a user and password, or an API key and secret. `timeout`: seconds to wait
+    for a connection and for a response. `retries`: how often a request is repeated after a temporary failure.
+    `ca_certs`: a file with trusted certificates. The other parameters are as for `SchemaRegistry`.
+    All methods raise `EventError` if the server does not answer, or answers unexpectedly.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ConfluentSchemaRegistry(SchemaRegistry):
     def revisions(self, subject: str) -> Sequence[Schema]:
         numbers = self._ask("GET", f"/subjects/{_quoted(subject)}/versions")
         found = [self._ask("GET", f"/subjects/{_quoted(subject)}/versions/{number}") for number in numbers or []]
-        return [self._schema(each) for each in found if each is not None]  # one may have been deleted meanwhile
+        return [self._schema(each) for each in found if each is not None]  # one may be deleted meanwhile
 
     def subjects(self) -> Sequence[str]:
         return sorted(self._ask("GET", "/subjects") or [])
@@ -85,7 +85,7 @@ class ConfluentSchemaRegistry(SchemaRegistry):
             level = Mode.NONE if schema.format == JSON.name else self.mode
             self._ask("PUT", config, {"compatibility": str(level)})
         number = self._next(path)
-        # Looked at once more after that: else the number could follow a revision that this one was not judged against.
+        # Checked again: otherwise the number could follow a revision that this schema was not compared with.
         if (self._ask("GET", path) or []) != [each.revision for each in before]:
             return None
         body = {"schema": canonical(schema.definition), "schemaType": schema.format.upper(), "version": number}
@@ -98,12 +98,12 @@ class ConfluentSchemaRegistry(SchemaRegistry):
         return self._confirm(schema, before)
 
     def _next(self, path: str) -> int:
-        numbers: list[int] = self._ask("GET", f"{path}?deleted=true") or [0]  # a deleted number is not given again
+        numbers: list[int] = self._ask("GET", f"{path}?deleted=true") or [0]  # deleted numbers are not reused
         return max(numbers) + 1
 
     def _schema(self, answer: Any) -> Schema:
         try:
-            format_ = str(answer.get("schemaType", "AVRO")).lower()  # which is left out for Avro
+            format_ = str(answer.get("schemaType", "AVRO")).lower()  # the server omits it for Avro
             text = answer["schema"]
             definition = text if format_ == "protobuf" else json.loads(text)
             return Schema(
@@ -115,10 +115,10 @@ class ConfluentSchemaRegistry(SchemaRegistry):
                 fingerprint=self.fingerprint(definition, format_),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EventError(f"{self.url}: this is no schema as Confluent's registry tells it: {answer!r}") from error
+            raise EventError(f"{self.url}: unexpected schema from the registry: {answer!r}") from error
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the answer; None for what is not there. Raises `SchemaRefused` for a schema that is not taken."""
+        """Return the response; None if the object does not exist. Raises `SchemaRefused` for a rejected schema."""
         where = f"{method} {self.url}{path}"
         try:
             response = self._http.request(method, self.url + path, body=None if body is None else json.dumps(body))
@@ -128,20 +128,20 @@ class ConfluentSchemaRegistry(SchemaRegistry):
             answer = json.loads(response.data)
         except ValueError as error:
             raise EventError(
-                f"{where}: answered {response.status} with what is not JSON. Is this a schema registry?"
+                f"{where}: the response {response.status} is not JSON. Check that this is a schema registry"
             ) from error
         if response.status < 300:
             return answer
-        told = answer if isinstance(answer, dict) else {}
-        code, message = told.get("error_code"), told.get("message", "")
+        details = answer if isinstance(answer, dict) else {}
+        code, message = details.get("error_code"), details.get("message", "")
         if response.status == 404 and code in _NOT_THERE:
             return None
         if response.status in (409, 422):
-            raise SchemaRefused(f"the schema registry refused: {where}: {code} {message}")
+            raise SchemaRefused(f"the schema registry rejected the request: {where}: {code} {message}")
         raise EventError(f"{where}: answered {response.status}: {code} {message}")
 
 
-#: Subject, version or schema not found, subject or version deleted, no level of compatibility of its own.
+#: Subject, version or schema not found, subject or version deleted, no compatibility level of its own.
 _NOT_THERE = frozenset({40401, 40402, 40403, 40404, 40406, 40408})
 
 

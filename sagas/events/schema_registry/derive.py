@@ -1,4 +1,4 @@
-"""JSON Schema of a message type: what its messages look like on the wire."""
+"""Derive the JSON Schema of a message type: the format of its messages at the broker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_of(message: MessageType | type) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a message type, or of the class that was declared as one.
+    """Return the JSON Schema (2020-12) of a message type or message class.
 
-    Raises `DefinitionError` when nothing was declared, `SchemaRefused` for a type that cannot be described.
+    Raises `DefinitionError` if the class is not a message, and `SchemaRefused` for a type without a JSON Schema.
 
     >>> from sagas.events import event
     >>> @event("orders.order.placed")
@@ -48,10 +48,10 @@ def describe(cls: type) -> dict[str, Any]:
 
 
 def _of_pydantic(cls: Any, template: str = "#/$defs/{model}") -> dict[str, Any]:
-    # Only where there is a model of pydantic's, which is the user's choice, is it imported.
+    # pydantic is imported only if the user has a pydantic model.
     from sagas.events.schema_registry.checks import Generator  # noqa: PLC0415
 
-    # With the names that are written: by default pydantic describes aliases, and writes the names of the fields.
+    # With the names that are written: by default pydantic describes aliases but writes field names.
     written: dict[str, Any] = cls.model_json_schema(
         by_alias=cls.model_config.get("serialize_by_alias", False), ref_template=template, schema_generator=Generator
     )
@@ -63,7 +63,7 @@ def _of_plain(cls: type) -> dict[str, Any]:
 
     def describe_model(type_: type) -> dict[str, Any]:
         if not is_pydantic(type_):
-            raise TypeError(f"a {type_.__qualname__} cannot be kept as JSON")
+            raise TypeError(f"a {type_.__qualname__} cannot be stored as JSON")
         name = re.sub(r"[^\w.-]", "_", f"{type_.__module__}.{type_.__qualname__}")
         if name not in models:
             model = _of_pydantic(type_, f"#/$defs/{name}.{{model}}")
@@ -84,7 +84,7 @@ def _of_plain(cls: type) -> dict[str, Any]:
 
 
 def _parts(type_: inspect.Type, found: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the types with fields that a type is made of, itself first."""
+    """Return the types with fields inside a type, starting with the type itself."""
     if hasattr(type_, "fields"):
         part: Any = type_
         if part.cls not in found:
@@ -112,8 +112,8 @@ def _inside(type_: inspect.Type) -> tuple[inspect.Type, ...]:
     return ()
 
 
-# What msgspec leaves out is added, so that a change of it can be seen: a moment without a time zone would be described
-# as any text, and the keys of a mapping not at all.
+# What msgspec leaves out is added, so that a change becomes visible: msgspec describes a datetime without a time zone
+# as any text, and does not describe the keys of a mapping.
 
 
 def _mend_fields(part: Any, schema: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def _mend_fields(part: Any, schema: dict[str, Any]) -> None:
         for each in part.fields:
             _mend(each.type, schema["properties"][each.encode_name])
     else:
-        tag = len(schema["prefixItems"]) - len(part.fields)  # an array that is tagged begins with its tag
+        tag = len(schema["prefixItems"]) - len(part.fields)  # a tagged array starts with its tag
         for each, item in zip(part.fields, schema["prefixItems"][tag:], strict=True):
             _mend(each.type, item)
 
@@ -153,7 +153,7 @@ def _bare(type_: inspect.Type) -> inspect.Type:
 
 
 def _branches(member: inspect.Type, schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the branch that describes a member of a union: it may have one text, one array and one mapping in it."""
+    """Return the branches that describe a member of a union, which has at most one text, array and mapping."""
     match _bare(member):
         case inspect.DateTimeType() | inspect.TimeType():
             kind = "string"
@@ -178,7 +178,7 @@ def _mend_moment(type_: inspect.DateTimeType | inspect.TimeType, schema: dict[st
 
 
 def _names(key: inspect.Type) -> dict[str, Any] | None:
-    """Return what the names in a mapping look like; None where msgspec has said it, or there is nothing to say."""
+    """Return the schema for a mapping's names; None if msgspec has described them, or they can be any text."""
     if isinstance(key, inspect.LiteralType):
         return {"enum": sorted(map(str, key.values))}
     if isinstance(key, inspect.EnumType):

@@ -1,8 +1,8 @@
 """A schema registry in AWS Glue. Needs the extra `glue`.
 
-Compatibility is decided here, not there: a JSON schema gets the mode NONE in Glue, one of Avro that of this registry.
-Glue cannot keep two from registering at once, save for the first revision. Of later ones it is found out afterwards:
-`register` raises `EventError` when the other one is not compatible, and a person has to delete one.
+This library decides about compatibility, not Glue: a JSON schema gets the mode NONE in Glue, an Avro schema the mode of
+this registry. Glue prevents concurrent registrations only of a first revision. For later ones, the conflict is detected
+afterwards: `register` raises `EventError` if the other revision is incompatible, and a person has to delete one.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _MODES: Mapping[Mode, str] = {
     Mode.FORWARD_TRANSITIVE: "FORWARD_ALL",
     Mode.FULL_TRANSITIVE: "FULL_ALL",
 }
-#: Seconds to wait for Glue to make up its mind about a revision, and between two looks.
+#: Seconds to wait for Glue to check a revision, and between two polls.
 _PATIENCE, _PAUSE = 30.0, 0.5
 
 
 class GlueSchemaRegistry(SchemaRegistry):
-    """Keeps schemas in a registry of AWS Glue, which must be there.
+    """Stores schemas in an existing AWS Glue registry.
 
-    `registry`: its name. `client`: a boto3 client of Glue; left out, one for the region and credentials that boto3
-    finds, with timeouts of 10 s and 3 attempts. The rest is as for `SchemaRegistry`.
-    All methods raise `EventError` when Glue does not answer, or refuses.
+    `registry`: its name. `client`: a boto3 Glue client; by default one for the region and credentials that boto3 finds,
+    with timeouts of 10 s and 3 attempts. The other parameters are as for `SchemaRegistry`.
+    All methods raise `EventError` if Glue does not answer or rejects a request.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class GlueSchemaRegistry(SchemaRegistry):
         give_up = time.monotonic() + _PATIENCE
         while status == "PENDING":
             if time.monotonic() > give_up:
-                raise EventError(f"{subject}: Glue has not decided about version {number} within {_PATIENCE:g} s")
+                raise EventError(f"{subject}: Glue did not finish checking version {number} within {_PATIENCE:g} s")
             time.sleep(_PAUSE)
             status = (self._version(subject, number) or {"Status": "FAILURE"})["Status"]
         if status != "AVAILABLE":
-            raise SchemaRefused(f"{subject}: Glue refused version {number} ({status}) by the mode that is set there")
+            raise SchemaRefused(f"{subject}: Glue rejected version {number} ({status}) in the mode that is set there")
 
     def _version(self, subject: str, number: int) -> Any:
         return self._unless_missing(
@@ -149,8 +149,9 @@ class GlueSchemaRegistry(SchemaRegistry):
         try:
             yield
         except ClientError as error:
-            told = error.response.get("Error", {})
-            raise EventError(f"{what}: Glue refused: {_code(error)}: {told.get('Message', '')}") from error
+            details = error.response.get("Error", {})
+            reason = f"{_code(error)}: {details.get('Message', '')}"
+            raise EventError(f"{what}: Glue rejected the request: {reason}") from error
         except BotoCoreError as error:
             raise EventError(f"{what}: Glue did not answer: {error}") from error
 

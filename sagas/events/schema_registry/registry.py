@@ -1,4 +1,4 @@
-"""What a schema registry is: revisions of definitions by subject, and the rules for a new one."""
+"""The interface of a schema registry: revisions of definitions by subject, and the rules for new ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sagas.events.schema_registry.derive import schema_of
 
 __all__ = ["JSON", "Format", "Schema", "SchemaRegistry", "canonical"]
 
-#: How often a registration is tried again because somebody else registered the same subject meanwhile.
+#: How often a registration is retried because another process registered the same subject meanwhile.
 _ATTEMPTS = 8
 
 
@@ -26,7 +26,7 @@ class Schema:
     """One revision of a subject. It never changes."""
 
     subject: str  #: a message type and its version: orders.order.placed.v1
-    revision: int  #: rises with each change within the version; from 1
+    revision: int  #: rises with each change within a version; from 1
     format: str
     definition: Any = field(repr=False)
     owner: str  #: the service that may register revisions
@@ -34,28 +34,28 @@ class Schema:
 
 
 class Format(Protocol):
-    """A language that definitions are written in."""
+    """A language for definitions."""
 
     @property
     def name(self) -> str: ...
 
     def subject(self, declared: MessageType) -> str:
-        """Return where definitions of a message type are kept. One subject has one format."""
+        """Return the subject of a message type's definitions. A subject has one format."""
 
     def derive(self, declared: MessageType) -> Any:
-        """Describe a message type. Raises `SchemaRefused` when that cannot be done."""
+        """Describe a message type. Raises `SchemaRefused` if that is impossible."""
 
     def normal(self, definition: Any) -> Any:
-        """Return a definition in the one form that all ways to write it share."""
+        """Return the normal form of a definition, which is the same for all ways to write it."""
 
     def compare(
         self, writer: Any, reader: Any, writer_name: str = "the writer", reader_name: str = "the reader"
     ) -> tuple[Difference, ...]:
-        """Return what a writer may write that a reader does not take; see `compatibility.compare`."""
+        """Return what a writer may write that a reader does not accept; see `compatibility.compare`."""
 
 
 class _JsonSchema:
-    """JSON Schema, which is what messages of this library are written in."""
+    """JSON Schema, the language for this library's messages."""
 
     name = "json"
 
@@ -66,7 +66,7 @@ class _JsonSchema:
         return schema_of(declared)
 
     def normal(self, definition: Any) -> Any:
-        return definition  # the order of keys is seen to by `canonical`
+        return definition  # `canonical` sorts the keys
 
     def compare(
         self, writer: Any, reader: Any, writer_name: str = "the writer", reader_name: str = "the reader"
@@ -74,35 +74,35 @@ class _JsonSchema:
         return compatibility.compare(writer, reader, writer_name, reader_name)
 
 
-#: JSON Schema, which is what messages of this library are written in.
+#: JSON Schema, the language for this library's messages.
 JSON: Format = _JsonSchema()
 
 
 def canonical(definition: Any) -> str:
-    """Return a definition as JSON text that is the same however its keys were ordered."""
+    """Return a definition as JSON text, independent of the order of its keys."""
     return json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class SchemaRegistry(abc.ABC):
-    """Keeps the revisions of the definition of each subject, and refuses those that would break readers or writers.
+    """Stores the revisions of each subject's definition, and rejects those that would break readers or writers.
 
-    A subject is a message type with its version. A change within a version must be compatible, as `mode` says; one that
-    is not becomes a new version, which is a new subject.
+    A subject is a message type with its version. A change within a version must be compatible according to `mode`. An
+    incompatible change needs a new version, which is a new subject.
 
-    `mode`: which readers must be able to read which writers. The default is the one under which events that are stored
-        or on their way can be read by all code, old and new.
-    `formats`: the languages that definitions may be written in.
+    `mode`: which readers must be able to read which writers. With the default, all code, old and new, can read events
+        that are stored or in transit.
+    `formats`: the languages that definitions may use.
     """
 
     def __init__(self, *, mode: Mode = Mode.FULL_TRANSITIVE, formats: Iterable[Format] = (JSON,)) -> None:
         self.mode = mode
         self.formats: Mapping[str, Format] = {each.name: each for each in formats}
 
-    # -- what a backend does --------------------------------------------------------------------------------------
+    # -- implemented by each backend ------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def revisions(self, subject: str) -> Sequence[Schema]:
-        """Return every revision of a subject, oldest first; none when there is no such subject."""
+        """Return every revision of a subject, oldest first; none if the subject does not exist."""
 
     @abc.abstractmethod
     def subjects(self) -> Sequence[str]:
@@ -112,36 +112,36 @@ class SchemaRegistry(abc.ABC):
     def _write(self, schema: Schema, before: Sequence[Schema]) -> int | None:
         """Add a revision that was found to follow `before`, and return its number.
 
-        Returns None when somebody else was quicker: then it is judged anew.
+        Returns None if another process was faster: the revision is then judged again.
         """
 
-    # -- what all of them do --------------------------------------------------------------------------------------
+    # -- shared by all backends -----------------------------------------------------------------------------------
 
     def latest(self, subject: str) -> Schema | None:
-        """Return the newest revision of a subject; None when there is no such subject."""
+        """Return the newest revision of a subject; None if the subject does not exist."""
         found = self.revisions(subject)
         return found[-1] if found else None
 
     def format(self, name: str) -> Format:
-        """Return a format by its name. Raises `ConfigurationError` when this registry was not given it."""
+        """Return a format by its name. Raises `ConfigurationError` if this registry does not have it."""
         if name not in self.formats:
             raise ConfigurationError(
-                f"this registry knows no format {name!r}, only {', '.join(self.formats)}: give it formats=[...]"
+                f"this registry has no format {name!r}, only {', '.join(self.formats)}. Pass it in formats=[...]"
             )
         return self.formats[name]
 
     def fingerprint(self, definition: Any, format: str) -> str:  # noqa: A002
-        """Return what is the same for two definitions that say the same."""
+        """Return a hash that is the same for two equivalent definitions."""
         known = self.formats.get(format)
         normal = known.normal(definition) if known else definition
         return hashlib.sha256(canonical(normal).encode()).hexdigest()
 
     def register(self, subject: str, definition: Any, owner: str, *, format: str = "json") -> int:  # noqa: A002
-        """Add a revision, unless the subject has it already, and return its number.
+        """Add a revision, unless the subject already has it, and return its number.
 
         `owner`: the service that registers it: the first word of the subject.
-        Raises `SchemaRefused`, with each place and reason, when it is not compatible or not the owner's; `EventError`
-        when the registry does not answer.
+        Raises `SchemaRefused`, with each place and reason, if it is incompatible or not the owner's, and `EventError`
+        if the registry does not answer.
         """
         for _ in range(_ATTEMPTS):
             before = self.revisions(subject)
@@ -160,7 +160,8 @@ class SchemaRegistry(abc.ABC):
             if written is not None:
                 return written
         raise EventError(
-            f"{subject}: {_ATTEMPTS} times somebody else registered a revision meanwhile. Let one process register"
+            f"{subject}: another process registered a revision meanwhile, {_ATTEMPTS} times in a row. Let one process "
+            "register schemas"
         )
 
     def judge(
@@ -172,9 +173,9 @@ class SchemaRegistry(abc.ABC):
         *,
         format: str = "json",  # noqa: A002
     ) -> int | None:
-        """Return the number of the revision that this definition already is, or None for one that may be added.
+        """Return the number of the revision that already has this definition, or None if it may be added.
 
-        Raises `SchemaRefused` for one that may not.
+        Raises `SchemaRefused` if it may not.
         """
         context = subject.partition(".")[0]
         if owner != context:
@@ -186,7 +187,8 @@ class SchemaRegistry(abc.ABC):
         compatibility.check_depth(definition, subject)
         if before and before[-1].format != format:
             raise SchemaRefused(
-                f"{subject}: its revisions are {before[-1].format}, this one is {format}. One subject has one format"
+                f"{subject}: its revisions are in {before[-1].format}, but this one is in {format}. A subject has one "
+                "format"
             )
         known = self.fingerprint(definition, format)
         for each in before:
@@ -199,25 +201,25 @@ class SchemaRegistry(abc.ABC):
             raise SchemaRefused(
                 f"{subject}: not {self.mode} compatible.\n"
                 + "\n".join(f"  {difference}" for difference in found)
-                + "\nMake the change in a way that is, or raise the version of the message"
+                + "\nMake the change compatible, or raise the version of the message"
             )
         return None
 
     def _confirm(self, schema: Schema, before: Sequence[Schema]) -> int:
-        """Find a revision that was just added by a registry that does not keep others from adding one meanwhile.
+        """Find a revision that was just added, in a registry that does not prevent concurrent additions.
 
-        Raises `EventError` when somebody did, and the two are not compatible: a person has to decide.
+        Raises `EventError` if another one was added and the two are incompatible: a person has to decide.
         """
         last = before[-1].revision if before else 0
         after = [each for each in self.revisions(schema.subject) if each.revision > last]
         mine = next((each for each in after if each.fingerprint == schema.fingerprint), None)
         if mine is None:
-            raise EventError(f"{schema.subject}: the registry took a revision, and does not have it")
+            raise EventError(f"{schema.subject}: the registry accepted a revision, but does not return it")
         others = [(each.revision, each.definition) for each in (*before, *after) if each.revision < mine.revision]
         found = compatibility.check(schema.definition, others, self.mode, self.format(schema.format).compare)
         if found:
             raise EventError(
-                f"{schema.subject}: revision {mine.revision} was registered at the same time as another, and is not "
+                f"{schema.subject}: revision {mine.revision} was registered at the same time as another one and is not "
                 f"{self.mode} compatible with it: {found[0]}. Delete one of them in the registry"
             )
         return mine.revision

@@ -1,4 +1,4 @@
-"""What the message types of this code mean for a registry: what is new, what may change, and what would break."""
+"""Compare this code's message types with a registry: what is new, what may change, and what would break."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["Finding", "ReviewResult", "register", "review"]
 
 
 class ReviewResult(enum.StrEnum):
-    """What becomes of a message type."""
+    """The result for a message type."""
 
     NEW = "new"  #: its first revision would be registered
     CHANGED = "changed"  #: a new revision would be registered
     UNCHANGED = "unchanged"
     REFUSED = "refused"  #: it would break readers or writers
-    READABLE = "readable"  #: of another owner: this code reads all that was registered
-    UNREADABLE = "unreadable"  #: of another owner: this code cannot read what may be written
+    READABLE = "readable"  #: of another owner: this code reads all registered revisions
+    UNREADABLE = "unreadable"  #: of another owner: this code cannot read everything that may be written
     UNKNOWN = "unknown"  #: of another owner, who has not registered it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One message type, held against the registry."""
+    """The comparison of one message type with the registry."""
 
     declared: MessageType
     subject: str
     verdict: ReviewResult
-    revision: int | None = None  #: the one that it is, or would become
+    revision: int | None = None  #: its current number, or the number it would get
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -52,10 +52,10 @@ def review(
     owners: Iterable[str],
     format: str = "json",  # noqa: A002
 ) -> list[Finding]:
-    """Say what `register` would do with these types. Changes nothing.
+    """Return what `register` would do with these types. Changes nothing.
 
-    `owners`: the services that this code is. Types of others are only read here: each registered revision must be
-    readable.
+    `owners`: the services of this code. Types of other services are only read here: this code must be able to read each
+    registered revision.
     """
     own, how = set(owners), registry.format(format)
     return [_review(declared, registry, own, how) for declared in types]
@@ -68,14 +68,14 @@ def register(
     owners: Iterable[str],
     format: str = "json",  # noqa: A002
 ) -> list[Finding]:
-    """Register the types of these owners, and say what became of each. One that is refused does not stop the others."""
+    """Register the types of these owners, and return the result for each. A rejected type does not stop the others."""
     found = []
     for finding in review(types, registry, owners=owners, format=format):
         if finding.verdict in (ReviewResult.NEW, ReviewResult.CHANGED):
             definition = registry.format(format).derive(finding.declared)
             try:
                 registry.register(finding.subject, definition, finding.declared.context, format=format)
-            except SchemaRefused as error:  # somebody else registered another revision meanwhile
+            except SchemaRefused as error:  # another process registered a revision meanwhile
                 finding = Finding(  # noqa: PLW2901
                     declared=finding.declared,
                     subject=finding.subject,
@@ -135,20 +135,20 @@ def _judge_foreign(
 
 
 def _warnings(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:
-    with suppress(SchemaRefused):  # which is said elsewhere
+    with suppress(SchemaRefused):  # reported elsewhere
         yield from uncompared(schema_of(declared))
     yield from _about_versions(declared, registry, how)
 
 
 def _about_versions(declared: MessageType, registry: SchemaRegistry, how: Format) -> Iterator[str]:
-    """Hold the old versions against the upcasters: messages of them may be stored, or on their way."""
+    """Compare the old versions with the upcasters: messages in these versions may be stored or in transit."""
     for version in range(1, declared.version):
         subject = how.subject(replace(declared, version=version))
         count = len(registry.revisions(subject))
         if version in declared.upcasters and not count:
-            yield f"an upcaster leads from version {version}, which is not registered as {subject}"
+            yield f"an upcaster reads version {version}, which is not registered as {subject}"
         elif version not in declared.upcasters and count:
             yield (
-                f"no upcaster leads from version {version}, of which {count} "
-                f"{'revision is' if count == 1 else 'revisions are'} registered: messages of it cannot be read here"
+                f"no upcaster reads version {version}, although {count} of its "
+                f"{'revisions is' if count == 1 else 'revisions are'} registered: this code cannot read its messages"
             )

@@ -1,4 +1,4 @@
-"""A schema registry in a SQL database: PostgreSQL, MySQL or MariaDB, SQLite."""
+"""A schema registry in a SQL database: PostgreSQL, MySQL, MariaDB or SQLite."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _COLUMNS = [event_schemas.c[name] for name in ("subject", "revision", "format", 
 
 
 class SqlSchemaRegistry(SchemaRegistry):
-    """Keeps schemas in the table `events_schema`.
+    """Stores schemas in the table `events_schema`.
 
-    `engine`: a database that `celery -A yourapp sagas db upgrade` has brought up to date. The rest is as for
-    `SchemaRegistry`. All methods raise `StoreUnavailable` when the database does not answer.
+    `engine`: a database whose tables `celery -A yourapp sagas db upgrade` has created. The other parameters are as for
+    `SchemaRegistry`. All methods raise `StoreUnavailable` if the database does not answer.
 
     >>> from sagas import SqlStore
     >>> store = SqlStore("sqlite://")
@@ -60,7 +60,7 @@ class SqlSchemaRegistry(SchemaRegistry):
         try:
             with translated(self.engine), self.engine.begin() as connection:
                 connection.execute(insert(event_schemas), row)
-        except IntegrityError:  # the key: somebody else has just taken this number
+        except IntegrityError:  # the primary key: another process has just used this number
             return None
         return schema.revision
 

@@ -303,7 +303,7 @@ class InTransactions(Committing):
         with Session(engine()) as outer, Session(engine()) as inner:
             outer.execute(text("select 1"))
             inner.execute(text("select 1"))
-            with self.assertRaisesMessage(ConfigurationError, "end them in reverse order"):
+            with self.assertRaisesMessage(ConfigurationError, "End them in reverse order"):
                 outer.commit()
         assert not connection.in_atomic_block
 
@@ -386,7 +386,7 @@ class Refusals(Committing):
                 if connection.vendor != "postgresql":  # the others go on
                     transaction.set_rollback(True)
                 with self.assertRaisesRegex(
-                    DatabaseError, "put what may fail into an atomic block of its own"
+                    DatabaseError, "put code that may fail into its own atomic block"
                 ) as caught:
                     call()
                 assert isinstance(caught.exception, StoreRefused)
@@ -464,7 +464,7 @@ class InOneTransaction(TestCase):
         for inline in (Inline(), Inline(store)):
             handle = inline.start(place_order, given("1"))
             assert handle.status is SagaStatus.STUCK, "its compensation is refused, too"
-            assert "In tests: Inline(sagas.store)" in (handle.error or "")
+            assert "In tests use Inline(sagas.store)" in (handle.error or "")
         assert not Effect.objects.exists()
 
     def test_the_tables_are_read_and_not_written(self) -> None:
@@ -641,11 +641,11 @@ class InTheAdmin(TestCase):
     def test_many_at_once(self) -> None:
         chosen = {"action": "skip", "_selected_action": [self.stuck.id, self.done.id]}
         asked = self.client.post("/admin/sagas/saga/", chosen).content.decode()
-        assert "Kept in the saga&#x27;s history" in asked
+        assert "Recorded in the saga&#x27;s history" in asked
         assert self.stuck.record.step("charge").status == "STUCK"
         answer = self.client.post("/admin/sagas/saga/", {**chosen, "reason": "written off"}, follow=True)
         page = answer.content.decode()
-        assert "done to 1 of 2 sagas" in page
+        assert "1 of 2 sagas done" in page
         assert "none of its steps is stuck" in page
         assert self.stuck.status is SagaStatus.RUNNING
         assert LogEntry.objects.count() == 1
@@ -728,12 +728,12 @@ class Tables(Committing):
         for database in ("default", "other"):
             said = StringIO()
             call_command("dumpdata", database=database, stdout=(dump := StringIO()), stderr=said)
-            assert "leaves out the tables of sagas" in said.getvalue()
+            assert "excludes the tables of sagas" in said.getvalue()
             dumps.append(dump.getvalue())
         assert {row["model"].split(".")[0] for row in json.loads(dumps[0])} >= {"orders"}
         assert '"sagas.' not in dumps[0]
         for label in ("sagas", "sagas.Step"):
-            with self.assertRaisesMessage(CommandError, "sagas are no fixtures"):
+            with self.assertRaisesMessage(CommandError, "sagas cannot be fixtures"):
                 call_command("dumpdata", label, stdout=StringIO())
         with TemporaryDirectory() as folder:
             fixture = Path(folder) / "made_elsewhere.json"

@@ -144,7 +144,7 @@ class WhateverIsAsked(_Pages):
     def test_sagas_that_are_gone_are_not_all_sagas(self) -> None:
         posted = {"action": "skip", "_selected_action": "0190-gone", "reason": "x"}
         answer = self.client.post("/admin/sagas/saga/", posted, follow=True)
-        assert "None of the selected sagas is there any more" in answer.content.decode()
+        assert "None of the selected sagas exists any more" in answer.content.decode()
         assert self.stuck.status is SagaStatus.STUCK
 
     def test_a_result_is_json_that_can_be_kept(self) -> None:
@@ -180,7 +180,7 @@ class WhatIsShown(_Pages):
         steps = page.context["steps"]
         assert [(step["name"], step["attempts"]) for step in steps] == [("reserve", 1), ("charge", 2), ("confirm", "")]
         assert steps[2]["badge"] == ""
-        assert "not begun" in page.content.decode()
+        assert "not started" in page.content.decode()
 
     def test_dates_are_those_of_django(self) -> None:
         with translation.override("de"), timezone.override(timezone.get_fixed_timezone(timedelta(hours=5))):

@@ -1,4 +1,4 @@
-// Keeps #sagas-live up to date: asks for the same page again, and puts the new element in the place of the old one.
+// Keeps #sagas-live up to date: requests the same page again and replaces the old element with the new one.
 (function () {
     "use strict";
 
@@ -12,12 +12,12 @@
     var good = new Date();
 
     function busy() {
-        // Whoever marks text to copy it is not to lose it.
-        var marked = window.getSelection();
-        return document.hidden || (marked && !marked.isCollapsed);
+        // Do not lose text that the user has selected to copy.
+        var selection = window.getSelection();
+        return document.hidden || (selection && !selection.isCollapsed);
     }
 
-    function swap(page) {
+    function replace(page) {
         var fresh = new DOMParser().parseFromString(page, "text/html").getElementById("sagas-live");
         if (!fresh) {
             throw new Error("you may have to log in again: reload the page");
@@ -40,27 +40,27 @@
         }
     }
 
-    function tell(problem) {
+    function warn(problem) {
         stale.hidden = !problem;
         stale.textContent = problem ? "Not up to date since " + good.toLocaleTimeString() + ": " + problem : "";
     }
 
-    async function look() {
+    async function refresh() {
         if (!busy()) {
             try {
                 var answer = await fetch(location.href, {cache: "no-cache", credentials: "same-origin"});
                 if (!answer.ok) {
-                    throw new Error("the answer was " + answer.status);
+                    throw new Error("the response was " + answer.status);
                 }
-                swap(await answer.text());
+                replace(await answer.text());
                 good = new Date();
-                tell("");
+                warn("");
             } catch (error) {
-                tell(error.message);
+                warn(error.message);
             }
         }
-        setTimeout(look, pause);
+        setTimeout(refresh, pause);
     }
 
-    setTimeout(look, pause);
+    setTimeout(refresh, pause);
 }());

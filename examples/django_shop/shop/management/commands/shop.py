@@ -1,4 +1,4 @@
-"""`manage.py shop`: the tables, some products, a worker that is started again when it dies, and the site."""
+"""`manage.py shop`: create tables and products, and run the site and a worker that is restarted when it dies."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         worker = Worker()
         threading.Thread(target=worker.keep, daemon=True).start()
-        # A process of its own: it may end without a word to this one, and the worker must not outlive it.
+        # A separate process: it may end without notice, and the worker must not outlive it.
         site = subprocess.Popen(
             [sys.executable, "manage.py", "runserver", "--noreload", address], cwd=settings.BASE_DIR
         )
@@ -47,7 +47,7 @@ class Command(BaseCommand):
 
 
 class Worker:
-    """Does what a supervisor does in earnest."""
+    """Does what a supervisor does in production."""
 
     def __init__(self) -> None:
         self._over = threading.Event()

@@ -1,4 +1,4 @@
-"""`manage.py dumpdata`: Django's own, without the tables of sagas."""
+"""`manage.py dumpdata`: Django's command without the tables of sagas."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Command"]
 
 
 class Command(dumpdata.Command):
-    """Leaves sagas and events out of what it writes, and says so."""
+    """Excludes sagas and events from the dump, and prints a note about it."""
 
     def handle(self, *app_labels: str, **options: Any) -> Any:
-        """Do as Django does. Raises `CommandError` when sagas are asked for by name."""
+        """Dump data as Django does. Raises `CommandError` if sagas are named explicitly."""
         if asked := [label for label in app_labels if label.partition(".")[0] == "sagas"]:
             raise CommandError(f"{', '.join(asked)}: {WHY}")
         if not app_labels and "sagas" not in options["exclude"]:
             options["exclude"] = [*options["exclude"], "sagas"]
             if options["verbosity"]:
-                self.stderr.write("dumpdata leaves out the tables of sagas and events (--exclude sagas says so, too)")
+                self.stderr.write("dumpdata excludes the tables of sagas and events, as --exclude sagas does")
         return super().handle(*app_labels, **options)

@@ -1,4 +1,4 @@
-"""`manage.py sagas ...`: the commands of `celery -A yourapp sagas ...`, where Django's people look for them."""
+"""`manage.py sagas ...`: the commands of `celery -A yourapp sagas ...` as a Django command."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ __all__ = ["Command"]
 
 
 class Command(BaseCommand):
-    """Hands its arguments to the library's own command line."""
+    """Passes its arguments to the library's command line."""
 
-    help = "Look after sagas and events: the same commands as `celery -A yourapp sagas`."
+    help = "Manage sagas and events: the same commands as `celery -A yourapp sagas`."
     requires_system_checks = ()
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("args", nargs=argparse.REMAINDER)
 
     def run_from_argv(self, argv: Sequence[str]) -> None:
-        """Take all arguments but Django's own: `--help` and the like are for the commands below."""
+        """Parse only Django's own arguments: `--help` and the like belong to the subcommands."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--settings")
         parser.add_argument("--pythonpath")
         options, arguments = parser.parse_known_args(argv[2:])
         handle_default_options(options)
-        # As Django itself names the program; with the settings, so that what is copied finds the same database.
+        # The program name as Django shows it, with the settings, so that copied commands find the same database.
         program = Path(argv[0]).name
         words = ["python -m django" if program == "__main__.py" else program, "sagas"]
         words += [f"--settings={shlex.quote(options.settings)}"] if options.settings else []
         command.main(arguments, prog_name=" ".join(words), obj=_context())
 
     def handle(self, *arguments: str, **_: Any) -> None:
-        """Do what `call_command("sagas", ...)` asks for. Raises `CommandError`."""
+        """Run the command for `call_command("sagas", ...)`. Raises `CommandError`."""
         try:
             command.main(list(arguments), prog_name="manage.py sagas", obj=_context(), standalone_mode=False)
         except click.exceptions.Exit as end:
             if end.exit_code:
-                raise CommandError(f"ended with {end.exit_code}", returncode=end.exit_code) from end
+                raise CommandError(f"ended with exit code {end.exit_code}", returncode=end.exit_code) from end
         except click.ClickException as error:
             raise CommandError(error.format_message(), returncode=error.exit_code) from error
 
