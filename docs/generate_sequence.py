@@ -1,4 +1,4 @@
-"""Draw docs/turning-back.svg: one saga that turns back, from message to checkpoint. `python docs/generate_sequence.py`."""  # noqa: INP001, E501 - a script
+"""Draw docs/compensation.svg: one saga that compensates, from message to checkpoint. `python docs/generate_sequence.py`."""  # noqa: INP001, E501 - a script
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = [
     ("worker", "database", "payment FAILED", "save"),
     ("worker", "broker", "link_error: sagas.fail", "wake"),
     ("broker", "worker", "sagas.fail", "wake"),
-    ("worker", "database", "turn back: COMPENSATING, epoch 2", "save"),
+    ("worker", "database", "compensate: COMPENSATING, epoch 2", "save"),
     ("worker", "broker", "message: seat.compensate, epoch 2", "wake"),
     ("broker", "worker", "seat.compensate, epoch 2", "wake"),
     ("worker", "outside", "cancel the seat", "act"),
@@ -49,7 +49,7 @@ def drawing() -> str:
     size = f'width="{width}" height="{height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {width} {height}" role="img">',
-        "<title>A saga that turns back, from message to checkpoint</title>",
+        "<title>A saga that compensates, from message to checkpoint</title>",
         f"<style>{STYLE}</style>",
         '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
         '<path fill="context-stroke" d="M0 0 8 4 0 8z"/></marker>',
@@ -72,4 +72,4 @@ def drawing() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("turning-back.svg").write_text(drawing(), encoding="utf-8")
+    Path(__file__).with_name("compensation.svg").write_text(drawing(), encoding="utf-8")

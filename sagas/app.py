@@ -259,7 +259,7 @@ class Sagas(Generic[StoreT_co]):
         return self.orchestrator.result(record)
 
     def cancel(self, saga_id: str, reason: str = "cancelled", *, actor: str | None = None) -> SagaRecord:
-        """Turn a saga back. Raises `NotAllowed` when it can no longer be undone."""
+        """Cancel a saga: start compensating. Raises `NotAllowed` when it can no longer be undone."""
         return self._dispatch(self.orchestrator.cancel(saga_id, reason, actor))
 
     def retry(self, saga_id: str, step: str, *, reason: str, actor: str | None = None) -> SagaRecord:
@@ -282,7 +282,7 @@ class Sagas(Generic[StoreT_co]):
         )
 
     def mark_failed(self, saga_id: str, step: str, *, reason: str, actor: str | None = None) -> SagaRecord:
-        """Take a stuck pivot as not done, by hand, and turn the saga back. Raises `NotAllowed` for any other step."""
+        """Take a stuck pivot as not done, by hand, and start compensating. Raises `NotAllowed` for any other step."""
         return self._dispatch(self.orchestrator.repair(saga_id, step, Repair.FAILED, reason=reason, actor=actor))
 
     def resume(self, saga_id: str, *, reason: str, actor: str | None = None) -> SagaRecord:
@@ -293,7 +293,7 @@ class Sagas(Generic[StoreT_co]):
         return self._dispatch(self.orchestrator.resume(saga_id, reason, actor))
 
     def compensate(self, saga_id: str, *, reason: str, actor: str | None = None) -> SagaRecord:
-        """Turn a saga back, also one that is stuck at its pivot: that counts as not done.
+        """Compensate a saga, also one that is stuck at its pivot: the pivot counts as not done.
 
         Raises `NotAllowed` when it can no longer be undone.
         """

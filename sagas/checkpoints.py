@@ -41,7 +41,7 @@ class SagaStatus(enum.StrEnum):
     PENDING = "PENDING"  #: stored; no step has begun
     RUNNING = "RUNNING"  #: going forward
     COMPLETED = "COMPLETED"  #: every step is done
-    COMPENSATING = "COMPENSATING"  #: turned back; steps are being undone
+    COMPENSATING = "COMPENSATING"  #: steps are being compensated, last first
     COMPENSATED = "COMPENSATED"  #: everything that had begun is undone
     STUCK = "STUCK"  #: a person is needed
 
@@ -82,7 +82,7 @@ SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
     },
     SagaStatus.RUNNING: {
         SagaStatus.COMPLETED: "the last step is done",
-        SagaStatus.COMPENSATING: "turned back: a step failed or is in doubt, a timeout, a cancel",
+        SagaStatus.COMPENSATING: "compensation started: a step failed or is in doubt, a timeout, a cancel",
         SagaStatus.STUCK: "a step at or after the pivot is out of attempts",
     },
     SagaStatus.COMPENSATING: {
@@ -106,9 +106,9 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.WAITING: "reached, and there is nothing to begin",
         StepStatus.DONE: "the signal came before the wait began",
         StepStatus.FAILED: "could not be started",
-        StepStatus.IN_DOUBT: "the saga turned back between two attempts",
+        StepStatus.IN_DOUBT: "compensation started between two attempts",
         StepStatus.STUCK: "could not be started, at or after the pivot",
-        StepStatus.COMPENSATED: "the saga turned back between two attempts, with nothing to undo",
+        StepStatus.COMPENSATED: "compensation started between two attempts, with nothing to undo",
     },
     StepStatus.RUNNING: {
         StepStatus.DONE: "the action succeeded",
@@ -116,9 +116,9 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.SKIPPED: "its condition said no",
         StepStatus.PENDING: "the attempt failed or was lost, and another is due",
         StepStatus.FAILED: "the action raised TerminalError",
-        StepStatus.IN_DOUBT: "out of attempts, or it ended after the saga had turned back",
+        StepStatus.IN_DOUBT: "out of attempts, or it ended after compensation had started",
         StepStatus.STUCK: "out of attempts, at or after the pivot",
-        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATED: "compensation started, with nothing to undo",
     },
     StepStatus.WAITING: {
         StepStatus.DONE: "the signal, the completion or the moment came",
@@ -129,7 +129,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.DONE: {
         StepStatus.COMPENSATING: "its compensation is claimed",
-        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATED: "compensation started, with nothing to undo",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.FAILED: {
@@ -139,7 +139,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.IN_DOUBT: {
         StepStatus.COMPENSATING: "its compensation is claimed",
-        StepStatus.COMPENSATED: "the saga turned back and there is nothing to undo",
+        StepStatus.COMPENSATED: "compensation started, with nothing to undo",
         StepStatus.STUCK: "its compensation could not be started",
     },
     StepStatus.COMPENSATING: {
@@ -263,11 +263,11 @@ class SagaSummary:
     revision: int = 1  #: +1 at every save; a save of another revision changes nothing
     dispatches: int = 1  #: how often its messages were sent: by its start, by recovery, by operators
     idle_checks: int = 0  #: looks of recovery in a row that found nobody had begun the next step
-    error: str | None = None  #: why it turned back, or is stuck
+    error: str | None = None  #: why it compensates, or is stuck
     created_at: datetime
     updated_at: datetime
     stage_ready_at: datetime  #: since when the next stage waits for a worker
-    deadline: datetime | None = None  #: when it turns back unless it is past its pivot
+    deadline: datetime | None = None  #: when it starts compensating, unless it is past its pivot
     next_check_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  #: by name, in the order in which they were opened
 

@@ -313,7 +313,7 @@ class Saga(Generic[InputT]):
     `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
     pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
     version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
-    after which it turns back unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as
+    after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as
     events, see `sagas.events.lifecycle`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.

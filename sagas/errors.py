@@ -26,7 +26,7 @@
     ├── TransactionLost          a transaction was undone by an error that was caught; nothing was committed
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
-    ├── StepFailed               a step failed for good; the saga turns back
+    ├── StepFailed               a step failed for good; the saga compensates
     └── EventError               something about events and commands
         ├── InvalidMessage         it is not what its type declares, or no envelope at all
         ├── UnknownType            a stored event is of a type that was not given to its store

@@ -73,7 +73,7 @@ class SagaHandle:
 
     @property
     def error(self) -> str | None:
-        """Why the saga turned back or is stuck, if it did or is."""
+        """Why the saga compensates or is stuck; None if it does neither."""
         return self.record.error
 
     @property
@@ -133,7 +133,7 @@ class SagaHandle:
         self._operations.send_signal(self.id, name, payload, id=id, sender=sender, session=session)
 
     def cancel(self, reason: str = "cancelled") -> SagaStatus:
-        """Turn the saga back: what has begun is undone. Returns the status at once; `wait()` for the end.
+        """Cancel the saga: steps that have begun are compensated. Returns the status at once; `wait()` for the end.
 
         A saga that is already going back, or has been undone, stays as it is.
         Raises `NotAllowed` when it is completed, or at or past its pivot.

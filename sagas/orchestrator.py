@@ -395,7 +395,7 @@ class Orchestrator:
         )
 
     def report(self, saga_id: str, name: str, epoch: int) -> Next:
-        """link_error fired: turn the saga back, unless somebody has."""
+        """link_error fired: start compensating, unless that has happened."""
         return self._insist(
             lambda: self.change(
                 saga_id,
@@ -560,7 +560,7 @@ class Orchestrator:
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""
-        # Going backward the error says why it turned back, and that is worth more.
+        # While the saga compensates, its error says why, and that is worth more.
         if record.next_check_at is not None and record.direction is Direction.FORWARD and record.error != error:
             self.store.save(record, replace(record, error=error))
 

@@ -50,7 +50,7 @@ class _Plain:
         return text
 
     def decode(self, text: str, about: str) -> str:
-        # Read as JSON it would count as broken for good, and turn the saga back.
+        # Read as JSON it would count as broken for good, and the saga would compensate.
         if text.startswith(MARK):
             raise PayloadUnreadable(
                 f"{about} is encrypted, and this store has no codec: give it the one that the others have, "

@@ -110,7 +110,7 @@ class CheckpointStore(Protocol):
     def postpone(self, saga_id: str, seconds: float, why: str) -> str | None:
         """Keep a saga from recovery for so long, though its record may not be readable. Return its name.
 
-        `why`: becomes its error, unless that says why it turned back. None where there is no such saga.
+        `why`: becomes its error, unless that says why it compensates. None where there is no such saga.
         """
 
     def arrived(self, task: str, sent_at: datetime) -> None:

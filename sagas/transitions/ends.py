@@ -155,7 +155,7 @@ def _finished(case: Case) -> Case:
 
 def _get_stuck(case: Case, stage: tuple[StepRecord, ...]) -> Change:
     reason = case.reason(stage)
-    # Backward, the error says why it turned back; that its compensation is stuck, the step says.
+    # While it compensates, its error says why. That its compensation is stuck, the error of the step says.
     case = case.status(SagaStatus.STUCK, error=reason if case.forward else case.record.error)
     return case.done(Verdict.GO_AWAY, history=(case.entry(HistoryKind.STUCK, None, reason),))
 
@@ -181,7 +181,7 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
 
 
 def move_on(case: Case, change: Change) -> Change:
-    """Follow up on a change that nobody carries on: turn back, finish, dispatch what has no message, or wait."""
+    """Follow up on a change that no message carries on: compensate, finish, dispatch what has no message, or wait."""
     case = case.on(change.record)
     if case.record.status in AT_REST:
         return replace(change, verdict=Verdict.GO_AWAY)
@@ -267,7 +267,7 @@ def late_failure(case: Case, step: StepRecord, owner: str, direction: Direction,
 
 
 def late_success(case: Case, step: StepRecord, owner: str, result: str | None, error: str | None = None) -> Change:
-    """An action ended after the saga had turned back, and has or may have had its effect. It is undone, once more.
+    """An action ended after compensation had started, and has or may have had its effect. It is compensated once more.
 
     `result`: None where it is not known, since the action ended with `error`.
     """
@@ -296,11 +296,11 @@ def late_success(case: Case, step: StepRecord, owner: str, result: str | None, e
     case = case.set(step)
     if case.record.status is SagaStatus.COMPENSATED or (case.record.status is SagaStatus.STUCK and not case.stuck):
         case = case.status(SagaStatus.COMPENSATING, stage_ready_at=case.now)
-    return case.done(Verdict.DISPATCH, "landed after the saga had turned back", history, letters)
+    return case.done(Verdict.DISPATCH, "it ended after compensation had started", history, letters)
 
 
 def _late_for_good(case: Case, step: StepRecord, error: str | None) -> Change:
-    """An action without a compensation ended after the saga had turned back. For a pivot that takes a person."""
+    """An action without a compensation ended after compensation had started. Of a pivot, a person must decide."""
     note = "it came late, and there is nothing that undoes it"
     if error is not None:
         note = f"it ended late, nobody knows whether it had an effect, and there is nothing that undoes it: {error}"

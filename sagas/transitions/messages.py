@@ -154,7 +154,7 @@ def join(case: Case, name: str, epoch: int) -> Change:
 def report(case: Case, name: str, epoch: int) -> Change:
     """link_error fired for a step's task: look at the saga now instead of when recovery would.
 
-    Where the step recorded its own failure, the saga turns back. Where it did not, Celery lost it: a hard time limit,
+    Where the step recorded its own failure, the saga compensates. Where it did not, Celery lost it: a hard time limit,
     wrong arguments, a worker that died without redelivery. It is only a hint, and may be late, doubled or forged: it
     never ends a claim that is alive. Whoever died holding one loses it when its lease is over.
     """

@@ -15,7 +15,7 @@ __all__ = ["Repair", "cancel", "repair", "resume"]
 
 
 def cancel(case: Case, reason: str, actor: str | None = None) -> Change:
-    """Turn a saga back on request."""
+    """Start compensating on request."""
     record, pivot = case.record, case.saga.pivot
     if not case.forward:
         return case.refuse(f"already {record.status}")

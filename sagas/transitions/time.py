@@ -81,7 +81,7 @@ def not_sent(case: Case, why: str, *, broker_answers: bool) -> Change:
     for step in waiting:
         case = case.set(replace(step, sent_at=None, error=note))
     record = case.record
-    if case.forward:  # backward, the error says why it turned back
+    if case.forward:  # while it compensates, the error says why
         record = replace(record, error=note)
     history: tuple[HistoryEntry, ...] = ()
     if broker_answers:

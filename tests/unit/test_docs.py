@@ -253,4 +253,4 @@ Raises nothing.
 
 
 def test_the_sequence_is_drawn() -> None:
-    assert (ROOT / "docs" / "turning-back.svg").read_text() == drawing()
+    assert (ROOT / "docs" / "compensation.svg").read_text() == drawing()
