@@ -430,7 +430,7 @@ def test_what_has_turned_back_is_not_turned_back_again(operations: Operations, r
     for action in ("cancel", "compensate"):
         refused = run(action, stuck(operations, two_undos), "--reason", "x")
         assert refused.exit_code == 1
-        assert "has turned back already: it is STUCK; retry, skip or mark its stuck step" in refused.stdout
+        assert "has already started compensating: it is STUCK; retry, skip or mark its stuck step" in refused.stdout
 
 
 # -- who did what, and starting -------------------------------------------------------------------------------------
