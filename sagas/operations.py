@@ -123,7 +123,9 @@ class Operations:
         record = self.queries.summary(saga_id)
         if record.direction is Direction.BACKWARD:
             hint = "; retry, skip or mark its stuck step" if record.status is SagaStatus.STUCK else ""
-            raise NotAllowed(f"saga {record.name!r} ({saga_id}) has already started compensating: it is {record.status}{hint}")
+            raise NotAllowed(
+                f"saga {record.name!r} ({saga_id}) has already started compensating: it is {record.status}{hint}"
+            )
         return saga_id
 
     def _typed(self, record: SagaSummary, step: str, result: Any) -> Any:
