@@ -241,5 +241,5 @@ def test_what_their_sdk_writes_is_handled(wired: Wired, store: SqlStore) -> None
 
 
 def test_a_wire_that_there_is_not(store: SqlStore) -> None:
-    with pytest.raises(ConfigurationError, match="wire='avro' is none of 'envelope', 'structured', 'binary'"):
+    with pytest.raises(ConfigurationError, match="wire='avro' must be one of 'envelope', 'structured', 'binary'"):
         Events([], engine=store.engine, broker=MemoryBroker(), wire="avro")  # type: ignore[arg-type]

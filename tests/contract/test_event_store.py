@@ -109,7 +109,7 @@ def test_all_are_read_in_order(store: EventStore) -> None:
 @pytest.mark.parametrize("expected", [NO_STREAM, 1, 3])
 def test_another_version_is_a_conflict(store: EventStore, expected: int) -> None:
     store.append(None, "a", deposits(1, 2), expected=NO_STREAM)
-    with pytest.raises(WrongExpectedVersion, match="'a' was expected .* is at 2") as raised:
+    with pytest.raises(WrongExpectedVersion, match="'a' was expected .* is at version 2") as raised:
         store.append(None, "a", deposits(3), expected=expected)
     assert (raised.value.stream, raised.value.expected, raised.value.actual) == ("a", expected, 2)
     assert contents(store, "a") == [1, 2]
@@ -243,7 +243,7 @@ def test_old_versions_are_brought_up_and_stay_as_they_are(store: EventStore) -> 
         InCurrency(cents=6, currency="CHF"),
     ]
     with pytest.raises(
-        UnknownVersion, match=r"number 2 of 'a': .*version 2 of 'accounts.money.deposited'.*Readable: 1"
+        UnknownVersion, match=r"stream 'a' version 2: .*version 2 of 'accounts.money.deposited'.*Readable: 1"
     ):
         store.read("a")
     with store.engine.connect() as connection:
@@ -257,7 +257,7 @@ def test_unknown_types_are_named(store: EventStore) -> None:
         store.append(None, "a", [frozen], expected=ANY)
     EventStore(store.engine, [AccountFrozen]).append(None, "a", [frozen], expected=ANY)
     for read in (lambda: store.read("a"), store.read_all, lambda: store.load("a", lambda _s, _e: None, None)):
-        with pytest.raises(UnknownType, match=r"number 1 of 'a': its type 'accounts.account.frozen'"):
+        with pytest.raises(UnknownType, match=r"stream 'a' version 1: its type 'accounts.account.frozen'"):
             read()
 
 
@@ -265,7 +265,7 @@ def test_data_that_does_not_fit(store: EventStore) -> None:
     store.append(None, "a", deposits(5), expected=NO_STREAM)
     with store.engine.begin() as connection:
         connection.execute(update(schema.stored_events).values(data='{"cents":"five"}'))
-    with pytest.raises(InvalidMessage, match="number 1 of 'a'.*cents"):
+    with pytest.raises(InvalidMessage, match="stream 'a' version 1.*cents"):
         store.read("a")
 
 

@@ -144,7 +144,7 @@ def test_it_stops_at_an_event_that_it_cannot_handle(store: EventStore, what: Any
     assert projections.advance(projection) == 5
     position = store.read_all()[7].position
     for _ in range(2):
-        with pytest.raises(ProjectionStopped, match=f"lines 1 stopped at position {position}: .*number 3 of 's1'"):
+        with pytest.raises(ProjectionStopped, match=f"lines 1 stopped at position {position}: .*stream 's1' version 3"):
             projections.advance(projection)
     assert written(store, projection) == [0, 1, 2, 3, 4, 5, 6]  # all before it
     assert projections.catch_up(other) == 10  # it holds nobody else up
@@ -376,7 +376,7 @@ def test_events_know_their_store_and_projections(store: EventStore) -> None:
     events = Events([], engine=store.engine, broker=broker, store=store, projections=[projection])
     assert events.projections is not None
     assert list(events.projections.known.values()) == [projection]
-    with pytest.raises(DefinitionError, match="projection lines 1 has no events"):
+    with pytest.raises(DefinitionError, match="projection lines 1 has no event store"):
         Events([], engine=store.engine, broker=broker, projections=[projection])
 
 

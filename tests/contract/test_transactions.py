@@ -357,7 +357,7 @@ def test_a_step_may_use_savepoints(store: SqlStore, misdeed: Misdeed) -> None:
     assert "dan" not in names
 
 
-@pytest.mark.parametrize("own", [lambda store: begun(store.engine), lambda store: store.writing()])
+@pytest.mark.parametrize("own", [lambda store: begun(store.engine), lambda store: store.connections.writing()])
 def test_the_librarys_own_commits_are_commits(store: SqlStore, own: Callable[[SqlStore], Any]) -> None:
     def write(connection: Connection) -> None:
         connection.execute(insert(customers), {"name": "first"})
