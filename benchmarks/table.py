@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +23,11 @@ from tests.servers import Postgres
 
 OURS, BASE = "sagas_redis", "celery_chain"
 STEPS = ("reserve_stock", "authorize_card", "quote_shipping", "capture_payment")
-SAGA = """copy sagas_saga (id, name, version, key, shape, correlation_id, input, status, direction, epoch, revision,
+SAGA = """copy sagas_saga (id, name, version, key, outline, correlation_id, input, status, direction, epoch, revision,
 idle_checks, error, created_at, updated_at, stage_ready_at) from stdin"""
-STEP = (
-    """copy sagas_step (saga_id, name, status, position, failures, lost, result, started_at, finished_at) from stdin"""
-)
+STEP = """copy sagas_step (saga_id, seq, node, stage, kind, status, started_seq, failures, lost, result, started_at,
+finished_at) from stdin"""
+OUTLINE = json.dumps([{"step": name} for name in STEPS])
 
 #: Seconds for which a worker with nothing to do is watched.
 IDLE = 20.0
@@ -89,20 +90,22 @@ def _saga(saga_id: str, i: int, at: datetime) -> Sequence[Any]:
     status, direction, error = (
         ("COMPENSATED", "BACKWARD", "card declined") if _is_undone(i) else ("COMPLETED", "FORWARD", None)
     )
-    shape = " > ".join(STEPS)
-    return saga_id, name, 1, f"order-{i}", shape, saga_id, given, status, direction, 1, 9, 0, error, at, end, end
+    return saga_id, name, 1, f"order-{i}", OUTLINE, saga_id, given, status, direction, 1, 9, 0, error, at, end, end
 
 
 def _steps(saga_id: str, i: int, at: datetime) -> Iterable[Sequence[Any]]:
-    for position, name in enumerate(STEPS[: 2 if _is_undone(i) else None]):
-        began = at + timedelta(milliseconds=40 * position)
+    for stage, name in enumerate(STEPS[: 2 if _is_undone(i) else None]):
+        began = at + timedelta(milliseconds=40 * stage)
         result = f'{{"id":"{name}-{i}","at":"{began.isoformat()}"}}'
         status = "COMPENSATED" if _is_undone(i) else "DONE"
         yield (
             saga_id,
+            stage + 1,
             name,
+            stage,
+            "step",
             status,
-            position + 1,
+            stage + 1,
             int(i % 100 == 1),
             0,
             result,

@@ -6,6 +6,7 @@ the transactions that the library really made in the same round.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,9 @@ from sagas import SqlStore
 from tests.servers import Postgres
 
 START = """
-insert into sagas_saga (id, name, version, key, shape, correlation_id, input, status, direction, epoch, revision,
+insert into sagas_saga (id, name, version, key, outline, correlation_id, input, status, direction, epoch, revision,
                         idle_checks, created_at, updated_at, stage_ready_at, next_check_at)
-values (%(id)s, 'bench', 1, %(id)s, %(shape)s, %(id)s, '{"payload":""}', 'PENDING', 'FORWARD', 1, 0,
+values (%(id)s, 'bench', 1, %(id)s, %(outline)s, %(id)s, '{"payload":""}', 'PENDING', 'FORWARD', 1, 0,
         0, now(), now(), now(), now() + interval '30 s')
 """
 CHANGE = """
@@ -30,13 +31,14 @@ set status = %(status)s, revision = revision + 1, updated_at = now(), stage_read
 where id = %(id)s and revision = %(revision)s
 """
 CLAIM = """
-insert into sagas_step (saga_id, name, status, position, failures, lost, owner, lease_until, deadline, started_at)
-values (%(id)s, %(step)s, 'RUNNING', 1, 0, 0, %(id)s, now(), now(), now())
+insert into sagas_step (saga_id, seq, node, stage, kind, status, started_seq, failures, lost, owner, lease_until,
+                        deadline, started_at)
+values (%(id)s, %(seq)s, %(step)s, %(seq)s - 1, 'step', 'RUNNING', %(seq)s, 0, 0, %(id)s, now(), now(), now())
 """
 DONE = """
 update sagas_step set status = 'DONE', owner = null, lease_until = null, deadline = null, result = '0',
                       finished_at = now()
-where saga_id = %(id)s and name = %(step)s
+where saga_id = %(id)s and seq = %(seq)s
 """
 MOVE, FINISH = CHANGE.format("now() + interval '30 s'"), CHANGE.format("null")
 
@@ -46,7 +48,7 @@ class Contender(Base):
 
     def __init__(self, steps: int = 4) -> None:
         self.steps = steps
-        self.shape = " > ".join(f"step_{i}" for i in range(steps))
+        self.outline = json.dumps([{"step": f"step_{i}"} for i in range(steps)])
         self.server: Postgres | None = None
         self._writes = 0
 
@@ -58,7 +60,7 @@ class Contender(Base):
         self._connections = [psycopg.connect(url.replace("+psycopg", ""), autocommit=True) for _ in range(2)]
 
     def _saga(self, connection: psycopg.Connection[Any]) -> None:
-        values: dict[str, Any] = {"id": str(uuid.uuid4()), "shape": self.shape, "status": "RUNNING", "revision": -1}
+        values: dict[str, Any] = {"id": str(uuid.uuid4()), "outline": self.outline, "status": "RUNNING", "revision": -1}
 
         def commit(*statements: str) -> None:
             with connection.transaction():
@@ -68,7 +70,7 @@ class Contender(Base):
 
         commit(START)
         for number in range(self.steps):
-            values["step"] = f"step_{number}"
+            values |= {"step": f"step_{number}", "seq": number + 1}
             commit(MOVE, CLAIM)
             if number == self.steps - 1:
                 values["status"] = "COMPLETED"

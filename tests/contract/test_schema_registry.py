@@ -300,7 +300,9 @@ def test_the_level_of_a_subject_is_set_once(server: SchemaServer) -> None:
     registry.register(f"{PLACED}.avro", "string", "orders", format="avro")
     assert server.levels == {PLACED: "NONE", f"{PLACED}.avro": "FULL_TRANSITIVE"}
     server.levels[PLACED] = "BACKWARD"  # an operator's: then the server has a say too
-    with pytest.raises(SchemaRefused, match="rejected the request: POST .* 409 Schema being registered is incompatible"):
+    with pytest.raises(
+        SchemaRefused, match="rejected the request: POST .* 409 Schema being registered is incompatible"
+    ):
         registry.register(PLACED, ADDED, "orders")
     assert server.levels[PLACED] == "BACKWARD"
 
