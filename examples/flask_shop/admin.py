@@ -47,7 +47,7 @@ def login() -> str | Response:
 
 
 @admin.get("/")
-def operations() -> str:
+def overview() -> str:
     operations = Operations(current_sagas())
     records = operations.queries.select(Filter(attention=True), with_steps=True, limit=50)
     rows = [

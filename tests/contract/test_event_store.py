@@ -179,7 +179,7 @@ def test_an_append_is_part_of_its_callers_transaction(store: EventStore) -> None
 def test_a_session_on_another_database(store: EventStore) -> None:
     with create_engine("sqlite://").connect() as connection:
         if store.engine.dialect.name != "sqlite":
-            with pytest.raises(ConfigurationError, match="the session is on sqlite"):
+            with pytest.raises(ConfigurationError, match="the session uses sqlite"):
                 store.append(connection, "a", deposits(1), expected=ANY)
 
 

@@ -70,7 +70,7 @@ def test_the_judge_sees_what_is_wrong(
     sagas = SimpleNamespace(
         find=find,
         load=lambda _: record,
-        store=SimpleNamespace(history=lambda _: entries),
+        store=SimpleNamespace(queries=SimpleNamespace(history=lambda _: entries)),
         orchestrator=SimpleNamespace(definition=lambda _: definition),
     )
     verdict = judge(cast("Any", sagas), tmp_path, {("line", "k"): ids}, [])

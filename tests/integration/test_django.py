@@ -98,7 +98,7 @@ def test_what_check_says(request: pytest.FixtureRequest, tmp_path: Path) -> None
     assert "CELERY_SAGAS_LEASE is '30', but must be a positive number of seconds" in wrong
     assert "CELERY_SAGAS_REDACT is 'card', but must be a list of field names" in wrong
     assert "CELERY_SAGAS_DATABASE is 'main', which is not in DATABASES" in said(CELERY_SAGAS_DATABASE="main")
-    assert "there is no Celery app: No module named 'nowhere'" in said(CELERY_SAGAS_APP="nowhere")
+    assert "there is no Celery app there: No module named 'nowhere'" in said(CELERY_SAGAS_APP="nowhere")
     assert "accept_content has 'pickle'" in said(CELERY_ACCEPT_CONTENT=["pickle"])
     broken = project(tmp_path, DATABASES=databases)
     apps = ["sagas.contrib.django", "django.contrib.contenttypes", "django.contrib.auth"]

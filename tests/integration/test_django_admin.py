@@ -93,7 +93,7 @@ def test_a_stuck_saga_is_found_and_retried(site: str, tmp_path: Path, width: int
         look("reason")
         reason.send_keys("the bank is back")
         click(By.CSS_SELECTOR, ".submit-row input[type=submit]")
-        wait.until(lambda d: "Retry charge: the saga is RUNNING now." in d.page_source)
+        wait.until(lambda d: "Retry charge: the saga is now RUNNING." in d.page_source)
         assert "the bank is back" in driver.page_source
         look("after")
         click(By.CSS_SELECTOR, ".historylink")

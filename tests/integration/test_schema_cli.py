@@ -78,7 +78,7 @@ def test_from_the_first_registration_to_a_new_version(run: Run) -> None:
     done = run("schema", "register", types=[placed(2, a=str)])
     assert done.exit_code == 0
     assert "new        orders.order.placed.v2 (revision 1)" in done.stdout
-    assert "warning: no upcaster leads from version 1" in done.stdout
+    assert "warning: no upcaster reads version 1" in done.stdout
     lines = run("schema", "list", types=[]).stdout.splitlines()
     assert [line.split()[:3] for line in lines] == [
         ["orders.order.placed.v1", "1", "json"],

@@ -471,7 +471,7 @@ class InOneTransaction(TestCase):
         handle = Inline(sagas.store).start(place_order, given("1", "broken_charge"))
         saga = Saga.objects.get(pk=handle.id)
         assert (str(saga.name), saga.status) == ("place_order", "STUCK")
-        assert Step.objects.filter(saga=saga, status="STUCK").get().name == "charge"
+        assert Step.objects.filter(saga=saga, status="STUCK").get().node == "charge"
         assert DeadLetter.objects.get().saga == saga
         for write in (saga.save, saga.delete, Saga.objects.all().delete, lambda: Saga.objects.update(status="x")):
             with self.assertRaises(NotAllowed):
@@ -716,10 +716,10 @@ class Tables(Committing):
         steps = list(Step.objects.filter(saga=handle.id))
         assert len(set(steps)) == len(steps) == 3
         for step in steps:
-            position, step.position = step.position, 0
+            seq, step.started_seq = step.started_seq, 0
             step.refresh_from_db()
-            assert step.position == position
-            assert steps.index(step) == steps.index(Step.objects.get(saga=handle.id, name=step.name))
+            assert step.started_seq == seq
+            assert steps.index(step) == steps.index(Step.objects.get(saga=handle.id, node=step.node))
 
     def test_sagas_are_not_in_dumps_and_are_not_loaded(self) -> None:
         Order.objects.create(number="1")

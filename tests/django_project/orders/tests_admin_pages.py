@@ -70,7 +70,7 @@ class NothingMaskedIsTold(_Pages):
         for more in ({"_facets": "True"}, {"o": "1"}, {"_popup": "1"}, {"q": "stuck"}):
             assert answer("input__contains", CARD[:4], **more)[0] == 400
         for lookup in (
-            "history__detail__contains", "dead_letters__error__regex", "caused_by__contains", "owner", "shape__regex",
+            "history__detail__contains", "dead_letters__error__regex", "caused_by__contains", "owner", "outline__regex",
             "name__regex", "key__iregex", "_to_field",
         ):  # fmt: skip
             assert answer(lookup, "input")[0] == 400, lookup
