@@ -238,9 +238,9 @@ def test_publishing_before_declaring_is_refused(seam: Seam) -> None:
 def test_a_queue_that_is_not_there_is_said_to_be_missing(seam: Seam) -> None:
     seam.declare(one=(PLACED,))
     reader = seam.reader("two")
-    with pytest.raises(BrokerUnavailable, match="declare it"):
+    with pytest.raises(BrokerUnavailable, match="Declare it"):
         reader.receive(1, 0.1)
-    with pytest.raises(BrokerUnavailable, match="declare it"):
+    with pytest.raises(BrokerUnavailable, match="Declare it"):
         seam.broker.depth(seam.name("two"))
     seam.declare(two=(PLACED,))
     seam.publish(message(1))

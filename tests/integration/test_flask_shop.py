@@ -193,7 +193,7 @@ def test_a_stuck_order_is_mended_at_the_desk(shop: Shop, chrome: Chrome) -> None
         until(chrome, "#bank input[name=away][value=yes]")
     chrome.find_element(By.NAME, "reason").send_keys("the bank is back")
     chrome.find_element(By.CSS_SELECTOR, "button[value='retry:capture_payment']").click()
-    assert "is RUNNING now" in until(chrome, ".flash")[0].text
+    assert "is now RUNNING" in until(chrome, ".flash")[0].text
     chrome.get(page)
     assert set(ends(chrome, "COMPLETED").values()) == {"DONE"}
 

@@ -215,7 +215,7 @@ class KafkaBroker:
         with _asked(self):
             for queue in {message.queue for message in messages if message.queue is not None}:
                 if not self.bindings.has(queue):
-                    raise NoHandler(f"there is no queue {queue!r} at {self!r}: declare it")
+                    raise NoHandler(f"there is no queue {queue!r} at {self!r}. Declare it")
             self._produce(records)
             return self.bindings.unheard(exchange, {message.topic for message in messages if message.queue is None})
 
@@ -332,7 +332,7 @@ class KafkaBroker:
         """Return the Kafka topics that a queue reads from."""
         bindings = [binding for binding in self.bindings.all() if binding.queue == queue]
         if not bindings:
-            raise BrokerUnavailable(f"there is no queue {queue!r} at {self!r}: declare it")
+            raise BrokerUnavailable(f"there is no queue {queue!r} at {self!r}. Declare it")
         return sorted({queue, *(binding.exchange for binding in bindings if binding.exchange)})
 
     def close(self) -> None:

@@ -619,7 +619,7 @@ class InTheAdmin(TestCase):
         assert self.stuck.status is SagaStatus.STUCK
         assert "stuck" in self.client.get(url).content.decode()
         answer = self.client.post(url, {"reason": "the bank is back"}, follow=True)
-        assert "Retry charge: the saga is RUNNING now." in answer.content.decode()
+        assert "Retry charge: the saga is now RUNNING." in answer.content.decode()
         entry = sagas.store.queries.history(self.stuck.id)[-1]
         assert entry.actor == "ann"
         assert "the bank is back" in entry.detail
@@ -635,13 +635,13 @@ class InTheAdmin(TestCase):
         url = f"/admin/sagas/saga/{self.stuck.id}/mark-done/do/?step=charge"
         assert "This is not JSON" in self.client.post(url, {"reason": "x", "result": "receipt-7"}).content.decode()
         answer = self.client.post(url, {"reason": "by hand", "result": '"receipt-7"'}, follow=True)
-        assert "the saga is RUNNING now" in answer.content.decode()
+        assert "the saga is now RUNNING" in answer.content.decode()
         assert self.stuck.record.step("charge").result == '"receipt-7"'
 
     def test_many_at_once(self) -> None:
         chosen = {"action": "skip", "_selected_action": [self.stuck.id, self.done.id]}
         asked = self.client.post("/admin/sagas/saga/", chosen).content.decode()
-        assert "Recorded in the saga&#x27;s history" in asked
+        assert "Kept in the saga&#x27;s history" in asked
         assert self.stuck.record.step("charge").status == "STUCK"
         answer = self.client.post("/admin/sagas/saga/", {**chosen, "reason": "written off"}, follow=True)
         page = answer.content.decode()

@@ -14,12 +14,14 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-_SAGA = sa.table("sagas_saga", sa.column("id"), sa.column("shape"), sa.column("outline"))
+_SAGA = sa.table("sagas_saga", *(sa.column(name, sa.String()) for name in ("id", "shape", "outline")))
 _STEP = sa.table(
-    "sagas_step", *(sa.column(name) for name in ("saga_id", "node", "seq", "stage", "status", "started_seq"))
+    "sagas_step",
+    *(sa.column(name, sa.String()) for name in ("saga_id", "node", "status")),
+    *(sa.column(name, sa.Integer()) for name in ("seq", "stage", "started_seq")),
 )
-_HISTORY = sa.table("sagas_history", sa.column("what"))
-_LETTER = sa.table("sagas_dead_letter", sa.column("resolution"))
+_HISTORY = sa.table("sagas_history", sa.column("what", sa.String()))
+_LETTER = sa.table("sagas_dead_letter", sa.column("resolution", sa.String()))
 
 #: Columns with new names: the table, the old name, the new name, the type, and whether it may be null.
 _RENAMED: tuple[tuple[str, str, str, Any, bool], ...] = (
