@@ -30,8 +30,7 @@ def test_tutorial(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_two_services(wheel: Path, tmp_path: Path, rabbitmq: RabbitMQ) -> None:
-    rabbitmq.forget("stock.reserve")
-    read(DOCS / "how-to" / "two-services.md", tmp_path, wheel, BROKER_URL=rabbitmq.url)
+    read(DOCS / "how-to" / "two-services.md", tmp_path, wheel, BROKER_URL=rabbitmq.virtual_host("two-services"))
 
 
 def test_flask(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
