@@ -27,7 +27,7 @@ from sagas.errors import (
     UnserialisableResult,
     WaitTimeout,
 )
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult, StartStatus
 from sagas.stores import SqlStore
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
     "Sagas",
     "SqlStore",
     "SagaHandle",
+    "StartResult",
+    "StartStatus",
     # reading it
     "SagaStatus",
     "StepStatus",

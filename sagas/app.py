@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -10,12 +10,13 @@ from celery import Celery
 from typing_extensions import TypeVar
 
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
+from sagas.bulk import start_many
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
@@ -145,6 +146,27 @@ class Sagas(Generic[StoreT_co]):
         if next_.verdict is Verdict.DISPATCH:
             self._dispatch(next_, session)
         return SagaHandle(next_.record.id, self)
+
+    def start_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> Sequence[StartResult]:
+        """See `Saga.start_many`."""
+        self._check(saga)
+        stored = start_many(self.orchestrator, saga, inputs, correlation_id=correlation_id, session=session)
+        if stored.observed:
+            self.store.after_commit(session, lambda: self._tell_started(stored.observed))
+        if stored.new:
+            self.store.after_commit(session, lambda: self.canvas.dispatch_many(stored.plans()))
+        return [StartResult.of(end, self) for end in stored.ends]
+
+    def _tell_started(self, records: Iterable[SagaRecord]) -> None:
+        for record in records:
+            self.observers.changed(None, record)
 
     def check(self) -> None:
         """Raise `ConfigurationError` when this app, with the settings that it has now, cannot carry its sagas."""

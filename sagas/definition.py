@@ -6,7 +6,7 @@ import inspect
 import random
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol
@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 from sagas.durations import finite_number, seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import allows_none, bare, describe, finish, look_at
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.outline import Outline, OutlineNode
 from sagas.text import is_clean
 from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
@@ -270,6 +270,15 @@ class _Starter(Protocol):
         session: Session | scoped_session[Any] | Connection | None,
     ) -> SagaHandle: ...
 
+    def start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+    ) -> Sequence[StartResult]: ...
+
 
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
@@ -346,9 +355,31 @@ class Saga(Generic[InputT]):
         database does not answer. A broker that does not answer is no error: the saga is stored, and recovery
         dispatches it.
         """
+        return self._registered().start(self, input, key=key, correlation_id=correlation_id, session=session)
+
+    def start_many(
+        self,
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        /,
+        *,
+        correlation_id: str | None = None,
+        session: Session | scoped_session[Any] | Connection | None = None,
+    ) -> Sequence[StartResult]:
+        """Store many new sagas in one transaction, dispatch them, and return what became of each, in order.
+
+        `inputs`: pairs of an input and its key, or inputs alone. They are stored as they come, in chunks, so that an
+            iterator may yield any number.
+        `session`: as of `start`. All sagas are stored in a savepoint of it.
+
+        An input that `start` would refuse is `REFUSED` and stops no other. Every other error, also one that the
+        iterable raises, leaves nothing stored: `StoreUnavailable` when the database does not answer.
+        """
+        return self._registered().start_many(self, inputs, correlation_id=correlation_id, session=session)
+
+    def _registered(self) -> _Starter:
         if self._starter is None:
             raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
-        return self._starter.start(self, input, key=key, correlation_id=correlation_id, session=session)
+        return self._starter
 
     def _bind_stages(self, stages: tuple[Step | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         fields = self._input_fields()

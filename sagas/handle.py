@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
 from sagas.durations import seconds
-from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
+from sagas.errors import SagaNotCompleted, StartError, StoreUnavailable, WaitTimeout
 
-__all__ = ["SagaHandle"]
+__all__ = ["SagaHandle", "StartResult", "StartStatus"]
 
 #: Seconds between two looks at the database while waiting: quick at first, then gentle.
 _FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
@@ -108,3 +110,28 @@ class SagaHandle:
         Raises `NotAllowed` when it is completed, or at or past its pivot.
         """
         return self._operations.cancel(self.id, reason).status
+
+
+class StartStatus(enum.StrEnum):
+    """What became of one input of `start_many`."""
+
+    STARTED = "STARTED"
+    EXISTING = "EXISTING"  #: a saga with this key and input was there before
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True)
+class StartResult:
+    """What `start_many` did with one of its inputs."""
+
+    status: StartStatus
+    handle: SagaHandle | None = None  #: of the saga that is started or was there; None where it was refused
+    error: StartError | None = None  #: why it was refused: `InvalidInput`, `PayloadTooLarge` or `KeyConflict`
+
+    @classmethod
+    def of(cls, end: tuple[str, bool] | StartError, operations: _Operations) -> StartResult:
+        """Return the result for the id of a saga and whether it is new, or for why it was refused."""
+        if isinstance(end, StartError):
+            return cls(StartStatus.REFUSED, error=end)
+        saga_id, new = end
+        return cls(StartStatus.STARTED if new else StartStatus.EXISTING, SagaHandle(saga_id, operations))

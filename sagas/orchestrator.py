@@ -172,6 +172,20 @@ class Orchestrator:
         session: Session | scoped_session[Any] | Connection | None,
     ) -> Next:
         """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
+        record = self.prepare(saga, given, key=key, correlation_id=correlation_id)
+        with self.observers.during(Start(record)) as start:
+            if start.traceparent is not None:
+                record = replace(record, traceparent=start.traceparent)
+            stored = self.store.insert(record, session)
+        if stored.id == record.id:
+            if self.observers:
+                self.store.after_commit(session, lambda: self.observers.changed(None, record))
+            return Next(Verdict.DISPATCH, "", record, plan(saga, record))
+        self.check_same(saga, record, stored)
+        return Next(Verdict.GO_AWAY, "it was started before", stored)
+
+    def prepare(self, saga: Saga, given: Any, *, key: str | None, correlation_id: str | None) -> SagaRecord:
+        """Return the record of a saga that is about to be stored. Raises `InvalidInput` and `PayloadTooLarge`."""
         text = self._encode_input(saga, given)
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
@@ -191,7 +205,7 @@ class Orchestrator:
                     "without white space around it, NUL or lone surrogates"
                 )
         now = self.store.now()
-        record = SagaRecord(
+        return SagaRecord(
             id=saga_id,
             name=saga.name,
             version=saga.version,
@@ -206,20 +220,16 @@ class Orchestrator:
             deadline=None if saga.timeout is None else now + timedelta(seconds=saga.timeout),
             next_check_at=now + timedelta(seconds=self.timing.redispatch_after),
         )
-        with self.observers.during(Start(record)) as start:
-            if start.traceparent is not None:
-                record = replace(record, traceparent=start.traceparent)
-            stored = self.store.insert(record, session)
-        if stored.id == saga_id:
-            if self.observers:
-                self.store.after_commit(session, lambda: self.observers.changed(None, record))
-            return Next(Verdict.DISPATCH, "", record, plan(saga, record))
+
+    @staticmethod
+    def check_same(saga: Saga, record: SagaRecord, stored: SagaRecord) -> None:
+        """Raise `KeyConflict` when the saga that has the key of `record` was started with another input."""
         # Compared as values: a default that was left out and one that was given are the same.
-        if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
+        if stored.input != record.input and not same(load(stored.input, saga.input), load(record.input, saga.input)):
             raise KeyConflict(
-                f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
+                f"saga {saga.name!r}: the key {record.key!r} belongs to {stored.id}, which was started with another "
+                "input"
             )
-        return Next(Verdict.GO_AWAY, "it was started before", stored)
 
     def _encode_input(self, saga: Saga, given: Any) -> str:
         where = f"saga {saga.name!r}, input"

@@ -49,6 +49,15 @@ class CheckpointStore(Protocol):
         Returns the saga that has this name and key: the given one, or the one that was there before it.
         """
 
+    def inserting(
+        self, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> AbstractContextManager[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        """Open what stores many new sagas, all or none: in a savepoint of the caller's transaction if one is given.
+
+        It is called with sagas of one name, each with a key of its own, and returns, for each of them, the saga that
+        has this name and key: the given one, or the one that was there before it.
+        """
+
     def after_commit(
         self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]
     ) -> None:

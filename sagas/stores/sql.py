@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -46,12 +46,12 @@ from sagas.checkpoints import (
 from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import AmbiguousSaga, ConfigurationError, PayloadUnreadable, SagaNotFound, StoreUnavailable
-from sagas.stores import gauges, lists, schema
+from sagas.stores import bulk, gauges, lists, schema
 from sagas.stores.codecs import PLAIN, Codec, input_of, result_of
 from sagas.stores.commits import Commits, own_session
 from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, open_engine, refused, translated
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
-from sagas.stores.transactions import Lent, check, let_go
+from sagas.stores.transactions import UNHEARD, Lent, begin_if_late, check, let_go, limit_idle
 from sagas.text import is_clean
 
 __all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
@@ -128,11 +128,14 @@ class SqlStore:
         own = own_session(session)
         with self._translated(limited=False):  # the caller's transaction may well wait for another's
             connection = own.connection() if isinstance(own, Session) else own
-            if connection.dialect.name != self.dialect:
-                raise ConfigurationError(
-                    f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
-                )
+            self._check_dialect(connection)
             return self._insert(connection, record)
+
+    def _check_dialect(self, connection: Connection) -> None:
+        if connection.dialect.name != self.dialect:
+            raise ConfigurationError(
+                f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
+            )
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
         if self.dialect == "postgresql":
@@ -143,14 +146,61 @@ class SqlStore:
 
     def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
         dialect = _DIALECTS[self.dialect]
-        row = _row(record, _SAGA_FIELDS)
-        row["input"] = self.codec.encode(record.input, input_of(record.id))
-        inserted = connection.execute(dialect.insert_or_keep, row).rowcount
+        inserted = connection.execute(dialect.insert_or_keep, self._saga_row(record)).rowcount
         if inserted == 1 and dialect.counts_inserts:
             return record
         # A locking read: the row that was in the way may be younger than this transaction's snapshot.
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
-        return saga_of(connection.execute(query.with_for_update(read=True)).mappings().one(), [], self.codec)
+        return self._saga_of(connection.execute(query.with_for_update(read=True)).mappings().one())
+
+    @contextmanager
+    def inserting(
+        self, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> Iterator[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        insert_or_keep = _DIALECTS[self.dialect].insert_or_keep
+        with self._bulk_transaction(session) as connection:
+
+            def insert_many(records: Sequence[SagaRecord]) -> Sequence[SagaRecord]:
+                with self._translated(limited=session is None):
+                    return bulk.insert_many(connection, insert_or_keep, records, self._saga_row, self._saga_of)
+
+            yield insert_many
+
+    @contextmanager
+    def _bulk_transaction(self, session: Session | scoped_session[Any] | Connection | None) -> Iterator[Connection]:
+        """Open a transaction for many sagas, or a savepoint in the caller's: an error must leave none of them."""
+        if session is not None:
+            own = own_session(session)
+            with self._translated(limited=False):
+                connection = own.connection() if isinstance(own, Session) else own
+                self._check_dialect(connection)
+                begin_if_late(connection)
+            with own.begin_nested():
+                # A session makes the savepoint only when it is asked for its connection.
+                yield own.connection() if isinstance(own, Session) else own
+            return
+        self._ask_time()  # twice if need be: the pool may hold connections from before the database's restart
+        with ExitStack() as ends:
+            with self._translated():
+                connection = ends.enter_context(self.engine.begin())
+                if self._owns(connection):  # the caller's iterable may take its time between two chunks
+                    ends.callback(limit_idle(connection, unheard=UNHEARD))
+            yield connection
+            with self._translated():
+                check(connection, "start_many")
+                ends.close()
+
+    def _owns(self, connection: Connection) -> bool:  # noqa: ARG002
+        """Tell whether a transaction of ours is no part of a larger one, whose pauses are somebody else's."""
+        return True
+
+    def _saga_row(self, record: SagaRecord) -> dict[str, Any]:
+        row = _row(record, _SAGA_FIELDS)
+        row["input"] = self.codec.encode(record.input, input_of(record.id))
+        return row
+
+    def _saga_of(self, row: RowMapping) -> SagaRecord:
+        return saga_of(row, [], self.codec)
 
     def after_commit(
         self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from sagas import transitions
+from sagas.bulk import start_many
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
 from sagas.durations import seconds, whole_number
@@ -22,7 +23,7 @@ from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.events.lifecycle import lifecycle_events
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.orchestrator import Next
 from sagas.plan import Plan
 from sagas.runner import Runner
@@ -97,11 +98,28 @@ class Inline:
 
         Raises what `Saga.start` raises; `NotAllowed` when a fault was asked for where the saga has no such step.
         """
-        for fault in self._faults:
-            fault.check(saga)
+        self._check_faults(saga)
         next_ = self.orchestrator.start(self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None)
         self._runner.finish(next_.record.id, next_.plan)
         return SagaHandle(next_.record.id, self)
+
+    def start_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+    ) -> Sequence[StartResult]:
+        """Start many sagas, run each of the new ones to its end, and return what became of each input, in order."""
+        self._check_faults(saga)
+        stored = start_many(self.orchestrator, self._shadow(saga), inputs, correlation_id=correlation_id, session=None)
+        for plan in stored.plans():
+            self._runner.finish(plan.saga_id, plan)
+        return [StartResult.of(end, self) for end in stored.ends]
+
+    def _check_faults(self, saga: Saga) -> None:
+        for fault in self._faults:
+            fault.check(saga)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
         """Have a step that is undone undone once more, as when its action reports its success only now."""

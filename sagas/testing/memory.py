@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,17 @@ class MemoryStore:
             raise _no_transactions()
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
+
+    @contextmanager
+    def inserting(
+        self, session: Session | scoped_session[Any] | Connection | None = None
+    ) -> Iterator[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        before = dict(self._records)
+        try:
+            yield lambda records: [self.insert(record, session) for record in records]
+        except BaseException:
+            self._records = before
+            raise
 
     def after_commit(
         self, session: Session | scoped_session[Any] | Connection | None, then: Callable[[], object]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
 Saga Step Parallel Pivot Retry StepContext TerminalError RetryableError
-Sagas SqlStore SagaHandle
+Sagas SqlStore SagaHandle StartResult StartStatus
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
 KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable

@@ -71,6 +71,9 @@ class _Refusing:
     def start(self, *_: Any, **__: Any) -> Any:
         return self._project.get()
 
+    def start_many(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
 
 def describe(failure: Exception) -> str:
     """Say what went wrong in one line."""

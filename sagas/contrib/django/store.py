@@ -75,6 +75,9 @@ class DjangoStore(SqlStore):
         with for_django(), super()._translated(limited=limited):
             yield
 
+    def _owns(self, connection: Connection) -> bool:
+        return is_outermost(connection)
+
     def _free_if_lost(self, connection: Connection) -> None:
         # Not in a block of the caller's, whose pauses are his own.
         if is_outermost(connection):

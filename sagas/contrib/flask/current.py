@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app, has_app_context
@@ -11,7 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sagas.app import Sagas
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: Where a session keeps what was started in its transaction.
 _STARTED = "sagas_started"
+
+#: How many of those that one call started it names.
+_MOST_NAMED = 3
 
 
 class AppSagas(Sagas[SqlStore]):
@@ -67,9 +71,29 @@ class _Current:
             return sagas.start(saga, input, key=key, correlation_id=correlation_id, session=session)
         own = sagas.db.session()
         handle = sagas.start(saga, input, key=key, correlation_id=correlation_id, session=own)
-        started = own.info.setdefault(_STARTED, [])
-        started.append((own.get_transaction(), f"{saga.name!r} ({handle.id})"))
+        _note_started(own, saga, [handle])
         return handle
+
+    def start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+    ) -> Sequence[StartResult]:
+        sagas = current_sagas()
+        if session is not None:
+            return sagas.start_many(saga, inputs, correlation_id=correlation_id, session=session)
+        own = sagas.db.session()
+        results = sagas.start_many(saga, inputs, correlation_id=correlation_id, session=own)
+        _note_started(own, saga, [each.handle for each in results if each.handle is not None][:_MOST_NAMED])
+        return results
+
+
+def _note_started(session: Session, saga: Saga, handles: Iterable[SagaHandle]) -> None:
+    started = session.info.setdefault(_STARTED, [])
+    started += [(session.get_transaction(), f"{saga.name!r} ({handle.id})") for handle in handles]
 
 
 _CURRENT = _Current()
