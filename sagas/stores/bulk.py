@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, String, Text, bindparam, cast, column, func, select
+from sqlalchemy.dialects import postgresql
 
 from sagas.checkpoints import SagaRecord
 from sagas.stores import schema
 
 __all__ = ["insert_many"]
+
+
+def _insert_arrays() -> Any:
+    """Build PostgreSQL's statement: an array for each column, so that its text is the same for any number of rows."""
+    arrays, columns = [], []
+    for each in schema.sagas.c:
+        # A cast to a shorter text would cut it, and say nothing.
+        kind = postgresql.ARRAY(Text() if isinstance(each.type, String) else each.type)
+        arrays.append(cast(bindparam(each.name, type_=kind), kind))
+        columns.append(column(each.name, each.type))
+    new = func.unnest(*arrays).table_valued(*columns, name="new").render_derived()
+    insertion = postgresql.insert(schema.sagas).from_select([each.name for each in columns], select(new))
+    return insertion.on_conflict_do_nothing(index_elements=("name", "key")).returning(schema.sagas.c.id)
+
+
+_INSERT_ARRAYS = _insert_arrays()
 
 
 def insert_many(
@@ -43,8 +60,9 @@ def _insert(
 ) -> set[str]:
     """Insert what is not there yet, and return the ids of what was inserted."""
     rows = [to_row(record) for record in records]
-    if connection.dialect.name == "postgresql":  # without RETURNING its driver would send the rows one by one
-        return set(connection.execute(insert_or_keep.returning(schema.sagas.c.id), rows).scalars())
+    if connection.dialect.name == "postgresql":
+        arrays = {name: [row[name] for row in rows] for name in rows[0]}
+        return set(connection.execute(_INSERT_ARRAYS, arrays).scalars())
     connection.execute(insert_or_keep, rows)
     ours = select(schema.sagas.c.id).where(schema.sagas.c.id.in_([record.id for record in records]))
     return set(connection.execute(ours).scalars())
