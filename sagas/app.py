@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -20,10 +20,13 @@ from sagas.handle import SagaHandle, StartResult
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
+from sagas.threads import THREADS
 from sagas.transitions import Repair, Timing, Verdict
+from sagas.waiting import Waiters
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
 
     from sagas.events import Events
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sagas"]
 
+T = TypeVar("T")
 #: Where sagas are kept; `Sagas(app, SqlStore(...)).store` is a `SqlStore` to type checkers too.
 StoreT_co = TypeVar("StoreT_co", bound="CheckpointStore", default="CheckpointStore", covariant=True)
 
@@ -106,6 +110,7 @@ class Sagas(Generic[StoreT_co]):
             redact=self.redact,
         )
         self.canvas = Canvas(app, self.orchestrator)
+        self._waiters = Waiters(store)
         self.recovery = Recovery(self.orchestrator, self.canvas, recovery_interval)
         for saga in sagas:
             self.register(saga)
@@ -141,11 +146,60 @@ class Sagas(Generic[StoreT_co]):
         session: Session | scoped_session[Any] | Connection | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
+        return self._start(saga, input, key, correlation_id, session, _at_once)
+
+    def _start(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        key: str | None,
+        correlation_id: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+        send: _Send,
+    ) -> SagaHandle:
         self._check(saga)
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session)
         if next_.verdict is Verdict.DISPATCH:
-            self._dispatch(next_, session)
+            self.store.after_commit(session, lambda: send(lambda: self.canvas.dispatch_or_leave(next_.plan)))
         return SagaHandle(next_.record.id, self)
+
+    async def astart(
+        self,
+        saga: Saga[InputT],
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> SagaHandle:
+        """See `Saga.astart`."""
+        if session is None:
+            return await self.to_thread(lambda: self.start(saga, input, key=key, correlation_id=correlation_id))
+        return await _asynchronous(session).run_sync(
+            lambda own: self._start(saga, input, key, correlation_id, own, self._off_loop)
+        )
+
+    async def astart_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> Sequence[StartResult]:
+        """See `Saga.astart_many`."""
+        if session is None:
+            return await self.to_thread(lambda: self.start_many(saga, inputs, correlation_id=correlation_id))
+        return await _asynchronous(session).run_sync(
+            lambda own: self._start_many(saga, inputs, correlation_id, own, self._off_loop)
+        )
+
+    def _off_loop(self, send: Callable[[], object]) -> None:
+        """Send messages after the commit of an asynchronous session: a broker that is away must not block its loop."""
+        if self.app.conf.task_always_eager:
+            send()
+        else:
+            THREADS.submit(send)
 
     def start_many(
         self,
@@ -156,12 +210,22 @@ class Sagas(Generic[StoreT_co]):
         session: Session | scoped_session[Any] | Connection | None = None,
     ) -> Sequence[StartResult]:
         """See `Saga.start_many`."""
+        return self._start_many(saga, inputs, correlation_id, session, _at_once)
+
+    def _start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        correlation_id: str | None,
+        session: Session | scoped_session[Any] | Connection | None,
+        send: _Send,
+    ) -> Sequence[StartResult]:
         self._check(saga)
         stored = start_many(self.orchestrator, saga, inputs, correlation_id=correlation_id, session=session)
         if stored.observed:
             self.store.after_commit(session, lambda: self._tell_started(stored.observed))
         if stored.new:
-            self.store.after_commit(session, lambda: self.canvas.dispatch_many(stored.plans()))
+            self.store.after_commit(session, lambda: send(lambda: self.canvas.dispatch_many(stored.plans())))
         return [StartResult.of(end, self) for end in stored.ends]
 
     def _tell_started(self, records: Iterable[SagaRecord]) -> None:
@@ -195,6 +259,14 @@ class Sagas(Generic[StoreT_co]):
         """Return the handle of a saga by its name and business key. Raises `SagaNotFound`."""
         return SagaHandle(self.store.find(name, key).id, self)
 
+    async def ahandle(self, saga_id: str) -> SagaHandle:
+        """Do as `handle`, without blocking the event loop."""
+        return await self.to_thread(lambda: self.handle(saga_id))
+
+    async def afind(self, name: str, key: str) -> SagaHandle:
+        """Do as `find`, without blocking the event loop."""
+        return await self.to_thread(lambda: self.find(name, key))
+
     # -- what handles and operators do --------------------------------------------------------------------------
 
     def load(self, saga_id: str) -> SagaRecord:
@@ -202,6 +274,13 @@ class Sagas(Generic[StoreT_co]):
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, such as one of these, without blocking the event loop."""
+        return await self.store.to_thread(function)
+
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        return await self._waiters.end(saga_id, timeout)
 
     def cancel(self, saga_id: str, reason: str = "cancelled", *, actor: str | None = None) -> SagaRecord:
         """Turn a saga back. Raises `NotAllowed` when it can no longer be undone."""
@@ -248,6 +327,23 @@ class Sagas(Generic[StoreT_co]):
             return self.mark_failed(saga_id, pivot.name, reason=reason, actor=actor)
         return self.cancel(saga_id, reason, actor=actor)
 
-    def _dispatch(self, next_: Next, session: Session | scoped_session[Any] | Connection | None = None) -> SagaRecord:
-        self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))
+    def _dispatch(self, next_: Next) -> SagaRecord:
+        self.store.after_commit(None, lambda: self.canvas.dispatch_or_leave(next_.plan))
         return next_.record
+
+
+#: Carries out what is to follow a commit.
+_Send = Callable[[Callable[[], object]], object]
+
+
+def _at_once(send: Callable[[], object]) -> object:
+    return send()
+
+
+def _asynchronous(session: AsyncSession | AsyncConnection) -> AsyncSession | AsyncConnection:
+    if not hasattr(session, "run_sync"):
+        raise ConfigurationError(
+            f"session={session!r} is not an AsyncSession or AsyncConnection of SQLAlchemy's: with a synchronous one "
+            "call start()"
+        )
+    return session

@@ -23,6 +23,7 @@ from sagas.values import NO_TYPE, check_type, field_names, may_be_absent
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
@@ -279,6 +280,25 @@ class _Starter(Protocol):
         session: Session | scoped_session[Any] | Connection | None,
     ) -> Sequence[StartResult]: ...
 
+    async def astart(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> SagaHandle: ...
+
+    async def astart_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> Sequence[StartResult]: ...
+
 
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
@@ -375,6 +395,37 @@ class Saga(Generic[InputT]):
         iterable raises, leaves nothing stored: `StoreUnavailable` when the database does not answer.
         """
         return self._registered().start_many(self, inputs, correlation_id=correlation_id, session=session)
+
+    async def astart(
+        self,
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
+        /,
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> SagaHandle:
+        """Do as `start`, without blocking the event loop.
+
+        `session`: an asynchronous session or connection of SQLAlchemy's, on the database that holds the sagas.
+
+        An `astart` that is cancelled may have started the saga. With a `key`, calling it again tells.
+        """
+        return await self._registered().astart(self, input, key=key, correlation_id=correlation_id, session=session)
+
+    async def astart_many(
+        self,
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        /,
+        *,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> Sequence[StartResult]:
+        """Do as `start_many`, without blocking the event loop. The iterable is run in another thread.
+
+        `session`: as of `astart`. With one, the iterable and what is to be stored are prepared in the event loop.
+        """
+        return await self._registered().astart_many(self, inputs, correlation_id=correlation_id, session=session)
 
     def _registered(self) -> _Starter:
         if self._starter is None:

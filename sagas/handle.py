@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus
 from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StartError, StoreUnavailable, WaitTimeout
+from sagas.waiting import FIRST_LOOK, LAST_LOOK
 
 __all__ = ["SagaHandle", "StartResult", "StartStatus"]
 
-#: Seconds between two looks at the database while waiting: quick at first, then gentle.
-_FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
+T = TypeVar("T")
 
 
 class _Operations(Protocol):
@@ -25,6 +25,8 @@ class _Operations(Protocol):
     def load(self, saga_id: str) -> SagaRecord: ...
     def result(self, record: SagaRecord) -> Mapping[str, Any]: ...
     def cancel(self, saga_id: str, reason: str) -> SagaRecord: ...
+    async def to_thread(self, function: Callable[[], T]) -> T: ...
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus: ...  # noqa: ASYNC109
 
 
 class SagaHandle:
@@ -84,7 +86,7 @@ class SagaHandle:
         if timeout is not None:
             timeout = seconds(timeout, "wait: timeout", zero=True)
         give_up = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
+        pause = FIRST_LOOK
         while True:
             try:
                 status = self.status
@@ -101,7 +103,7 @@ class SagaHandle:
                     f"saga {self.id} is not at its end after {timeout:g} s: {why}. It goes on without you"
                 )
             time.sleep(pause)
-            pause = min(pause * 1.5, _LAST_LOOK)
+            pause = min(pause * 1.5, LAST_LOOK)
 
     def cancel(self, reason: str = "cancelled") -> SagaStatus:
         """Turn the saga back: what has begun is undone. Returns the status at once; `wait()` for the end.
@@ -110,6 +112,33 @@ class SagaHandle:
         Raises `NotAllowed` when it is completed, or at or past its pivot.
         """
         return self._operations.cancel(self.id, reason).status
+
+    # -- the same for callers in an event loop ------------------------------------------------------------------
+
+    async def arecord(self) -> SagaRecord:
+        """Do as `record`, without blocking the event loop."""
+        return await self._operations.to_thread(lambda: self.record)
+
+    async def astatus(self) -> SagaStatus:
+        """Do as `status`, without blocking the event loop."""
+        return (await self.arecord()).status
+
+    async def aresult(self) -> Mapping[str, Any]:
+        """Do as `result`, without blocking the event loop. `await_end()` comes before it."""
+        return await self._operations.to_thread(lambda: self.result)
+
+    async def acancel(self, reason: str = "cancelled") -> SagaStatus:
+        """Do as `cancel`, without blocking the event loop."""
+        return await self._operations.to_thread(lambda: self.cancel(reason))
+
+    async def await_end(self, timeout: float | timedelta | None = None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        """Do as `wait`, without blocking the event loop, and without a thread.
+
+        All who wait in one event loop share one query. A waiter may be cancelled; the saga goes on.
+        """
+        if timeout is not None:
+            timeout = seconds(timeout, "await_end: timeout", zero=True)
+        return await self._operations.await_end(self.id, timeout)
 
 
 class StartStatus(enum.StrEnum):

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.stores.codecs import Codec
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
 from sagas.stores.sql import Payloads, SqlStore
@@ -29,6 +29,9 @@ __all__ = [
     "SqlStore",
     "StatusCount",
 ]
+
+
+T = TypeVar("T")
 
 
 class CheckpointStore(Protocol):
@@ -107,6 +110,12 @@ class CheckpointStore(Protocol):
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         """Return those of these sagas that exist, with their steps, without their payloads."""
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        """Return the status of those of these sagas that exist, by id."""
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, and that uses this store, without blocking the event loop."""
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         """Store when recovery looks at these sagas again (`next_check_at`), and for the how many times (`idle_checks`).

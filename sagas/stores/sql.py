@@ -53,6 +53,7 @@ from sagas.stores.engines import READ_ONLY, database_now, forget_after_fork, ope
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, StatusCount
 from sagas.stores.transactions import UNHEARD, Lent, begin_if_late, check, let_go, limit_idle
 from sagas.text import is_clean
+from sagas.threads import THREADS
 
 __all__ = ["Payloads", "SqlStore", "entry_of", "letter_of", "saga_of"]
 
@@ -69,6 +70,10 @@ class Payloads:
 
 #: Seconds for which the difference between the database's clock and ours is believed.
 _CLOCK_TRUST = 30.0
+
+
+#: Ids that one query asks for: databases take no more parameters than so many.
+_MOST_ASKED = 500
 
 
 class SqlStore:
@@ -337,6 +342,17 @@ class SqlStore:
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         return self.select(Filter(ids=tuple(saga_ids)), limit=len(saga_ids), with_steps=True)
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        sagas, ids = schema.sagas.c, [saga_id for saga_id in saga_ids if is_clean(saga_id)]
+        found: dict[str, SagaStatus] = {}
+        for first in range(0, len(ids), _MOST_ASKED):
+            query = select(sagas.id, sagas.status).where(sagas.id.in_(ids[first : first + _MOST_ASKED]))
+            found |= {row["id"]: SagaStatus(row["status"]) for row in self._rows(query)}
+        return found
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return await THREADS.call(function)
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         # In one order: two that lock the same rows must not wait for each other.

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sagas import transitions
 from sagas.bulk import start_many
@@ -30,8 +30,11 @@ from sagas.runner import Runner
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
+from sagas.waiting import Waiters
 
 __all__ = ["Inline"]
+
+T = TypeVar("T")
 
 
 class Inline:
@@ -196,6 +199,12 @@ class Inline:
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return await self.store.to_thread(function)
+
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        return await Waiters(self.store).end(saga_id, timeout)
 
     def cancel(self, saga_id: str, reason: str = "cancelled") -> SagaRecord:
         return self._runner.finish(saga_id, self.orchestrator.cancel(saga_id, reason).plan)

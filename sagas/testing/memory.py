@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaSummary
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["MemoryStore"]
+
+
+T = TypeVar("T")
 
 
 class MemoryStore:
@@ -123,6 +126,12 @@ class MemoryStore:
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         return [self._records[saga_id] for saga_id in saga_ids if saga_id in self._records]
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        return {saga_id: self._records[saga_id].status for saga_id in saga_ids if saga_id in self._records}
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return function()  # it is for one thread, and nothing here waits
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         for saga in sagas:

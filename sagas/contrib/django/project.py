@@ -74,6 +74,12 @@ class _Refusing:
     def start_many(self, *_: Any, **__: Any) -> Any:
         return self._project.get()
 
+    async def astart(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
+    async def astart_many(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
 
 def describe(failure: Exception) -> str:
     """Say what went wrong in one line."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
@@ -17,6 +18,9 @@ from sagas.stores import SqlStore
 from sagas.stores.commits import own_session
 
 __all__ = ["DjangoStore"]
+
+
+T = TypeVar("T")
 
 
 class DjangoStore(SqlStore):
@@ -49,6 +53,10 @@ class DjangoStore(SqlStore):
                 transaction.on_commit(then, using=self.alias)
             return
         transaction.on_commit(then, using=self.alias)  # it fails with CELERY_TASK_ALWAYS_EAGER alone, and is to be seen
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        # Django's way: in the thread that has this request's connection, and in tests their transaction.
+        return await sync_to_async(function, thread_sensitive=True)()
 
     @contextmanager
     def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:  # noqa: ARG002

@@ -17,6 +17,7 @@ from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
 
 __all__ = ["AppSagas", "current_sagas"]
@@ -89,6 +90,34 @@ class _Current:
         results = sagas.start_many(saga, inputs, correlation_id=correlation_id, session=own)
         _note_started(own, saga, [each.handle for each in results if each.handle is not None][:_MOST_NAMED])
         return results
+
+    async def astart(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> SagaHandle:
+        sagas = current_sagas()
+        options: dict[str, Any] = {"key": key, "correlation_id": correlation_id}
+        if session is not None:
+            return await sagas.astart(saga, input, session=session, **options)
+        return await sagas.to_thread(lambda: self.start(saga, input, session=None, **options))
+
+    async def astart_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> Sequence[StartResult]:
+        sagas = current_sagas()
+        if session is not None:
+            return await sagas.astart_many(saga, inputs, correlation_id=correlation_id, session=session)
+        return await sagas.to_thread(lambda: self.start_many(saga, inputs, correlation_id=correlation_id, session=None))
 
 
 def _note_started(session: Session, saga: Saga, handles: Iterable[SagaHandle]) -> None:
