@@ -23,7 +23,6 @@ from sagas import (
     Pivot,
     Retry,
     Saga,
-    SagaHandle,
     SagaStatus,
     SqlStore,
     Step,
