@@ -2,7 +2,7 @@
 
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
-from sagas.definition import Parallel, Pivot, Retry, Saga, Step, StepContext
+from sagas.definition import NEVER, Parallel, Pivot, Retry, Saga, Step, StepContext
 from sagas.errors import (
     AmbiguousSaga,
     ConfigurationError,
@@ -37,6 +37,7 @@ __all__ = [
     "Parallel",
     "Pivot",
     "Retry",
+    "NEVER",
     "StepContext",
     "TerminalError",
     "RetryableError",

@@ -22,7 +22,7 @@ import uuid_utils
 from sagas import transitions
 from sagas.causes import CURRENT, Cause, within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
-from sagas.definition import BoundStep, Saga, StepContext
+from sagas.definition import BoundStep, Retry, Saga, StepContext
 from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
@@ -292,9 +292,9 @@ class Orchestrator:
                     raise
                 resources.__exit__(type(error), error, error.__traceback__)
                 redaction = self._masking(claim.record)
-                failure = _failure(error, redaction)
+                failure = _failure(error, redaction, attempt)
                 seen.end(failure.outcome.value, error, redaction)
-                if failure.outcome is not Outcome.TERMINAL:
+                if failure.outcome not in (Outcome.TERMINAL, Outcome.NOT_YET):
                     told = "\n" + redaction.text("".join(traceback.format_exception(error))) if redaction else ""
                     logger.info(
                         "saga %s, step %s: attempt failed%s", saga_id, name, told, exc_info=None if told else error
@@ -565,6 +565,14 @@ class _Attempt:
         self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
         self._orchestrator = orchestrator
 
+    @property
+    def retry(self) -> Retry:
+        return self.step.retry if self.direction is Direction.FORWARD else self.step.compensation_retry
+
+    @property
+    def polls(self) -> bool:
+        return self.direction is Direction.FORWARD and self.step.step.poll_timeout is not None
+
     def act(self) -> str | None:
         """Call the function with what it asks for; return its result as JSON."""
         bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
@@ -617,6 +625,8 @@ class _Attempt:
             step=self.name,
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
+            started_at=self.record.step(self.name).started_at or self._orchestrator.store.now(),
+            _now=self._orchestrator.store.now,
             _open_session=self.open_session,
             _emit=self._emit,
         )
@@ -652,7 +662,7 @@ def _named(actor: str | None) -> str | None:
     return None if actor is None else clean(actor, _LONGEST_KEY)
 
 
-def _failure(error: BaseException, redaction: Redaction) -> Failure:
+def _failure(error: BaseException, redaction: Redaction, attempt: _Attempt) -> Failure:
     """Say how an attempt failed from what it raised."""
     error = meant(error)
     said = clean(redaction.text(describe(error)), _LONGEST_ERROR)
@@ -660,9 +670,11 @@ def _failure(error: BaseException, redaction: Redaction) -> Failure:
     match error:
         case TerminalError():
             return Failure(Outcome.TERMINAL, said or text)
+        case RetryableError() if attempt.polls and error.after is not None:
+            return Failure(Outcome.NOT_YET, said or text, error.after)
         case RetryableError():
-            return Failure(Outcome.FAILED, said or text, error.after)
+            return Failure(Outcome.FAILED, said or text, error.after, attempt.retry.policy_for(error))
         case UnserialisableResult() | _Fenced():
             return Failure(Outcome.IN_DOUBT, said)
         case _:
-            return Failure(Outcome.FAILED, text)
+            return Failure(Outcome.FAILED, text, retry=attempt.retry.policy_for(error))

@@ -98,6 +98,7 @@ def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
             deadline=back(step.deadline),
             due_at=back(step.due_at),
             sent_at=back(step.sent_at),
+            started_at=None if step.started_at is None else min(step.started_at, now),
         )
         for name, step in record.steps.items()
     }

@@ -17,7 +17,7 @@ import sagas
 ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
-Saga Step Parallel Pivot Retry StepContext TerminalError RetryableError
+Saga Step Parallel Pivot Retry NEVER StepContext TerminalError RetryableError
 Sagas SqlStore SagaHandle StartResult StartStatus
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge

@@ -42,14 +42,15 @@ class Violation(AssertionError):
 def nothing() -> None: ...
 
 
-def _step(name: str, *, undo: bool = True) -> Step:
+def _step(name: str, *, undo: bool = True, poll_timeout: float | None = None) -> Step:
     retry = Retry(max_attempts=2, delay=1, jitter=0)
-    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3)  # fmt: skip
+    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3, poll_timeout=poll_timeout)  # fmt: skip
 
 
 SAGAS = [
     Saga("line", _step("a"), _step("b"), _step("c")),
     Saga("wide", _step("a"), Parallel(_step("l"), _step("r"), _step("n", undo=False)), _step("z")),
+    Saga("poll", _step("a"), _step("ask", poll_timeout=30), _step("b")),
     Saga("pivot", _step("a"), Parallel(_step("l"), _step("r")), Pivot("p", nothing, timeout=40), Step("z", nothing, timeout=40)),
 ]  # fmt: skip
 
@@ -207,6 +208,8 @@ class World:
                 return done
 
             change = yield from self._ask(report)
+            if isinstance(outcome, Failure) and outcome.outcome is Outcome.NOT_YET:
+                self._judge_poll(name, owner, change)
             if any(entry.what == "late outcome" for entry in change.history):
                 self.late.add(name)
         yield
@@ -221,6 +224,20 @@ class World:
                 self.broker.append(Message("fail", name, message.epoch))
             case Verdict.DISPATCH:
                 self.dispatch()
+
+    def _judge_poll(self, name: str, owner: str, change: Change) -> None:
+        """Who polls is neither given up before its time is over, nor asked again after it."""
+        step, limit = change.record.step(name), self.saga.steps[name].step.poll_timeout
+        if change.record.direction is Direction.BACKWARD or change.verdict is Verdict.GO_AWAY or limit is None:
+            return
+        assert step.started_at is not None
+        over = self.now >= step.started_at + timedelta(seconds=limit)
+        if step.status in (StepStatus.IN_DOUBT, StepStatus.FAILED) and not over:
+            raise self.wrong(f"{owner} was told that {name} is not yet there, and gave it up before its time")
+        if step.status is StepStatus.PENDING and over:
+            raise self.wrong(f"{name} polls on, though its time is over")
+        if change.verdict is Verdict.RETRY and change.history:
+            raise self.wrong(f"that {name} is not yet there went into the history")
 
     def _begin(self, actor: Actor, name: str, record: SagaRecord) -> None:
         lease = record.step(name).lease_until
@@ -260,6 +277,9 @@ class World:
             return None if chance > 0.15 else Failure(Outcome.FAILED, "broken")
         if chance < 0.06:
             return Failure(Outcome.TERMINAL, "refused")
+        if self.saga.steps[name].step.poll_timeout is not None and self.dice.random() < 0.7:
+            self.tell(f"{name} is not yet there")
+            return Failure(Outcome.NOT_YET, "not yet", self.dice.choice([1.0, 5.0, 20.0]))
         if chance > 0.1:
             self.effects[name] = True
             self.landed[name] = self.landed.get(name, 0) + 1

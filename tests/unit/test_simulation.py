@@ -79,8 +79,22 @@ def no_doubt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ends, "_to_undo", forget)
 
 
+def polls_fail(patch: pytest.MonkeyPatch) -> None:
+    """That something is not yet there counts as a failure."""
+    patch.setattr(ends, "_not_yet", lambda case, step, failure: None)
+
+
+def polls_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """The time of a step that polls is never over."""
+    not_yet = ends._not_yet
+    patch.setattr(
+        ends, "_not_yet", lambda case, step, failure: not_yet(case, replace(step, started_at=case.now), failure)
+    )
+
+
 CUTS: list[Patch] = [
-    no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt
+    no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt,
+    polls_fail, polls_for_ever,
 ]  # fmt: skip
 ROUNDS = 3000
 

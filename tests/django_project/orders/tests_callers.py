@@ -77,7 +77,7 @@ class Many(Committing):
 
     def test_an_iterable_that_asks_the_database(self) -> None:
         Order.objects.bulk_create(Order(number=str(number)) for number in range(5))
-        sent, patch = sending()
+        _, patch = sending()
         with patch:
             results = place_order.start_many((given(o.number), o.number) for o in Order.objects.iterator())
         assert [result.status for result in results] == [STARTED] * 5
