@@ -90,6 +90,7 @@ class World:
         self.effects: dict[str, bool] = {}  # step -> whether its effect stands
         self.landed: dict[str, int] = {}
         self.late: set[str] = set()  # landed after the saga had turned back: whoever undid them is void, and goes on
+        self.began: dict[str, datetime] = {}  # when a step was claimed for the first time
         self.story: list[str] = []
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
@@ -188,6 +189,7 @@ class World:
 
         change = yield from self._ask(check)
         if change.verdict is Verdict.ACT:
+            self.began.setdefault(name, change.record.step(name).started_at or self.now)
             yield
             direction = change.record.direction
             self._begin(actor, name, change.record)
@@ -230,8 +232,7 @@ class World:
         step, limit = change.record.step(name), self.saga.steps[name].step.poll_timeout
         if change.record.direction is Direction.BACKWARD or change.verdict is Verdict.GO_AWAY or limit is None:
             return
-        assert step.started_at is not None
-        over = self.now >= step.started_at + timedelta(seconds=limit)
+        over = self.now >= self.began[name] + timedelta(seconds=limit)
         if step.status in (StepStatus.IN_DOUBT, StepStatus.FAILED) and not over:
             raise self.wrong(f"{owner} was told that {name} is not yet there, and gave it up before its time")
         if step.status is StepStatus.PENDING and over:
