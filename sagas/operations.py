@@ -85,7 +85,9 @@ class Operations:
         if record.status is SagaStatus.STUCK:
             stuck = [step.name for step in record.steps.values() if step.status is StepStatus.STUCK]
             found = [
-                AllowedAction(action, step) for step in stuck for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
+                AllowedAction(action, step)
+                for step in stuck
+                for action in (Action.RETRY, Action.SKIP, Action.MARK_DONE)
             ]
             if definition.pivot is not None and definition.pivot.name in stuck:
                 found.append(AllowedAction(Action.COMPENSATE))

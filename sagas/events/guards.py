@@ -64,9 +64,9 @@ class StormGuard:
     `rate`: how many messages of one type and one source a queue takes, such as "100/second" or "1000/minute": so many
         may come at once, and more as the oldest leave the window. What is over it waits. None: any number.
     `max_hops`: a message that more messages than this led to becomes a dead letter.
-    `max_repeats`: a message becomes a dead letter that more messages of its own type than this led to, among the last 32 of
-        its chain. This stops events that lead to several of themselves, which `max_hops` alone lets multiply for too
-        long. None: any number.
+    `max_repeats`: a message becomes a dead letter when more messages of its own type than this led to it, among the
+        last 32 of its chain. This stops events that lead to several of themselves, which `max_hops` alone lets
+        multiply for too long. None: any number.
     `on_repeat`: what is done with a message that one of its own type led to, which is how storms begin, and rarely
         wanted. "report" logs and counts it, "dead_letter" makes a dead letter of it.
     `storage`: where the rates are counted. "memory://" is of this process alone; "redis://host:6379/0" is shared by
