@@ -1,4 +1,4 @@
-"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | table | eventsourcing | brokers ...`."""
+"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | table | brokers | services ...`."""
 
 from __future__ import annotations
 

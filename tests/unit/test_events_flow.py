@@ -86,7 +86,13 @@ class Shop:
         return envelopes
 
     def call(self, envelope: Envelope, **changes: Any) -> Any:
-        values = {"queue": QUEUE, "topic": envelope.topic, "body": envelope.encode(), "attempt": 1, "redelivered": False}
+        values = {
+            "queue": QUEUE,
+            "topic": envelope.topic,
+            "body": envelope.encode(),
+            "attempt": 1,
+            "redelivered": False,
+        }
         return self.events.handle(Call(**{**values, **changes}))
 
     def effects(self) -> list[str]:
@@ -437,7 +443,9 @@ def test_forgetting(shop: Shop) -> None:
     with shop.events.engine.begin() as connection:
         connection.execute(update(schema.outbox).where(schema.outbox.c.sent_at.is_not(None)).values(sent_at=old))
         connection.execute(update(schema.inbox).values(handled_at=old))
-        connection.execute(insert(schema.redeliveries), {"queue": "q", "event_id": "e", "deliveries": 1, "seen_at": old})
+        connection.execute(
+            insert(schema.redeliveries), {"queue": "q", "event_id": "e", "deliveries": 1, "seen_at": old}
+        )
     assert shop.events.purge(timedelta(days=1)) == 2 + 2 + 1
     assert (shop.events.outbox_unsent(), shop.count(schema.outbox)) == (1, 1)
 

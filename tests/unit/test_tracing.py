@@ -102,7 +102,14 @@ def test_a_saga_is_one_trace_that_continues_the_callers(spans: Spans, store: Sql
     start = spans.one("start order")
     assert parent(start) == request.get_span_context().span_id
     assert spans.traces() == {start.context.trace_id}
-    below = ["order.a", "order.b", "order step failed", "order compensation started", "order.a.compensate", "order COMPENSATED"]
+    below = [
+        "order.a",
+        "order.b",
+        "order step failed",
+        "order compensation started",
+        "order.a.compensate",
+        "order COMPENSATED",
+    ]
     assert sorted(spans.names()) == sorted(["POST /orders", "start order", *below])
     assert {parent(spans.one(name)) for name in below} == {start.context.span_id}
     assert (spans.one("order.b").attributes or {}) == {
