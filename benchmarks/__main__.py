@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput | growth | backlog | table | eventsourcing | brokers | services`: what it costs."""
+"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | table | brokers | services ...`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
 from benchmarks.measure import run_here
 from benchmarks.report import Report
+from benchmarks.start_many import start_many
 from benchmarks.table import table
 from benchmarks.throughput import tell as throughput_told
 from benchmarks.throughput import throughput
@@ -40,6 +41,8 @@ def _measured(given: argparse.Namespace) -> Report:
             return growth(rounds, seconds)
         case "backlog":
             return backlog(given.sagas, rounds, given.away)
+        case "start_many":
+            return start_many(given.sagas, rounds)
         case "eventsourcing":
             return eventsourcing(rounds, seconds)
         case "brokers":
@@ -57,6 +60,7 @@ def main() -> None:
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("backlog", "that nobody served for a while, and how recovery gets on with it"),
+        ("start_many", "thousands of sagas started one by one, and in one call"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
@@ -72,6 +76,7 @@ def main() -> None:
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
     commands.choices["backlog"].add_argument("--sagas", type=int, default=10_000)
+    commands.choices["start_many"].add_argument("--sagas", type=int, default=10_000)
     commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")

@@ -2,7 +2,7 @@
 
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
-from sagas.definition import Parallel, Pivot, Retry, Saga, Step, StepContext
+from sagas.definition import NEVER, Parallel, Pivot, Retry, Saga, Step, StepContext
 from sagas.errors import (
     AmbiguousSaga,
     ConfigurationError,
@@ -29,7 +29,7 @@ from sagas.errors import (
     UnserialisableResult,
     WaitTimeout,
 )
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult, StartStatus
 from sagas.nodes import COMPENSATE, Sleep, Wait
 from sagas.schedules import Schedule
 from sagas.signals import Completion
@@ -45,6 +45,7 @@ __all__ = [
     "Sleep",
     "COMPENSATE",
     "Retry",
+    "NEVER",
     "StepContext",
     "TerminalError",
     "RetryableError",
@@ -54,6 +55,8 @@ __all__ = [
     "Schedule",
     "SagaHandle",
     "Completion",
+    "StartResult",
+    "StartStatus",
     # reading it
     "SagaStatus",
     "StepStatus",

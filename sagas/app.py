@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -12,29 +12,42 @@ from typing_extensions import TypeVar
 
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas import signals
+from sagas.bulk import start_many
 from sagas.canvas import Canvas, check_app
 from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
 from sagas.scheduler import Scheduler
 from sagas.schedules import Schedule
 from sagas.signals import Completion
+from sagas.threads import THREADS
 from sagas.transitions import Repair, Timing, Verdict
+from sagas.waiting import Waiters
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
     from sagas.events import Events
     from sagas.stores import CheckpointStore
     from sagas.stores.sessions import AnySession
 
 __all__ = ["Sagas"]
 
+T = TypeVar("T")
 #: Where sagas are kept; `Sagas(app, SqlStore(...)).store` is a `SqlStore` to type checkers too.
 StoreT_co = TypeVar("StoreT_co", bound="CheckpointStore", default="CheckpointStore", covariant=True)
+
+#: Carries out what is to follow a commit.
+_Send = Callable[[Callable[[], object]], object]
+
+
+def _at_once(send: Callable[[], object]) -> object:
+    return send()
 
 
 class Sagas(Generic[StoreT_co]):
@@ -110,6 +123,7 @@ class Sagas(Generic[StoreT_co]):
             redact=self.redact,
         )
         self.canvas = Canvas(app, self.orchestrator)
+        self._waiters = Waiters(store)
         for saga in sagas:
             self.register(saga)
         self.scheduler = Scheduler(self.orchestrator, self.canvas, schedules)
@@ -147,11 +161,92 @@ class Sagas(Generic[StoreT_co]):
         at: datetime | None = None,
     ) -> SagaHandle:
         """See `Saga.start`."""
+        return self._start(saga, input, key, correlation_id, session, at, _at_once)
+
+    def _start(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        key: str | None,
+        correlation_id: str | None,
+        session: AnySession | None,
+        at: datetime | None,
+        send: _Send,
+    ) -> SagaHandle:
         self._check(saga)
         next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
-        if next_.verdict is Verdict.DISPATCH:
-            self._dispatch(next_, session)
+        self._go_on(next_, session, send)
         return SagaHandle(next_.record.id, self)
+
+    async def astart(
+        self,
+        saga: Saga[InputT],
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+        at: datetime | None = None,
+    ) -> SagaHandle:
+        """See `Saga.astart`."""
+        if session is None:
+            return await self.to_thread(lambda: self.start(saga, input, key=key, correlation_id=correlation_id, at=at))
+        return await _asynchronous(session).run_sync(
+            lambda own: self._start(saga, input, key, correlation_id, own, at, self._off_loop)
+        )
+
+    async def astart_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> Sequence[StartResult]:
+        """See `Saga.astart_many`."""
+        if session is None:
+            return await self.to_thread(lambda: self.start_many(saga, inputs, correlation_id=correlation_id))
+        return await _asynchronous(session).run_sync(
+            lambda own: self._start_many(saga, inputs, correlation_id, own, self._off_loop)
+        )
+
+    def _off_loop(self, send: Callable[[], object]) -> None:
+        """Send messages after the commit of an asynchronous session: a broker that is away must not block its loop."""
+        if self.app.conf.task_always_eager:
+            send()
+        else:
+            THREADS.submit(send)
+
+    def start_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+        session: AnySession | None = None,
+    ) -> Sequence[StartResult]:
+        """See `Saga.start_many`."""
+        return self._start_many(saga, inputs, correlation_id, session, _at_once)
+
+    def _start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        correlation_id: str | None,
+        session: AnySession | None,
+        send: _Send,
+    ) -> Sequence[StartResult]:
+        self._check(saga)
+        stored = start_many(self.orchestrator, saga, inputs, correlation_id=correlation_id, session=session)
+        if stored.observed:
+            self.store.after_commit(session, lambda: self._tell_started(stored.observed))
+        if stored.new:
+            self.store.after_commit(session, lambda: send(lambda: self.canvas.dispatch_many(stored.plans())))
+        return [StartResult.of(end, self) for end in stored.ends]
+
+    def _tell_started(self, records: Iterable[SagaRecord]) -> None:
+        for record in records:
+            self.observers.changed(None, record)
 
     def check(self) -> None:
         """Raise `ConfigurationError` when this app, with the settings that it has now, cannot carry its sagas."""
@@ -213,9 +308,54 @@ class Sagas(Generic[StoreT_co]):
         session: AnySession | None = None,
     ) -> None:
         """Send a signal to a saga by its id. See `signal`."""
+        self._send_signal(saga_id, name, payload, id, sender, session, _at_once)
+
+    def _send_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any,
+        id: str | None,  # noqa: A002
+        sender: str | None,
+        session: AnySession | None,
+        send: _Send,
+    ) -> None:
         id = str(uuid_utils.uuid7()) if id is None else id  # noqa: A001
         next_ = signals.send(self.orchestrator, saga_id, name, payload, id=id, sender=sender, session=session)
-        self._go_on(next_, session)
+        self._go_on(next_, session, send)
+
+    async def asignal(
+        self,
+        saga: str,
+        key: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> None:
+        """Do as `signal`, without blocking the event loop."""
+        found = await self.afind(saga, key)
+        await self.asend_signal(found.id, name, payload, id=id, sender=sender, session=session)
+
+    async def asend_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> None:
+        """Do as `send_signal`, without blocking the event loop."""
+        if session is None:
+            await self.to_thread(lambda: self.send_signal(saga_id, name, payload, id=id, sender=sender))
+            return
+        await _asynchronous(session).run_sync(
+            lambda own: self._send_signal(saga_id, name, payload, id, sender, own, self._off_loop)
+        )
 
     def complete(
         self,
@@ -231,7 +371,7 @@ class Sagas(Generic[StoreT_co]):
         Raises `InvalidToken`, and `InvalidInput` for a result of another type.
         """
         completion, next_ = signals.complete(self.orchestrator, token, result, session=session)
-        self._go_on(next_, session)
+        self._go_on(next_, session, _at_once)
         return completion
 
     def fail(self, token: str, error: str, *, session: AnySession | None = None) -> Completion:
@@ -240,12 +380,20 @@ class Sagas(Generic[StoreT_co]):
         Returns `Completion.ACCEPTED`, or `ENDED` where the step had ended before. Raises `InvalidToken`.
         """
         completion, next_ = signals.fail(self.orchestrator, token, error, session=session)
-        self._go_on(next_, session)
+        self._go_on(next_, session, _at_once)
         return completion
 
-    def _go_on(self, next_: Next, session: AnySession | None) -> None:
+    def _go_on(self, next_: Next, session: AnySession | None, send: _Send) -> None:
         if next_.verdict is Verdict.DISPATCH:
-            self._dispatch(next_, session)
+            self._dispatch(next_, session, send)
+
+    async def ahandle(self, saga_id: str) -> SagaHandle:
+        """Do as `handle`, without blocking the event loop."""
+        return await self.to_thread(lambda: self.handle(saga_id))
+
+    async def afind(self, name: str, key: str) -> SagaHandle:
+        """Do as `find`, without blocking the event loop."""
+        return await self.to_thread(lambda: self.find(name, key))
 
     # -- what handles and operators do --------------------------------------------------------------------------
 
@@ -257,6 +405,13 @@ class Sagas(Generic[StoreT_co]):
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks, such as one of these, without blocking the event loop."""
+        return await self.store.to_thread(function)
+
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        return await self._waiters.end(saga_id, timeout)
 
     def cancel(self, saga_id: str, reason: str = "cancelled", *, actor: str | None = None) -> SagaRecord:
         """Cancel a saga: start compensating. Raises `NotAllowed` when it can no longer be undone."""
@@ -303,6 +458,15 @@ class Sagas(Generic[StoreT_co]):
             return self.mark_failed(saga_id, pivot.name, reason=reason, actor=actor)
         return self.cancel(saga_id, reason, actor=actor)
 
-    def _dispatch(self, next_: Next, session: AnySession | None = None) -> SagaRecord:
-        self.store.after_commit(session, lambda: self.canvas.dispatch_or_leave(next_.plan))
+    def _dispatch(self, next_: Next, session: AnySession | None = None, send: _Send = _at_once) -> SagaRecord:
+        self.store.after_commit(session, lambda: send(lambda: self.canvas.dispatch_or_leave(next_.plan)))
         return next_.record
+
+
+def _asynchronous(session: AsyncSession | AsyncConnection) -> AsyncSession | AsyncConnection:
+    if not hasattr(session, "run_sync"):
+        raise ConfigurationError(
+            f"session={session!r} is not an AsyncSession or AsyncConnection of SQLAlchemy's: with a synchronous one "
+            "call start()"
+        )
+    return session

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +24,7 @@ from celery import Celery, Task
 from celery.backends.base import DisabledBackend
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
+from kombu.messaging import Producer
 
 from sagas.checkpoints import Direction, SagaStatus, node_of
 from sagas.definition import BoundStep, Saga
@@ -173,9 +175,22 @@ class Canvas:
             if probe is not None:
                 task = first.kwargs["header"][0] if isinstance(first, _Chord) else first
                 task.kwargs["probe"] = probe.isoformat()
-            # As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in
-            # the first message, and each worker sends the next.
-            first.apply_async(chain=rest[::-1])
+            _send(first, rest)
+
+    def dispatch_many(self, plans: Iterable[Plan]) -> None:
+        """Send plans on their way by one connection, or leave to recovery those that the broker does not take."""
+        if self.app.conf.task_always_eager:
+            _Eager(self).run_many(plans)
+            return
+        try:
+            with self.app.producer_or_acquire() as producer, _batch(producer):
+                for plan in plans:
+                    first, *rest = self.render(plan)
+                    _send(first, rest, producer=producer)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            logger.warning("recovery will dispatch the sagas that start_many did not: %r", error)
 
     def dispatch_or_leave(self, plan: Plan | None) -> None:
         """Send a plan on its way, or leave that to recovery: what counts is stored."""
@@ -434,13 +449,31 @@ class _Chord(Signature):  # type: ignore[misc]
     def from_dict(cls, d: Any, app: Celery | None = None) -> _Chord:
         return cls(d, app=app)
 
-    def apply_async(self, _args: Any = None, _kwargs: Any = None, *, chain: Any = None, **_: Any) -> Any:
+    def apply_async(
+        self, _args: Any = None, _kwargs: Any = None, *, chain: Any = None, producer: Any = None, **_: Any
+    ) -> Any:
         # The rest of the chain goes with the body, and every header task carries the body along.
         body = maybe_signature(self.kwargs["body"], app=self.app)
         if chain:
             body = body.clone(chain=chain)
-        sent = [maybe_signature(task, app=self.app).apply_async(chord=body) for task in self.kwargs["header"]]
+        header = [maybe_signature(task, app=self.app) for task in self.kwargs["header"]]
+        sent = [task.apply_async(chord=body, producer=producer) for task in header]
         return sent[0]
+
+
+def _send(first: Signature, rest: Sequence[Signature], **options: Any) -> None:
+    """Send the links of a chain.
+
+    As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in the first
+    message, and each worker sends the next.
+    """
+    first.apply_async(chain=rest[::-1], **options)
+
+
+def _batch(producer: Producer) -> AbstractContextManager[object]:
+    """Have a producer send in batches where its transport can: Redis's, since kombu 5.7."""
+    batch: AbstractContextManager[object] = producer.batch() if hasattr(producer, "batch") else nullcontext()
+    return batch
 
 
 class _Eager:
@@ -465,6 +498,18 @@ class _Eager:
         record = self._runner.finish(plan.saga_id, plan)
         if record.status is not SagaStatus.COMPLETED and self._flaws and self._app.conf.task_eager_propagates:
             raise next(iter(self._flaws.values()))
+
+    def run_many(self, plans: Iterable[Plan]) -> None:
+        """Run all of them, whatever becomes of each, and raise the first failure then: nobody else would run them."""
+        failures: list[Exception] = []
+        for plan in plans:
+            try:
+                self.run(plan)
+            except Exception as failure:  # noqa: BLE001 - a step may raise anything
+                failures.append(failure)
+            self._flaws.clear()
+        if failures:
+            raise failures[0]
 
     def _deliver(self, plan: Plan, step: str) -> Next | None:
         handed = _Handed(None, None, runner=self._runner)

@@ -6,7 +6,7 @@ import inspect
 import random
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol
@@ -14,19 +14,27 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol
 from typing_extensions import TypeVar
 
 from sagas.durations import finite_number, seconds, whole_number
-from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NotAllowed, UnboundParameter
+from sagas.errors import (
+    ConfigurationError,
+    DefinitionError,
+    DuplicateName,
+    NotAllowed,
+    TerminalError,
+    UnboundParameter,
+)  # fmt: skip
 from sagas.functions import allows_none, bare, describe, finish, look_at
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.nodes import COMPENSATE, UNSAID, Node, Sleep, Wait
 from sagas.outline import Outline, OutlineNode
 from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
     from sagas.stores.sessions import AnySession
 
-__all__ = ["Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
+__all__ = ["NEVER", "Parallel", "Pivot", "Retry", "Saga", "Step", "StepContext"]
 
 #: What a saga is started with.
 InputT = TypeVar("InputT", default=Any)
@@ -44,8 +52,14 @@ class Retry:
     more than `max_delay`; each spread by up to `jitter` (0.1 = 10 %) so that sagas that failed together do not return
     together.
 
+    `on`: other policies for some errors, by their class: `on={RateLimited: Retry(max_attempts=20), Expired: NEVER}`.
+    The class that is nearest to that of the error counts, and all failures of the step count, whatever their class. A
+    step that takes longer than its `timeout` fails with a `TimeoutError`.
+
     >>> Retry(max_attempts=4, delay=2, jitter=0).delay_after(2)
     4.0
+    >>> Retry(on={OSError: NEVER}).policy_for(ConnectionError()).max_attempts
+    1
     """
 
     max_attempts: int = 3
@@ -53,6 +67,7 @@ class Retry:
     factor: float = 2.0
     max_delay: float | timedelta = 60.0
     jitter: float = 0.1
+    on: Mapping[type[BaseException], Retry] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         whole_number(self.max_attempts, "Retry: max_attempts", DefinitionError, why="the first attempt counts")
@@ -63,6 +78,12 @@ class Retry:
             finite_number(getattr(self, name), f"Retry: {name}", DefinitionError)
         if self.factor < 1 or not 0 <= self.jitter <= 1:
             raise DefinitionError(f"{self}: delays are seconds >= 0, factor >= 1 and jitter from 0 to 1")
+        for kind, policy in self.on.items():
+            _check_policy(kind, policy)
+
+    def policy_for(self, error: BaseException) -> Retry:
+        """Return the policy for an error: that of the class nearest to its own, else this one."""
+        return next((self.on[kind] for kind in type(error).__mro__ if kind in self.on), self)
 
     def delay_after(self, failures: int, seed: str = "") -> float:
         """Return the seconds to wait after that many failures. The same seed gives the same spread."""
@@ -74,6 +95,21 @@ class Retry:
             delay = self.max_delay if self.delay else 0.0
         return delay * (1 + self.jitter * random.Random(seed).random()) if self.jitter else delay  # noqa: S311
 
+
+def _check_policy(kind: object, policy: object) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+        raise DefinitionError(f"Retry: on has {kind!r}, which is not a class of exceptions")
+    if issubclass(kind, TerminalError):
+        raise DefinitionError(f"Retry: on has {kind.__name__}, but a TerminalError is never tried again")
+    if not isinstance(policy, Retry) or policy.on:
+        raise DefinitionError(
+            f"Retry: on[{kind.__name__}] is {policy!r}; it must be NEVER, or a Retry without an `on` of its own"
+        )
+
+
+#: For `Retry(on=...)`: an error after which a step is not tried again. Whether it had an effect is not known, so the
+#: step is in doubt; an action that knows that it had none raises `TerminalError`.
+NEVER = Retry(max_attempts=1)
 
 #: Where only success will do (a compensation, a step after the pivot), a step is tried for longer.
 UNTIL_DONE = Retry(max_attempts=10, max_delay=300.0)
@@ -89,9 +125,16 @@ class StepContext:
     step: str
     attempt: int  #: from 1; a takeover from a dead worker counts
     correlation_id: str
+    started_at: datetime  #: when the first attempt at the action began; it stays the same
+    _now: Callable[[], datetime] = field(repr=False)
     _open_session: Callable[[], Session] = field(repr=False)
     _emit: Callable[[Any, str | None], None] = field(repr=False)
     _token: str | None = field(default=None, repr=False)
+
+    @property
+    def now(self) -> datetime:
+        """The database's time, in UTC. In tests that run inline, a clock that moves itself."""
+        return self._now()
 
     @property
     def idempotency_key(self) -> str:
@@ -168,6 +211,9 @@ class Step(Node):
         take.
     `retry`, `compensation_retry`: see `Retry`. Left out: 3 attempts for an action that can still be undone,
         10 for a compensation and for an action after the pivot.
+    `poll_timeout`: seconds (or a timedelta) from its first attempt for which the action may answer "not yet", by
+        raising `RetryableError(after=...)`. It is called again after that time, and that counts as no failure. When
+        `poll_timeout` is over, the step is given up as in doubt.
     `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
     `max_deliveries`: how many workers may die or be lost at this step before it is given up as in doubt.
     `when`: run the step only if this function returns true. Its parameters are filled as those of the action. It is
@@ -190,6 +236,7 @@ class Step(Node):
         start_timeout: float | timedelta | None = None,
         retry: Retry | None = None,
         compensation_retry: Retry | None = None,
+        poll_timeout: float | timedelta | None = None,
         queue: str | None = None,
         max_deliveries: int = 5,
         when: Callable[..., Any] | None = None,
@@ -206,6 +253,9 @@ class Step(Node):
             timeout=timeout,
             start_timeout=start_timeout,
             max_deliveries=max_deliveries,
+        )
+        self.poll_timeout = (
+            None if poll_timeout is None else seconds(poll_timeout, f"step {name!r}: poll_timeout", DefinitionError)
         )
         self.retry = retry
         self.compensation_retry = compensation_retry
@@ -305,6 +355,35 @@ class _Starter(Protocol):
         at: datetime | None,
     ) -> SagaHandle: ...
 
+    def start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AnySession | None,
+    ) -> Sequence[StartResult]: ...
+
+    async def astart(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+        at: datetime | None,
+    ) -> SagaHandle: ...
+
+    async def astart_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> Sequence[StartResult]: ...
+
 
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
@@ -384,9 +463,65 @@ class Saga(Generic[InputT]):
         database does not answer. A broker that does not answer is no error: the saga is stored, and recovery
         dispatches it.
         """
+        return self._registered().start(self, input, key=key, correlation_id=correlation_id, session=session, at=at)
+
+    def start_many(
+        self,
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        /,
+        *,
+        correlation_id: str | None = None,
+        session: AnySession | None = None,
+    ) -> Sequence[StartResult]:
+        """Store many new sagas in one transaction, dispatch them, and return what became of each, in order.
+
+        `inputs`: pairs of an input and its key, or inputs alone. They are stored as they come, in chunks, so that an
+            iterator may yield any number.
+        `session`: as of `start`. All sagas are stored in a savepoint of it.
+
+        An input that `start` would refuse is `REFUSED` and stops no other. Every other error, also one that the
+        iterable raises, leaves nothing stored: `StoreUnavailable` when the database does not answer.
+        """
+        return self._registered().start_many(self, inputs, correlation_id=correlation_id, session=session)
+
+    async def astart(
+        self,
+        input: InputT | Mapping[str, Any] | None = None,  # noqa: A002
+        /,
+        *,
+        key: str | None = None,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+        at: datetime | None = None,
+    ) -> SagaHandle:
+        """Do as `start`, without blocking the event loop.
+
+        `session`: an asynchronous session or connection of SQLAlchemy's, on the database that holds the sagas.
+
+        An `astart` that is cancelled may have started the saga. With a `key`, calling it again tells.
+        """
+        return await self._registered().astart(
+            self, input, key=key, correlation_id=correlation_id, session=session, at=at
+        )
+
+    async def astart_many(
+        self,
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        /,
+        *,
+        correlation_id: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> Sequence[StartResult]:
+        """Do as `start_many`, without blocking the event loop. The iterable is run in another thread.
+
+        `session`: as of `astart`. With one, the iterable and what is to be stored are prepared in the event loop.
+        """
+        return await self._registered().astart_many(self, inputs, correlation_id=correlation_id, session=session)
+
+    def _registered(self) -> _Starter:
         if self._starter is None:
             raise ConfigurationError(f"saga {self.name!r} is not registered: Sagas(app, store, [{self.name}, ...])")
-        return self._starter.start(self, input, key=key, correlation_id=correlation_id, session=session, at=at)
+        return self._starter
 
     def _bind_stages(self, stages: tuple[Node | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         fields = self._input_fields()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import enum
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
 from sagas.durations import seconds
-from sagas.errors import SagaNotCompleted, StoreUnavailable, WaitTimeout
+from sagas.errors import SagaNotCompleted, StartError, StoreUnavailable, WaitTimeout
+from sagas.waiting import FIRST_LOOK, LAST_LOOK
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
     from sagas.stores.sessions import AnySession
 
-__all__ = ["SagaHandle"]
+__all__ = ["SagaHandle", "StartResult", "StartStatus"]
 
-#: Seconds between two looks at the database while waiting: quick at first, then gentle.
-_FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
+T = TypeVar("T")
 
 
 class _Operations(Protocol):
@@ -37,6 +41,18 @@ class _Operations(Protocol):
         sender: str | None,
         session: AnySession | None,
     ) -> None: ...
+    async def asend_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any,
+        *,
+        id: str | None,  # noqa: A002
+        sender: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> None: ...
+    async def to_thread(self, function: Callable[[], T]) -> T: ...
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus: ...  # noqa: ASYNC109
 
 
 class SagaHandle:
@@ -101,7 +117,7 @@ class SagaHandle:
         if timeout is not None:
             timeout = seconds(timeout, "wait: timeout", zero=True)
         give_up = None if timeout is None else time.monotonic() + timeout
-        pause = _FIRST_LOOK
+        pause = FIRST_LOOK
         while True:
             try:
                 status = self.status
@@ -118,7 +134,7 @@ class SagaHandle:
                     f"saga {self.id} is not at its end after {timeout:g} s: {why}. It goes on without you"
                 )
             time.sleep(pause)
-            pause = min(pause * 1.5, _LAST_LOOK)
+            pause = min(pause * 1.5, LAST_LOOK)
 
     def signal(
         self,
@@ -139,3 +155,67 @@ class SagaHandle:
         Raises `NotAllowed` when it is completed, or at or past its pivot.
         """
         return self._operations.cancel(self.id, reason).status
+
+    # -- the same for callers in an event loop ------------------------------------------------------------------
+
+    async def arecord(self) -> SagaRecord:
+        """Do as `record`, without blocking the event loop."""
+        return await self._operations.to_thread(lambda: self.record)
+
+    async def astatus(self) -> SagaStatus:
+        """Do as `status`, without blocking the event loop."""
+        return (await self.arecord()).status
+
+    async def aresult(self) -> Mapping[str, Any]:
+        """Do as `result`, without blocking the event loop. `await_end()` comes before it."""
+        return await self._operations.to_thread(lambda: self.result)
+
+    async def asignal(
+        self,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> None:
+        """Do as `signal`, without blocking the event loop."""
+        await self._operations.asend_signal(self.id, name, payload, id=id, sender=sender, session=session)
+
+    async def acancel(self, reason: str = "cancelled") -> SagaStatus:
+        """Do as `cancel`, without blocking the event loop."""
+        return await self._operations.to_thread(lambda: self.cancel(reason))
+
+    async def await_end(self, timeout: float | timedelta | None = None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        """Do as `wait`, without blocking the event loop, and without a thread.
+
+        All who wait in one event loop share one query. A waiter may be cancelled; the saga goes on.
+        """
+        if timeout is not None:
+            timeout = seconds(timeout, "await_end: timeout", zero=True)
+        return await self._operations.await_end(self.id, timeout)
+
+
+class StartStatus(enum.StrEnum):
+    """What became of one input of `start_many`."""
+
+    STARTED = "STARTED"
+    EXISTING = "EXISTING"  #: a saga with this key and input was there before
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True)
+class StartResult:
+    """What `start_many` did with one of its inputs."""
+
+    status: StartStatus
+    handle: SagaHandle | None = None  #: of the saga that is started or was there; None where it was refused
+    error: StartError | None = None  #: why it was refused: `InvalidInput`, `PayloadTooLarge` or `KeyConflict`
+
+    @classmethod
+    def of(cls, end: tuple[str, bool] | StartError, operations: _Operations) -> StartResult:
+        """Return the result for the id of a saga and whether it is new, or for why it was refused."""
+        if isinstance(end, StartError):
+            return cls(StartStatus.REFUSED, error=end)
+        saga_id, new = end
+        return cls(StartStatus.STARTED if new else StartStatus.EXISTING, SagaHandle(saga_id, operations))

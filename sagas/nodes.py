@@ -43,6 +43,8 @@ class Node:
     is_pivot = False
     #: Seconds until the step is given up that waits for a signal or an external completion; None where it does not.
     patience: float | None = None
+    #: Seconds for which the action may answer "not yet"; None where it does not poll.
+    poll_timeout: float | None = None
     retry: Any = None
     compensation_retry: Any = None
 

@@ -14,7 +14,7 @@ from sagas.checkpoints import Direction, HistoryEntry, SagaRecord
 from sagas.endings import ends_process
 from sagas.redaction import Redaction
 
-__all__ = ["SUCCEEDED", "Attempt", "Handling", "Observer", "Observers", "Start"]
+__all__ = ["NOT_YET", "SUCCEEDED", "Attempt", "Handling", "Observer", "Observers", "Start"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ W = TypeVar("W")
 
 #: The outcome of an attempt whose function returned.
 SUCCEEDED = "succeeded"
+
+#: The outcome of an attempt that polls, and found that it has to ask again.
+NOT_YET = "not yet"
 
 
 @dataclass(slots=True)
@@ -40,7 +43,9 @@ class Attempt:
     step: str
     begun: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0  #: how long the function took
-    outcome: str | None = None  #: succeeded, terminal, failed or in doubt; None while it runs, and if it was cut off
+    outcome: str | None = (
+        None  #: succeeded, not yet, terminal, failed or in doubt; None while it runs, and if it was cut off
+    )
     error: BaseException | None = None
     redaction: Redaction | None = None  #: removes from texts about `error` the values that `Sagas(redact=[...])` names
 

@@ -22,7 +22,7 @@ import uuid_utils
 from sagas import tokens, transitions
 from sagas.causes import CURRENT, Cause, within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
-from sagas.definition import BoundStep, Saga, StepContext
+from sagas.definition import BoundStep, Retry, Saga, StepContext
 from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
@@ -187,6 +187,25 @@ class Orchestrator:
         at: datetime | None = None,
     ) -> Next:
         """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
+        record = self.prepare(saga, given, key=key, correlation_id=correlation_id, at=at)
+        with self.observers.during(Start(record)) as start:
+            if start.traceparent is not None:
+                record = replace(record, traceparent=start.traceparent)
+            stored = self.store.insert(record, session)
+        if stored.id == record.id:
+            if self.observers:
+                self.store.after_commit(session, lambda: self.observers.changed(None, record))
+            return Next(Verdict.DISPATCH, "", record, plan(saga, record) if record.dispatches else None)
+        self.check_same(saga, record, stored)
+        return Next(Verdict.GO_AWAY, "it was started before", stored)
+
+    def prepare(
+        self, saga: Saga, given: Any, *, key: str | None, correlation_id: str | None, at: datetime | None = None
+    ) -> SagaRecord:
+        """Return the record of a saga that is about to be stored. Raises `InvalidInput` and `PayloadTooLarge`.
+
+        Without `dispatches` it needs no message: recovery begins it.
+        """
         text = self._encode_input(saga, given)
         saga_id = str(uuid_utils.uuid7())
         key = saga_id if key is None else key
@@ -211,7 +230,7 @@ class Orchestrator:
         ready_at = now if at is None else max(at.astimezone(UTC), now)
         # Recovery begins what is to start later, and what begins to wait without a message.
         later = ready_at > now or any(node.step.is_open_at_once for node in saga.stages[0])
-        record = SagaRecord(
+        return SagaRecord(
             id=saga_id,
             name=saga.name,
             version=saga.version,
@@ -227,20 +246,16 @@ class Orchestrator:
             deadline=None if saga.timeout is None else ready_at + timedelta(seconds=saga.timeout),
             next_check_at=ready_at if later else now + timedelta(seconds=self.timing.redispatch_after),
         )
-        with self.observers.during(Start(record)) as start:
-            if start.traceparent is not None:
-                record = replace(record, traceparent=start.traceparent)
-            stored = self.store.insert(record, session)
-        if stored.id == saga_id:
-            if self.observers:
-                self.store.after_commit(session, lambda: self.observers.changed(None, record))
-            return Next(Verdict.DISPATCH, "", record, None if later else plan(saga, record))
+
+    @staticmethod
+    def check_same(saga: Saga, record: SagaRecord, stored: SagaRecord) -> None:
+        """Raise `KeyConflict` when the saga that has the key of `record` was started with another input."""
         # Compared as values: a default that was left out and one that was given are the same.
-        if stored.input != text and not same(load(stored.input, saga.input), load(text, saga.input)):
+        if stored.input != record.input and not same(load(stored.input, saga.input), load(record.input, saga.input)):
             raise KeyConflict(
-                f"saga {saga.name!r}: the key {key!r} belongs to {stored.id}, which was started with another input"
+                f"saga {saga.name!r}: the key {record.key!r} belongs to {stored.id}, which was started with another "
+                "input"
             )
-        return Next(Verdict.GO_AWAY, "it was started before", stored)
 
     def _encode_input(self, saga: Saga, given: Any) -> str:
         where = f"saga {saga.name!r}, input"
@@ -310,9 +325,9 @@ class Orchestrator:
                     raise
                 resources.__exit__(type(error), error, error.__traceback__)
                 redaction = self._masking(claim.record)
-                failure = _failure(error, redaction)
+                failure = _failure(error, redaction, attempt)
                 seen.end(failure.outcome.value, error, redaction)
-                if failure.outcome is not Outcome.TERMINAL:
+                if failure.outcome not in (Outcome.TERMINAL, Outcome.NOT_YET):
                     told = "\n" + redaction.text("".join(traceback.format_exception(error))) if redaction else ""
                     logger.info(
                         "saga %s, step %s: attempt failed%s", saga_id, name, told, exc_info=None if told else error
@@ -622,6 +637,14 @@ class _Attempt:
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
 
+    @property
+    def retry(self) -> Retry:
+        return self.step.retry if self.direction is Direction.FORWARD else self.step.compensation_retry
+
+    @property
+    def polls(self) -> bool:
+        return self.direction is Direction.FORWARD and self.step.step.poll_timeout is not None
+
     def decide(self) -> bool:
         """Ask the condition of the step, unless it has been answered. True where there is none."""
         return not self.is_undecided or bool(self._call(self.step.when))
@@ -695,6 +718,8 @@ class _Attempt:
             step=self.name,
             attempt=self.record.step(self.name).attempt,
             correlation_id=self.record.correlation_id,
+            started_at=self.record.step(self.name).started_at or self._orchestrator.store.now(),
+            _now=self._orchestrator.store.now,
             _open_session=self.open_session,
             _token=self._token,
             _emit=self._emit,
@@ -731,7 +756,7 @@ def _named(actor: str | None) -> str | None:
     return None if actor is None else clean(actor, _LONGEST_KEY)
 
 
-def _failure(error: BaseException, redaction: Redaction) -> Failure:
+def _failure(error: BaseException, redaction: Redaction, attempt: _Attempt) -> Failure:
     """Say how an attempt failed from what it raised."""
     error = meant(error)
     said = clean(redaction.text(describe(error)), _LONGEST_ERROR)
@@ -739,9 +764,11 @@ def _failure(error: BaseException, redaction: Redaction) -> Failure:
     match error:
         case TerminalError():
             return Failure(Outcome.TERMINAL, said or text)
+        case RetryableError() if attempt.polls and error.after is not None:
+            return Failure(Outcome.NOT_YET, said or text, error.after)
         case RetryableError():
-            return Failure(Outcome.FAILED, said or text, error.after)
+            return Failure(Outcome.FAILED, said or text, error.after, attempt.retry.policy_for(error))
         case UnserialisableResult() | _Fenced():
             return Failure(Outcome.IN_DOUBT, said)
         case _:
-            return Failure(Outcome.FAILED, text)
+            return Failure(Outcome.FAILED, text, retry=attempt.retry.policy_for(error))

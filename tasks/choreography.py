@@ -16,6 +16,7 @@ it.
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
@@ -163,6 +164,8 @@ def _step(context: HandlerContext, order: PlaceOrder, name: str) -> StepContext:
         step=name,
         attempt=context.attempt,
         correlation_id=context.correlation_id,
+        started_at=datetime.now(UTC),
+        _now=lambda: datetime.now(UTC),
         _open_session=lambda: context.session,
         _emit=emit,
     )

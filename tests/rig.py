@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from sagas import (
     Parallel,
     Pivot,
     Retry,
+    RetryableError,
     Saga,
     Sagas,
     Schedule,
@@ -141,6 +143,20 @@ def _step(name: str, *, undo: bool = True, kind: type[Step] = Step, **options: A
     return kind(name, action, **options)
 
 
+def _asking(poll_timeout: float) -> Step:
+    """A step that asks again until as many seconds are over as its fault says."""
+
+    def ask(faults: dict[str, str], step: StepContext) -> None:
+        if step.now - step.started_at < timedelta(seconds=float(faults.get("ask", "0"))):
+            raise RetryableError("not yet", after=0.3)
+        act("ask", {}, step)
+
+    def compensation(faults: dict[str, str], step: StepContext) -> None:
+        act("ask.compensate", faults, step)
+
+    return Step("ask", ask, compensation=compensation, retry=QUICK, timeout=3, poll_timeout=poll_timeout)
+
+
 def _async_step(name: str) -> Step:
     async def action(faults: dict[str, str], step: StepContext) -> Receipt:
         await asyncio.sleep(0.01)
@@ -191,7 +207,8 @@ def sagas() -> list[Saga]:
         _async_step("two"),
         input=Faults,
     )
-    return [line, full, waits, long, short, nobody, once, later, served, awaits]
+    polls = Saga("polls", _step("one"), _asking(poll_timeout=4), _step("three"), input=Faults)
+    return [line, full, waits, long, short, nobody, once, later, served, awaits, polls]
 
 
 #: As long as brokers take it.

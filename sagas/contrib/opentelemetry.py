@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaRecord, SagaStatus
-from sagas.observers import SUCCEEDED, Attempt, Handling, Observer, Start
+from sagas.observers import NOT_YET, SUCCEEDED, Attempt, Handling, Observer, Start
 from sagas.redaction import Redaction
 from sagas.text import describe
 
@@ -89,7 +89,7 @@ class Tracing(Observer):
         ) as span:
             yield
             span.set_attribute("sagas.outcome", attempt.outcome or "cut off")
-            if attempt.outcome != SUCCEEDED:
+            if attempt.outcome not in (SUCCEEDED, NOT_YET):
                 _fail(span, attempt.error, attempt.redaction)
 
     @contextmanager

@@ -33,8 +33,13 @@ class DatabaseClock:
         """Return the database's time. Raises `StoreUnavailable`."""
         known = self._known
         if known is None or time.monotonic() - known[1] > TRUST:
-            known = self._known = self._connections.read(self._ask)
+            known = self.ask()
         return known[0] + timedelta(seconds=time.monotonic() - known[1])
+
+    def ask(self) -> tuple[datetime, float]:
+        """Ask the database. Return its time, and when that was by the monotonic clock. Raises `StoreUnavailable`."""
+        known = self._known = self._connections.read(self._ask)
+        return known
 
     def _ask(self, connection: Connection) -> tuple[datetime, float]:
         """Return the database's time, and when that was by our monotonic clock."""

@@ -77,6 +77,10 @@ class Connections:
             milliseconds = int(self._timeout * 1000)
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
 
+    def owns(self, connection: Connection) -> bool:  # noqa: ARG002
+        """Tell whether a transaction of the store's is not part of a larger one, whose pauses are the caller's."""
+        return True
+
     @contextmanager
     def translated(self, *, limited: bool = True) -> Iterator[None]:
         """Raise `StoreUnavailable` or `StoreRefused` for what the database raises in the block.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaSummary
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.errors import ConfigurationError
 from sagas.stores.codecs import Codec
 from sagas.stores.connections import Connections
@@ -18,6 +18,8 @@ from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Paylo
 from sagas.stores.sessions import AnySession
 
 __all__ = ["CheckpointStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
+
+T = TypeVar("T")
 
 
 class SagaLog(Protocol):
@@ -48,6 +50,15 @@ class CheckpointStore(Protocol):
         """Store a new saga, in the caller's transaction if one is given.
 
         Returns the saga that has this name and key: the given one, or the one that was there before it.
+        """
+
+    def inserting(
+        self, session: AnySession | None = None
+    ) -> AbstractContextManager[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        """Open a transaction that stores many new sagas, all or none: a savepoint of the caller's if one is given.
+
+        It is called with sagas of one name, each with a key of its own. It returns, for each of them, the saga that
+        has this name and key: the given one, or the one that was there before it.
         """
 
     def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
@@ -100,6 +111,12 @@ class CheckpointStore(Protocol):
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         """Return those of these sagas that exist, with their steps, without their payloads."""
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        """Return the status of those of these sagas that exist, by id."""
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        """Call a function that blocks and uses this store, without blocking the event loop."""
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         """Store when recovery looks at these sagas again (`next_check_at`), and for the how many times (`idle_checks`).

@@ -6,19 +6,19 @@ All safety rests on one statement, the compare-and-set in `save`: `UPDATE ... WH
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, case, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, case, insert, select, update
 from sqlalchemy.orm import Session
 
-from sagas.checkpoints import CLOCKS_DIFFER, DeadLetter, Direction, HistoryEntry, SagaRecord, SagaSummary
+from sagas.checkpoints import CLOCKS_DIFFER, DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import ConfigurationError, SagaNotFound
-from sagas.stores import schema, statements
+from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
 from sagas.stores.commits import Commits
@@ -28,10 +28,17 @@ from sagas.stores.filters import Filter
 from sagas.stores.queries import SqlQueries
 from sagas.stores.rows import HISTORY_FIELDS, SAGA_FIELDS, STEP_FIELDS, row_of, saga_of
 from sagas.stores.sessions import AnySession, own_session
-from sagas.stores.transactions import Lent, let_go
+from sagas.stores.transactions import UNHEARD, Lent, begin_if_late, check, let_go, limit_idle
 from sagas.text import is_clean
+from sagas.threads import THREADS
 
 __all__ = ["SqlStore"]
+
+T = TypeVar("T")
+
+
+#: Ids that one query asks for: databases take no more parameters than so many.
+_MOST_ASKED = 500
 
 
 class SqlStore:
@@ -86,11 +93,14 @@ class SqlStore:
         lent = isinstance(own, Session) and Lent.verified(own)
         with self.connections.translated(limited=lent):  # the caller's transaction may well wait for another's
             connection = own.connection() if isinstance(own, Session) else own
-            if connection.dialect.name != self.dialect:
-                raise ConfigurationError(
-                    f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
-                )
+            self._check_dialect(connection)
             yield connection
+
+    def _check_dialect(self, connection: Connection) -> None:
+        if connection.dialect.name != self.dialect:
+            raise ConfigurationError(
+                f"the session is on {connection.dialect.name}, the sagas are kept on {self.dialect}"
+            )
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
         if self.dialect == "postgresql":
@@ -101,14 +111,57 @@ class SqlStore:
 
     def _insert(self, connection: Connection, record: SagaRecord) -> SagaRecord:
         dialect = statements.DIALECTS[self.dialect]
-        row = row_of(record, SAGA_FIELDS)
-        row["input"] = self.codec.encode(record.input, input_of(record.id))
-        inserted = connection.execute(dialect.insert_or_keep, row).rowcount
+        inserted = connection.execute(dialect.insert_or_keep, self._saga_row(record)).rowcount
         if inserted == 1 and dialect.counts_inserts:
             return record
         # A locking read: the row that was in the way may be younger than this transaction's snapshot.
         query = select(schema.sagas).where(schema.sagas.c.name == record.name, schema.sagas.c.key == record.key)
-        return saga_of(connection.execute(query.with_for_update(read=True)).mappings().one(), [], self.codec)
+        return self._saga_of(connection.execute(query.with_for_update(read=True)).mappings().one())
+
+    @contextmanager
+    def inserting(
+        self, session: AnySession | None = None
+    ) -> Iterator[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        insert_or_keep = statements.DIALECTS[self.dialect].insert_or_keep
+        with self._bulk_transaction(session) as connection:
+
+            def insert_many(records: Sequence[SagaRecord]) -> Sequence[SagaRecord]:
+                with self.connections.translated(limited=session is None):
+                    return bulk.insert_many(connection, insert_or_keep, records, self._saga_row, self._saga_of)
+
+            yield insert_many
+
+    @contextmanager
+    def _bulk_transaction(self, session: AnySession | None) -> Iterator[Connection]:
+        """Open a transaction for many sagas, or a savepoint in the caller's: an error must leave none of them."""
+        if session is not None:
+            own = own_session(session)
+            with self.connections.translated(limited=False):
+                connection = own.connection() if isinstance(own, Session) else own
+                self._check_dialect(connection)
+                begin_if_late(connection)
+            with own.begin_nested():
+                # A session makes the savepoint only when it is asked for its connection.
+                yield own.connection() if isinstance(own, Session) else own
+            return
+        self._clock.ask()  # twice if need be: the pool may hold connections from before the database's restart
+        with ExitStack() as ends:
+            with self.connections.translated():
+                connection = ends.enter_context(self.engine.begin())
+                if self.connections.owns(connection):  # the caller's iterable may take its time between two chunks
+                    ends.callback(limit_idle(connection, unheard=UNHEARD))
+            yield connection
+            with self.connections.translated():
+                check(connection, "start_many")
+                ends.close()
+
+    def _saga_row(self, record: SagaRecord) -> dict[str, Any]:
+        row = row_of(record, SAGA_FIELDS)
+        row["input"] = self.codec.encode(record.input, input_of(record.id))
+        return row
+
+    def _saga_of(self, row: RowMapping) -> SagaRecord:
+        return saga_of(row, [], self.codec)
 
     def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
         if session is None:
@@ -258,6 +311,17 @@ class SqlStore:
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         return self.queries.select(Filter(ids=tuple(saga_ids)), limit=len(saga_ids), with_steps=True)
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        sagas, ids = schema.sagas.c, [saga_id for saga_id in saga_ids if is_clean(saga_id)]
+        found: dict[str, SagaStatus] = {}
+        for first in range(0, len(ids), _MOST_ASKED):
+            query = select(sagas.id, sagas.status).where(sagas.id.in_(ids[first : first + _MOST_ASKED]))
+            found |= {row["id"]: SagaStatus(row["status"]) for row in self.connections.rows(query)}
+        return found
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return await THREADS.call(function)
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         # In one order: two that lock the same rows must not wait for each other.

@@ -25,14 +25,14 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from sagas.errors import TransactionLost, TransactionMisuse
 
-__all__ = ["IDLE", "Lent", "begun", "check", "let_go", "limit_idle"]
+__all__ = ["IDLE", "UNHEARD", "Lent", "begin_if_late", "begun", "check", "let_go", "limit_idle"]
 
 #: Seconds after which a database that hears nothing of an open transaction ends it. On PostgreSQL a thread speaks for
 #: a transaction whose code is busy elsewhere.
 IDLE = 30.0
 
 #: The same where no other thread may use a connection (MariaDB), unless the caller knows better: a handler may be busy.
-_UNHEARD = 900.0
+UNHEARD = 900.0
 
 #: What a transaction in which an error occurred is to PostgreSQL's drivers, and one that waits for its next statement.
 _IN_TRANSACTION, _IN_ERROR = 2, 3
@@ -95,6 +95,12 @@ def let_go(session: Session) -> None:
         session.close()
     except SQLAlchemyError:  # the connection is lost, and the database has rolled back
         session.invalidate()
+
+
+def begin_if_late(connection: Connection) -> None:
+    """Begin the transaction that a driver begins late. Before a savepoint: else the end of that would commit."""
+    if not _is_open(connection):
+        connection.exec_driver_sql("BEGIN")
 
 
 def check(connection: Connection, who: str) -> None:
@@ -275,10 +281,9 @@ class Lent:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT set_config('{_MARK}.it', '{self._token}', true)")
         else:
-            if not _is_open(connection):
-                connection.exec_driver_sql("BEGIN")  # else the driver does so late, and the mark's end would commit
+            begin_if_late(connection)
             connection.exec_driver_sql(f"SAVEPOINT {_MARK}")
-        unheard = _UNHEARD if self._most is None else self._most
+        unheard = UNHEARD if self._most is None else self._most
         self._let_go = limit_idle(connection, unheard=unheard, most=self._most)
         event.listen(connection, "commit", self._commits)
         event.listen(connection, "rollback", self._rolls_back)

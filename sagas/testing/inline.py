@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uuid_utils
 
 from sagas import signals, transitions
+from sagas.bulk import start_many
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
 from sagas.definition import BoundStep, InputT, Saga
 from sagas.durations import seconds, whole_number
@@ -24,7 +25,7 @@ from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.events.lifecycle import lifecycle_events
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.orchestrator import Next
 from sagas.plan import Plan
 from sagas.runner import Runner
@@ -32,11 +33,16 @@ from sagas.signals import Completion
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
+from sagas.waiting import Waiters
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
     from sagas.stores.sessions import AnySession
 
 __all__ = ["Inline"]
+
+T = TypeVar("T")
 
 
 class Inline:
@@ -108,8 +114,7 @@ class Inline:
 
         Raises what `Saga.start` raises, and `NotAllowed` if a fault names a step that the saga does not have.
         """
-        for fault in self._faults:
-            fault.check(saga)
+        self._check_faults(saga)
         next_ = self.orchestrator.start(
             self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
         )
@@ -131,6 +136,24 @@ class Inline:
         next_ = signals.send(self.orchestrator, saga_id, name, payload, id=id, sender=sender, session=session)
         self._finish(saga_id, next_.plan)
 
+    async def asend_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: AsyncSession | AsyncConnection | None = None,
+    ) -> None:
+        """Do as `send_signal`. What `handle.asignal` calls."""
+        if session is None:
+            await self.to_thread(lambda: self.send_signal(saga_id, name, payload, id=id, sender=sender))
+        else:
+            await session.run_sync(
+                lambda own: self.send_signal(saga_id, name, payload, id=id, sender=sender, session=own)
+            )
+
     def complete(self, token: str, result: Any = None) -> Completion:
         """Complete a deferred step, and run its saga as far as it goes then. See `Sagas.complete`."""
         completion, next_ = signals.complete(self.orchestrator, token, result)
@@ -147,6 +170,24 @@ class Inline:
         """Let time pass, and run a saga that waits: timeouts and deadlines that are over then take effect."""
         self._runner.advance(time)
         self._finish(handle.id, None)
+
+    def start_many(
+        self,
+        saga: Saga[InputT],
+        inputs: Iterable[tuple[InputT | Mapping[str, Any] | None, str | None] | InputT | Mapping[str, Any] | None],
+        *,
+        correlation_id: str | None = None,
+    ) -> Sequence[StartResult]:
+        """Start many sagas, run each of the new ones to its end, and return what became of each input, in order."""
+        self._check_faults(saga)
+        stored = start_many(self.orchestrator, self._shadow(saga), inputs, correlation_id=correlation_id, session=None)
+        for plan in stored.plans():
+            self._runner.finish(plan.saga_id, plan)
+        return [StartResult.of(end, self) for end in stored.ends]
+
+    def _check_faults(self, saga: Saga) -> None:
+        for fault in self._faults:
+            fault.check(saga)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
         """Compensate a compensated step once more, as if its action reported its success only now."""
@@ -235,6 +276,12 @@ class Inline:
 
     def result(self, record: SagaRecord) -> Mapping[str, Any]:
         return self.orchestrator.result(record)
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return await self.store.to_thread(function)
+
+    async def await_end(self, saga_id: str, timeout: float | None) -> SagaStatus:  # noqa: ASYNC109 - as `wait`
+        return await Waiters(self.store).end(saga_id, timeout)
 
     def cancel(self, saga_id: str, reason: str = "cancelled") -> SagaRecord:
         return self._finish(saga_id, self.orchestrator.cancel(saga_id, reason).plan)

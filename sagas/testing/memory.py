@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaSummary
+from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.errors import ConfigurationError, SagaNotFound
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sagas.stores.sessions import AnySession
 
 __all__ = ["MemoryLog", "MemoryStore"]
+
+
+T = TypeVar("T")
 
 
 class MemoryStore:
@@ -39,6 +42,17 @@ class MemoryStore:
             raise _no_transactions()
         same = (found for found in self._records.values() if (found.name, found.key) == (record.name, record.key))
         return next(same, None) or self._records.setdefault(record.id, record)
+
+    @contextmanager
+    def inserting(
+        self, session: AnySession | None = None
+    ) -> Iterator[Callable[[Sequence[SagaRecord]], Sequence[SagaRecord]]]:
+        before = dict(self._records)
+        try:
+            yield lambda records: [self.insert(record, session) for record in records]
+        except BaseException:
+            self._records = before
+            raise
 
     def after_commit(self, session: AnySession | None, then: Callable[[], object]) -> None:
         if session is not None:
@@ -97,6 +111,12 @@ class MemoryStore:
 
     def summaries(self, saga_ids: Collection[str]) -> Sequence[SagaSummary]:
         return [self._records[saga_id] for saga_id in saga_ids if saga_id in self._records]
+
+    def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
+        return {saga_id: self._records[saga_id].status for saga_id in saga_ids if saga_id in self._records}
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        return function()  # it is for one thread, and nothing here waits
 
     def reschedule(self, sagas: Collection[SagaSummary]) -> None:
         for saga in sagas:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from sagas.checkpoints import AT_REST, FINISHED, SagaRecord, SagaStatus
-from sagas.definition import BoundStep, Saga
+from sagas.definition import BoundStep, Retry, Saga
 from sagas.errors import NotAllowed, SagaNotFound, TerminalError
 from sagas.events import Events
 from sagas.handle import SagaHandle
@@ -184,7 +184,7 @@ class _Stage:
         yield self.run(name, "refused", lambda: inline.fail_at(name, no, times=None), refused)
         yield self.run(name, "broken", lambda: inline.fail_at(name, times=None), given_up)
         for when, crash in (("before", inline.crash_before), ("after", inline.crash_after)):
-            ends = {SagaStatus.COMPLETED} if self._survives(step, step.retry.max_attempts) else given_up
+            ends = {SagaStatus.COMPLETED} if self._survives(step, step.retry) else given_up
             if self.saga.timeout is not None and not (step.past_pivot or step.step.is_pivot):
                 ends = ends | undone  # the crashes may have used up the saga's timeout
             yield self.run(name, f"crash {when} its effect", partial(crash, name, times=_CRASHES), ends)
@@ -203,7 +203,7 @@ class _Stage:
             self.inline.crash_after(name, times=_CRASHES, undo=True)
 
         yield self.run(name, "compensated twice", lambda: self._compensate_after(step), undone, undo_again=name)
-        ends = undone if self._survives(step, step.compensation_retry.max_attempts) else {SagaStatus.STUCK}
+        ends = undone if self._survives(step, step.compensation_retry) else {SagaStatus.STUCK}
         yield self.run(name, "crash after compensation", crash, ends)
 
     def run(
@@ -285,10 +285,11 @@ class _Stage:
         else:
             self.inline.fail_at(step.name, times=None, after_effect=True)
 
-    def _survives(self, step: BoundStep, attempts: int) -> bool:
+    def _survives(self, step: BoundStep, retry: Retry) -> bool:
         # The claim of a dead worker ends with its lease and counts as lost, or with its timeout and counts as failed.
         expires = step.step.timeout > self.inline.orchestrator.timing.lease
-        return (step.step.max_deliveries if expires else attempts) > _CRASHES
+        most = step.step.max_deliveries if expires else retry.policy_for(TimeoutError()).max_attempts
+        return most > _CRASHES
 
 
 def _short(state: object) -> str:

@@ -18,7 +18,7 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
-from sagas.definition import BoundStep, Saga
+from sagas.definition import BoundStep, Retry, Saga
 from sagas.opening import current_stage, goes_on, is_undecided, opened, settled
 
 __all__ = ["SKIPPED", "Case", "Change", "Failure", "Outcome", "Skipped", "Timing", "Verdict", "Waiting"]
@@ -58,6 +58,7 @@ class Outcome(enum.Enum):
     TERMINAL = "terminal"  #: it had no effect; do not try again
     FAILED = "failed"  #: nobody knows what effect it had; try again as the policy says
     IN_DOUBT = "in doubt"  #: nobody knows, and trying again would not tell
+    NOT_YET = "not yet"  #: it polls, and what it waits for is not there: ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Failure:
     outcome: Outcome
     error: str
     after: float | None = None  #: seconds until the next attempt, where the step itself said so
+    retry: Retry | None = None  #: the policy for what it raised; None for that of the step
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,15 @@ def failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     """An attempt at a step failed, and its claim is alive: try again, or give the step up."""
     undoing = step.status is StepStatus.COMPENSATING
     node = case.node(step)
+    if failure.outcome is Outcome.NOT_YET and case.forward:
+        if (waits := _not_yet(case, step, failure)) is not None:
+            return waits
+        said = f"not ready within {node.step.poll_timeout:g} s: {failure.error}"
+        failure = Failure(Outcome.IN_DOUBT, said)
     history = (
         case.entry(HistoryKind.COMPENSATION_FAILED if undoing else HistoryKind.STEP_FAILED, step, failure.error),
     )
-    retry = node.compensation_retry if undoing else node.retry
+    retry = failure.retry or (node.compensation_retry if undoing else node.retry)
     failures = step.failures + 1
     again = failure.outcome is Outcome.FAILED and failures < retry.max_attempts
     unwanted = not case.forward and not undoing  # an action that the saga no longer wants
@@ -78,12 +83,32 @@ def end_failed(case: Case, step: StepRecord, failure: Failure) -> Change:
     return after_step(case.set(step), step, Verdict.FAILED, failure.error, history)
 
 
+def _not_yet(case: Case, step: StepRecord, failure: Failure) -> Change | None:
+    """A step polls for what is not there yet. Have it ask again, or return None when its time for that is over.
+
+    It counts no failure, and those before it count no longer: it did get an answer.
+    """
+    limit = case.node(step).step.poll_timeout
+    assert limit is not None
+    assert failure.after is not None
+    assert step.started_at is not None
+    until = step.started_at + timedelta(seconds=limit)
+    if case.now >= until:
+        return None
+    due_at = min(case.now + timedelta(seconds=failure.after), until)  # it looks once more at the very end
+    step = released(step, StepStatus.PENDING, None, failures=0, error=failure.error, due_at=due_at)
+    return case.set(step).done(Verdict.RETRY, failure.error)
+
+
 def expire(case: Case, step: StepRecord) -> Change:
     """A claim has died: its time was up, or its worker stopped renewing it."""
     assert step.deadline is not None
     if step.deadline <= case.now:
         timeout = case.node(step).step.timeout
-        return failed(case, step, Failure(Outcome.FAILED, f"no answer within {timeout:g} s"))
+        node = case.node(step)
+        retry = node.compensation_retry if step.status is StepStatus.COMPENSATING else node.retry
+        said = f"no answer within {timeout:g} s"
+        return failed(case, step, Failure(Outcome.FAILED, said, retry=retry.policy_for(TimeoutError())))
     return lose(case, step)
 
 

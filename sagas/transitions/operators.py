@@ -91,7 +91,9 @@ def _repaired(case: Case, step: StepRecord, how: Repair, result: str | None) -> 
     match how:
         case Repair.RETRY:
             back = StepStatus.PENDING if case.forward else StepStatus.COMPENSATING
-            return step.move(back, failures=0, lost=0, due_at=None, error=None)
+            polls = case.forward and case.node(step).step.poll_timeout is not None  # for as long once more
+            started_at = None if polls else step.started_at
+            return step.move(back, failures=0, lost=0, due_at=None, error=None, started_at=started_at)
         case Repair.SKIP:
             return step.move(StepStatus.SKIPPED, finished_at=case.now, result="null" if case.forward else step.result)
         case Repair.DONE:

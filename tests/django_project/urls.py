@@ -7,4 +7,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("order/", views.order),
     path("order-async/", views.order_async),
+    path("order-await/", views.order_await),
 ]

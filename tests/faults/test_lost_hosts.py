@@ -106,7 +106,7 @@ def _vanish(what: str, url: str, body: bytes) -> None:
 
 
 def hurry() -> None:
-    transactions.IDLE = transactions._UNHEARD = relay._LONGEST_SEND = QUICK
+    transactions.IDLE = transactions.UNHEARD = relay._LONGEST_SEND = QUICK
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def _perhaps() -> bool: ...  # type: ignore[empty-body]
 SAGAS = [
     Saga("line", _step("a"), _step("b"), _step("c")),
     Saga("wide", _step("a"), Parallel(_step("l"), _step("r"), _step("n", undo=False)), _step("z")),
+    Saga("poll", _step("a"), _step("ask", poll_timeout=30), _step("b")),
     Saga("pivot", _step("a"), Parallel(_step("l"), _step("r")), Pivot("p", nothing, timeout=40), Step("z", nothing, timeout=40)),
     Saga(
         "waits", _step("a"), _step("m", when=_perhaps), Wait("w", int, timeout=60), _step("d", deferred=True, deadline=50),
@@ -104,6 +105,7 @@ class World:
         self.effects: dict[str, bool] = {}  # step -> whether its effect stands
         self.landed: dict[str, int] = {}
         self.late: set[str] = set()  # landed after the saga had turned back: whoever undid them is void, and goes on
+        self.began: dict[str, datetime] = {}  # when a step was claimed for the first time
         self.story: list[str] = []
         self.asked: list[str] = []  # deferred steps that have asked: somebody may complete them, more than once
         self.completed: dict[str, str] = {}  # the result that was accepted
@@ -214,6 +216,7 @@ class World:
 
         change = yield from self._ask(check)
         if change.verdict is Verdict.ACT:
+            self.began.setdefault(name, change.record.step(name).started_at or self.now)
             yield
             direction = change.record.direction
             self._begin(actor, name, change.record)
@@ -253,6 +256,8 @@ class World:
                 return done
 
             change = yield from self._ask(report)
+            if isinstance(outcome, Failure) and outcome.outcome is Outcome.NOT_YET:
+                self._judge_poll(name, owner, change)
             if any(entry.what == HistoryKind.LATE_OUTCOME for entry in change.history):
                 self.late.add(name)
         yield
@@ -267,6 +272,19 @@ class World:
                 self.broker.append(Message("fail", name, message.epoch))
             case Verdict.DISPATCH:
                 self.dispatch()
+
+    def _judge_poll(self, name: str, owner: str, change: Change) -> None:
+        """Who polls is neither given up before its time is over, nor asked again after it."""
+        step, limit = change.record.step(name), self.saga.steps[name].step.poll_timeout
+        if change.record.direction is Direction.BACKWARD or change.verdict is Verdict.GO_AWAY or limit is None:
+            return
+        over = self.now >= self.began[name] + timedelta(seconds=limit)
+        if step.status in (StepStatus.IN_DOUBT, StepStatus.FAILED) and not over:
+            raise self.wrong(f"{owner} was told that {name} is not yet there, and gave it up before its time")
+        if step.status is StepStatus.PENDING and over:
+            raise self.wrong(f"{name} polls on, though its time is over")
+        if change.verdict is Verdict.RETRY and change.history:
+            raise self.wrong(f"that {name} is not yet there went into the history")
 
     def _begin(self, actor: Actor, name: str, record: SagaRecord) -> None:
         lease = record.step(name).lease_until
@@ -307,6 +325,9 @@ class World:
             return None if chance > 0.15 else Failure(Outcome.FAILED, "broken")
         if chance < 0.06:
             return Failure(Outcome.TERMINAL, "refused")
+        if self.saga.steps[name].step.poll_timeout is not None and self.dice.random() < 0.7:
+            self.tell(f"{name} is not yet there")
+            return Failure(Outcome.NOT_YET, "not yet", self.dice.choice([1.0, 5.0, 20.0]))
         if chance > 0.1:
             self.effects[name] = True
             self.landed[name] = self.landed.get(name, 0) + 1

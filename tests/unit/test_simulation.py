@@ -129,9 +129,23 @@ def no_patience(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(transitions, "examine", wake)
 
 
+def polls_fail(patch: pytest.MonkeyPatch) -> None:
+    """That something is not yet there counts as a failure."""
+    patch.setattr(ends, "_not_yet", lambda case, step, failure: None)
+
+
+def polls_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """The time of a step that polls is never over."""
+    not_yet = ends._not_yet
+    patch.setattr(
+        ends, "_not_yet", lambda case, step, failure: not_yet(case, replace(step, started_at=case.now), failure)
+    )
+
+
 CUTS: list[Patch] = [
     no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt,
     no_early_signal, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion, no_doubt_of_what_waits, no_patience,
+    polls_fail, polls_for_ever,
 ]  # fmt: skip
 ROUNDS = 3000
 

@@ -12,6 +12,7 @@ import tomllib
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,6 @@ from sagas import (
     Pivot,
     Retry,
     Saga,
-    SagaHandle,
     SagaStatus,
     SqlStore,
     Step,
@@ -172,11 +172,7 @@ def test_undo_again(world: World, line: Saga) -> None:
 
 
 def test_the_registration_with_an_app_is_left_alone(line: Saga) -> None:
-    class Launcher:
-        def start(self, *_: object, **__: object) -> SagaHandle:
-            raise AssertionError
-
-    starter = Launcher()
+    starter: Any = object()
     line.bind(starter)
     action = line.steps["a"].action
     assert_completed(Inline().start(line))

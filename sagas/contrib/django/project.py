@@ -74,6 +74,15 @@ class _Refusing:
     def start(self, *_: Any, **__: Any) -> Any:
         return self._project.get()
 
+    def start_many(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
+    async def astart(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
+    async def astart_many(self, *_: Any, **__: Any) -> Any:
+        return self._project.get()
+
 
 def describe(failure: Exception) -> str:
     """Return the failure as one line."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -19,6 +21,9 @@ from sagas.stores.sessions import AnySession, own_session
 __all__ = ["DjangoStore"]
 
 
+T = TypeVar("T")
+
+
 class _DjangoConnections(Connections):
     """Django's own connections, with errors as Django raises them."""
 
@@ -27,9 +32,12 @@ class _DjangoConnections(Connections):
         with for_django(), super().translated(limited=limited):
             yield
 
+    def owns(self, connection: Connection) -> bool:
+        # Not a block of the caller's.
+        return is_outermost(connection)
+
     def free_if_lost(self, connection: Connection) -> None:
-        # Not in a block of the caller's, whose pauses are his own.
-        if is_outermost(connection):
+        if self.owns(connection):
             super().free_if_lost(connection)
 
 
@@ -63,6 +71,10 @@ class DjangoStore(SqlStore):
                 transaction.on_commit(then, using=self.alias)
             return
         transaction.on_commit(then, using=self.alias)  # fails only with CELERY_TASK_ALWAYS_EAGER, and visibly
+
+    async def to_thread(self, function: Callable[[], T]) -> T:
+        # Django's way: in the thread that has this request's connection, and in tests their transaction.
+        return await sync_to_async(function, thread_sensitive=True)()
 
     @contextmanager
     def attempt(self, open_session: Callable[[], Session]) -> Iterator[None]:  # noqa: ARG002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app, has_app_context
@@ -11,11 +12,14 @@ from flask_sqlalchemy import SQLAlchemy
 from sagas.app import Sagas
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError
-from sagas.handle import SagaHandle
+from sagas.handle import SagaHandle, StartResult
 from sagas.stores import SqlStore
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
 
     from sagas.stores.sessions import AnySession
 
@@ -25,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: The key in `session.info` for what was started in the session's transaction.
 _STARTED = "sagas_started"
+
+#: How many of those that one call started it names.
+_MOST_NAMED = 3
 
 
 class AppSagas(Sagas[SqlStore]):
@@ -69,9 +76,58 @@ class _Current:
             return sagas.start(saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
         own = sagas.db.session()
         handle = sagas.start(saga, input, key=key, correlation_id=correlation_id, session=own, at=at)
-        started = own.info.setdefault(_STARTED, [])
-        started.append((own.get_transaction(), f"{saga.name!r} ({handle.id})"))
+        _note_started(own, saga, [handle])
         return handle
+
+    def start_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AnySession | None,
+    ) -> Sequence[StartResult]:
+        sagas = current_sagas()
+        if session is not None:
+            return sagas.start_many(saga, inputs, correlation_id=correlation_id, session=session)
+        own = sagas.db.session()
+        results = sagas.start_many(saga, inputs, correlation_id=correlation_id, session=own)
+        _note_started(own, saga, [each.handle for each in results if each.handle is not None][:_MOST_NAMED])
+        return results
+
+    async def astart(
+        self,
+        saga: Saga,
+        input: Any,  # noqa: A002
+        *,
+        key: str | None,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+        at: datetime | None,
+    ) -> SagaHandle:
+        sagas = current_sagas()
+        options: dict[str, Any] = {"key": key, "correlation_id": correlation_id, "at": at}
+        if session is not None:
+            return await sagas.astart(saga, input, session=session, **options)
+        return await sagas.to_thread(lambda: self.start(saga, input, session=None, **options))
+
+    async def astart_many(
+        self,
+        saga: Saga,
+        inputs: Iterable[Any],
+        *,
+        correlation_id: str | None,
+        session: AsyncSession | AsyncConnection | None,
+    ) -> Sequence[StartResult]:
+        sagas = current_sagas()
+        if session is not None:
+            return await sagas.astart_many(saga, inputs, correlation_id=correlation_id, session=session)
+        return await sagas.to_thread(lambda: self.start_many(saga, inputs, correlation_id=correlation_id, session=None))
+
+
+def _note_started(session: Session, saga: Saga, handles: Iterable[SagaHandle]) -> None:
+    started = session.info.setdefault(_STARTED, [])
+    started += [(session.get_transaction(), f"{saga.name!r} ({handle.id})") for handle in handles]
 
 
 _CURRENT = _Current()

@@ -25,3 +25,9 @@ async def order_async(request: HttpRequest) -> HttpResponse:
     found = await sync_to_async(sagas.find)("place_order", number)
     status = await sync_to_async(lambda: found.status)()
     return HttpResponse(f"{handle.id} {status}")
+
+
+async def order_await(request: HttpRequest) -> HttpResponse:
+    number = request.GET["number"]
+    handle = await place_order.astart({"number": number, "card": "4111", "fault": ""}, key=number)
+    return HttpResponse(f"{handle.id} {await handle.await_end(timeout=10)}")

@@ -1,5 +1,6 @@
 """A user's project. Type checkers have nothing to say about it, in their strictest modes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -10,9 +11,11 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from pydantic import BaseModel
 from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sagas import (
+    NEVER,
     Parallel,
     Pivot,
     Retry,
@@ -24,6 +27,7 @@ from sagas import (
     SagaStatus,
     SagaSummary,
     SqlStore,
+    StartResult,
     Step,
     StepContext,
     StepRecord,
@@ -59,7 +63,7 @@ class OrderPlaced:
 
 
 def reserve(sku: str, step: StepContext) -> str:
-    if step.attempt > 3:
+    if step.attempt > 3 and step.now - step.started_at > timedelta(hours=1):
         raise TerminalError("no more")
     session: Session = step.session
     session.flush()
@@ -91,7 +95,7 @@ asynchronous = Saga(
 
 place_order = Saga(
     "place_order",
-    Step("reserve", reserve, compensation=release, retry=Retry(max_attempts=5, delay=0.5), queue="stock"),
+    Step("reserve", reserve, compensation=release, retry=Retry(on={TimeoutError: NEVER}), poll_timeout=60),
     Parallel(Step("a", release, compensation=None), Step("b", release, compensation=None)),
     Pivot("capture", capture),
     input=Order,
@@ -134,6 +138,23 @@ def start(session: Session) -> None:
     tick.start()
     sagas.start(book, Stay(nights=2), session=session)
     events.publish(OrderPlaced(order_id="1"), session, key="1")
+
+
+async def astart(session: AsyncSession) -> None:
+    handle = await place_order.astart(Order("tea", Decimal(1)), key="o-1", session=session)
+    assert_type(handle, SagaHandle)
+    assert_type(await handle.await_end(timeout=timedelta(seconds=1)), SagaStatus)
+    assert_type(await handle.arecord(), SagaRecord)
+    results = await place_order.astart_many([(Order("tea", Decimal(1)), "o-1")])
+    assert_type(results, Sequence[StartResult])
+    assert_type(
+        place_order.start_many([Order("tea", Decimal(1)), {"sku": "tea", "amount": "1"}]), Sequence[StartResult]
+    )
+    assert_type(place_order.start_many((Order("tea", Decimal(n)), str(n)) for n in range(3)), Sequence[StartResult])
+    tick.start_many([None, (None, "k")])
+    transfer.start_many([{"cents": 1}])
+    assert_type(results[0].handle, SagaHandle | None)
+    assert_type(await sagas.to_thread(lambda: sagas.handle("id")), SagaHandle)
 
 
 def any_sagas(sagas: Sagas) -> SagaSummary:
