@@ -2,7 +2,8 @@
 
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
-from sagas.definition import NEVER, Parallel, Pivot, Retry, Saga, Step, StepContext
+from sagas.context import StepContext
+from sagas.definition import Saga
 from sagas.errors import (
     AmbiguousSaga,
     ConfigurationError,
@@ -30,7 +31,8 @@ from sagas.errors import (
     WaitTimeout,
 )
 from sagas.handle import SagaHandle, StartResult, StartStatus
-from sagas.nodes import COMPENSATE, Sleep, Wait
+from sagas.nodes import COMPENSATE, Parallel, Pivot, Sleep, Step, Wait
+from sagas.retries import NEVER, Retry
 from sagas.schedules import Schedule
 from sagas.signals import Completion
 from sagas.stores import SqlStore

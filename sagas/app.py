@@ -25,6 +25,7 @@ from sagas.recovery import Recovery
 from sagas.scheduler import Scheduler
 from sagas.schedules import Schedule
 from sagas.signals import Completion
+from sagas.starts import start
 from sagas.threads import THREADS
 from sagas.transitions import Repair, Timing, Verdict
 from sagas.waiting import Waiters
@@ -174,7 +175,7 @@ class Sagas(Generic[StoreT_co]):
         send: _Send,
     ) -> SagaHandle:
         self._check(saga)
-        next_ = self.orchestrator.start(saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
+        next_ = start(self.orchestrator, saga, input, key=key, correlation_id=correlation_id, session=session, at=at)
         self._go_on(next_, session, send)
         return SagaHandle(next_.record.id, self)
 

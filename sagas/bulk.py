@@ -12,6 +12,7 @@ from sagas.errors import KeyConflict, StartError
 from sagas.observers import Start
 from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, plan
+from sagas.starts import check_same, prepare
 
 if TYPE_CHECKING:
     from sagas.stores.sessions import AnySession
@@ -103,7 +104,7 @@ def _prepared(
 ) -> SagaRecord | StartError:
     input_, key = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     try:
-        return orchestrator.prepare(saga, input_, key=key, correlation_id=correlation_id)
+        return prepare(orchestrator, saga, input_, key=key, correlation_id=correlation_id)
     except StartError as error:
         return error
 
@@ -118,7 +119,7 @@ def _store(orchestrator: Orchestrator, saga: Saga, chunk: _Chunk, insert: _Inser
         there = found[item.key]
         if there.id != item.id:
             try:
-                orchestrator.check_same(saga, item, there)
+                check_same(saga, item, there)
             except KeyConflict as error:
                 stored.ends.append(error)
             else:

@@ -26,8 +26,9 @@ from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
 from kombu.messaging import Producer
 
+from sagas.binding import BoundStep
 from sagas.checkpoints import Direction, SagaStatus, node_of
-from sagas.definition import BoundStep, Saga
+from sagas.definition import Saga
 from sagas.endings import ends_process, meant
 from sagas.errors import (
     ConfigurationError,
@@ -40,7 +41,8 @@ from sagas.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.orchestrator import Claim, Next, Orchestrator
+from sagas.execution import Claim
+from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, Stage
 from sagas.runner import Runner
 from sagas.transitions import Verdict

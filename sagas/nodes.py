@@ -1,4 +1,4 @@
-"""Nodes of a saga that wait: for a person or another system, for a moment, for an external completion."""
+"""Nodes of a saga: what its author writes. `Step` acts, `Wait` and `Sleep` wait, `Parallel` runs nodes together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any, Literal
 from sagas.durations import seconds, whole_number
 from sagas.errors import DefinitionError
 from sagas.functions import describe
+from sagas.retries import Retry
 from sagas.text import is_clean
+from sagas.values import NO_TYPE
 
-__all__ = ["COMPENSATE", "UNSAID", "Node", "OnTimeout", "Sleep", "Wait"]
+__all__ = ["COMPENSATE", "UNSAID", "Node", "OnTimeout", "Parallel", "Pivot", "Sleep", "Step", "Wait"]
 
 _Kind = Literal["step", "wait", "timer"]
 
@@ -45,8 +47,8 @@ class Node:
     patience: float | None = None
     #: Seconds for which the action may answer "not yet"; None where it does not poll.
     poll_timeout: float | None = None
-    retry: Any = None
-    compensation_retry: Any = None
+    retry: Retry | None = None
+    compensation_retry: Retry | None = None
 
     def __init__(
         self,
@@ -98,6 +100,86 @@ class Node:
         """Return until when its step waits. `returned`: by its function. `opened_at`: by the database's clock."""
         assert self.patience is not None
         return opened_at + timedelta(seconds=self.patience)
+
+
+class Step(Node):
+    """One action of a saga and what undoes it.
+
+    `action`, `compensation`: functions, `async def` ones too, Celery tasks, or objects to call. Parameters are
+        filled **by name**: a field of the saga's input, the result of a step in an earlier stage (by that step's name),
+        the whole input (annotated with its type), the context (annotated `StepContext`). A compensation may also ask
+        for `result`: what its own action returned, or None when the outcome is unknown. `compensation=None` says that
+        nothing needs undoing.
+    `timeout`: seconds (or a timedelta) that one attempt may take, from the moment a worker claims it. An async function
+        is cancelled then.
+    `start_timeout`: seconds (or a timedelta) that the step may wait for a worker; None waits as long as the saga may
+        take.
+    `retry`, `compensation_retry`: see `Retry`. Left out: 3 attempts for an action that can still be undone,
+        10 for a compensation and for an action after the pivot.
+    `poll_timeout`: seconds (or a timedelta) from its first attempt for which the action may answer "not yet", by
+        raising `RetryableError(after=...)`. It is called again after that time, and that counts as no failure. When
+        `poll_timeout` is over, the step is given up as in doubt.
+    `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
+    `max_deliveries`: how many workers may die or be lost at this step before it is given up as in doubt.
+    `when`: run the step only if this function returns true. Its parameters are filled as those of the action. It is
+        called once, and its answer is stored. If it returns false, the result is None for later steps.
+    `deferred`: the action only asks another system, and returns. The step ends with `sagas.complete(token, result)` or
+        `sagas.fail(token, error)`; the token is `step.token`, where `step` is the context. `deadline`: seconds (or a
+        timedelta) after which the step is given up; the compensation then undoes what may have happened. `result`:
+        the type of the result that it is completed with.
+    """
+
+    is_pivot = False
+
+    def __init__(
+        self,
+        name: str,
+        action: Callable[..., Any],
+        *,
+        compensation: Callable[..., Any] | None = UNSAID,
+        timeout: float | timedelta = 300.0,
+        start_timeout: float | timedelta | None = None,
+        retry: Retry | None = None,
+        compensation_retry: Retry | None = None,
+        poll_timeout: float | timedelta | None = None,
+        queue: str | None = None,
+        max_deliveries: int = 5,
+        when: Callable[..., Any] | None = None,
+        deferred: bool = False,
+        deadline: float | timedelta | None = None,
+        result: Any = NO_TYPE,
+    ) -> None:
+        super().__init__(
+            name,
+            action,
+            compensation=compensation,
+            when=when,
+            queue=queue,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            max_deliveries=max_deliveries,
+        )
+        self.poll_timeout = (
+            None if poll_timeout is None else seconds(poll_timeout, f"step {name!r}: poll_timeout", DefinitionError)
+        )
+        self.retry = retry
+        self.compensation_retry = compensation_retry
+        if deferred != (deadline is not None):
+            raise DefinitionError(
+                f"step {name!r}: a deferred step needs a deadline: until then somebody has to complete it"
+                if deferred
+                else f"step {name!r}: a deadline is for deferred=True; `timeout` limits an attempt"
+            )
+        if result is not NO_TYPE and not deferred:
+            raise DefinitionError(f"step {name!r}: result= is for deferred=True; annotate what the action returns")
+        self.result = result
+        self.patience = None if deadline is None else seconds(deadline, f"step {name!r}: deadline", DefinitionError)
+
+
+class Pivot(Step):
+    """The step of no return: before it everything can be undone, after it everything is retried until it is done."""
+
+    is_pivot = True
 
 
 def _nothing() -> None:
@@ -207,6 +289,22 @@ class Sleep(Node):
             f"sleep {self.name!r}: {describe(self.action)} returned {type(returned).__name__} {returned!r}; it must "
             "return a datetime with a time zone, or a timedelta"
         )
+
+
+class Parallel:
+    """Nodes that run at the same time. The next stage begins when all of them are done."""
+
+    def __init__(self, *steps: Node) -> None:
+        if len(steps) < 2 or not all(isinstance(step, Node) for step in steps):
+            raise DefinitionError("Parallel takes two nodes or more, such as steps, and nothing else")
+        if pivots := [step.name for step in steps if step.is_pivot]:
+            raise DefinitionError(
+                f"the pivot {pivots[0]!r} cannot be one of several: it is where the saga commits itself"
+            )
+        self.steps = steps
+
+    def __repr__(self) -> str:
+        return f"Parallel({', '.join(map(repr, self.steps))})"
 
 
 def _check_queue_name(queue: Any, where: str) -> None:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
+from sagas.binding import BoundStep
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
-from sagas.definition import BoundStep, Saga
+from sagas.definition import Saga
 
 __all__ = ["current_stage", "goes_on", "is_early", "is_undecided", "opened", "settled"]
 

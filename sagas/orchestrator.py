@@ -13,39 +13,33 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
 from sagas import tokens, transitions
-from sagas.causes import CURRENT, Cause, within
+from sagas.causes import within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
-from sagas.definition import BoundStep, Retry, Saga, StepContext
-from sagas.endings import ends_process, meant
+from sagas.definition import Saga
+from sagas.endings import ends_process
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
     DuplicateName,
     InvalidInput,
-    KeyConflict,
     NotAllowed,
     PayloadTooLarge,
-    RetryableError,
     StoreUnavailable,
-    TerminalError,
-    UnserialisableResult,
 )
-from sagas.functions import refuse_unfinished
+from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, failure_of
 from sagas.leases import Leases
-from sagas.nodes import Sleep
-from sagas.observers import SUCCEEDED, Attempt, Observers, Start
-from sagas.opening import is_undecided
+from sagas.observers import SUCCEEDED, Attempt, Observers
 from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
-from sagas.text import clean, describe, is_clean
+from sagas.text import clean
 from sagas.transitions import (
     SKIPPED,
     Case,
@@ -58,20 +52,18 @@ from sagas.transitions import (
     Verdict,
     Waiting,
 )
-from sagas.values import ABSENT, NO_TYPE, convert, dump, explain, field_of, load, same
+from sagas.values import dump, load
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from sagas.stores import CheckpointStore
     from sagas.stores.sessions import AnySession
 
-__all__ = ["Next", "Orchestrator"]
+__all__ = ["LONGEST_KEY", "Next", "Orchestrator"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_KEY = 200
-_LONGEST_ERROR = 10_000
+#: Characters of a business key, a correlation id or a name of an actor.
+LONGEST_KEY = 200
 
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
@@ -95,26 +87,6 @@ class Next:
     plan: Plan | None = None  #: what to dispatch, if the verdict is DISPATCH; what is waited for, if it is OVERDUE
     claim: Claim | None = None  #: the claim on the following step, if it was asked for and granted
     error: BaseException | None = None  #: what the attempt raised, if it failed
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A step that was granted to an owner."""
-
-    record: SagaRecord
-    name: str
-    owner: str
-    token: str = field(repr=False)  #: with which another system may complete it
-
-
-class Publisher(Protocol):
-    """What makes rows of the outbox for sagas. `sagas.events.Events` does."""
-
-    def prepare(self, message: Any, *, key: str, cause: Cause) -> Mapping[str, Any]:
-        """Return the row for a message that a step emits."""
-
-    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
-        """Return the rows for the events of a saga's own life."""
 
 
 class Orchestrator:
@@ -174,107 +146,6 @@ class Orchestrator:
             )
         return saga
 
-    # -- start --------------------------------------------------------------------------------------------------
-
-    def start(
-        self,
-        saga: Saga,
-        given: Any,
-        *,
-        key: str | None,
-        correlation_id: str | None,
-        session: AnySession | None,
-        at: datetime | None = None,
-    ) -> Next:
-        """Store a new saga. The plan is there to be dispatched once the caller's transaction, if any, has committed."""
-        record = self.prepare(saga, given, key=key, correlation_id=correlation_id, at=at)
-        with self.observers.during(Start(record)) as start:
-            if start.traceparent is not None:
-                record = replace(record, traceparent=start.traceparent)
-            stored = self.store.insert(record, session)
-        if stored.id == record.id:
-            if self.observers:
-                self.store.after_commit(session, lambda: self.observers.changed(None, record))
-            return Next(Verdict.DISPATCH, "", record, plan(saga, record) if record.dispatches else None)
-        self.check_same(saga, record, stored)
-        return Next(Verdict.GO_AWAY, "it was started before", stored)
-
-    def prepare(
-        self, saga: Saga, given: Any, *, key: str | None, correlation_id: str | None, at: datetime | None = None
-    ) -> SagaRecord:
-        """Return the record of a saga that is about to be stored. Raises `InvalidInput` and `PayloadTooLarge`.
-
-        Without `dispatches` it needs no message: recovery begins it.
-        """
-        text = self._encode_input(saga, given)
-        saga_id = str(uuid_utils.uuid7())
-        key = saga_id if key is None else key
-        cause = CURRENT.get()
-        if correlation_id is None:
-            # That of others need not be one that could be asked for: it may have blanks around it.
-            inherited = clean(cause.correlation_id).strip()[:_LONGEST_KEY].strip() if cause else ""
-            correlation_id = inherited or saga_id
-        for what, value in (("key", key), ("correlation_id", correlation_id)):
-            if not isinstance(value, str):
-                raise InvalidInput(
-                    f"saga {saga.name!r}: {what} must be a str, not {type(value).__name__}: {what}=str(...)"
-                )
-            if not 0 < len(value) <= _LONGEST_KEY or value != value.strip() or not is_clean(value):
-                raise InvalidInput(
-                    f"saga {saga.name!r}: {what} {value!r} must be a string of 1 to {_LONGEST_KEY} characters "
-                    "without white space around it, NUL or lone surrogates"
-                )
-        now = self.store.now()
-        if at is not None and at.tzinfo is None:
-            raise InvalidInput(f"saga {saga.name!r}: at={at!r} has no time zone")
-        ready_at = now if at is None else max(at.astimezone(UTC), now)
-        # Recovery begins what is to start later, and what begins to wait without a message.
-        later = ready_at > now or any(node.step.is_open_at_once for node in saga.stages[0])
-        return SagaRecord(
-            id=saga_id,
-            name=saga.name,
-            version=saga.version,
-            key=key,
-            outline=saga.outline,
-            correlation_id=correlation_id,
-            caused_by=cause,
-            input=text,
-            created_at=now,
-            updated_at=now,
-            stage_ready_at=ready_at,
-            dispatches=0 if later else 1,
-            deadline=None if saga.timeout is None else ready_at + timedelta(seconds=saga.timeout),
-            next_check_at=ready_at if later else now + timedelta(seconds=self.timing.redispatch_after),
-        )
-
-    @staticmethod
-    def check_same(saga: Saga, record: SagaRecord, stored: SagaRecord) -> None:
-        """Raise `KeyConflict` when the saga that has the key of `record` was started with another input."""
-        # Compared as values: a default that was left out and one that was given are the same.
-        if stored.input != record.input and not same(load(stored.input, saga.input), load(record.input, saga.input)):
-            raise KeyConflict(
-                f"saga {saga.name!r}: the key {record.key!r} belongs to {stored.id}, which was started with another "
-                "input"
-            )
-
-    def _encode_input(self, saga: Saga, given: Any) -> str:
-        where = f"saga {saga.name!r}, input"
-        if saga.input is None:
-            if given is not None:
-                raise InvalidInput(f"{where}: it takes none, but was given a {type(given).__name__}")
-            return "null"
-        try:
-            value = convert(given, saga.input) if isinstance(given, Mapping) else given
-            text = dump(value, saga.input)
-        except TypeError as error:
-            raise InvalidInput(f"{where}: {error}") from error
-        if (size := len(text.encode())) > self.max_payload:
-            raise PayloadTooLarge(
-                f"{where}: {size:,} bytes are more than max_payload={self.max_payload:,}; "
-                "keep large things elsewhere and pass a reference"
-            )
-        return text
-
     # -- a step's message: check, act, record -------------------------------------------------------------------
 
     def perform(
@@ -307,7 +178,15 @@ class Orchestrator:
             ExitStack() as resources,
             self.observers.during(seen),
         ):
-            attempt = _Attempt(self, claim, resources)
+            attempt = Execution(
+                claim,
+                self.definition(claim.record, name),
+                resources,
+                self.store,
+                self.events,
+                max_payload=self.max_payload,
+                lease=self.timing.lease,
+            )
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
                 if not attempt.decide():
@@ -325,7 +204,7 @@ class Orchestrator:
                     raise
                 resources.__exit__(type(error), error, error.__traceback__)
                 redaction = self._masking(claim.record)
-                failure = _failure(error, redaction, attempt)
+                failure = failure_of(error, redaction, attempt)
                 seen.end(failure.outcome.value, error, redaction)
                 if failure.outcome not in (Outcome.TERMINAL, Outcome.NOT_YET):
                     told = "\n" + redaction.text("".join(traceback.format_exception(error))) if redaction else ""
@@ -342,7 +221,7 @@ class Orchestrator:
 
     def _record(
         self,
-        attempt: _Attempt,
+        attempt: Execution,
         owner: str,
         outcome: str | Failure | Waiting | Skipped | None,
         following: str | None = None,
@@ -377,13 +256,13 @@ class Orchestrator:
         )
 
     def _record_within(
-        self, attempt: _Attempt, owner: str, result: str | Waiting | Skipped | None, seen: Attempt
+        self, attempt: Execution, owner: str, result: str | Waiting | Skipped | None, seen: Attempt
     ) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:
             if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
-                raise _Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
+                raise Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
             return _recorded(case, attempt, owner, result)
 
         told: list[Callable[[], None]] = []
@@ -524,7 +403,7 @@ class Orchestrator:
         step: str | None = None,
         loaded: SagaRecord | None = None,
         session: AnySession | None = None,
-        emitted: _Attempt | None = None,
+        emitted: Execution | None = None,
         told: list[Callable[[], None]] | None = None,
     ) -> Next:
         """Load, decide, compare and set; again until nobody was quicker.
@@ -561,7 +440,7 @@ class Orchestrator:
             return Next(change.verdict, change.note, after, dispatch)
 
     def _outbox(
-        self, saga: Saga, before: SagaRecord, after: SagaRecord, emitted: _Attempt | None
+        self, saga: Saga, before: SagaRecord, after: SagaRecord, emitted: Execution | None
     ) -> Sequence[Mapping[str, Any]]:
         """Return what leaves with a change: what its step emitted, if that counts as done now, and the saga's life."""
         rows: list[Mapping[str, Any]] = []
@@ -602,7 +481,7 @@ def _digest(case: Case, name: str, digest: str) -> str | None:
     return digest if name in case.record.steps and case.node(case.record.step(name)).gives_token else None
 
 
-def _recorded(case: Case, attempt: _Attempt, owner: str, outcome: str | Failure | Waiting | Skipped | None) -> Change:
+def _recorded(case: Case, attempt: Execution, owner: str, outcome: str | Failure | Waiting | Skipped | None) -> Change:
     """Decide what an attempt that has ended does to its saga."""
     match outcome:
         case Failure():
@@ -615,160 +494,9 @@ def _recorded(case: Case, attempt: _Attempt, owner: str, outcome: str | Failure 
             return transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
 
 
-class _Fenced(Exception):
-    """The transaction of a step found that the saga has moved on without it. What else the step did is not known."""
-
-
-class _Attempt:
-    """One attempt at an action or a compensation."""
-
-    def __init__(self, orchestrator: Orchestrator, claim: Claim, resources: ExitStack) -> None:
-        record, name = claim.record, claim.name
-        self.saga = orchestrator.definition(record, name)
-        self.step: BoundStep = self.saga.steps[record.step(name).node]
-        self.record = record
-        self.name = name
-        self.direction = record.direction
-        self.resources = resources
-        self.session: Session | None = None
-        self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
-        self._token = claim.token if self.step.gives_token and self.direction is Direction.FORWARD else None
-        self._orchestrator = orchestrator
-        #: Whether its condition is to be asked in this attempt.
-        self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
-
-    @property
-    def retry(self) -> Retry:
-        return self.step.retry if self.direction is Direction.FORWARD else self.step.compensation_retry
-
-    @property
-    def polls(self) -> bool:
-        return self.direction is Direction.FORWARD and self.step.step.poll_timeout is not None
-
-    def decide(self) -> bool:
-        """Ask the condition of the step, unless it has been answered. True where there is none."""
-        return not self.is_undecided or bool(self._call(self.step.when))
-
-    def act(self) -> str | Waiting | None:
-        """Call the function with what it asks for; return its result as JSON, or until when the step waits."""
-        bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
-        returned = self._call(bound)
-        if self.direction is Direction.BACKWARD:
-            refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
-            return None
-        if self.step.step.waits:
-            return Waiting(self._until(returned))
-        assert bound is not None
-        try:
-            refuse_unfinished(returned)
-            text = dump(returned, bound.returns)
-        except TypeError as error:
-            raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
-        if (size := len(text.encode())) > self._orchestrator.max_payload:
-            raise UnserialisableResult(
-                f"what step {self.name!r} returned is {size:,} bytes, more than "
-                f"max_payload={self._orchestrator.max_payload:,}; keep large things elsewhere and return a reference"
-            )
-        return text
-
-    def _until(self, returned: Any) -> datetime:
-        try:
-            until = self.step.step.until(returned, self._orchestrator.store.now())
-        except TypeError as error:
-            raise TerminalError(str(error)) from error
-        if isinstance(self.step.step, Sleep) and self.step.step.jitter:
-            until += timedelta(seconds=self.step.step.jitter * random.random())  # noqa: S311 - it spreads load
-        return until
-
-    def _call(self, bound: Any) -> Any:
-        assert bound is not None
-        try:
-            values = {name: self._value(source) for name, source in bound.sources.items()}
-            arguments = {name: value for name, value in values.items() if value is not ABSENT}
-        except Exception as error:
-            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
-            raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
-        return bound(**arguments)
-
-    def _value(self, source: Any) -> Any:
-        match source.kind:
-            case "context":
-                return self._context()
-            case "input":
-                return load(self.record.input, self.saga.input)
-            case "field":
-                value = load(self.record.input, self.saga.input)
-                return field_of(value, source.name, ABSENT if source.has_default else None)
-            case "step" if self.record.step(source.name).status is StepStatus.SKIPPED:
-                return None
-            case "step":
-                stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
-            case _:
-                stored, declared = self.record.step(self.name).result, self.step.action.returns
-        if stored is None:
-            return None
-        # What the producer declares is what was kept; without that, what the consumer asks for is the best guess.
-        return load(stored, source.type if declared is NO_TYPE else declared)
-
-    def _context(self) -> StepContext:
-        return StepContext(
-            saga=self.record.name,
-            saga_id=self.record.id,
-            key=self.record.key,
-            step=self.name,
-            attempt=self.record.step(self.name).attempt,
-            correlation_id=self.record.correlation_id,
-            started_at=self.record.step(self.name).started_at or self._orchestrator.store.now(),
-            _now=self._orchestrator.store.now,
-            _open_session=self.open_session,
-            _token=self._token,
-            _emit=self._emit,
-        )
-
-    def _emit(self, message: Any, key: str | None) -> None:
-        events, record = self._orchestrator.events, self.record
-        if events is None:
-            raise ConfigurationError(
-                f"saga {record.name!r}, step {self.name!r} emits {type(message).__qualname__}, but there is nothing to "
-                "publish through: Sagas(..., events=Events(...))"
-            )
-        self.messages.append(
-            events.prepare(
-                message,
-                key=record.key if key is None else key,
-                cause=record.cause(self.name),
-            )
-        )
-
-    def open_session(self) -> Session:
-        if self.session is None:
-            who = f"saga {self.saga.name!r}, step {self.name!r}"
-            limit = self.step.step.timeout + self._orchestrator.timing.lease
-            self.session = self.resources.enter_context(self._orchestrator.store.transaction(who, limit))
-        return self.session
-
-
 def _said(reason: str) -> str:
-    return clean(reason, _LONGEST_ERROR)
+    return clean(reason, LONGEST_ERROR)
 
 
 def _named(actor: str | None) -> str | None:
-    return None if actor is None else clean(actor, _LONGEST_KEY)
-
-
-def _failure(error: BaseException, redaction: Redaction, attempt: _Attempt) -> Failure:
-    """Say how an attempt failed from what it raised."""
-    error = meant(error)
-    said = clean(redaction.text(describe(error)), _LONGEST_ERROR)
-    text = clean(f"{type(error).__name__}: {said}", _LONGEST_ERROR)
-    match error:
-        case TerminalError():
-            return Failure(Outcome.TERMINAL, said or text)
-        case RetryableError() if attempt.polls and error.after is not None:
-            return Failure(Outcome.NOT_YET, said or text, error.after)
-        case RetryableError():
-            return Failure(Outcome.FAILED, said or text, error.after, attempt.retry.policy_for(error))
-        case UnserialisableResult() | _Fenced():
-            return Failure(Outcome.IN_DOUBT, said)
-        case _:
-            return Failure(Outcome.FAILED, text, retry=attempt.retry.policy_for(error))
+    return None if actor is None else clean(actor, LONGEST_KEY)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from sagas import starts
 from sagas.canvas import Canvas
 from sagas.checkpoints import Direction
 from sagas.errors import (
@@ -180,7 +181,9 @@ class Scheduler:
         def start(connection: Connection, tick: datetime) -> str:
             key = schedule.key_of(tick)
             try:
-                next_ = self._orchestrator.start(schedule.saga, given, key=key, correlation_id=None, session=connection)
+                next_ = starts.start(
+                    self._orchestrator, schedule.saga, given, key=key, correlation_id=None, session=connection
+                )
             except StartError as error:
                 raise _Unstartable(error) from error
             began.append(next_)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sagas.definition import Retry
 from sagas.durations import seconds, whole_number
 from sagas.errors import DefinitionError, DuplicateName
 from sagas.events.cloudevents import Wire
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, any_version, topic, type_of
 from sagas.functions import finish, refuse_unfinished
+from sagas.retries import Retry
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

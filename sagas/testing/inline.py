@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import uuid_utils
 
 from sagas import signals, transitions
+from sagas.binding import BoundStep
 from sagas.bulk import start_many
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
-from sagas.definition import BoundStep, InputT, Saga
+from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
 from sagas.errors import ConfigurationError, NotAllowed
@@ -30,6 +31,7 @@ from sagas.orchestrator import Next
 from sagas.plan import Plan
 from sagas.runner import Runner
 from sagas.signals import Completion
+from sagas.starts import start
 from sagas.stores import CheckpointStore
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
@@ -115,8 +117,8 @@ class Inline:
         Raises what `Saga.start` raises, and `NotAllowed` if a fault names a step that the saga does not have.
         """
         self._check_faults(saga)
-        next_ = self.orchestrator.start(
-            self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
+        next_ = start(
+            self.orchestrator, self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
         )
         self._finish(next_.record.id, next_.plan)
         return SagaHandle(next_.record.id, self)

@@ -12,11 +12,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from sagas.binding import BoundStep
 from sagas.checkpoints import AT_REST, FINISHED, SagaRecord, SagaStatus
-from sagas.definition import BoundStep, Retry, Saga
+from sagas.definition import Saga
 from sagas.errors import NotAllowed, SagaNotFound, TerminalError
 from sagas.events import Events
 from sagas.handle import SagaHandle
+from sagas.retries import Retry
 from sagas.stores import CheckpointStore, Filter, OperatorStore
 from sagas.stores.retention import forget
 from sagas.testing.inline import Inline

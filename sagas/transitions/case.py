@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from sagas.binding import BoundStep
 from sagas.checkpoints import (
     AT_REST,
     DeadLetter,
@@ -18,8 +19,9 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
-from sagas.definition import BoundStep, Retry, Saga
+from sagas.definition import Saga
 from sagas.opening import current_stage, goes_on, is_undecided, opened, settled
+from sagas.retries import Retry
 
 __all__ = ["SKIPPED", "Case", "Change", "Failure", "Outcome", "Skipped", "Timing", "Verdict", "Waiting"]
 

@@ -8,6 +8,7 @@ from celery import Celery
 
 from sagas import Direction
 from sagas.plan import Plan, Stage, plan
+from sagas.starts import start
 from tests.conftest import MakeRig, Rig
 from tests.rig import Faults
 from tests.servers import Redis
@@ -16,7 +17,7 @@ from tests.servers import Redis
 def unlaunched(rig: Rig, name: str, **faults: str) -> Any:
     """A saga that is stored, and whose message was never sent: a crash between commit and publish."""
     orchestrator = rig.sagas.orchestrator
-    next_ = orchestrator.start(rig.saga(name), Faults(faults), key=None, correlation_id=None, session=None)
+    next_ = start(orchestrator, rig.saga(name), Faults(faults), key=None, correlation_id=None, session=None)
     return rig.sagas.handle(next_.record.id)
 
 

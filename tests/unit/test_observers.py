@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from sagas import Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, SqlStore, Step, StepContext, TerminalError
 from sagas.checkpoints import HistoryEntry
 from sagas.observers import Attempt, Handling, Observer, Start
+from sagas.starts import start
 from sagas.testing import Inline
 
 
@@ -162,7 +163,7 @@ def test_a_start_in_the_callers_transaction_is_told_when_that_commits(store: Sql
     orchestrator.register(saga)
     for commits in (False, True):
         with Session(store.engine) as session:
-            orchestrator.start(saga, None, key=None, correlation_id=None, session=session)
+            start(orchestrator, saga, None, key=None, correlation_id=None, session=session)
             assert seen.told == []
             session.commit() if commits else session.rollback()
         assert len(seen.told) == commits

@@ -20,6 +20,7 @@ from sagas.events import Events, Service, event
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.envelope import Envelope
 from sagas.events.inbox import Call
+from sagas.starts import start
 from sagas.stores import schema
 from sagas.testing import Inline
 from sagas.testing.memory import MemoryStore
@@ -191,7 +192,7 @@ def test_what_the_database_says(registry: Registry, sagas: Sagas, store: SqlStor
 def test_overdue_and_not_progressing(registry: Registry, sagas: Sagas, store: SqlStore) -> None:
     orchestrator = sagas.orchestrator
     saga = orchestrator.sagas["order", 1]
-    saga_id = orchestrator.start(saga, None, key=None, correlation_id=None, session=None).record.id
+    saga_id = start(orchestrator, saga, None, key=None, correlation_id=None, session=None).record.id
     with store.engine.begin() as connection:
         late = update(schema.sagas).where(schema.sagas.c.id == saga_id)
         connection.execute(late.values(next_check_at=store.now().replace(year=2020), idle_checks=3))

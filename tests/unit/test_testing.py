@@ -30,6 +30,7 @@ from sagas import (
     TerminalError,
 )
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry
+from sagas.starts import start
 from sagas.testing import Inline, Judgement, Rehearsal, assert_compensated, assert_completed, rehearse
 from sagas.testing.memory import MemoryStore
 
@@ -217,7 +218,7 @@ def test_sagas_of_others_in_the_same_database_are_left_alone(tmp_path: Path, wor
     store = SqlStore(f"sqlite:///{tmp_path / 's.db'}")
     store.upgrade()
     inline = Inline(store)
-    theirs = inline.orchestrator.start(line, None, key=None, correlation_id=None, session=None).record
+    theirs = start(inline.orchestrator, line, None, key=None, correlation_id=None, session=None).record
     inline.fail_at("a", times=2)
     inline.crash_before("l")
     assert_completed(inline.start(line))

@@ -19,6 +19,7 @@ from sagas.contrib.opentelemetry import Tracing
 from sagas.events import Envelope, Events, HandlerContext, Service, event
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.inbox import Call, End
+from sagas.starts import start
 from sagas.stores import schema
 from sagas.testing import Inline
 from sagas.transitions import Repair
@@ -177,7 +178,7 @@ def test_a_saga_that_was_started_untraced_continues_what_is_active(spans: Spans)
     inline = Inline()
     saga = Saga("order", Step("a", nothing, compensation=None))
     inline.orchestrator.register(saga)
-    next_ = inline.orchestrator.start(saga, None, key=None, correlation_id=None, session=None)
+    next_ = start(inline.orchestrator, saga, None, key=None, correlation_id=None, session=None)
     inline.orchestrator.observers.add(Tracing(spans.provider))
     with spans.tracer.start_as_current_span("task") as task:
         inline.orchestrator.perform(next_.record.id, "a", 1)
@@ -229,8 +230,8 @@ def test_a_process_without_tracing_hands_the_trace_on(spans: Spans, store: SqlSt
     saga = Saga("order", Step("reserve", reserve, compensation=None))
     inline.orchestrator.register(saga)
     with spans.tracer.start_as_current_span("web"):
-        starts = traced(spans, store).orchestrator
-        record = starts.start(saga, None, key=None, correlation_id=None, session=None).record
+        orchestrator = traced(spans, store).orchestrator
+        record = start(orchestrator, saga, None, key=None, correlation_id=None, session=None).record
     inline.orchestrator.perform(record.id, "reserve", 1)
     with store.engine.connect() as connection:
         [body] = connection.execute(select(schema.outbox.c.body)).scalars()

@@ -9,11 +9,11 @@ from typing import Any
 from django.db import transaction
 from sqlalchemy import Engine
 
+from sagas.context import StepContext
 from sagas.contrib.django.conf import alias
 from sagas.contrib.django.connections import open_engine
 from sagas.contrib.django.errors import told_to_django
 from sagas.contrib.django.project import PROJECT
-from sagas.definition import StepContext
 from sagas.errors import ConfigurationError
 from sagas.events import Events
 from sagas.events.envelope import Envelope

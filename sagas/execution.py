@@ -1,0 +1,220 @@
+"""One attempt at a step: fills the parameters of its function, calls it, and turns what comes back into an outcome."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sagas.binding import BoundStep
+from sagas.causes import Cause
+from sagas.checkpoints import Direction, SagaRecord, StepStatus
+from sagas.context import StepContext
+from sagas.definition import Saga
+from sagas.endings import meant
+from sagas.errors import ConfigurationError, RetryableError, TerminalError, UnserialisableResult
+from sagas.functions import refuse_unfinished
+from sagas.nodes import Sleep
+from sagas.opening import is_undecided
+from sagas.redaction import Redaction
+from sagas.retries import Retry
+from sagas.text import clean, describe
+from sagas.transitions import Failure, Outcome, Waiting
+from sagas.values import ABSENT, NO_TYPE, dump, explain, field_of, load
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from sagas.stores import CheckpointStore
+
+__all__ = ["LONGEST_ERROR", "Claim", "Execution", "Fenced", "Publisher", "failure_of"]
+
+#: Characters of an error that are kept.
+LONGEST_ERROR = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that was granted to an owner."""
+
+    record: SagaRecord
+    name: str
+    owner: str
+    token: str = field(repr=False)  #: with which another system may complete it
+
+
+class Publisher(Protocol):
+    """What makes rows of the outbox for sagas. `sagas.events.Events` does."""
+
+    def prepare(self, message: Any, *, key: str, cause: Cause) -> Mapping[str, Any]:
+        """Return the row for a message that a step emits."""
+
+    def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
+        """Return the rows for the events of a saga's own life."""
+
+
+class Fenced(Exception):
+    """The transaction of a step found that the saga has moved on without it. What else the step did is not known."""
+
+
+class Execution:
+    """One attempt at an action or a compensation."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        saga: Saga,
+        resources: ExitStack,
+        store: CheckpointStore,
+        events: Publisher | None,
+        *,
+        max_payload: int,
+        lease: float,
+    ) -> None:
+        record, name = claim.record, claim.name
+        self.saga = saga
+        self.step: BoundStep = self.saga.steps[record.step(name).node]
+        self.record = record
+        self.name = name
+        self.direction = record.direction
+        self.resources = resources
+        self.session: Session | None = None
+        self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
+        self._token = claim.token if self.step.gives_token and self.direction is Direction.FORWARD else None
+        self._store = store
+        self._events = events
+        self._max_payload = max_payload
+        self._lease = lease
+        #: Whether its condition is to be asked in this attempt.
+        self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
+
+    @property
+    def retry(self) -> Retry:
+        return self.step.retry if self.direction is Direction.FORWARD else self.step.compensation_retry
+
+    @property
+    def polls(self) -> bool:
+        return self.direction is Direction.FORWARD and self.step.step.poll_timeout is not None
+
+    def decide(self) -> bool:
+        """Ask the condition of the step, unless it has been answered. True where there is none."""
+        return not self.is_undecided or bool(self._call(self.step.when))
+
+    def act(self) -> str | Waiting | None:
+        """Call the function with what it asks for; return its result as JSON, or until when the step waits."""
+        bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
+        returned = self._call(bound)
+        if self.direction is Direction.BACKWARD:
+            refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
+            return None
+        if self.step.step.waits:
+            return Waiting(self._until(returned))
+        assert bound is not None
+        try:
+            refuse_unfinished(returned)
+            text = dump(returned, bound.returns)
+        except TypeError as error:
+            raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
+        if (size := len(text.encode())) > self._max_payload:
+            raise UnserialisableResult(
+                f"what step {self.name!r} returned is {size:,} bytes, more than "
+                f"max_payload={self._max_payload:,}; keep large things elsewhere and return a reference"
+            )
+        return text
+
+    def _until(self, returned: Any) -> datetime:
+        try:
+            until = self.step.step.until(returned, self._store.now())
+        except TypeError as error:
+            raise TerminalError(str(error)) from error
+        if isinstance(self.step.step, Sleep) and self.step.step.jitter:
+            until += timedelta(seconds=self.step.step.jitter * random.random())  # noqa: S311 - it spreads load
+        return until
+
+    def _call(self, bound: Any) -> Any:
+        assert bound is not None
+        try:
+            values = {name: self._value(source) for name, source in bound.sources.items()}
+            arguments = {name: value for name, value in values.items() if value is not ABSENT}
+        except Exception as error:
+            told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
+            raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
+        return bound(**arguments)
+
+    def _value(self, source: Any) -> Any:
+        match source.kind:
+            case "context":
+                return self._context()
+            case "input":
+                return load(self.record.input, self.saga.input)
+            case "field":
+                value = load(self.record.input, self.saga.input)
+                return field_of(value, source.name, ABSENT if source.has_default else None)
+            case "step" if self.record.step(source.name).status is StepStatus.SKIPPED:
+                return None
+            case "step":
+                stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
+            case _:
+                stored, declared = self.record.step(self.name).result, self.step.action.returns
+        if stored is None:
+            return None
+        # What the producer declares is what was kept; without that, what the consumer asks for is the best guess.
+        return load(stored, source.type if declared is NO_TYPE else declared)
+
+    def _context(self) -> StepContext:
+        return StepContext(
+            saga=self.record.name,
+            saga_id=self.record.id,
+            key=self.record.key,
+            step=self.name,
+            attempt=self.record.step(self.name).attempt,
+            correlation_id=self.record.correlation_id,
+            started_at=self.record.step(self.name).started_at or self._store.now(),
+            _now=self._store.now,
+            _open_session=self.open_session,
+            _token=self._token,
+            _emit=self._emit,
+        )
+
+    def _emit(self, message: Any, key: str | None) -> None:
+        events, record = self._events, self.record
+        if events is None:
+            raise ConfigurationError(
+                f"saga {record.name!r}, step {self.name!r} emits {type(message).__qualname__}, but there is nothing to "
+                "publish through: Sagas(..., events=Events(...))"
+            )
+        self.messages.append(
+            events.prepare(
+                message,
+                key=record.key if key is None else key,
+                cause=record.cause(self.name),
+            )
+        )
+
+    def open_session(self) -> Session:
+        if self.session is None:
+            who = f"saga {self.saga.name!r}, step {self.name!r}"
+            limit = self.step.step.timeout + self._lease
+            self.session = self.resources.enter_context(self._store.transaction(who, limit))
+        return self.session
+
+
+def failure_of(error: BaseException, redaction: Redaction, execution: Execution) -> Failure:
+    """Say how an attempt failed from what it raised."""
+    error = meant(error)
+    said = clean(redaction.text(describe(error)), LONGEST_ERROR)
+    text = clean(f"{type(error).__name__}: {said}", LONGEST_ERROR)
+    match error:
+        case TerminalError():
+            return Failure(Outcome.TERMINAL, said or text)
+        case RetryableError() if execution.polls and error.after is not None:
+            return Failure(Outcome.NOT_YET, said or text, error.after)
+        case RetryableError():
+            return Failure(Outcome.FAILED, said or text, error.after, execution.retry.policy_for(error))
+        case UnserialisableResult() | Fenced():
+            return Failure(Outcome.IN_DOUBT, said)
+        case _:
+            return Failure(Outcome.FAILED, text, retry=execution.retry.policy_for(error))
