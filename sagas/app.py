@@ -12,8 +12,9 @@ from typing_extensions import TypeVar
 
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas import signals
+from sagas.app_settings import check_app
 from sagas.bulk import start_many
-from sagas.canvas import Canvas, check_app
+from sagas.canvas import Canvas
 from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number

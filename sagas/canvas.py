@@ -16,20 +16,20 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from celery import Celery, Task
-from celery.backends.base import DisabledBackend
-from celery.canvas import Signature, maybe_signature
+from celery.canvas import Signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
 from kombu.messaging import Producer
 
 from sagas.binding import BoundStep
-from sagas.checkpoints import Direction, SagaStatus, node_of
+from sagas.checkpoints import Direction, node_of
+from sagas.chords import CLOSED, Chord, Joins
 from sagas.definition import Saga
-from sagas.endings import ends_process, meant
+from sagas.eager import Eager
+from sagas.endings import ends_process
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -37,22 +37,19 @@ from sagas.errors import (
     PayloadUnreadable,
     SagaNotFound,
     StepFailed,
-    StepSignal,
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.execution import Claim
+from sagas.mailbox import HEADER, Mailbox, mailbox_of
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, Stage
-from sagas.runner import Runner
+from sagas.task_names import FAIL, JOIN, task_id, task_name
 from sagas.transitions import Verdict
 
-__all__ = ["FAIL", "JOIN", "Canvas", "task_id", "task_name"]
+__all__ = ["Canvas"]
 
 logger = logging.getLogger(__name__)
 
-JOIN = "sagas.join"
-FAIL = "sagas.fail"
 
 #: Seconds until a message that found no database tries again. Well below any broker's visibility timeout.
 _STORE_PAUSE = 5
@@ -85,30 +82,6 @@ _UNLIMITED: Mapping[str, Any] = {"rate_limit": None, "time_limit": None, "soft_t
 #: How a task's end is called in Celery's events, by its state.
 _TOLD = {"FAILURE": "failed", "RETRY": "retried"}
 
-#: What a header task returns to say that its stage is closed, so that the join is sent.
-_CLOSED = Verdict.CLOSED.value
-
-
-def task_name(saga: Saga, step: str, direction: Direction) -> str:
-    """Return the name of the Celery task that runs a step, or undoes it."""
-    return f"{saga.name}.{step}" if direction is Direction.FORWARD else f"{saga.name}.{step}.compensate"
-
-
-def task_id(saga_id: str, step: str, direction: Direction, dispatch: int, helper: str | None = None) -> str:
-    """Return the id of the Celery task of a step, or with `helper` of the `JOIN` or `FAIL` that goes with it.
-
-    A message keeps its id when it is delivered again. Each dispatch has ids of its own, so that a task which somebody
-    revoked can be sent anew.
-
-    >>> task_id("0198", "pay", Direction.BACKWARD, 2)
-    '0198:pay:compensate:2'
-    """
-    if helper is not None:
-        return f"{saga_id}:{helper}:{step}:{dispatch}"
-    return (
-        f"{saga_id}:{step}:{dispatch}" if direction is Direction.FORWARD else f"{saga_id}:{step}:compensate:{dispatch}"
-    )
-
 
 class Canvas:
     """Renders plans into Celery's primitives, and owns the tasks that they are made of."""
@@ -116,7 +89,7 @@ class Canvas:
     def __init__(self, app: Celery, orchestrator: Orchestrator) -> None:
         self.app = app
         self.orchestrator = orchestrator
-        self._joins = _Joins(app)
+        self._joins = Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
         self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves
         self._sends_events = False
@@ -171,18 +144,18 @@ class Canvas:
         if not plan:
             return
         if self.app.conf.task_always_eager:
-            _Eager(self).run(plan)
+            Eager(self.app, self.orchestrator).run(plan)
         else:
             first, *rest = self.render(plan)
             if probe is not None:
-                task = first.kwargs["header"][0] if isinstance(first, _Chord) else first
+                task = first.kwargs["header"][0] if isinstance(first, Chord) else first
                 task.kwargs["probe"] = probe.isoformat()
             _send(first, rest)
 
     def dispatch_many(self, plans: Iterable[Plan]) -> None:
         """Send plans on their way by one connection, or leave to recovery those that the broker does not take."""
         if self.app.conf.task_always_eager:
-            _Eager(self).run_many(plans)
+            Eager(self.app, self.orchestrator).run_many(plans)
             return
         try:
             with self.app.producer_or_acquire() as producer, _batch(producer):
@@ -214,7 +187,7 @@ class Canvas:
             return self._step(plan, first)
         # The rest of a parallel stage is a chord even when one step of it is left: others may still be at work.
         join = self._signature(JOIN, plan, first, link_error=[self._errback(plan, first)])
-        return _Chord.of([self._step(plan, step) for step in stage.steps], join, self.app)
+        return Chord.of([self._step(plan, step) for step in stage.steps], join, self.app)
 
     def _step(self, plan: Plan, step: str) -> Signature:
         name = task_name(plan.saga, node_of(step), plan.direction)
@@ -256,13 +229,13 @@ class Canvas:
 
     def _perform(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         perform = self.orchestrator.perform
-        handed = _handed_to(task)
-        if handed is not None and handed.runner is not None:
-            return self._perform_eagerly(handed, saga_id, step, epoch)
-        if handed is not None:
-            options: dict[str, Any] = {"claim": handed.claim, "following": handed.following}
-            handed.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
-            return self._answer(handed.next, saga_id, step)
+        mailbox = mailbox_of(task)
+        if mailbox is not None and mailbox.runner is not None:
+            return self._perform_eagerly(mailbox, saga_id, step, epoch)
+        if mailbox is not None:
+            options: dict[str, Any] = {"claim": mailbox.claim, "following": mailbox.following}
+            mailbox.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
+            return self._answer(mailbox.next, saga_id, step)
         rest, until = ([] if _is_timed(task) else task.request.chain or []), time.monotonic() + _LONGEST_FOLLOW_ON
         following = self._following(rest, until)
         next_ = self._ask(task, lambda: perform(saga_id, step, epoch, following=following))
@@ -274,20 +247,20 @@ class Canvas:
         if task.request.chord and again and next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED, Verdict.GO_AWAY):
             joined = self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch))
             if joined.verdict is not Verdict.GO_AWAY:
-                return _CLOSED
+                return CLOSED
         if next_.verdict is Verdict.SETTLED and not again:
             raise Ignore(next_.note)
         return self._answer(next_, saga_id, step)
 
-    def _perform_eagerly(self, handed: _Handed, saga_id: str, step: str, epoch: int) -> str:
-        assert handed.runner is not None
+    def _perform_eagerly(self, mailbox: Mailbox, saga_id: str, step: str, epoch: int) -> str:
+        assert mailbox.runner is not None
         try:
-            handed.next = handed.runner.orchestrator.perform(saga_id, step, epoch)
+            mailbox.next = mailbox.runner.orchestrator.perform(saga_id, step, epoch)
         except BaseException as error:
-            handed.error = error
+            mailbox.error = error
             raise
-        dispatches = handed.next.verdict is Verdict.DISPATCH  # that is for who carries it
-        return str(Verdict.DISPATCH.value) if dispatches else self._answer(handed.next, saga_id, step)
+        dispatches = mailbox.next.verdict is Verdict.DISPATCH  # that is for who carries it
+        return str(Verdict.DISPATCH.value) if dispatches else self._answer(mailbox.next, saga_id, step)
 
     # -- following on: the next step in the same worker ---------------------------------------------------------
 
@@ -323,15 +296,15 @@ class Canvas:
         """Run the steps that are claimed already, each as the task that it is, without the broker."""
         while next_.claim is not None:
             signature = rest.pop()
-            handed = _Handed(next_.claim, self._following(rest, until))
-            self._run_here(task, signature, handed)
-            if handed.next is None or handed.next.verdict is not Verdict.CONTINUE:
+            mailbox = Mailbox(next_.claim, self._following(rest, until))
+            self._run_here(task, signature, mailbox)
+            if mailbox.next is None or mailbox.next.verdict is not Verdict.CONTINUE:
                 task.request.chain = None  # it failed, or waits: its own task has seen to what comes of that
                 return str(Verdict.PARTED.value)
-            next_ = handed.next
+            next_ = mailbox.next
         return str(Verdict.CONTINUE.value)
 
-    def _run_here(self, task: Task, signature: Any, handed: _Handed) -> None:
+    def _run_here(self, task: Task, signature: Any, mailbox: Mailbox) -> None:
         """Run a task through Celery's own tracer: signals, logs, errbacks, and events if somebody watches."""
         options, outer = signature["options"], task.request
         request = {
@@ -344,7 +317,7 @@ class Canvas:
             "hostname": outer.hostname,
             "delivery_info": outer.delivery_info,
             "retries": 0,
-            "sagas_handed": handed,
+            HEADER: mailbox,
         }
         about = {key: request[key] for key in ("root_id", "parent_id", "retries")}
         kwargs = repr(signature["kwargs"])
@@ -380,7 +353,7 @@ class Canvas:
         try:
             answer: Next = question()
         except (StoreUnavailable, StoreRefused) as error:
-            if _handed_to(task) is not None:
+            if mailbox_of(task) is not None:
                 # It was followed on with: there is no message that could be put off, and its claim is dead by now.
                 logger.warning("%s: recovery will take it up: %s", task.request.id, error)
                 raise Ignore from error
@@ -413,56 +386,6 @@ class Canvas:
         raise Ignore(next_.note)
 
 
-@dataclass(slots=True)
-class _Handed:
-    """What one step hands to the next that runs in the same worker, and gets back from it."""
-
-    claim: Claim | None
-    following: str | None
-    next: Next | None = None
-    runner: Runner | None = None  #: who runs it instead of a worker
-    error: BaseException | None = None  #: what kept that one from running it
-
-
-class _Joins(DisabledBackend):  # type: ignore[misc]
-    """The "result backend" of saga tasks. It stores nothing; it sends the join of a chord when SQL says it is closed.
-
-    Having a backend of their own also keeps saga tasks independent of the app's: one that is down loses errbacks.
-    """
-
-    def on_chord_part_return(self, request: Any, _state: str, result: Any, **_: Any) -> None:
-        if result == _CLOSED:
-            maybe_signature(request.chord, app=self.app).apply_async()
-
-
-@Signature.register_type("sagas.chord")
-class _Chord(Signature):  # type: ignore[misc]
-    """A chord that counts nothing: the checkpoint that closes a stage decides who sends the body.
-
-    Not a subclass of Celery's: that one insists on a result backend, which it would count the header in.
-    """
-
-    @classmethod
-    def of(cls, header: Sequence[Signature], body: Signature, app: Celery) -> _Chord:
-        parts = {"header": list(header), "body": body}
-        return cls("sagas.chord", kwargs=parts, immutable=True, subtask_type="sagas.chord", app=app)
-
-    @classmethod
-    def from_dict(cls, d: Any, app: Celery | None = None) -> _Chord:
-        return cls(d, app=app)
-
-    def apply_async(
-        self, _args: Any = None, _kwargs: Any = None, *, chain: Any = None, producer: Any = None, **_: Any
-    ) -> Any:
-        # The rest of the chain goes with the body, and every header task carries the body along.
-        body = maybe_signature(self.kwargs["body"], app=self.app)
-        if chain:
-            body = body.clone(chain=chain)
-        header = [maybe_signature(task, app=self.app) for task in self.kwargs["header"]]
-        sent = [task.apply_async(chord=body, producer=producer) for task in header]
-        return sent[0]
-
-
 def _send(first: Signature, rest: Sequence[Signature], **options: Any) -> None:
     """Send the links of a chain.
 
@@ -478,90 +401,6 @@ def _batch(producer: Producer) -> AbstractContextManager[object]:
     return batch
 
 
-class _Eager:
-    """Runs a saga to its end within `dispatch`, for `task_always_eager`: each step as the task that it is."""
-
-    def __init__(self, canvas: Canvas) -> None:
-        engine = canvas.orchestrator
-        self._app = canvas.app
-        self._runner = Runner(
-            engine.store,
-            timing=engine.timing,
-            deliver=self._deliver,
-            max_payload=engine.max_payload,
-            events=engine.events,
-            observers=engine.observers,
-            redact=engine.redact,
-        )
-        self._runner.orchestrator.sagas = engine.sagas
-        self._flaws: dict[str, BaseException] = {}  # by task: what those raised that failed, and did not mean to say
-
-    def run(self, plan: Plan) -> None:
-        record = self._runner.finish(plan.saga_id, plan)
-        if record.status is not SagaStatus.COMPLETED and self._flaws and self._app.conf.task_eager_propagates:
-            raise next(iter(self._flaws.values()))
-
-    def run_many(self, plans: Iterable[Plan]) -> None:
-        """Run all of them, whatever becomes of each, and raise the first failure then: nobody else would run them."""
-        failures: list[Exception] = []
-        for plan in plans:
-            try:
-                self.run(plan)
-            except Exception as failure:  # noqa: BLE001 - a step may raise anything
-                failures.append(failure)
-            self._flaws.clear()
-        if failures:
-            raise failures[0]
-
-    def _deliver(self, plan: Plan, step: str) -> Next | None:
-        handed = _Handed(None, None, runner=self._runner)
-        name, id_ = task_name(plan.saga, step, plan.direction), task_id(plan.saga_id, step, plan.direction, plan.epoch)
-        kwargs = {"saga_id": plan.saga_id, "step": step, "epoch": plan.epoch}
-        ended = self._app.tasks[name].apply(kwargs=kwargs, task_id=id_, headers={"sagas_handed": handed}, throw=False)
-        if handed.next is None:  # the task's base class or a signal kept it from running, or the database
-            raise handed.error or _not_run(name, ended.result)
-        raised = handed.next.error
-        if raised is None:
-            self._flaws.pop(name, None)
-        elif not isinstance(meant(raised), StepSignal):
-            self._flaws[name] = raised
-        return handed.next
-
-
-def _not_run(task: str, result: Any) -> BaseException:
-    if isinstance(result, BaseException):
-        return result
-    return ConfigurationError(f"task {task} was not run: the __call__ of its base class returned {result!r} instead")
-
-
-def _handed_to(task: Task) -> _Handed | None:
-    """Return what a task that no message brought was handed. Of a message anybody may have written the headers."""
-    request = task.request
-    handed = getattr(request, "sagas_handed", None) or (request.headers or {}).get("sagas_handed")
-    return handed if isinstance(handed, _Handed) else None
-
-
 def _is_timed(task: Task) -> bool:
     """Tell whether Celery limits the time of a task: that is of one message, so it is for one step alone."""
     return bool(task.time_limit or task.soft_time_limit)
-
-
-def check_app(app: Celery) -> None:
-    """Refuse an app that could not carry sagas, or whose messages could run code."""
-    conf = app.conf
-    accepted = conf.accept_content
-    if accepted is not None:
-        if unsafe := [kind for kind in accepted if kind in ("pickle", "application/x-python-serialize")]:
-            raise ConfigurationError(
-                f"accept_content has {unsafe[0]!r}; sagas travel as JSON, set accept_content = ['json']"
-            )
-        if not {"json", "application/json"} & set(accepted):
-            raise ConfigurationError(
-                f"accept_content is {sorted(accepted)}: workers would refuse the messages of sagas, which are JSON; "
-                "add 'json' to it"
-            )
-    if conf.task_protocol != 2:
-        raise ConfigurationError(
-            f"task_protocol is {conf.task_protocol}, which carries no chains, so that each step of a saga would wait "
-            "for recovery; set task_protocol = 2"
-        )

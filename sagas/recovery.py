@@ -17,7 +17,7 @@ from functools import partial
 
 from kombu.exceptions import OperationalError
 
-from sagas.canvas import Canvas, task_name
+from sagas.canvas import Canvas
 from sagas.checkpoints import SagaRecord
 from sagas.endings import ends_process
 from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, StoreUnavailable
@@ -25,6 +25,7 @@ from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan
 from sagas.probes import Advice, Overdue, Queue
 from sagas.scheduler import Scheduler
+from sagas.task_names import task_name
 from sagas.text import clean, describe
 from sagas.transitions import Verdict
 

@@ -19,13 +19,14 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import typing_extensions
 
+from sagas.differences import differences, same
+from sagas.kinds import ABSENT, is_pydantic, is_struct, type_name
 from sagas.nesting import DEEPEST, is_too_deep
 
 __all__ = [
@@ -50,9 +51,6 @@ __all__ = [
 
 #: Means that no type was declared: only plain JSON is allowed, and plain JSON is returned.
 NO_TYPE: Any = object()
-
-#: The value of a field that is absent.
-ABSENT: Any = object()
 
 #: Where msgspec quotes a value that is not in an enumeration, a literal or a tagged union.
 _QUOTED = re.compile(r"\b(Invalid (?:enum )?value) (?:'.*'|\".*\"|-?\d+)", re.DOTALL)
@@ -79,9 +77,9 @@ def dump(value: Any, type_: Any = NO_TYPE) -> str:
     try:
         back = load(text, type_)
     except Exception as error:  # a user's type may raise anything when it is constructed again
-        raise TypeError(f"{explain(error)} (declared as {_name(type_)}, got {_name(type(value))})") from error
-    if difference := next(_differences(value, back, "$"), None):
-        raise TypeError(f"declared as {_name(type_)}, it would come back changed: {difference}")
+        raise TypeError(f"{explain(error)} (declared as {type_name(type_)}, got {type_name(type(value))})") from error
+    if difference := next(differences(value, back, "$"), None):
+        raise TypeError(f"declared as {type_name(type_)}, it would come back changed: {difference}")
     return text
 
 
@@ -109,11 +107,6 @@ def encode(value: Any) -> bytes:
     return _ENCODER.encode(value)
 
 
-def same(one: Any, other: Any) -> bool:
-    """Return whether two values are equal in depth, including their types, even if their class has no `__eq__`."""
-    return next(_differences(one, other, "$"), None) is None
-
-
 # -- fields -------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +114,7 @@ def field_names(type_: Any) -> dict[str, bool]:
     """Return the fields of an input type, each with whether it is required."""
     if is_pydantic(type_):
         if getattr(type_, "__pydantic_root_model__", False):
-            raise TypeError(f"{_name(type_)} is a root model: it has no named fields")
+            raise TypeError(f"{type_name(type_)} is a root model: it has no named fields")
         return {name: field.is_required() for name, field in type_.model_fields.items()}
     if dataclasses.is_dataclass(type_):
         return {
@@ -131,12 +124,12 @@ def field_names(type_: Any) -> dict[str, bool]:
     if attributes := getattr(type_, "__attrs_attrs__", None):
         nothing = sys.modules["attr"].NOTHING  # imported, because the class is attrs'
         return {each.name: each.init and each.default is nothing for each in attributes}
-    if _is_struct(type_):
+    if is_struct(type_):
         return {f.name: f.required for f in msgspec.structs.fields(type_)}
     if typing_extensions.is_typeddict(type_):
         hints = typing_extensions.get_type_hints(type_, include_extras=True)
         return {name: not _is_absent_able(type_, name, hint) for name, hint in hints.items()}
-    raise TypeError(f"{_name(type_)} is not a dataclass, pydantic model, msgspec Struct, TypedDict or attrs class")
+    raise TypeError(f"{type_name(type_)} is not a dataclass, pydantic model, msgspec Struct, TypedDict or attrs class")
 
 
 def may_be_absent(type_: Any, name: str) -> bool:
@@ -164,7 +157,7 @@ def convert(data: Mapping[str, Any], type_: Any) -> Any:
     known = fields | _aliases(type_)
     takes_more = is_pydantic(type_) and type_.model_config.get("extra") == "allow"
     if (unknown := [key for key in data if key not in known]) and not takes_more:
-        raise TypeError(f"unknown field {unknown[0]!r}; {_name(type_)} has {', '.join(fields)}")
+        raise TypeError(f"unknown field {unknown[0]!r}; {type_name(type_)} has {', '.join(fields)}")
     try:
         if is_pydantic(type_):
             return _convert_model(dict(data), type_)
@@ -201,7 +194,7 @@ class _Field:
 
 def _own_fields(type_: Any) -> list[_Field]:
     """Return the fields of a class that has to be built field by field; none if msgspec can build it."""
-    if _is_struct(type_):  # as a whole, msgspec expects its wire names, its tag, or an array
+    if is_struct(type_):  # as a whole, msgspec expects its wire names, its tag, or an array
         found = msgspec.structs.fields(type_)
         return [_Field(f.name, f.type, (f.name, f.encode_name), f.required) for f in found]
     if dataclasses.is_dataclass(type_) and not all(f.init for f in dataclasses.fields(type_)):
@@ -227,7 +220,7 @@ def _convert_fields(data: Mapping[str, Any], type_: Any, fields: Iterable[_Field
 
 def _aliases(type_: Any) -> dict[str, bool]:
     """Return other names under which a type's fields may be passed."""
-    if _is_struct(type_):
+    if is_struct(type_):
         return {f.encode_name: f.required for f in msgspec.structs.fields(type_)}
     found: dict[str, bool] = {}
     fields = getattr(type_, "model_fields", None) or getattr(type_, "__pydantic_fields__", {})
@@ -253,7 +246,7 @@ def check_type(type_: Any) -> None:
         msgspec.json.schema(type_, schema_hook=_schema_foreign)
         decoder(type_)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise TypeError(f"{_name(type_)}: {explain(error)}") from error
+        raise TypeError(f"{type_name(type_)}: {explain(error)}") from error
 
 
 def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
@@ -265,7 +258,7 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
         yield from _problems(each, seen)
     if isinstance(origin := typing.get_origin(type_), type):  # a generic class with its arguments
         if issubclass(origin, Mapping) and (key := typing.get_args(type_)[0]) in _NO_KEYS:
-            yield f"a {_name(key)} cannot be a key in JSON"
+            yield f"a {type_name(key)} cannot be a key in JSON"
         yield from _problems(origin, seen)
         return
     if isinstance(type_, typing_extensions.TypeAliasType):
@@ -275,7 +268,7 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
     if fields is not None:
         speaks = _has_serializer(type_)
         for name, field in fields.items():
-            where = f"field {name!r} of {_name(type_)}"
+            where = f"field {name!r} of {type_name(type_)}"
             if field.exclude and not speaks:
                 yield f"{where} is excluded from the output, so it would be lost"
             names = [name, field.validation_alias, *getattr(field.validation_alias, "choices", [])]
@@ -290,9 +283,9 @@ def _problems(type_: Any, seen: set[int]) -> Iterator[str]:
         isinstance(type_, type) and hasattr(type_, "get_secret_value") and not hasattr(type_, "__pydantic_root_model__")
     ):
         seen.discard(id(type_))  # report each field that has it
-        yield f"a {_name(type_)} is written as asterisks. Declare a str, or a reference to the secret"
+        yield f"a {type_name(type_)} is written as asterisks. Declare a str, or a reference to the secret"
     elif isinstance(type_, type) and (
-        dataclasses.is_dataclass(type_) or _is_struct(type_) or typing_extensions.is_typeddict(type_)
+        dataclasses.is_dataclass(type_) or is_struct(type_) or typing_extensions.is_typeddict(type_)
     ):
         for hint in typing_extensions.get_type_hints(type_).values():
             yield from _problems(hint, seen)
@@ -313,16 +306,6 @@ def _has_serializer(type_: Any) -> bool:
 
 def _serializes(metadata: Iterable[Any]) -> bool:
     return any(hasattr(each, "when_used") for each in metadata)
-
-
-def is_pydantic(type_: Any) -> bool:
-    """Return whether a type is a pydantic model."""
-    # Checked by its attributes, so that pydantic stays the user's choice and is never imported here.
-    return isinstance(type_, type) and hasattr(type_, "__pydantic_validator__") and hasattr(type_, "model_validate")
-
-
-def _is_struct(type_: Any) -> bool:
-    return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 
 # -- reading and writing ------------------------------------------------------------------------------------------
@@ -359,7 +342,7 @@ def _encode_foreign(value: Any) -> Any:
         return msgspec.Raw(value.model_dump_json(round_trip=True).encode())
     if isinstance(value, Number):
         return msgspec.Raw(value.text.encode())
-    raise TypeError(f"a {_name(type(value))} cannot be stored as JSON")
+    raise TypeError(f"a {type_name(type(value))} cannot be stored as JSON")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_encode_foreign)
@@ -372,7 +355,7 @@ def _decode_foreign(type_: Any, data: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return type_.model_validate(data, **_BOTH_NAMES)
         return type_.model_validate_json(encode(data), **_BOTH_NAMES)
-    raise TypeError(f"a {_name(type_)} cannot be read from JSON")
+    raise TypeError(f"a {type_name(type_)} cannot be read from JSON")
 
 
 def _has_more_digits(data: Any) -> bool:
@@ -386,16 +369,16 @@ def _has_more_digits(data: Any) -> bool:
 def _convert_foreign(type_: Any, data: Any) -> Any:
     if is_pydantic(type_):
         return data if isinstance(data, type_) else type_.model_validate(data, **_BOTH_NAMES)
-    raise TypeError(f"a {_name(type_)} cannot be read from JSON")
+    raise TypeError(f"a {type_name(type_)} cannot be read from JSON")
 
 
 def _schema_foreign(type_: Any) -> dict[str, Any]:
     if is_pydantic(type_):
         return {"type": "object"}  # not {}, which msgspec treats as no answer
-    raise TypeError(f"a {_name(type_)} cannot be stored as JSON")
+    raise TypeError(f"a {type_name(type_)} cannot be stored as JSON")
 
 
-# -- comparing ----------------------------------------------------------------------------------------------------
+# -- plain values ----------------------------------------------------------------------------------------------------
 
 
 def _check_plain(value: Any, path: str) -> None:
@@ -410,100 +393,9 @@ def _check_plain(value: Any, path: str) -> None:
         for key, item in value.items():
             _check_plain(item, f"{path}.{key}")
     else:
-        what = "a dict with keys other than str" if kind is dict else f"a {_name(kind)}"
+        what = "a dict with keys other than str" if kind is dict else f"a {type_name(kind)}"
         what = f"the float {value}" if kind is float else what
         raise TypeError(f"{what} at {path} is not plain JSON. Declare its type, so that it can be restored")
-
-
-def _differences(value: Any, back: Any, path: str) -> Iterator[str]:
-    """Yield the places where a value that was read back differs from the original, in depth."""
-    kind, came = type(value), type(back)
-    if isinstance(value, enum.Enum) or value is None or back is None:
-        if value is not back:
-            yield (
-                f"{_name(kind)} at {path} would be {_name(came)}"
-                if kind is not came
-                else f"the {_name(kind)} at {path} would have another value"
-            )
-    elif came is float and kind is int:  # a whole number may be passed for a float
-        if value != back:
-            yield f"an int at {path} has more digits than a float"
-    elif kind is not came and not (issubclass(kind, came) and _is_mere(came) and not hasattr(value, "_fields")):
-        yield f"{_name(kind)} at {path} would be {_name(came)}"
-    elif (fields := _parts(value)) is not None:
-        for name in fields:
-            one, other = getattr(value, name, ABSENT), getattr(back, name, ABSENT)
-            if one is not other:
-                yield from _differences(one, other, f"{path}.{name}")
-        if is_pydantic(kind):
-            for name, what in (("__pydantic_extra__", "extra fields"), ("__pydantic_private__", "private attributes")):
-                yield from _differences(getattr(value, name), getattr(back, name), f"{path} ({what})")
-    elif isinstance(value, dict):
-        yield from _differing_keys(value, back, path)
-        for key, item in value.items():
-            if key in back:
-                yield from _differences(item, back[key], f"{path}[...]")
-    elif isinstance(value, list | tuple):
-        if len(value) != len(back):
-            yield f"{len(value)} items at {path} would be {len(back)}"
-        for i, (one, other) in enumerate(zip(value, back, strict=False)):
-            yield from _differences(one, other, f"{path}[{i}]")
-    elif isinstance(value, set | frozenset):
-        yield from _differing_keys(value, back, path)
-    elif isinstance(value, Decimal) and value.is_nan():
-        yield f"NaN at {path}, which is not equal to anything, not even itself"
-    elif not _is_equal(value, back):
-        yield f"the {_name(kind)} at {path} would have another value"
-
-
-#: A subclass of these types may be declared as the base type. It then comes back as the base type.
-_MERE = (str, int, float, bytes, bytearray, datetime, date, time, Decimal, list, dict, set, frozenset)
-
-
-def _is_mere(kind: type) -> bool:
-    return kind in _MERE
-
-
-def _parts(value: Any) -> Iterable[str] | None:
-    """Return the names of an object's fields; None if it has none."""
-    kind = type(value)
-    if is_pydantic(kind):
-        return typing.cast("Iterable[str]", kind.model_fields)
-    if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-    if _is_struct(kind):
-        return typing.cast("Iterable[str]", kind.__struct_fields__)
-    attributes = getattr(kind, "__attrs_attrs__", None)
-    return None if attributes is None else [each.name for each in attributes]
-
-
-def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Iterator[str]:
-    keys = {key: key for key in back}
-    ours = list(value)
-    if len(ours) != len(keys):
-        yield f"{len(ours)} items at {path} would be {len(keys)}"
-    for key in ours:
-        # Some equal keys are not found by hash, such as the repeated hour of a time zone.
-        match = keys[key] if key in keys else next((each for each in keys if same(key, each)), ABSENT)
-        if match is ABSENT:
-            yield f"the {_name(type(key))} in {path} would be another, or of another type"
-        else:
-            yield from _differences(key, match, f"{path}{{}}")
-
-
-def _is_equal(value: Any, back: Any) -> bool:
-    if isinstance(value, datetime | time):
-        # Not `==`: with two time zones it is never true in an hour that a clock change repeats or skips.
-        return (
-            value.replace(tzinfo=None) == back.replace(tzinfo=None)
-            and (value.tzinfo is None) == (back.tzinfo is None)
-            and value.utcoffset() == back.utcoffset()
-        )
-    if isinstance(value, Decimal):
-        return bool(value.as_tuple() == back.as_tuple())  # 1.0 and 1.00 are equal but not the same
-    if isinstance(value, float):
-        return value == back and math.copysign(1, value) == math.copysign(1, back)
-    return bool(value == back)
 
 
 def explain(error: BaseException) -> str:
@@ -517,7 +409,3 @@ def explain(error: BaseException) -> str:
         return _QUOTED.sub(r"\1", str(error)) if isinstance(error, msgspec.ValidationError) else str(error)
     found = listed(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{each['msg']} - at `$.{'.'.join(map(str, each['loc']))}`" for each in found[:5])
-
-
-def _name(type_: Any) -> str:
-    return getattr(type_, "__qualname__", None) or str(type_)

@@ -9,10 +9,10 @@ from typing import Any
 from celery.exceptions import QueueNotFound
 
 from sagas.app import Sagas
-from sagas.canvas import FAIL, JOIN, task_name
 from sagas.checkpoints import Direction
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.errors import ConfigurationError
+from sagas.task_names import FAIL, JOIN, task_name
 
 __all__ = ["examine", "longest_step", "needed_queues"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagas.app import Sagas
-from sagas.canvas import FAIL, JOIN
 from sagas.commands import command, worker_command
 from sagas.control import COMMAND
 from sagas.doctor.findings import Finding, ok, problem, warning
 from sagas.doctor.setup import needed_queues
+from sagas.task_names import FAIL, JOIN
 
 __all__ = ["Worker", "ask", "check", "examine", "own"]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sagas.canvas import FAIL, JOIN, task_id
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace, walk
@@ -14,6 +13,7 @@ from sagas.operations import Operations, pretty
 from sagas.operator_actions import AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Payloads
+from sagas.task_names import FAIL, JOIN, task_id
 
 __all__ = ["OneSaga", "TraceLine", "look", "tasks_of"]
 
