@@ -251,7 +251,7 @@ class Case:
         return min(filter(None, times), default=self.now + self.patience)
 
     def _message_overdue(self, step: StepRecord) -> datetime:
-        if step.due_at is not None and step.due_at >= self.now:
+        if step.due_at is not None and step.due_at > self.now:
             return step.due_at
         sent = self.record.sent_at(step)
         recent = sent + timedelta(seconds=self.timing.redispatch_after) > self.now

@@ -149,12 +149,20 @@ def _expire_unstarted(case: Case, change: Change) -> Change:
 def after_step(
     case: Case, step: StepRecord, verdict: Verdict, note: str = "", history: tuple[HistoryEntry, ...] = ()
 ) -> Change:
-    """A step has come to an end, good or bad: close its stage or its saga when it was the last."""
+    """A step has come to an end, good or bad: close its stage or its saga when it was the last.
+
+    Where the stage failed, the same write starts the compensation. The message that says so only has it dispatched.
+    """
     stage = case.siblings(step)
     letters = (case.letter(step),) if step.status is StepStatus.STUCK else ()
     over = case.over(stage)
     if over and any(each.status is StepStatus.STUCK for each in stage):
         change = _get_stuck(case, stage)
+    elif over and case.doomed(stage):
+        change = compensate(case, case.reason(stage))
+        # Of one step, link_error has the rest dispatched; in a chord, who closes the stage does.
+        verdict = verdict if len(stage) == 1 else change.verdict
+        return replace(change, verdict=verdict, note=note, history=history + change.history)
     elif not case.forward and step.status in (StepStatus.FAILED, StepStatus.IN_DOUBT):
         change = settle(case)  # the action was waited for; now it can be undone
         return replace(change, note=note, history=history + change.history, dead_letters=letters)
@@ -207,18 +215,18 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
 
 def move_on(case: Case, change: Change) -> Change:
     """Follow up on a change that no message carries on: compensate, finish, dispatch what has no message, or wait."""
-    case = case.on(change.record)
-    if case.record.status in AT_REST:
-        return replace(change, verdict=Verdict.GO_AWAY)
-    if not case.stage:  # nothing is left: the write that says so is the only thing missing
-        return change.then(settle(case))
-    if case.forward:
+    epoch, case = case.record.epoch, case.on(change.record)
+    if case.record.status not in AT_REST and case.forward:
         change = _expire_unstarted(case, change)
         case = case.on(change.record)
-        if case.record.status is SagaStatus.STUCK:
-            return replace(change, verdict=Verdict.GO_AWAY)
-        if (end := _forward_end(case)) is not None:
-            return change.then(end)
+    if case.record.status in AT_REST:
+        return replace(change, verdict=Verdict.GO_AWAY)
+    if case.record.epoch != epoch:  # it has started to compensate
+        return replace(change, verdict=Verdict.DISPATCH)
+    if not case.stage:  # nothing is left: the write that says so is the only thing missing
+        return change.then(settle(case))
+    if case.forward and (end := _forward_end(case)) is not None:
+        return change.then(end)
     if any(_has_no_message(case, step) for step in case.waiting):
         return change.then(case.done(Verdict.DISPATCH))
     return change

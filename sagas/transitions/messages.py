@@ -146,18 +146,19 @@ def join(case: Case, name: str, epoch: int) -> Change:
     stage = case.siblings(case.record.step(name)) if name in case.record.steps else ()
     if stage and all(case.settled(step) for step in stage):
         return case.refuse("", Verdict.CONTINUE if case.goes_on(stage) else Verdict.GO_AWAY)
-    if stage and case.over(stage):
-        return case.refuse(case.reason(stage), Verdict.FAILED)
     return case.refuse("steps of the stage are still at work")
 
 
 def report(case: Case, name: str, epoch: int) -> Change:
     """link_error fired for a step's task: look at the saga now instead of when recovery would.
 
-    Where the step recorded its own failure, the saga compensates. Where it did not, Celery lost it: a hard time limit,
-    wrong arguments, a worker that died without redelivery. It is only a hint, and may be late, doubled or forged: it
-    never ends a claim that is alive. Whoever died holding one loses it when its lease is over.
+    Where the step recorded its own failure, the saga compensates, and what is left is dispatched here. Where it did
+    not, Celery lost it: a hard time limit, wrong arguments, a worker that died without redelivery. It is only a hint,
+    and may be late, doubled or forged: it never ends a claim that is alive. Whoever died holding one loses it when its
+    lease is over.
     """
+    if case.record.epoch == epoch + 1 and _is_untouched(case):
+        return case.refuse("", Verdict.DISPATCH)
     if (refusal := _stale(case, epoch)) is not None:
         return refusal
     step = case.record.step(name)
@@ -173,6 +174,14 @@ def report(case: Case, name: str, epoch: int) -> Change:
             # It is done, and its task failed all the same: it could not send what comes next.
             return case.done(Verdict.DISPATCH)
     return move_on(case, change)
+
+
+def _is_untouched(case: Case) -> bool:
+    """Tell whether a saga has started to compensate, and no compensation has been tried."""
+    ready = case.waiting if case.record.status is SagaStatus.COMPENSATING else []
+    return bool(ready) and not any(
+        step.status is StepStatus.COMPENSATING or step.held for step in case.record.steps.values()
+    )
 
 
 def _stale(case: Case, epoch: int) -> Change | None:

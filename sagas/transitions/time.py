@@ -41,7 +41,7 @@ def examine(case: Case) -> Change:
         elif step.status is StepStatus.WAITING and step.due_at is not None and step.due_at <= case.now:
             change = change.then(elapse(now, step))
     if change.verdict is not Verdict.DISPATCH:
-        change = move_on(case.on(change.record), change)
+        change = move_on(case, change)
     return change if change.record is not case.record else _wait(case)
 
 

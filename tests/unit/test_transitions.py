@@ -55,6 +55,7 @@ class Game:
     def __init__(self, saga: Saga) -> None:
         self.saga, self.record, self.now = saga, fresh(saga), NOW
         self.owners: dict[str, tuple[str, Direction]] = {}
+        self.epochs: dict[str, int] = {}  # of the messages that brought claims
         self.last: Change | None = None
 
     @property
@@ -70,6 +71,7 @@ class Game:
         verdict = self.take(claim(self.case, name, epoch or self.record.epoch, owner))
         if verdict is Verdict.ACT:
             self.owners[name] = owner, self.record.direction
+            self.epochs[name] = self.record.epoch
         return verdict
 
     def succeed(self, name: str, owner: tuple[str, Direction] | None = None) -> Verdict:
@@ -97,7 +99,7 @@ class Game:
         return self.take(redispatch(case, name, case.record.sent_at(case.record.step(name))))
 
     def report(self, name: str) -> Verdict:
-        return self.take(report(self.case, name, self.record.epoch))
+        return self.take(report(self.case, name, self.epochs.get(name, self.record.epoch)))
 
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -305,9 +307,8 @@ def test_a_failed_branch_waits_for_its_siblings() -> None:
     game.claim("r")
     assert game.fail("l", Outcome.TERMINAL) is Verdict.PARTED
     assert game.recover() is Verdict.GO_AWAY
-    assert game.succeed("r") is Verdict.CLOSED
-    assert join(game.case, "l", 1).verdict is Verdict.FAILED
-    assert game.report("l") is Verdict.DISPATCH
+    assert game.succeed("r") is Verdict.DISPATCH
+    assert game.record.status is SagaStatus.COMPENSATING
     assert left(FULL, game.record) == (("l", "r"), ("a",))
 
 
@@ -315,10 +316,20 @@ def test_a_sibling_is_not_begun_only_to_be_undone() -> None:
     game = Game(FULL)
     game.do("a")
     game.claim("l")
-    assert game.fail("l", Outcome.TERMINAL) is Verdict.CLOSED
-    assert game.claim("r") is Verdict.GO_AWAY
-    game.report("l")
+    assert game.fail("l", Outcome.TERMINAL) is Verdict.DISPATCH
+    assert game.claim("r", epoch=1) is Verdict.GO_AWAY
     assert left(FULL, game.record) == (("l",), ("a",))
+
+
+def test_the_write_that_records_a_failure_starts_the_compensation() -> None:
+    game = Game(LINE)
+    game.do("a")
+    game.claim("b")
+    assert game.fail("b", Outcome.TERMINAL) is Verdict.FAILED
+    assert (game.record.status, game.record.epoch) == (SagaStatus.COMPENSATING, 2)
+    assert game.report("b") is Verdict.DISPATCH  # link_error
+    game.claim("b")
+    assert report(game.case, "b", 1).verdict is Verdict.GO_AWAY  # a doubled one
 
 
 def test_a_lost_sibling_is_launched_in_the_same_epoch() -> None:
