@@ -276,10 +276,12 @@ class World:
     def _judge_poll(self, name: str, owner: str, change: Change) -> None:
         """Who polls is neither given up before its time is over, nor asked again after it."""
         step, limit = change.record.step(name), self.saga.steps[name].step.poll_timeout
-        if change.record.direction is Direction.BACKWARD or change.verdict is Verdict.GO_AWAY or limit is None:
+        kinds = {entry.what for entry in change.history}
+        was_forward = change.record.direction is Direction.FORWARD or HistoryKind.COMPENSATION_STARTED in kinds
+        if not was_forward or change.verdict is Verdict.GO_AWAY or limit is None:
             return
         over = self.now >= self.began[name] + timedelta(seconds=limit)
-        if step.status in (StepStatus.IN_DOUBT, StepStatus.FAILED) and not over:
+        if HistoryKind.STEP_FAILED in kinds and not over:
             raise self.wrong(f"{owner} was told that {name} is not yet there, and gave it up before its time")
         if step.status is StepStatus.PENDING and over:
             raise self.wrong(f"{name} polls on, though its time is over")
