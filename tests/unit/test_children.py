@@ -1,0 +1,1 @@
+"""Child sagas, inline: what they receive and give, how they fail, and how they are undone."""
