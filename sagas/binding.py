@@ -12,9 +12,10 @@ from sagas.children import Child, compensate_child, result_type
 from sagas.context import StepContext
 from sagas.errors import DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import Look, allows_none, bare, describe, finish, look_at
+from sagas.kinds import type_name
 from sagas.nodes import COMPENSATE, UNSAID, Node, Parallel, Pivot, Sleep, Step, Wait
 from sagas.retries import UNTIL_DONE, Retry
-from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent, type_name
+from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
 
 __all__ = ["Binder", "Bound", "BoundStep", "Source"]
 

@@ -78,7 +78,7 @@ AT_REST = FINISHED | {SagaStatus.STUCK}
 #: Every move that a saga may make. `docs/states.md` is drawn from this table.
 SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
     SagaStatus.PENDING: {
-        SagaStatus.RUNNING: "a worker claims the first step",
+        SagaStatus.RUNNING: "a worker claims the first step, or what it waits for first has come",
         SagaStatus.COMPENSATING: "cancelled, or timed out before it began",
     },
     SagaStatus.RUNNING: {

@@ -79,14 +79,15 @@ class _Starter(Protocol):
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
 
-    `stages`: `Step`, `Pivot`, `Wait`, `Sleep`, `Child` and `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
-    pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
-    version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
-    after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as
-    events, see `sagas.events.lifecycle`.
+    `stages`: `Step`, `Pivot`, `Wait`, `Sleep`, `Child` and `Parallel`, in order. `input`: the type of what it is
+    started with (a dataclass, pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas
+    in flight go on with the version they began with, so keep the old definition until they are gone. `timeout`: seconds
+    for the whole saga, after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what
+    becomes of its sagas as events, see `sagas.events.lifecycle`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
 
+    >>> from sagas import Step
     >>> Saga("greet", Step("hello", lambda: "hi", compensation=None))
     Saga('greet', version=1)
     """

@@ -276,9 +276,7 @@ class Orchestrator:
             self.timing.lease,
         )
 
-    def _record_within(
-        self, attempt: Execution, owner: str, result: _Outcome, seen: Attempt
-    ) -> Next:
+    def _record_within(self, attempt: Execution, owner: str, result: _Outcome, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:

@@ -106,7 +106,9 @@ class SqlQueries:
 
     def family(self, root_id: str) -> Sequence[SagaSummary]:
         found: list[SagaSummary] = []
-        while len(page := self.select(Filter(family=root_id), limit=_PAGE, after=_last(found), with_steps=True)) == _PAGE:
+        while (
+            len(page := self.select(Filter(family=root_id), limit=_PAGE, after=_last(found), with_steps=True)) == _PAGE
+        ):
             found += page
         return [*found, *page]
 

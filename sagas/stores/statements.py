@@ -52,7 +52,8 @@ RESCHEDULE = (
 )
 
 
-# The revision goes up, so that whoever changes the parent at this moment decides once more, and sees that its step is due.
+# The revision goes up, so that whoever changes the parent at this moment decides once more, and sees that its step
+# is due.
 WAKE_PARENT = (
     update(schema.sagas)
     .where(schema.sagas.c.id == bindparam("_parent"))

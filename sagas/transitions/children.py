@@ -1,7 +1,8 @@
 """What a child saga and its parent do to each other.
 
-Each is a saga with a record of its own. A step of the parent starts the child, in the write that makes the step wait. The
-write that brings the child to rest makes that step due, so whoever looks at the parent next finds what became of the child.
+Each is a saga with a record of its own. A step of the parent starts the child, in the write that makes the step wait.
+The write that brings the child to rest makes that step due, so whoever looks at the parent next finds what became of
+the child.
 """
 
 from __future__ import annotations

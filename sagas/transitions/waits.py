@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagas.checkpoints import AT_REST, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, SagaStatus, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.opening import is_early
@@ -89,6 +89,8 @@ def elapse(case: Case, step: StepRecord) -> Change:
 
 def ended(case: Case, step: StepRecord, **changes: object) -> Change:
     """What a step waited for has come."""
+    if case.record.status is SagaStatus.PENDING:  # it begins with a wait, so that no worker has begun it
+        case = case.status(SagaStatus.RUNNING)
     early = is_early(step)
     step = released(step, StepStatus.DONE, case.now, error=None, due_at=None, **changes)
     if not step.started_seq and not early:  # a signal that came before the step had begun
