@@ -2,6 +2,7 @@
 
 from sagas.app import Sagas
 from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.children import Child
 from sagas.context import StepContext
 from sagas.definition import Saga
 from sagas.errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "Pivot",
     "Wait",
     "Sleep",
+    "Child",
     "COMPENSATE",
     "Retry",
     "NEVER",

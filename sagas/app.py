@@ -16,6 +16,7 @@ from sagas.app_settings import check_app
 from sagas.bulk import start_many
 from sagas.canvas import Canvas
 from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
+from sagas.children import descendants
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
@@ -56,7 +57,7 @@ class Sagas(Generic[StoreT_co]):
     """Adds sagas to a Celery app.
 
     `app`: the Celery app; any broker, no result backend needed. `store`: where sagas are kept. `sagas`: the
-    definitions, every version that may still be in flight.
+    definitions, every version that may still be in flight. Their children are registered with them.
 
     `lease`: seconds after which a worker that stopped answering loses its step to another.
     `redispatch_after`: seconds after which a saga whose next step nobody takes is dispatched again; doubled each time.
@@ -141,10 +142,11 @@ class Sagas(Generic[StoreT_co]):
         return f"<Sagas of {self.app.main!r}: {names}>"
 
     def register(self, saga: Saga) -> None:
-        """Add a definition. Raises `DuplicateName` for a name and version that is taken."""
-        self.orchestrator.register(saga)
-        self.canvas.register(saga)
-        self.bind(saga)
+        """Add a definition, and those of its children. Raises `DuplicateName` for a name and version that is taken."""
+        for each in (saga, *descendants(saga)):
+            self.orchestrator.register(each)
+            self.canvas.register(each)
+            self.bind(each)
 
     def bind(self, saga: Saga) -> None:
         """Have `saga.start` start it here. One saga is bound to one app, unless a framework says which it is."""

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sagas.children import Child, compensate_child, result_type
 from sagas.context import StepContext
 from sagas.errors import DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import Look, allows_none, bare, describe, finish, look_at
+from sagas.kinds import type_name
 from sagas.nodes import COMPENSATE, UNSAID, Node, Parallel, Pivot, Sleep, Step, Wait
 from sagas.retries import UNTIL_DONE, Retry
 from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
@@ -47,6 +49,7 @@ class BoundStep:
         "action",
         "compensation",
         "compensation_retry",
+        "key",
         "name",
         "on_timeout",
         "past_pivot",
@@ -64,6 +67,7 @@ class BoundStep:
         action: Bound,
         compensation: Bound | None,
         when: Bound | None,
+        key: Bound | None,
         *,
         past_pivot: bool,
     ) -> None:
@@ -74,6 +78,7 @@ class BoundStep:
         self.action = action
         self.compensation = compensation
         self.when = when
+        self.key = key  #: of a child saga
         self.past_pivot = past_pivot
         self.retry = step.retry or (UNTIL_DONE if past_pivot else Retry())
         self.compensation_retry = step.compensation_retry or UNTIL_DONE
@@ -104,7 +109,7 @@ class Binder:
         for number, stage in enumerate(stages):
             if not isinstance(stage, Node | Parallel):
                 raise DefinitionError(
-                    f"saga {self._saga!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep or Parallel"
+                    f"saga {self._saga!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep, Child or Parallel"
                 )
             steps = stage.steps if isinstance(stage, Parallel) else (stage,)
             bound = []
@@ -122,6 +127,12 @@ class Binder:
                 if step.is_pivot and pivot:
                     raise DefinitionError(f"{where}: a saga has one pivot, and {pivot!r} is it")
                 self._check_compensation(step, pivot, where)
+                if isinstance(step, Child) and step.saga.pivot is not None and pivot is None:
+                    raise DefinitionError(
+                        f"{where}: its saga {step.saga.name!r} has the pivot {step.saga.pivot.name!r}, from where on "
+                        f"it cannot be undone, and {self._saga!r} may still need to undo it there. Put the child after "
+                        f"a pivot of {self._saga!r}, or use a saga without a pivot"
+                    )
                 bound.append(self._bind_step(step, number, fields, results, where, past_pivot=pivot is not None))
             if isinstance(stage, Pivot):
                 pivot = stage.name
@@ -146,7 +157,7 @@ class Binder:
             raise DefinitionError(
                 f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation"
             )
-        if step.compensation is UNSAID and not (step.is_pivot or pivot):
+        if step.compensation is UNSAID and not (step.is_pivot or pivot or isinstance(step, Child)):
             raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
 
     def _bind_step(
@@ -159,8 +170,15 @@ class Binder:
         *,
         past_pivot: bool,
     ) -> BoundStep:
-        action = self._bind_function(step, step.action, f"{where}, action", fields, results, own=False)
-        compensation = None
+        what = "input" if isinstance(step, Child) else "action"
+        action = self._bind_function(step, step.action, f"{where}, {what}", fields, results, own=False)
+        compensation, key = None, None
+        if isinstance(step, Child):
+            action = self._bind_child(step, action, where)
+            if not past_pivot:
+                compensation = Bound(compensate_child, {}, None, step.timeout)
+            if step.key is not None:
+                key = self._bind_function(step, step.key, f"{where}, key", fields, results, own=False)
         if step.compensation not in (UNSAID, None):
             assert step.compensation is not None
             compensation = self._bind_function(
@@ -175,7 +193,29 @@ class Binder:
             action = replace(action, returns=None)
         elif isinstance(step, Step) and step.patience is not None:
             action = replace(action, returns=step.result)
-        return BoundStep(step, number, action, compensation, when, past_pivot=past_pivot)
+        return BoundStep(step, number, action, compensation, when, key, past_pivot=past_pivot)
+
+    def _bind_child(self, child: Child, given: Bound, where: str) -> Bound:
+        """Return what makes the input of a child saga. Raises `DefinitionError` where that takes another type."""
+        wanted, saga = child.saga.input, child.saga.name
+        if child.has_input:
+            returns = given.returns
+            if wanted is None:
+                raise DefinitionError(f"{where}: the saga {saga!r} takes no input: drop input=")
+            if returns is not NO_TYPE and bare(returns) is not wanted and not _is_mapping(returns):
+                raise DefinitionError(
+                    f"{where}: {describe(given.function)} returns {type_name(returns)}, and the saga {saga!r} takes "
+                    f"{type_name(wanted)}"
+                )
+        elif wanted is not None and wanted is self._input:
+            given = replace(given, function=_same, sources={"input": Source("input")})
+        elif wanted is not None:
+            raise DefinitionError(
+                f"{where}: the saga {saga!r} takes {type_name(wanted)}, and {self._saga!r} "
+                f"{'nothing' if self._input is None else type_name(self._input)}: give input= a function that returns "
+                "the child's input"
+            )
+        return replace(given, returns=result_type(child.saga))
 
     def _bind_function(
         self,
@@ -279,6 +319,16 @@ def _check_absence(name: str, hint: Any, given: Any, where: str, *, may_be_absen
             f"{where}: the result of {name!r} may be absent, since that node has when=. Give the "
             f"parameter of {describe(given)} a type that allows None"
         )
+
+
+def _same(input: Any) -> Any:  # noqa: A002
+    """Give a child saga what its parent was given."""
+    return input
+
+
+def _is_mapping(type_: Any) -> bool:
+    origin = typing.get_origin(type_) or type_
+    return type_ is Any or (isinstance(origin, type) and issubclass(origin, Mapping))
 
 
 def _may_be_absent(step: BoundStep) -> bool:

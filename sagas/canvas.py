@@ -89,6 +89,7 @@ class Canvas:
     def __init__(self, app: Celery, orchestrator: Orchestrator) -> None:
         self.app = app
         self.orchestrator = orchestrator
+        orchestrator.send = self.dispatch_or_leave
         self._joins = Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
         self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves

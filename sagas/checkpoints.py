@@ -32,6 +32,7 @@ __all__ = [
     "StepStatus",
     "node_of",
     "step_name",
+    "tells_parent",
 ]
 
 
@@ -51,7 +52,7 @@ class StepStatus(enum.StrEnum):
 
     PENDING = "PENDING"  #: not begun, or waiting for its next attempt
     RUNNING = "RUNNING"  #: claimed: its action is at work
-    WAITING = "WAITING"  #: for a signal, an external completion or a moment; nobody is at work
+    WAITING = "WAITING"  #: for a signal, an external completion, a moment or a child saga; nobody is at work
     DONE = "DONE"  #: its action succeeded and the result is kept
     FAILED = "FAILED"  #: its action said that it had no effect
     IN_DOUBT = "IN_DOUBT"  #: nobody knows whether its action had an effect
@@ -77,7 +78,7 @@ AT_REST = FINISHED | {SagaStatus.STUCK}
 #: Every move that a saga may make. `docs/states.md` is drawn from this table.
 SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
     SagaStatus.PENDING: {
-        SagaStatus.RUNNING: "a worker claims the first step",
+        SagaStatus.RUNNING: "a worker claims the first step, or what it waits for first has come",
         SagaStatus.COMPENSATING: "cancelled, or timed out before it began",
     },
     SagaStatus.RUNNING: {
@@ -96,7 +97,9 @@ SAGA_MOVES: Mapping[SagaStatus, Mapping[SagaStatus, str]] = {
         SagaStatus.RUNNING: "an operator retried, skipped or marked a step, going forward",
         SagaStatus.COMPENSATING: "an operator retried, skipped or marked a step, going backward",
     },
-    SagaStatus.COMPLETED: {},
+    SagaStatus.COMPLETED: {
+        SagaStatus.COMPENSATING: "it is a child saga, and its parent compensates",
+    },
 }
 
 #: Every move that a step may make.
@@ -121,11 +124,12 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
         StepStatus.COMPENSATED: "compensation started, with nothing to undo",
     },
     StepStatus.WAITING: {
-        StepStatus.DONE: "the signal, the completion or the moment came",
-        StepStatus.FAILED: "the timeout of a wait, or a failure reported from outside",
+        StepStatus.DONE: "the signal, the completion or the moment came, or the child saga is COMPLETED",
+        StepStatus.FAILED: "the timeout of a wait, a failure reported from outside, or the child saga is COMPENSATED",
         StepStatus.IN_DOUBT: "given up after its deadline, or compensation started",
-        StepStatus.STUCK: "its deadline passed after the pivot",
-        StepStatus.COMPENSATED: "compensation started, with nothing to undo",
+        StepStatus.STUCK: "its deadline passed, or its child saga failed, after the pivot",
+        StepStatus.COMPENSATING: "its child saga has to be told once more to compensate",
+        StepStatus.COMPENSATED: "its child saga is COMPENSATED, or compensation started with nothing to undo",
     },
     StepStatus.DONE: {
         StepStatus.COMPENSATING: "its compensation is claimed",
@@ -144,6 +148,7 @@ STEP_MOVES: Mapping[StepStatus, Mapping[StepStatus, str]] = {
     },
     StepStatus.COMPENSATING: {
         StepStatus.COMPENSATED: "the compensation succeeded",
+        StepStatus.WAITING: "its child saga compensates",
         StepStatus.STUCK: "the compensation is out of attempts",
         StepStatus.IN_DOUBT: "the action ended late, and may have had its effect",
     },
@@ -216,6 +221,7 @@ class StepRecord:
     error: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    child_id: str | None = None  #: the saga that it started, of a node that starts one
 
     @property
     def name(self) -> str:
@@ -257,6 +263,9 @@ class SagaSummary:
     correlation_id: str
     caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
+    parent_id: str | None = None  #: the saga that it is a child of
+    parent_step: str | None = None  #: the step of the parent that started it
+    root_id: str | None = None  #: the saga at the top of the tree that it is in; None of one without a parent
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
     epoch: int = 1  #: messages of another epoch are stale
@@ -270,6 +279,11 @@ class SagaSummary:
     deadline: datetime | None = None  #: when it starts compensating, unless it is past its pivot
     next_check_at: datetime | None = None  #: when recovery looks at it; None when there is nothing to look for
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  #: by name, in the order in which they were opened
+
+    @property
+    def family(self) -> str:
+        """The id of the saga at the top of the tree that this one is in, which may be itself."""
+        return self.root_id or self.id
 
     @property
     def trouble(self) -> str | None:
@@ -318,6 +332,12 @@ class SagaRecord(SagaSummary):
     """One saga and all its steps, as last stored. Times are UTC."""
 
     input: str  #: JSON
+
+
+def tells_parent(before: SagaSummary, after: SagaSummary) -> bool:
+    """Tell whether a change to a child saga concerns its parent: it comes to rest, or goes on from there."""
+    moved = before.status is not after.status
+    return after.parent_id is not None and moved and (before.status in AT_REST or after.status in AT_REST)
 
 
 class HistoryKind(enum.StrEnum):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
 from sagas.binding import Binder, BoundStep
+from sagas.children import Child, check_children
 from sagas.durations import seconds
 from sagas.errors import ConfigurationError, DefinitionError
 from sagas.handle import SagaHandle, StartResult
@@ -78,15 +79,15 @@ class _Starter(Protocol):
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
 
-    `stages`: `Step`, `Pivot`, `Wait`, `Sleep` and
-    `Parallel`, in order. `input`: the type of what it is started with (a dataclass,
-    pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas in flight go on with the
-    version they began with, so keep the old definition until they are gone. `timeout`: seconds for the whole saga,
-    after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what becomes of its sagas as
-    events, see `sagas.events.lifecycle`.
+    `stages`: `Step`, `Pivot`, `Wait`, `Sleep`, `Child` and `Parallel`, in order. `input`: the type of what it is
+    started with (a dataclass, pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas
+    in flight go on with the version they began with, so keep the old definition until they are gone. `timeout`: seconds
+    for the whole saga, after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what
+    becomes of its sagas as events, see `sagas.events.lifecycle`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
 
+    >>> from sagas import Step
     >>> Saga("greet", Step("hello", lambda: "hi", compensation=None))
     Saga('greet', version=1)
     """
@@ -114,6 +115,7 @@ class Saga(Generic[InputT]):
         self.input: Any = input
         self.publish_lifecycle = publish_lifecycle
         self.timeout = None if timeout is None else seconds(timeout, f"saga {name!r}: timeout", DefinitionError)
+        check_children(name, version, {node.name: node.saga for node in _nodes(stages) if isinstance(node, Child)})
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(Binder(name, input).bind(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
@@ -214,6 +216,11 @@ class Saga(Generic[InputT]):
         return self._starter
 
 
+def _nodes(stages: Iterable[Node | Parallel]) -> Iterator[Node]:
+    for stage in stages:
+        yield from stage.steps if isinstance(stage, Parallel) else (stage,)
+
+
 def _outlined(step: BoundStep) -> OutlineNode:
     node = step.step
     return OutlineNode(
@@ -222,4 +229,5 @@ def _outlined(step: BoundStep) -> OutlineNode:
         compensated=step.compensation is not None,
         conditional=node.when is not None,
         deferred=node.kind == "step" and node.patience is not None,
+        saga=f"{node.saga.name} {node.saga.version}" if isinstance(node, Child) else "",
     )

@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sagas.binding import BoundStep
 from sagas.causes import Cause
 from sagas.checkpoints import Direction, SagaRecord, StepStatus
+from sagas.children import Child
 from sagas.context import StepContext
+from sagas.creation import Limits, new_record
 from sagas.definition import Saga
 from sagas.endings import meant
-from sagas.errors import ConfigurationError, RetryableError, TerminalError, UnserialisableResult
+from sagas.errors import (
+    ConfigurationError,
+    InvalidInput,
+    KeyConflict,
+    PayloadTooLarge,
+    RetryableError,
+    TerminalError,
+    UnserialisableResult,
+)
 from sagas.functions import refuse_unfinished
 from sagas.nodes import Sleep
 from sagas.opening import is_undecided
 from sagas.redaction import Redaction
 from sagas.retries import Retry
 from sagas.text import clean, describe
-from sagas.transitions import Failure, Outcome, Waiting
+from sagas.transitions import Begun, Failure, Outcome, Waiting
 from sagas.values import ABSENT, NO_TYPE, dump, explain, field_of, load
 
 if TYPE_CHECKING:
@@ -71,7 +81,7 @@ class Execution:
         store: CheckpointStore,
         events: Publisher | None,
         *,
-        max_payload: int,
+        limits: Limits,
         lease: float,
     ) -> None:
         record, name = claim.record, claim.name
@@ -86,7 +96,7 @@ class Execution:
         self._token = claim.token if self.step.gives_token and self.direction is Direction.FORWARD else None
         self._store = store
         self._events = events
-        self._max_payload = max_payload
+        self._limits = limits
         self._lease = lease
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
@@ -103,13 +113,20 @@ class Execution:
         """Ask the condition of the step, unless it has been answered. True where there is none."""
         return not self.is_undecided or bool(self._call(self.step.when))
 
-    def act(self) -> str | Waiting | None:
-        """Call the function with what it asks for; return its result as JSON, or until when the step waits."""
+    @property
+    def undoes_child(self) -> bool:
+        """Whether it has a child saga compensate."""
+        return self.direction is Direction.BACKWARD and isinstance(self.step.step, Child)
+
+    def act(self) -> str | Waiting | Begun | None:
+        """Call the function with what it asks for; return its result as JSON, or what the step waits for."""
         bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
         returned = self._call(bound)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
             return None
+        if isinstance(self.step.step, Child):
+            return Begun(self._new_child(self.step.step, returned))
         if self.step.step.waits:
             return Waiting(self._until(returned))
         assert bound is not None
@@ -118,10 +135,10 @@ class Execution:
             text = dump(returned, bound.returns)
         except TypeError as error:
             raise UnserialisableResult(f"what step {self.name!r} returned cannot be kept: {error}") from error
-        if (size := len(text.encode())) > self._max_payload:
+        if (size := len(text.encode())) > self._limits.max_payload:
             raise UnserialisableResult(
                 f"what step {self.name!r} returned is {size:,} bytes, more than "
-                f"max_payload={self._max_payload:,}; keep large things elsewhere and return a reference"
+                f"max_payload={self._limits.max_payload:,}; keep large things elsewhere and return a reference"
             )
         return text
 
@@ -133,6 +150,28 @@ class Execution:
         if isinstance(self.step.step, Sleep) and self.step.step.jitter:
             until += timedelta(seconds=self.step.step.jitter * random.random())  # noqa: S311 - it spreads load
         return until
+
+    def _new_child(self, node: Child, given: Any) -> SagaRecord:
+        """Return the record of a child saga. Nothing of it is stored yet."""
+        refuse_unfinished(given)
+        key = f"{self.record.id}:{self.name}" if self.step.key is None else self._call(self.step.key)
+        if self.record.step(self.name).child_id is not None:  # an operator has this step tried again
+            family = self._store.family(self.record.family)
+            before = sum((each.parent_id, each.parent_step) == (self.record.id, self.name) for each in family)
+            key = f"{key}:{before + 1}"
+        try:
+            return new_record(
+                self._store,
+                self._limits,
+                node.saga,
+                given,
+                key=key,
+                correlation_id=self.record.correlation_id,
+                parent=self.record,
+                parent_step=self.name,
+            )
+        except (InvalidInput, PayloadTooLarge) as error:
+            raise TerminalError(f"its child saga cannot be started: {error}") from error
 
     def _call(self, bound: Any) -> Any:
         assert bound is not None
@@ -210,6 +249,8 @@ def failure_of(error: BaseException, redaction: Redaction, execution: Execution)
     match error:
         case TerminalError():
             return Failure(Outcome.TERMINAL, said or text)
+        case KeyConflict():  # of a child saga, which was not stored then
+            return Failure(Outcome.TERMINAL, said)
         case RetryableError() if execution.polls and error.after is not None:
             return Failure(Outcome.NOT_YET, said or text, error.after)
         case RetryableError():

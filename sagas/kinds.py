@@ -19,8 +19,10 @@ def is_pydantic(type_: Any) -> bool:
 
 
 def is_struct(type_: Any) -> bool:
+    """Return whether a type is a msgspec Struct."""
     return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 
 def type_name(type_: Any) -> str:
+    """Return what a type is called, for people."""
     return getattr(type_, "__qualname__", None) or str(type_)

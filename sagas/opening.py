@@ -5,7 +5,7 @@ From then on the record owns them. They are what runs, what is undone, and what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
@@ -14,7 +14,7 @@ from sagas.binding import BoundStep
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
 
-__all__ = ["current_stage", "goes_on", "is_early", "is_undecided", "opened", "settled"]
+__all__ = ["current_stage", "goes_back", "goes_on", "is_early", "is_undecided", "opened", "settled"]
 
 RecordT = TypeVar("RecordT", bound=SagaSummary)
 
@@ -76,6 +76,14 @@ def goes_on(saga: Saga, number: int) -> bool:
     return not any(node.step.is_open_at_once for node in following)
 
 
+def goes_back(stage: Iterable[StepRecord]) -> bool:
+    """Tell whether the chain of messages goes on from a stage to the one before it, while the saga compensates.
+
+    It ends at a child saga: that compensates by messages of its own, and its end dispatches the rest.
+    """
+    return not any(step.kind == "child" for step in stage)
+
+
 def current_stage(saga: Saga, record: SagaSummary) -> tuple[StepRecord, ...]:
     """Return the steps of the stage that the saga is at. Empty when nothing is left in its direction."""
     left = [step.stage for step in record.steps.values() if not settled(saga, step, record.direction)]
@@ -91,6 +99,8 @@ def settled(saga: Saga, step: StepRecord, direction: Direction) -> bool:
         return step.status in _FORWARD_SETTLED
     if step.status is StepStatus.RUNNING:
         return False  # its action is still at work: what it leaves behind is not known yet
+    if step.status is StepStatus.WAITING:
+        return False  # its child saga compensates
     never_began = is_undecided(saga, step) or (step.status is StepStatus.FAILED and not step.started_seq)
     return saga.steps[step.node].compensation is None or never_began or step.status not in _TO_UNDO
 

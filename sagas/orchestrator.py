@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
-from sagas import tokens, transitions
+from sagas import family, tokens, transitions
 from sagas.causes import within
-from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus, tells_parent
+from sagas.creation import LONGEST_KEY, Limits
 from sagas.definition import Saga
 from sagas.endings import ends_process
 from sagas.errors import (
@@ -29,6 +30,7 @@ from sagas.errors import (
     DefinitionMissing,
     DuplicateName,
     InvalidInput,
+    KeyConflict,
     NotAllowed,
     PayloadTooLarge,
     StoreUnavailable,
@@ -42,6 +44,7 @@ from sagas.redaction import Redaction
 from sagas.text import clean
 from sagas.transitions import (
     SKIPPED,
+    Begun,
     Case,
     Change,
     Failure,
@@ -58,12 +61,9 @@ if TYPE_CHECKING:
     from sagas.stores import CheckpointStore
     from sagas.stores.sessions import AnySession
 
-__all__ = ["LONGEST_KEY", "Next", "Orchestrator"]
+__all__ = ["Next", "Orchestrator"]
 
 logger = logging.getLogger(__name__)
-
-#: Characters of a business key, a correlation id or a name of an actor.
-LONGEST_KEY = 200
 
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
@@ -75,6 +75,16 @@ _SUCCEEDED = (StepStatus.DONE, StepStatus.COMPENSATED)
 _PLANNED = (Verdict.DISPATCH, Verdict.ACT, Verdict.OVERDUE)
 
 _Decide = Callable[[Case], Change]
+
+
+class _AwaitChild:
+    """What an attempt says that has told a child saga to compensate."""
+
+
+_AWAIT_CHILD = _AwaitChild()
+
+#: What comes of an attempt: a result as JSON, or one of these.
+_Outcome = str | Failure | Waiting | Begun | Skipped | _AwaitChild | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,9 @@ class Orchestrator:
         self.events = events
         self.timing = timing
         self.max_payload = max_payload
+        self.limits = Limits(max_payload=max_payload, redispatch_after=timing.redispatch_after)
+        #: Sends what is left of another saga than the one that was asked for: a child, or a parent.
+        self.send: Callable[[Plan], object] = _leave
         self.sagas: dict[tuple[str, int], Saga] = {}
         self._leases = Leases(timing.lease, self._renew)
 
@@ -184,15 +197,18 @@ class Orchestrator:
                 resources,
                 self.store,
                 self.events,
-                max_payload=self.max_payload,
+                limits=self.limits,
                 lease=self.timing.lease,
             )
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
                 if not attempt.decide():
-                    result: str | Waiting | Skipped | None = SKIPPED
+                    result: _Outcome = SKIPPED
                 elif attempt.is_undecided and (kept := self._keep_decision(claim)).verdict is not Verdict.ACT:
                     return kept
+                elif attempt.undoes_child:
+                    family.undo(self, attempt)
+                    result = _AWAIT_CHILD
                 else:
                     attempt.record = kept.record if attempt.is_undecided else attempt.record
                     result = attempt.act()
@@ -223,14 +239,14 @@ class Orchestrator:
         self,
         attempt: Execution,
         owner: str,
-        outcome: str | Failure | Waiting | Skipped | None,
+        outcome: _Outcome,
         following: str | None = None,
     ) -> Next:
         epoch, next_owner = attempt.record.epoch, str(uuid_utils.uuid7())
         token, digest = tokens.new(attempt.record.id, following) if following is not None else ("", "")
 
         def record(case: Case) -> Change:
-            done = _recorded(case, attempt, owner, outcome)
+            done = self._recorded(case, attempt, owner, outcome)
             if following is None or done.verdict is not Verdict.CONTINUE:
                 return done
             case = case.on(done.record)
@@ -241,9 +257,14 @@ class Orchestrator:
 
         # The effect is there: it is worth insisting for as long as the claim may live.
         emitted = None if isinstance(outcome, Failure) else attempt
-        next_ = self._insist(
-            lambda: self.change(attempt.record.id, record, loaded=attempt.record, emitted=emitted), self.timing.lease
-        )
+        child = outcome.child if isinstance(outcome, Begun) else None
+        try:
+            next_ = self._insist(
+                lambda: self.change(attempt.record.id, record, loaded=attempt.record, emitted=emitted, child=child),
+                self.timing.lease,
+            )
+        except KeyConflict as error:
+            return self._record(attempt, owner, Failure(Outcome.TERMINAL, str(error)))
         if following is not None and next_.record.step(following).owner == next_owner:
             return replace(next_, claim=Claim(next_.record, following, next_owner, token))
         return next_
@@ -255,15 +276,13 @@ class Orchestrator:
             self.timing.lease,
         )
 
-    def _record_within(
-        self, attempt: Execution, owner: str, result: str | Waiting | Skipped | None, seen: Attempt
-    ) -> Next:
+    def _record_within(self, attempt: Execution, owner: str, result: _Outcome, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:
             if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
                 raise Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
-            return _recorded(case, attempt, owner, result)
+            return self._recorded(case, attempt, owner, result)
 
         told: list[Callable[[], None]] = []
         next_ = self.change(
@@ -272,6 +291,7 @@ class Orchestrator:
             loaded=attempt.record,
             session=attempt.session,
             emitted=attempt,
+            child=result.child if isinstance(result, Begun) else None,
             told=told,
         )
         attempt.resources.close()  # commits
@@ -320,6 +340,8 @@ class Orchestrator:
             try:
                 saga = self.definition(record)
                 case = Case.of(saga, transitions.rewound(record, now), now, self.timing)
+                if transitions.due_children(case):
+                    continue
                 change = transitions.examine(case)
                 after = change.record
                 if after == replace(
@@ -336,7 +358,7 @@ class Orchestrator:
 
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. DISPATCH: send its plan. OVERDUE: find out whether its message is lost."""
-        return self.change(saga_id, transitions.examine)
+        return self.change(saga_id, lambda case: transitions.examine(case, family.children(self.store, case)))
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
         """Have an overdue saga's messages sent once more."""
@@ -390,7 +412,7 @@ class Orchestrator:
             if step.status is StepStatus.SKIPPED
             else load(step.result or "null", saga.steps[step.node].action.returns)
             for step in record.steps.values()
-            if step.status in (StepStatus.DONE, StepStatus.SKIPPED) and step.kind != "timer"
+            if family.has_result(step)
         }
 
     # -- the one way to change a saga ---------------------------------------------------------------------------
@@ -404,11 +426,13 @@ class Orchestrator:
         loaded: SagaRecord | None = None,
         session: AnySession | None = None,
         emitted: Execution | None = None,
+        child: SagaRecord | None = None,
         told: list[Callable[[], None]] | None = None,
     ) -> Next:
         """Load, decide, compare and set; again until nobody was quicker.
 
         `emitted`: an attempt that succeeded; what it emitted is stored if it counts.
+        `child`: a saga that is stored too, if the change says that a step waits for it. Raises `KeyConflict`.
         `told`: where to put what observers are told, for after the commit of `session`.
         """
         while True:
@@ -425,13 +449,18 @@ class Orchestrator:
             after = change.record
             if after is not case.record:
                 outbox = self._outbox(saga, before, after, emitted)
-                saved = self.store.save(before, after, change.history, change.dead_letters, outbox, session)
+                begun = [child] if child is not None and family.waits_for(after, child) else []
+                saved = self.store.save(before, after, change.history, change.dead_letters, outbox, session, begun)
                 if saved is None:
                     time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
                     continue
                 after = saved
+                follow = []
                 if self.observers:
-                    tell = functools.partial(self.observers.changed, before, after, change.history)
+                    follow.append(functools.partial(self.observers.changed, before, after, change.history))
+                if begun or tells_parent(before, after):
+                    follow.append(functools.partial(family.tell, self, before, after, begun))
+                for tell in follow:
                     if told is None:
                         self.store.after_commit(session, tell)
                     else:
@@ -451,6 +480,22 @@ class Orchestrator:
         if saga.publish_lifecycle and self.events is not None:
             rows += self.events.lifecycle(before, after)
         return rows
+
+    def _recorded(self, case: Case, attempt: Execution, owner: str, outcome: _Outcome) -> Change:
+        """Decide what an attempt that has ended does to its saga."""
+        match outcome:
+            case Failure():
+                return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
+            case Waiting():
+                return transitions.wait(case, attempt.name, owner, outcome.until)
+            case Begun():
+                return transitions.begin(case, attempt.name, owner, outcome.child.id)
+            case Skipped():
+                return transitions.skip(case, attempt.name, owner)
+            case _AwaitChild():
+                return transitions.await_child(case, attempt.name, owner, family.children(self.store, case))
+            case _:
+                return transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""
@@ -481,17 +526,8 @@ def _digest(case: Case, name: str, digest: str) -> str | None:
     return digest if name in case.record.steps and case.node(case.record.step(name)).gives_token else None
 
 
-def _recorded(case: Case, attempt: Execution, owner: str, outcome: str | Failure | Waiting | Skipped | None) -> Change:
-    """Decide what an attempt that has ended does to its saga."""
-    match outcome:
-        case Failure():
-            return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
-        case Waiting():
-            return transitions.wait(case, attempt.name, owner, outcome.until)
-        case Skipped():
-            return transitions.skip(case, attempt.name, owner)
-        case _:
-            return transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
+def _leave(left: Plan) -> None:
+    """Send nothing: recovery will."""
 
 
 def _said(reason: str) -> str:

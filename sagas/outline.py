@@ -21,10 +21,11 @@ __all__ = ["Outline", "OutlineNode", "steps_of"]
 _COMPENSATION = "compensation"
 _WHEN = "when"
 _DEFERRED = "deferred"
-_MARKS = frozenset({_COMPENSATION, _WHEN, _DEFERRED})
+_SAGA = "saga"
+_MARKS = frozenset({_COMPENSATION, _WHEN, _DEFERRED, _SAGA})
 
 #: Kinds of nodes that something undoes unless the outline says otherwise.
-_COMPENSATED = frozenset({"step"})
+_COMPENSATED = frozenset({"step", "child"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class OutlineNode:
     compensated: bool = True  #: whether something undoes it
     conditional: bool = False  #: whether it has `when=`
     deferred: bool = False  #: whether another system completes it
+    saga: str = ""  #: the name and the version of the saga that is its child
 
     @property
     def is_pivot(self) -> bool:
@@ -48,7 +50,7 @@ class OutlineNode:
         >>> OutlineNode("approval", "wait", conditional=True).label
         'approval (wait, conditional)'
         """
-        marks = [self.kind] * (self.kind in ("wait", "timer"))
+        marks = [self.kind] * (self.kind in ("wait", "timer")) + [f"child saga {self.saga}"] * bool(self.saga)
         marks += ["conditional"] * self.conditional + ["deferred"] * self.deferred
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
@@ -61,6 +63,8 @@ class OutlineNode:
             node[_WHEN] = True
         if self.deferred:
             node[_DEFERRED] = True
+        if self.saga:
+            node[_SAGA] = self.saga
         return node
 
     @classmethod
@@ -72,6 +76,7 @@ class OutlineNode:
             compensated=bool(node.get(_COMPENSATION, kind in _COMPENSATED)),
             conditional=bool(node.get(_WHEN, False)),
             deferred=bool(node.get(_DEFERRED, False)),
+            saga=str(node.get(_SAGA, "")),
         )
 
 
@@ -126,5 +131,6 @@ def steps_of(record: SagaSummary) -> list[StepRecord]:
 
 def _described(node: OutlineNode) -> str:
     marks = [node.kind] if node.kind != "step" else [] if node.compensated else ["no compensation"]
+    marks = [f"child saga {node.saga}"] if node.saga else marks
     marks += ["conditional"] * node.conditional + ["deferred"] * node.deferred
     return f"{node.name} ({', '.join(marks)})" if marks else node.name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
-from sagas.opening import current_stage, goes_on, opened, settled
+from sagas.opening import current_stage, goes_back, goes_on, opened, settled
 
 __all__ = ["Plan", "Stage", "plan"]
 
@@ -51,7 +51,7 @@ def plan(saga: Saga, record: SagaSummary) -> Plan:
     if not first:
         return nothing
     number = stage[0].stage
-    later = _ahead(saga, number) if record.direction is Direction.FORWARD else _behind(saga, record, number)
+    later = _ahead(saga, number) if record.direction is Direction.FORWARD else _behind(saga, record, stage)
     stages = (Stage(first, joined=len(stage) > 1), *later)
     return Plan(saga, record.id, record.epoch, record.dispatches, record.direction, stages)
 
@@ -66,12 +66,16 @@ def _ahead(saga: Saga, number: int) -> list[Stage]:
     return stages
 
 
-def _behind(saga: Saga, record: SagaSummary, number: int) -> list[Stage]:
-    """Return the earlier stages that have something to compensate, last first."""
+def _behind(saga: Saga, record: SagaSummary, stage: tuple[StepRecord, ...]) -> list[Stage]:
+    """Return the earlier stages with something to compensate, last first, up to one that the chain does not leave."""
     stages = []
-    for earlier in range(number - 1, -1, -1):
+    on = goes_back(stage)
+    for earlier in range(stage[0].stage - 1, -1, -1):
+        if not on:
+            break
         steps = [step for step in record.steps.values() if step.stage == earlier]
         left: list[StepRecord] = [step for step in steps if not settled(saga, step, record.direction)]
         if left:
             stages.append(Stage(tuple(step.name for step in left), joined=len(steps) > 1))
+            on = goes_back(steps)
     return stages

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sagas.checkpoints import AT_REST, SagaRecord, StepStatus
+from sagas.checkpoints import AT_REST, SagaRecord, SagaSummary, StepStatus
 from sagas.endings import interruptible
 from sagas.leases import Leases
 from sagas.opening import current_stage, settled
@@ -42,6 +42,8 @@ class Runner:
             cast("CheckpointStore", self._clocked), timing=timing, **options
         )
         self._deliver = self._perform if deliver is None else deliver
+        self._family: list[Plan] = []  # what is left of other sagas than the one that is carried: children, parents
+        self.orchestrator.send = self._family.append
 
     @property
     def now(self) -> datetime:
@@ -49,25 +51,34 @@ class Runner:
         return self._clocked.now()
 
     def finish(self, saga_id: str, plan: Plan | None) -> SagaRecord:
-        """Carry a saga until it is at rest, moving the clock wherever nothing can happen until later."""
+        """Carry a saga, its parents and its children until they are at rest, or wait for somebody else.
+
+        The clock is moved wherever nothing can happen until later.
+        """
         with interruptible():
             self._carry(plan)
-            while (record := self.orchestrator.store.load(saga_id)).status not in AT_REST:
-                if self._waits_for_others(record):
-                    break
+            while (record := self._next(saga_id)) is not None:
                 assert record.next_check_at is not None
                 self._clocked.move_to(record.next_check_at)
-                found = self.orchestrator.examine(saga_id)
+                found = self.orchestrator.examine(record.id)
                 if found.verdict is Verdict.OVERDUE:  # nothing waits in a queue here: its message went with its worker
                     found = self._redispatch(found)
                 self._carry(found.plan)
-        return record
+        return self.orchestrator.store.load(saga_id)
+
+    def _next(self, saga_id: str) -> SagaSummary | None:
+        """Return the saga that is to be looked at first, of a saga and its family. None where nothing happens."""
+        record = self.orchestrator.store.load(saga_id)
+        related = record.parent_id is not None or any(step.child_id for step in record.steps.values())
+        sagas = self.orchestrator.store.family(record.family) if related else [record]
+        left = [each for each in sagas if each.status not in AT_REST and not self._waits_for_others(each)]
+        return min(left, key=_due, default=None)
 
     def advance(self, time: timedelta) -> None:
         """Let time pass."""
         self._clocked.move_to(self.now + time)
 
-    def _waits_for_others(self, record: SagaRecord) -> bool:
+    def _waits_for_others(self, record: SagaSummary) -> bool:
         """Tell whether nothing happens to a saga until somebody sends a signal or completes a step."""
         saga = self.orchestrator.definition(record)
         left = [step for step in current_stage(saga, record) if not settled(saga, step, record.direction)]
@@ -85,8 +96,8 @@ class Runner:
         return self.orchestrator.redispatch(record.id, step, record.sent_at(record.step(step)))
 
     def _carry(self, plan: Plan | None) -> None:
-        while plan:
-            plan = self._chain(plan)
+        while plan or self._family:
+            plan = self._chain(plan or self._family.pop(0))
 
     def _chain(self, plan: Plan) -> Plan | None:
         """Do what Celery does with a plan. Return what is to be dispatched when it does not go on."""
@@ -109,6 +120,11 @@ class Runner:
 
     def _perform(self, plan: Plan, step: str) -> Next | None:
         return self.orchestrator.perform(plan.saga_id, step, plan.epoch)
+
+
+def _due(record: SagaSummary) -> datetime:
+    assert record.next_check_at is not None
+    return record.next_check_at
 
 
 class _Clocked:

@@ -26,6 +26,7 @@ class Filter:
     statuses: frozenset[SagaStatus] = frozenset()
     key: str | None = None
     correlation_id: str | None = None
+    family: str | None = None  #: the id of the saga at the top of a tree: that one and all below it
     step: str | None = None  #: stands at a step of this name: it has begun and is not settled
     error: str | None = None  #: its error, or that of a stuck step, has this in it, in upper or lower case
     created_after: datetime | None = None

@@ -63,6 +63,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (sorted(where.statuses), _sagas.status.in_),
         (where.key, _sagas.key.__eq__),
         (where.correlation_id, _sagas.correlation_id.__eq__),
+        (where.family, lambda root: (_sagas.id == root) | (_sagas.root_id == root)),
         (where.step, _stands_at),
         (where.error, lambda text: _sagas.error.icontains(text, autoescape=True) | _sagas.id.in_(stuck)),
         (where.created_after, _sagas.created_at.__ge__),
@@ -70,7 +71,8 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.updated_before, _sagas.updated_at.__lt__),
     )
     conditions = [fits(value) for value, fits in each if value not in (None, [])]
-    if not _are_clean(where.name, where.key, where.correlation_id, where.step, where.error, *(where.ids or ())):
+    texts = where.name, where.key, where.correlation_id, where.family, where.step, where.error, *(where.ids or ())
+    if not _are_clean(*texts):
         return [false()]
     if where.attention:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.

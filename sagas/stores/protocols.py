@@ -85,10 +85,15 @@ class CheckpointStore(Protocol):
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
         session: AnySession | None = None,
+        children: Sequence[SagaRecord] = (),
     ) -> SagaRecord | None:
         """Replace `before` by `after`, all or nothing. None when somebody else has replaced it first.
 
         `outbox`: rows of the outbox, for messages that leave if and only if this is stored.
+        `children`: sagas that begin if and only if this is stored. Raises `KeyConflict`, with nothing stored, where
+        another saga has the name and key of one of them.
+        Where the change concerns the saga's parent (`tells_parent`), the step of that which waits for it becomes due,
+        and the parent with it: that, too, is stored with this.
         """
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:
@@ -114,6 +119,9 @@ class CheckpointStore(Protocol):
 
     def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
         """Return the status of those of these sagas that exist, by id."""
+
+    def family(self, root_id: str) -> Sequence[SagaSummary]:
+        """Return a saga and all that are below it, oldest first, with their steps, without their payloads."""
 
     async def to_thread(self, function: Callable[[], T]) -> T:
         """Call a function that blocks and uses this store, without blocking the event loop."""
@@ -169,6 +177,9 @@ class Queries(SagaLog, Protocol):
         `before`: an id, for the next page. `after`: an id, or "" for the first page, to get them oldest first.
         `with_steps`: load their steps too; left out, the records have none.
         """
+
+    def family(self, root_id: str) -> Sequence[SagaSummary]:
+        """Return a saga and all that are below it, oldest first, with their steps, without their payloads."""
 
     def count(self, where: Filter = EVERYTHING) -> int:
         """Return how many sagas fit a filter."""

@@ -22,6 +22,9 @@ __all__ = ["SqlQueries"]
 #: Sagas that are named where a text may mean several.
 _FEW = 10
 
+#: Sagas of a tree that one query reads.
+_PAGE = 100
+
 
 class SqlQueries:
     """The queries of a `SqlStore`: `store.queries`."""
@@ -101,6 +104,14 @@ class SqlQueries:
                 steps[step["saga_id"]].append(step)
         return [summary_of(row, steps[row["id"]]) for row in rows]
 
+    def family(self, root_id: str) -> Sequence[SagaSummary]:
+        found: list[SagaSummary] = []
+        while (
+            len(page := self.select(Filter(family=root_id), limit=_PAGE, after=_last(found), with_steps=True)) == _PAGE
+        ):
+            found += page
+        return [*found, *page]
+
     def count(self, where: Filter = EVERYTHING) -> int:
         return int(self._connections.scalar(lists.counted(where)))
 
@@ -153,6 +164,10 @@ class SqlQueries:
     def overdue(self) -> float:
         first = self._connections.scalar(gauges.first_due())
         return 0.0 if first is None else max((self._clock.now() - first).total_seconds(), 0.0)
+
+
+def _last(sagas: Sequence[SagaSummary]) -> str:
+    return sagas[-1].id if sagas else ""
 
 
 def _not_found(saga_id: str) -> SagaNotFound:

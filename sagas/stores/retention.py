@@ -23,6 +23,7 @@ from sagas.text import is_clean
 __all__ = ["Expired", "count_expired", "forget", "purge"]
 
 _sagas, _letters = schema.sagas.c, schema.dead_letters.c
+_root = schema.sagas.alias("root")
 
 #: The tables that go with a saga, in the order in which their rows can be deleted.
 _OF_A_SAGA = (schema.steps, schema.history, schema.dead_letters)
@@ -37,6 +38,8 @@ _CLOCKS = timedelta(hours=1)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expired:
     """Says which sagas have been kept for long enough. Unfinished ones never have, nor those with an open dead letter.
+
+    Neither has a child saga as long as the saga at the top of its tree is unfinished: it may still have to compensate.
 
     `older_than`: since they ended. Longer than any action may hang: one that lands late needs its saga to be undone;
         and a key that was deleted starts a second saga.
@@ -135,7 +138,8 @@ def _entry(
 
 def _expired(which: Expired, before: datetime) -> list[ColumnElement[bool]]:
     waits = exists().where(_letters.saga_id == _sagas.id, _letters.resolved_at.is_(None))
-    conditions = [_sagas.status.in_(sorted(which.statuses)), _sagas.updated_at < before, ~waits]
+    wanted = exists().where(_root.c.id == _sagas.root_id, _root.c.status.not_in(sorted(FINISHED)))
+    conditions = [_sagas.status.in_(sorted(which.statuses)), _sagas.updated_at < before, ~waits, ~wanted]
     if which.name is not None:
         conditions.append(_sagas.name == which.name)
     return conditions

@@ -43,7 +43,21 @@ def _fields(record: type) -> tuple[str, ...]:
 SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
 #: What a saga is started with, and keeps. A save may change everything else.
 FIXED_FIELDS = frozenset(
-    {"id", "name", "version", "key", "outline", "correlation_id", "input", "caused_by", "traceparent", "created_at"}
+    {
+        "id",
+        "name",
+        "version",
+        "key",
+        "outline",
+        "correlation_id",
+        "input",
+        "caused_by",
+        "traceparent",
+        "created_at",
+        "parent_id",
+        "parent_step",
+        "root_id",
+    }
 )
 MUTABLE_FIELDS = tuple(name for name in SAGA_FIELDS if name not in FIXED_FIELDS)
 STEP_FIELDS = _fields(StepRecord)

@@ -132,6 +132,10 @@ sagas = Table(
     Column("input", LongText, nullable=False),
     Column("caused_by", CauseText),
     Column("traceparent", String(55)),
+    # Of child sagas. No foreign keys: a tree may be deleted in parts.
+    Column("parent_id", String(36)),
+    Column("parent_step", exact(120)),
+    Column("root_id", String(36)),
     Column("status", String(12), nullable=False),
     Column("direction", String(8), nullable=False),
     Column("epoch", Integer, nullable=False),
@@ -157,6 +161,12 @@ sagas = Table(
     Index(None, "status", "id"),
     Index(None, "name", "id"),
     Index(None, "correlation_id"),
+    Index(
+        "ix_sagas_saga_root_id",
+        "root_id",
+        postgresql_where=Column("root_id").is_not(None),
+        sqlite_where=Column("root_id").is_not(None),
+    ),
     **MYSQL_OPTIONS,
 )
 
@@ -184,6 +194,7 @@ steps = Table(
     Column("error", LongText),
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
+    Column("child_id", String(36)),
     **MYSQL_OPTIONS,
 )
 

@@ -14,10 +14,19 @@ from typing import Any, ClassVar, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, Select, case, insert, select, update
 from sqlalchemy.orm import Session
 
-from sagas.checkpoints import CLOCKS_DIFFER, DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
+from sagas.checkpoints import (
+    CLOCKS_DIFFER,
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    SagaRecord,
+    SagaStatus,
+    SagaSummary,
+    tells_parent,
+)
 from sagas.commands import command
 from sagas.durations import seconds
-from sagas.errors import ConfigurationError, SagaNotFound
+from sagas.errors import ConfigurationError, KeyConflict, SagaNotFound
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
@@ -214,15 +223,17 @@ class SqlStore:
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
         session: AnySession | None = None,
+        children: Sequence[SagaRecord] = (),
     ) -> SagaRecord | None:
         if session is not None:
             with self._within(session) as connection:
                 self.connections.free_if_lost(connection)
-                return self._save(connection, before, after, history, dead_letters, outbox)
-        if self.dialect == "postgresql" and not (history or dead_letters or outbox):
+                return self._save(connection, before, after, history, dead_letters, outbox, children)
+        alone = not (history or dead_letters or outbox or children or tells_parent(before, after))
+        if self.dialect == "postgresql" and alone:
             return self._save_at_once(before, after)
         with self.connections.writing() as connection:
-            return self._save(connection, before, after, history, dead_letters, outbox)
+            return self._save(connection, before, after, history, dead_letters, outbox, children)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
@@ -242,6 +253,7 @@ class SqlStore:
         history: Sequence[HistoryEntry],
         dead_letters: Sequence[DeadLetter],
         outbox: Sequence[Mapping[str, Any]],
+        children: Sequence[SagaRecord],
     ) -> SagaRecord | None:
         after = replace(after, revision=before.revision + 1)
         if connection.execute(statements.COMPARE_AND_SET, statements.compared_and_set(before, after)).rowcount != 1:
@@ -256,6 +268,16 @@ class SqlStore:
             connection.execute(statements.file_letter(letter))
         if outbox:
             connection.execute(insert(schema.outbox), outbox)
+        for child in children:
+            if (there := self._insert(connection, child)).id != child.id:
+                raise KeyConflict(
+                    f"saga {child.name!r}: the key {child.key!r} of the child of {after.name!r} ({after.id}), step "
+                    f"{child.parent_step!r}, belongs to {there.id}: a child never takes over a saga that was there"
+                )
+        if tells_parent(before, after):
+            values = {"_parent": after.parent_id, "_child": after.id, "_now": after.updated_at}
+            connection.execute(statements.WAKE_PARENT, values)
+            connection.execute(statements.WAKE_PARENT_STEP, values)
         return after
 
     def _changed_steps(self, before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
@@ -319,6 +341,9 @@ class SqlStore:
             query = select(sagas.id, sagas.status).where(sagas.id.in_(ids[first : first + _MOST_ASKED]))
             found |= {row["id"]: SagaStatus(row["status"]) for row in self.connections.rows(query)}
         return found
+
+    def family(self, root_id: str) -> Sequence[SagaSummary]:
+        return self.queries.family(root_id)
 
     async def to_thread(self, function: Callable[[], T]) -> T:
         return await THREADS.call(function)

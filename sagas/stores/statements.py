@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, cast, insert, select, union_all, update
+from sqlalchemy import bindparam, case, cast, insert, select, union_all, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from sagas.checkpoints import DeadLetter, SagaRecord
+from sagas.checkpoints import DeadLetter, SagaRecord, StepStatus
 from sagas.stores import schema
 from sagas.stores.rows import LETTER_FIELDS, MUTABLE_FIELDS, row_of
 
@@ -24,6 +24,8 @@ __all__ = [
     "DIALECTS",
     "RESCHEDULE",
     "STEPS",
+    "WAKE_PARENT",
+    "WAKE_PARENT_STEP",
     "compared_and_set",
     "file_letter",
     "save_at_once",
@@ -47,6 +49,30 @@ RESCHEDULE = (
         idle_checks=bindparam("_idle_checks"),
         next_check_at=bindparam("_next_check_at", type_=schema.sagas.c.next_check_at.type),
     )
+)
+
+
+# The revision goes up, so that whoever changes the parent at this moment decides once more, and sees that its step
+# is due.
+WAKE_PARENT = (
+    update(schema.sagas)
+    .where(schema.sagas.c.id == bindparam("_parent"))
+    .values(
+        revision=schema.sagas.c.revision + 1,
+        next_check_at=case(
+            (schema.sagas.c.next_check_at.is_(None), None), else_=bindparam("_now", type_=schema.UtcDateTime)
+        ),
+    )
+)
+
+WAKE_PARENT_STEP = (
+    update(schema.steps)
+    .where(
+        schema.steps.c.saga_id == bindparam("_parent"),
+        schema.steps.c.child_id == bindparam("_child"),
+        schema.steps.c.status == StepStatus.WAITING.value,
+    )
+    .values(due_at=bindparam("_now", type_=schema.UtcDateTime))
 )
 
 

@@ -20,6 +20,7 @@ from sagas import signals, transitions
 from sagas.binding import BoundStep
 from sagas.bulk import start_many
 from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
+from sagas.children import Child, descendants
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.endings import ProcessEnd
@@ -207,13 +208,14 @@ class Inline:
         return self._finish(saga_id, None)
 
     def _finish(self, saga_id: str, plan: Plan | None) -> SagaRecord:
-        if saga_id in self._carried:  # a step of it sends this; who carries it goes on when that has returned
-            return self.store.load(saga_id)
-        self._carried.add(saga_id)
+        record = self.store.load(saga_id)
+        if record.family in self._carried:  # a step of it sends this; who carries it goes on when that has returned
+            return record
+        self._carried.add(record.family)
         try:
             return self._runner.finish(saga_id, plan)
         finally:
-            self._carried.discard(saga_id)
+            self._carried.discard(record.family)
 
     @property
     def emitted(self) -> list[Any]:
@@ -315,6 +317,9 @@ class Inline:
 
     def _arm(self, step: BoundStep) -> BoundStep:
         armed = copy.copy(step)
+        if isinstance(step.step, Child):
+            armed.step = copy.copy(step.step)
+            armed.step.saga = self._shadow(step.step.saga)
         armed.action = replace(step.action, function=partial(self._play, step.name, False, step.action))
         if step.compensation is not None:
             play = partial(self._play, step.name, True, step.compensation)
@@ -353,10 +358,16 @@ class _Fault:
 
     def check(self, saga: Saga) -> None:
         """Refuse a fault that could never happen: a test that relies on it would prove nothing."""
-        if self.step not in saga.steps:
-            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at. It has {', '.join(saga.steps)}")
-        if self.undo and saga.steps[self.step].compensation is None:
+        steps = {step.name: step for each in (saga, *descendants(saga)) for step in each.steps.values()}
+        if self.step not in steps:
+            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at. It has {', '.join(steps)}")
+        if self.undo and steps[self.step].compensation is None:
             raise NotAllowed(f"saga {saga.name!r}: step {self.step!r} has no compensation that could fail")
+        if self.undo and isinstance(steps[self.step].step, Child):
+            raise NotAllowed(
+                f"saga {saga.name!r}: {self.step!r} is a child saga, which compensates by its own steps: fail at one "
+                "of those"
+            )
 
 
 class _Recorder:

@@ -8,8 +8,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
-from sagas.errors import ConfigurationError, SagaNotFound
+from sagas.checkpoints import (
+    DeadLetter,
+    Direction,
+    HistoryEntry,
+    SagaRecord,
+    SagaStatus,
+    SagaSummary,
+    StepStatus,
+    tells_parent,
+)
+from sagas.errors import ConfigurationError, KeyConflict, SagaNotFound
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -80,17 +89,33 @@ class MemoryStore:
         dead_letters: Sequence[DeadLetter] = (),
         outbox: Sequence[Mapping[str, Any]] = (),
         session: AnySession | None = None,
+        children: Sequence[SagaRecord] = (),
     ) -> SagaRecord | None:
         if session is not None:
             raise _no_transactions()
         if self.load(before.id).revision != before.revision:
             return None
+        for child in children:
+            if (there := self.insert(child)).id != child.id:
+                raise KeyConflict(f"saga {child.name!r}: the key {child.key!r} of a child belongs to {there.id}")
+        if tells_parent(before, after):
+            self._wake_parent(after)
         after = self._records[before.id] = replace(after, revision=before.revision + 1)
         self.queries.entries += [(before.id, entry) for entry in history]
         for letter in dead_letters:
             self.queries.file(letter)
         self.outbox += outbox
         return after
+
+    def _wake_parent(self, child: SagaRecord) -> None:
+        parent = self._records.get(child.parent_id or "")
+        if parent is None:
+            return
+        for step in parent.steps.values():
+            if step.child_id == child.id and step.status is StepStatus.WAITING:
+                parent = parent.with_step(replace(step, due_at=child.updated_at))
+        at = None if parent.next_check_at is None else child.updated_at
+        self._records[parent.id] = replace(parent, revision=parent.revision + 1, next_check_at=at)
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
         return nullcontext()
@@ -114,6 +139,9 @@ class MemoryStore:
 
     def statuses(self, saga_ids: Collection[str]) -> Mapping[str, SagaStatus]:
         return {saga_id: self._records[saga_id].status for saga_id in saga_ids if saga_id in self._records}
+
+    def family(self, root_id: str) -> Sequence[SagaSummary]:
+        return [record for record in self._records.values() if record.family == root_id]
 
     async def to_thread(self, function: Callable[[], T]) -> T:
         return function()  # it is for one thread, and nothing here waits

@@ -5,7 +5,8 @@ record that should be stored instead, and what the messenger is to do. Nothing h
 it can be driven through any order of events in a test.
 """
 
-from sagas.transitions.case import SKIPPED, Case, Change, Failure, Outcome, Skipped, Timing, Verdict, Waiting
+from sagas.transitions.case import SKIPPED, Begun, Case, Change, Failure, Outcome, Skipped, Timing, Verdict, Waiting
+from sagas.transitions.children import Child, Children, await_child, begin, due_children, undo
 from sagas.transitions.messages import claim, decided, fail, join, renew, report, skip, succeed, wait
 from sagas.transitions.operators import Repair, cancel, repair, resume
 from sagas.transitions.time import examine, not_sent, redispatch, rewound
@@ -13,8 +14,11 @@ from sagas.transitions.waits import Signal, complete, fail_deferred, signal
 
 __all__ = [
     "SKIPPED",
+    "Begun",
     "Case",
     "Change",
+    "Child",
+    "Children",
     "Failure",
     "Outcome",
     "Repair",
@@ -23,10 +27,13 @@ __all__ = [
     "Timing",
     "Verdict",
     "Waiting",
+    "await_child",
+    "begin",
     "cancel",
     "claim",
     "complete",
     "decided",
+    "due_children",
     "examine",
     "fail",
     "fail_deferred",
@@ -41,5 +48,6 @@ __all__ = [
     "signal",
     "skip",
     "succeed",
+    "undo",
     "wait",
 ]

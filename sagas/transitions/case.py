@@ -20,10 +20,10 @@ from sagas.checkpoints import (
     StepStatus,
 )
 from sagas.definition import Saga
-from sagas.opening import current_stage, goes_on, is_undecided, opened, settled
+from sagas.opening import current_stage, goes_back, goes_on, is_undecided, opened, settled
 from sagas.retries import Retry
 
-__all__ = ["SKIPPED", "Case", "Change", "Failure", "Outcome", "Skipped", "Timing", "Verdict", "Waiting"]
+__all__ = ["SKIPPED", "Begun", "Case", "Change", "Failure", "Outcome", "Skipped", "Timing", "Verdict", "Waiting"]
 
 #: While nobody begins the next step, each look at a saga doubles the wait for the next look, up to 2 ** this.
 _MOST_DOUBLINGS = 5
@@ -78,6 +78,13 @@ class Waiting:
     """What an attempt says whose step waits from here on."""
 
     until: datetime  #: when it has waited for long enough
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What an attempt says whose node starts a child saga: it is stored if and only if this is."""
+
+    child: SagaRecord
 
 
 class Skipped(enum.Enum):
@@ -184,7 +191,7 @@ class Case:
 
     def goes_on(self, stage: Sequence[StepRecord]) -> bool:
         """Tell whether a message leads on from a stage that has ended: the chain does, or the next compensation's."""
-        return not self.forward or goes_on(self.saga, stage[0].stage)
+        return goes_on(self.saga, stage[0].stage) if self.forward else goes_back(stage)
 
     @property
     def committed(self) -> bool:

@@ -204,7 +204,8 @@ def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) 
     node = case.node(step)
     if undoing or node.past_pivot:
         return StepStatus.STUCK
-    if outcome is Outcome.TERMINAL or case.is_undecided(step):
+    not_begun = case.is_undecided(step) or (step.kind == "child" and step.child_id is None)
+    if outcome is Outcome.TERMINAL or not_begun:
         return StepStatus.FAILED
     # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.
     return StepStatus.STUCK if node.step.is_pivot and case.forward else StepStatus.IN_DOUBT

@@ -45,7 +45,7 @@ def resume(case: Case, reason: str, actor: str | None = None) -> Change:
         why = ", ".join(
             f"step {s.name!r} is held until {s.lease_until:%H:%M:%S} UTC"
             if s.held
-            else f"step {s.name!r} is {s.status}"
+            else f"step {s.name!r} is {s.status}" + (f" for its child saga {s.child_id}" if s.child_id else "")
             for s in stage
         )
         raise NotAllowed(f"{case.about} cannot be resumed: {why or 'none of its steps is ready'}")

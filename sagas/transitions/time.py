@@ -15,14 +15,19 @@ from sagas.checkpoints import (
     StepStatus,
 )
 from sagas.transitions.case import Case, Change, Verdict
+from sagas.transitions.children import Children, look
 from sagas.transitions.ends import expire, move_on
 from sagas.transitions.waits import elapse
 
 __all__ = ["examine", "not_sent", "redispatch", "rewound"]
 
+_NO_CHILDREN: Children = {}
 
-def examine(case: Case) -> Change:
+
+def examine(case: Case, children: Children = _NO_CHILDREN) -> Change:
     """Bring a due saga to where it should be: settle dead claims, honour deadlines, dispatch what has no message.
+
+    `children`: those that `due_children` names.
 
     OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
     """
@@ -39,7 +44,7 @@ def examine(case: Case) -> Change:
         if step.held and now.dead(step):
             change = change.then(expire(now, step))
         elif step.status is StepStatus.WAITING and step.due_at is not None and step.due_at <= case.now:
-            change = change.then(elapse(now, step))
+            change = change.then(elapse(now, step) if step.child_id is None else look(now, step, children))
     if change.verdict is not Verdict.DISPATCH:
         change = move_on(case, change)
     return change if change.record is not case.record else _wait(case)

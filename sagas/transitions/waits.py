@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagas.checkpoints import AT_REST, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, SagaStatus, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.opening import is_early
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 from sagas.transitions.ends import after_step, end_failed, late_success, move_on, released
 
-__all__ = ["Signal", "complete", "elapse", "fail_deferred", "signal"]
+__all__ = ["Signal", "complete", "elapse", "ended", "fail_deferred", "signal"]
 
 #: A step in one of these has not come to an end, going forward.
 _OPEN = (StepStatus.PENDING, StepStatus.RUNNING, StepStatus.WAITING)
@@ -49,7 +49,7 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
         raise SignalRefused(
             f"{case.about} no longer wants the signal {name!r}: its wait is {step.status}: {step.error}"
         )
-    return _done(case, step, result=sent.payload, input=sent.by)
+    return ended(case, step, result=sent.payload, input=sent.by)
 
 
 def complete(case: Case, name: str, result: str) -> Change:
@@ -61,7 +61,7 @@ def complete(case: Case, name: str, result: str) -> Change:
     if not case.forward:
         return late_success(case, step, "", result)
     if step.status in _OPEN:
-        return _done(case, step, result=result)
+        return ended(case, step, result=result)
     return case.refuse(f"the step is {step.status}", Verdict.SETTLED)
 
 
@@ -77,17 +77,20 @@ def elapse(case: Case, step: StepRecord) -> Change:
     """The time of a step that waits is over."""
     node = case.node(step).step
     if step.kind == "timer":
-        return _done(case, step, result="null")
+        return ended(case, step, result="null")
     assert node.patience is not None
     if not isinstance(node, Wait):
         return end_failed(case, step, Failure(Outcome.IN_DOUBT, f"nobody completed it within {node.patience:g} s"))
     if node.on_timeout is COMPENSATE:
         outcome = Outcome.IN_DOUBT if node.begins else Outcome.TERMINAL
         return end_failed(case, step, Failure(outcome, f"no signal within {node.patience:g} s"))
-    return _done(case, step, result=case.node(step).on_timeout)
+    return ended(case, step, result=case.node(step).on_timeout)
 
 
-def _done(case: Case, step: StepRecord, **changes: object) -> Change:
+def ended(case: Case, step: StepRecord, **changes: object) -> Change:
+    """What a step waited for has come."""
+    if case.record.status is SagaStatus.PENDING:  # it begins with a wait, so that no worker has begun it
+        case = case.status(SagaStatus.RUNNING)
     early = is_early(step)
     step = released(step, StepStatus.DONE, case.now, error=None, due_at=None, **changes)
     if not step.started_seq and not early:  # a signal that came before the step had begun

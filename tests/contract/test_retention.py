@@ -413,3 +413,19 @@ def test_keys_that_cannot_be() -> None:
         with pytest.raises(ConfigurationError, match=says):
             AesGcm(keys, current=current)
     assert "\\x" not in repr(AesGcm(NEW, current="new"))
+
+
+def test_a_child_is_kept_as_long_as_the_top_of_its_tree_is_unfinished(store: SqlStore) -> None:
+    """The root may still compensate, and with it a child of a child, though the one between the two is COMPLETED."""
+    now = store.now()
+    root = add(store, 1, days=90, status=SagaStatus.RUNNING)
+    child = store.insert(replace(store.load(root), id=id_of(now - 80 * DAY, 2), key="c", parent_id=root, root_id=root))
+    inner = store.insert(replace(child, id=id_of(now - 80 * DAY, 3), key="i", parent_id=child.id, root_id=root))
+    for each in (child, inner):
+        assert store.save(each, replace(each, status=SagaStatus.COMPLETED, updated_at=now - 80 * DAY)) is not None
+    assert count_expired(store, WHICH) == 0
+    assert list(purge(store, WHICH, reason="r")) == []
+    before = store.load(root)
+    store.save(before, replace(before, status=SagaStatus.COMPLETED, updated_at=now - 40 * DAY))
+    assert sum(purge(store, WHICH, reason="r")) == 3
+    assert left(store) == []

@@ -19,6 +19,7 @@ from sagas import (
     AmbiguousSaga,
     ConfigurationError,
     Direction,
+    KeyConflict,
     PayloadUnreadable,
     SagaNotFound,
     SagaRecord,
@@ -643,3 +644,74 @@ def test_what_no_database_can_hold_is_not_found(store: SqlStore, strange: str) -
     ):
         assert store.queries.select(where) == []
         assert store.queries.count(where) == 0
+
+
+# -- children -----------------------------------------------------------------------------------------------------
+
+
+def parent_and_child(store: SqlStore) -> tuple[SagaRecord, SagaRecord]:
+    """Store a parent, whose step waits for a child that is stored with it."""
+    first = store.insert(record())
+    child = record(2, parent_id=first.id, parent_step="a", root_id=first.id)
+    waiting = StepRecord(node="a", seq=1, kind="child", status=StepStatus.WAITING, started_seq=1, child_id=child.id)
+    saved = store.save(first, replace(first, steps={"a": waiting}), children=[child])
+    assert saved is not None
+    return saved, child
+
+
+def test_a_child_is_stored_with_the_step_that_waits_for_it(store: SqlStore) -> None:
+    parent, child = parent_and_child(store)
+    assert store.load(parent.id) == parent
+    assert store.load(child.id) == child
+    assert [(each.id, list(each.steps)) for each in store.family(parent.id)] == [(parent.id, ["a"]), (child.id, [])]
+    stale = replace(parent, revision=parent.revision - 1)
+    other = record(3, parent_id=parent.id, parent_step="b", root_id=parent.id)
+    assert store.save(stale, replace(stale, epoch=9), children=[other]) is None
+    with pytest.raises(SagaNotFound):
+        store.load(other.id)
+
+
+def test_a_child_whose_key_is_taken_stores_nothing(store: SqlStore) -> None:
+    parent, child = parent_and_child(store)
+    other = record(3, key=child.key, parent_id=parent.id, parent_step="b", root_id=parent.id)
+    with pytest.raises(KeyConflict, match="'key-2'.*belongs to id-0002"):
+        store.save(parent, replace(parent, epoch=9), children=[other])
+    assert store.load(parent.id) == parent
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+def test_the_write_that_brings_a_child_to_rest_makes_its_parent_due(store: SqlStore, in_session: bool) -> None:
+    parent, child = parent_and_child(store)
+    at = child.updated_at + HOUR
+    after = replace(child, status=SagaStatus.COMPLETED, next_check_at=None, updated_at=at)
+    if in_session:
+        with Session(store.engine) as session:
+            locked = store.load(child.id, session)
+            assert store.save(locked, after, session=session) is not None
+            session.rollback()
+        assert store.load(parent.id) == parent
+        with Session(store.engine) as session:
+            assert store.save(store.load(child.id, session), after, session=session) is not None
+            session.commit()
+    else:
+        assert store.save(child, after) is not None
+    woken = store.load(parent.id)
+    assert (woken.revision, woken.next_check_at, woken.step("a").due_at) == (parent.revision + 1, at, at)
+    # Whoever had read the parent before decides once more: it would not see that its step is due.
+    assert store.save(parent, replace(parent, next_check_at=at + HOUR)) is None
+
+
+def test_a_parent_at_rest_is_not_made_due_and_finds_the_child_when_it_goes_on(store: SqlStore) -> None:
+    parent, child = parent_and_child(store)
+    stuck = store.save(parent, replace(parent, status=SagaStatus.STUCK, next_check_at=None))
+    assert stuck is not None
+    at = child.updated_at + HOUR
+    store.save(child, replace(child, status=SagaStatus.COMPLETED, updated_at=at))
+    woken = store.load(parent.id)
+    assert (woken.next_check_at, woken.step("a").due_at) == (None, at)
+
+
+def test_progress_of_a_child_leaves_its_parent_alone(store: SqlStore) -> None:
+    parent, child = parent_and_child(store)
+    store.save(child, replace(child, status=SagaStatus.RUNNING, steps={"a": STEP}))
+    assert store.load(parent.id) == parent

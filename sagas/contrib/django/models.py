@@ -109,6 +109,9 @@ class Saga(_ReadOnly):
     next_check_at = models.DateTimeField(null=True)
     traceparent = _name(55, null=True)
     caused_by = models.TextField(null=True)
+    parent_id = _name(36, null=True)
+    parent_step = _name(120, null=True)
+    root_id = _name(36, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_saga"
@@ -142,6 +145,7 @@ class Step(_SeveralColumns):
     error = models.TextField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    child_id = _name(36, null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_step"
