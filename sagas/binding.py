@@ -6,10 +6,11 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagas.children import Child, compensate_child, result_type
 from sagas.context import StepContext
+from sagas.each import Each
 from sagas.errors import DefinitionError, DuplicateName, UnboundParameter
 from sagas.functions import Look, allows_none, bare, describe, finish, look_at
 from sagas.kinds import type_name
@@ -17,7 +18,13 @@ from sagas.nodes import COMPENSATE, UNSAID, Node, Parallel, Pivot, Sleep, Step, 
 from sagas.retries import UNTIL_DONE, Retry
 from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
 
+if TYPE_CHECKING:
+    from sagas.definition import Saga
+
 __all__ = ["Binder", "Bound", "BoundStep", "Source"]
+
+#: Makes the saga that runs an action for one item, from its name, its step, and the types of what the action asks for.
+_SagaOfItems = Callable[[str, Step, Mapping[str, Any]], "Saga"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    kind: typing.Literal["context", "input", "field", "step", "own"]
+    kind: typing.Literal["context", "input", "field", "step", "own", "item"]
     name: str = ""
     type: Any = NO_TYPE  #: the type that the consumer declares
     has_default: bool = False  #: of a field that may be absent: then the parameter's own default applies
@@ -47,8 +54,10 @@ class BoundStep:
 
     __slots__ = (
         "action",
+        "child",
         "compensation",
         "compensation_retry",
+        "items",
         "key",
         "name",
         "on_timeout",
@@ -70,6 +79,8 @@ class BoundStep:
         key: Bound | None,
         *,
         past_pivot: bool,
+        child: Saga | None = None,
+        items: Bound | None = None,
     ) -> None:
         self.name = step.name
         self.step = step
@@ -79,6 +90,8 @@ class BoundStep:
         self.compensation = compensation
         self.when = when
         self.key = key  #: of a child saga
+        self.child = child  #: the saga that it runs, once or for each item
+        self.items = items  #: what makes the input of the child for one item
         self.past_pivot = past_pivot
         self.retry = step.retry or (UNTIL_DONE if past_pivot else Retry())
         self.compensation_retry = step.compensation_retry or UNTIL_DONE
@@ -96,9 +109,10 @@ class BoundStep:
 class Binder:
     """Binds the nodes of one saga: its input and the results of earlier nodes are what parameters may ask for."""
 
-    def __init__(self, saga: str, input_type: Any) -> None:
+    def __init__(self, saga: str, input_type: Any, saga_of_items: _SagaOfItems) -> None:
         self._saga = saga
         self._input = input_type
+        self._saga_of_items = saga_of_items
 
     def bind(self, stages: tuple[Node | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         """Yield the nodes of each stage, bound. Raises `DefinitionError` for the first that cannot work."""
@@ -109,7 +123,7 @@ class Binder:
         for number, stage in enumerate(stages):
             if not isinstance(stage, Node | Parallel):
                 raise DefinitionError(
-                    f"saga {self._saga!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep, Child or Parallel"
+                    f"saga {self._saga!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep, Child, Each or Parallel"
                 )
             steps = stage.steps if isinstance(stage, Parallel) else (stage,)
             bound = []
@@ -127,7 +141,7 @@ class Binder:
                 if step.is_pivot and pivot:
                     raise DefinitionError(f"{where}: a saga has one pivot, and {pivot!r} is it")
                 self._check_compensation(step, pivot, where)
-                if isinstance(step, Child) and step.saga.pivot is not None and pivot is None:
+                if isinstance(step, Child | Each) and step.saga and step.saga.pivot is not None and pivot is None:
                     raise DefinitionError(
                         f"{where}: its saga {step.saga.name!r} has the pivot {step.saga.pivot.name!r}, from where on "
                         f"it cannot be undone, and {self._saga!r} may still need to undo it there. Put the child after "
@@ -157,7 +171,7 @@ class Binder:
             raise DefinitionError(
                 f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation"
             )
-        if step.compensation is UNSAID and not (step.is_pivot or pivot or isinstance(step, Child)):
+        if step.compensation is UNSAID and not (step.is_pivot or pivot or isinstance(step, Child | Each)):
             raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
 
     def _bind_step(
@@ -170,6 +184,8 @@ class Binder:
         *,
         past_pivot: bool,
     ) -> BoundStep:
+        if isinstance(step, Each):
+            return self._bind_each(step, number, fields, results, where, past_pivot=past_pivot)
         what = "input" if isinstance(step, Child) else "action"
         action = self._bind_function(step, step.action, f"{where}, {what}", fields, results, own=False)
         compensation, key = None, None
@@ -193,7 +209,91 @@ class Binder:
             action = replace(action, returns=None)
         elif isinstance(step, Step) and step.patience is not None:
             action = replace(action, returns=step.result)
-        return BoundStep(step, number, action, compensation, when, key, past_pivot=past_pivot)
+        child = step.saga if isinstance(step, Child) else None
+        return BoundStep(step, number, action, compensation, when, key, past_pivot=past_pivot, child=child)
+
+    def _bind_each(
+        self,
+        each: Each,
+        number: int,
+        fields: Mapping[str, Any],
+        results: Mapping[str, bool],
+        where: str,
+        *,
+        past_pivot: bool,
+    ) -> BoundStep:
+        over, when = self._bind_over(each, fields, results, where), None
+        if each.when is not None:
+            when = self._bind_function(each, each.when, f"{where}, when", fields, results, own=False)
+        if each.item is None:
+            assert each.saga is not None
+            child, functions = each.saga, [each.input]
+            given: Callable[..., Any] = each.input or _item
+        else:
+            child, functions, given = None, [each.item.action, each.item.compensation], _packed
+        sources, hints = self._item_sources([f for f in functions if callable(f)], fields, results, where)
+        if child is None:
+            child = self._saga_of_items(f"{self._saga}.{each.name}", _item_step(each, where, past_pivot), hints)
+            one = child.steps[each.name].action.returns
+        else:
+            one = result_type(child)
+        returns = NO_TYPE if one is NO_TYPE else _list_of(one | None if each.allow_failures else one)
+        compensation = None if past_pivot else Bound(compensate_child, {}, None, each.timeout)
+        return BoundStep(
+            each,
+            number,
+            replace(over, returns=returns),
+            compensation,
+            when,
+            None,
+            past_pivot=past_pivot,
+            child=child,
+            items=Bound(given, sources, NO_TYPE, each.timeout),
+        )
+
+    def _bind_over(self, each: Each, fields: Mapping[str, Any], results: Mapping[str, bool], where: str) -> Bound:
+        """Return what gives the items."""
+        if callable(each.over):
+            return self._bind_function(each, each.over, f"{where}, over", fields, results, own=False)
+        if each.over in fields:
+            source = Source("field", each.over)
+        elif each.over in results:
+            if results[each.over]:
+                raise DefinitionError(
+                    f"{where}: over={each.over!r} may be absent, since that node has when=. Give over= a function that "
+                    "returns a list in any case"
+                )
+            source = Source("step", each.over, list)
+        else:
+            raise UnboundParameter(
+                f"{where}: over={each.over!r} is neither a field of the input nor an earlier node. "
+                f"There is: {', '.join([*fields, *results]) or '(nothing yet)'}; or give a function"
+            )
+        return Bound(each.action, {"items": source}, NO_TYPE, each.timeout)
+
+    def _item_sources(
+        self,
+        functions: list[Callable[..., Any]],
+        fields: Mapping[str, Any],
+        results: Mapping[str, bool],
+        where: str,
+    ) -> tuple[dict[str, Source], dict[str, Any]]:
+        """Return what fills the parameters of the functions of one item, and the types that they declare."""
+        sources, hints = {"item": Source("item")}, {"item": Any}
+        for given in functions:
+            look = _look_at(given, where)
+            for parameter in look.parameters.values():
+                name, hint = parameter.name, look.hints.get(parameter.name, NO_TYPE)
+                if bare(hint) is StepContext or name == "result":
+                    continue
+                if name != "item":
+                    source = self._source(parameter, hint, given, where, fields, results, own=False)
+                    if source is None:
+                        continue
+                    sources[name] = source
+                if hints.get(name, Any) is Any:
+                    hints[name] = Any if hint is NO_TYPE else hint
+        return sources, hints
 
     def _bind_child(self, child: Child, given: Bound, where: str) -> Bound:
         """Return what makes the input of a child saga. Raises `DefinitionError` where that takes another type."""
@@ -319,6 +419,42 @@ def _check_absence(name: str, hint: Any, given: Any, where: str, *, may_be_absen
             f"{where}: the result of {name!r} may be absent, since that node has when=. Give the "
             f"parameter of {describe(given)} a type that allows None"
         )
+
+
+def _list_of(type_: Any) -> Any:
+    made: Any = list
+    return made[type_]
+
+
+def _packed(**given: Any) -> dict[str, Any]:
+    """Give the action of an item what it asks for."""
+    return given
+
+
+def _item(item: Any) -> Any:
+    """Give a saga the item as its input."""
+    return item
+
+
+def _item_step(each: Each, where: str, past_pivot: bool) -> Step:
+    """Return the step that runs the action for one item."""
+    item = each.item
+    assert item is not None
+    if not past_pivot:
+        if item.compensation is UNSAID:
+            raise DefinitionError(f"{where}: say what undoes an item, or compensation=None when nothing needs undoing")
+        return item
+    if item.compensation not in (UNSAID, None):
+        raise DefinitionError(f"{where}: it comes after the pivot and is never undone; drop its compensation")
+    return Pivot(
+        each.name,
+        item.action,
+        timeout=item.timeout,
+        start_timeout=item.start_timeout,
+        retry=item.retry or UNTIL_DONE,
+        queue=item.queue,
+        max_deliveries=item.max_deliveries,
+    )
 
 
 def _same(input: Any) -> Any:  # noqa: A002

@@ -24,6 +24,7 @@ __all__ = [
     "Direction",
     "HistoryEntry",
     "HistoryKind",
+    "Items",
     "Resolution",
     "SagaRecord",
     "SagaStatus",
@@ -265,6 +266,7 @@ class SagaSummary:
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one
     parent_id: str | None = None  #: the saga that it is a child of
     parent_step: str | None = None  #: the step of the parent that started it
+    parent_item: int | None = None  #: its number among the items of that step, from 0; None of a single child
     root_id: str | None = None  #: the saga at the top of the tree that it is in; None of one without a parent
     status: SagaStatus = SagaStatus.PENDING
     direction: Direction = Direction.FORWARD
@@ -332,6 +334,21 @@ class SagaRecord(SagaSummary):
     """One saga and all its steps, as last stored. Times are UTC."""
 
     input: str  #: JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Items:
+    """How the items of a step stand."""
+
+    waiting: int = 0  #: not begun
+    working: int = 0  #: begun and not at their ends, in either direction; those that are stuck too
+    completed: int = 0
+    failed: int = 0  #: begun and COMPENSATED
+    trouble: str | None = None  #: what the first that failed has to say, or the first that is stuck
+
+    @property
+    def total(self) -> int:
+        return self.waiting + self.working + self.completed + self.failed
 
 
 def tells_parent(before: SagaSummary, after: SagaSummary) -> bool:

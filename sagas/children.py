@@ -83,9 +83,9 @@ def _result_of(step: BoundStep) -> Any:
 def descendants(saga: Saga[Any]) -> Iterator[Saga[Any]]:
     """Yield the children of a saga, and theirs."""
     for step in saga.steps.values():
-        if isinstance(step.step, Child):
-            yield step.step.saga
-            yield from descendants(step.step.saga)
+        if step.child is not None:
+            yield step.child
+            yield from descendants(step.child)
 
 
 def check_children(name: str, version: int, nodes: Mapping[str, Any]) -> None:
@@ -109,5 +109,5 @@ def check_children(name: str, version: int, nodes: Mapping[str, Any]) -> None:
 
 def depth(saga: Saga[Any]) -> int:
     """Return how many levels of sagas a saga has, with itself."""
-    inner = [depth(step.step.saga) for step in saga.steps.values() if isinstance(step.step, Child)]
+    inner = [depth(step.child) for step in saga.steps.values() if step.child is not None]
     return 1 + max(inner, default=0)

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from typing_extensions import TypeVar
+from typing_extensions import TypedDict, TypeVar
 
 from sagas.binding import Binder, BoundStep
 from sagas.children import Child, check_children
 from sagas.durations import seconds
+from sagas.each import Each
 from sagas.errors import ConfigurationError, DefinitionError
 from sagas.handle import SagaHandle, StartResult
-from sagas.nodes import Node, Parallel
+from sagas.nodes import Node, Parallel, Step
 from sagas.outline import Outline, OutlineNode
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ class _Starter(Protocol):
 class Saga(Generic[InputT]):
     """A business process of several steps that either finishes or is undone.
 
-    `stages`: `Step`, `Pivot`, `Wait`, `Sleep`, `Child` and `Parallel`, in order. `input`: the type of what it is
-    started with (a dataclass, pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change; sagas
-    in flight go on with the version they began with, so keep the old definition until they are gone. `timeout`: seconds
-    for the whole saga, after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish what
-    becomes of its sagas as events, see `sagas.events.lifecycle`.
+    `stages`: `Step`, `Pivot`, `Wait`, `Sleep`, `Child`, `Each` and `Parallel`, in order. `input`: the type of what it
+    is started with (a dataclass, pydantic model, msgspec Struct or TypedDict). `version`: +1 when the steps change;
+    sagas in flight go on with the version they began with, so keep the old definition until they are gone. `timeout`:
+    seconds for the whole saga, after which it compensates, unless it is past its pivot. `publish_lifecycle`: publish
+    what becomes of its sagas as events, see `sagas.events.lifecycle`.
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
 
@@ -115,13 +116,23 @@ class Saga(Generic[InputT]):
         self.input: Any = input
         self.publish_lifecycle = publish_lifecycle
         self.timeout = None if timeout is None else seconds(timeout, f"saga {name!r}: timeout", DefinitionError)
-        check_children(name, version, {node.name: node.saga for node in _nodes(stages) if isinstance(node, Child)})
-        self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(Binder(name, input).bind(stages))
+        check_children(
+            name,
+            version,
+            {node.name: node.saga for node in _nodes(stages) if isinstance(node, Child | Each) and node.saga},
+        )
+        self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(Binder(name, input, self._saga_of_items).bind(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
         #: Its nodes, as JSON: what must stay the same as long as sagas of this version are in flight.
         self.outline = str(Outline(tuple(tuple(_outlined(step) for step in stage) for stage in self.stages)))
         self._starter: _Starter | None = None
+
+    def _saga_of_items(self, name: str, step: Step, fields: Mapping[str, Any]) -> Saga[Any]:
+        """Return the saga that runs the action of an `Each` for one item."""
+        given: Any = TypedDict("given", dict(fields))  # type: ignore[misc]  # its fields are known at run time
+        given.__name__ = given.__qualname__ = f"an item of {name!r}"
+        return Saga(name, step, input=given, version=self.version)
 
     def __repr__(self) -> str:
         return f"Saga({self.name!r}, version={self.version})"
@@ -229,5 +240,5 @@ def _outlined(step: BoundStep) -> OutlineNode:
         compensated=step.compensation is not None,
         conditional=node.when is not None,
         deferred=node.kind == "step" and node.patience is not None,
-        saga=f"{node.saga.name} {node.saga.version}" if isinstance(node, Child) else "",
+        saga=f"{node.saga.name} {node.saga.version}" if isinstance(node, Child | Each) and node.saga else "",
     )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.binding import BoundStep
+from sagas.binding import BoundStep, Source
 from sagas.causes import Cause
-from sagas.checkpoints import Direction, SagaRecord, StepStatus
-from sagas.children import Child
+from sagas.checkpoints import Direction, SagaRecord
 from sagas.context import StepContext
 from sagas.creation import Limits, new_record
 from sagas.definition import Saga
+from sagas.each import Each
 from sagas.endings import meant
 from sagas.errors import (
     ConfigurationError,
@@ -30,6 +30,7 @@ from sagas.functions import refuse_unfinished
 from sagas.nodes import Sleep
 from sagas.opening import is_undecided
 from sagas.redaction import Redaction
+from sagas.results import result_of
 from sagas.retries import Retry
 from sagas.text import clean, describe
 from sagas.transitions import Begun, Failure, Outcome, Waiting
@@ -116,7 +117,7 @@ class Execution:
     @property
     def undoes_child(self) -> bool:
         """Whether it has a child saga compensate."""
-        return self.direction is Direction.BACKWARD and isinstance(self.step.step, Child)
+        return self.direction is Direction.BACKWARD and self.step.child is not None
 
     def act(self) -> str | Waiting | Begun | None:
         """Call the function with what it asks for; return its result as JSON, or what the step waits for."""
@@ -125,8 +126,10 @@ class Execution:
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
             return None
-        if isinstance(self.step.step, Child):
-            return Begun(self._new_child(self.step.step, returned))
+        if isinstance(self.step.step, Each):
+            return Begun(self._new_items(self.step.step, returned))
+        if self.step.child is not None:
+            return Begun([self._new_child(self.step.child, returned)])
         if self.step.step.waits:
             return Waiting(self._until(returned))
         assert bound is not None
@@ -151,7 +154,7 @@ class Execution:
             until += timedelta(seconds=self.step.step.jitter * random.random())  # noqa: S311 - it spreads load
         return until
 
-    def _new_child(self, node: Child, given: Any) -> SagaRecord:
+    def _new_child(self, saga: Saga, given: Any) -> SagaRecord:
         """Return the record of a child saga. Nothing of it is stored yet."""
         refuse_unfinished(given)
         key = f"{self.record.id}:{self.name}" if self.step.key is None else self._call(self.step.key)
@@ -163,7 +166,7 @@ class Execution:
             return new_record(
                 self._store,
                 self._limits,
-                node.saga,
+                saga,
                 given,
                 key=key,
                 correlation_id=self.record.correlation_id,
@@ -173,15 +176,52 @@ class Execution:
         except (InvalidInput, PayloadTooLarge) as error:
             raise TerminalError(f"its child saga cannot be started: {error}") from error
 
+    def _new_items(self, each: Each, given: Any) -> Sequence[SagaRecord]:
+        """Return the records of an item each, in order. So many of them begin as may be in progress."""
+        if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+            raise TerminalError(f"over= gave {type(given).__name__} {given!r:.100}; it must be a list of items")
+        bound, saga = self.step.items, self.step.child
+        assert bound is not None
+        assert saga is not None
+        arguments = self._arguments({name: source for name, source in bound.sources.items() if source.kind != "item"})
+        begins = self._store.now() + timedelta(seconds=self._limits.redispatch_after)
+        made: list[SagaRecord] = []
+        keys: set[str] = set()
+        for number, item in enumerate(given):
+            key = str(number) if each.key is None else each.key(item)
+            if key in keys:
+                raise TerminalError(f"two items have the key {key!r}: key= must give each item another one")
+            keys.add(key)
+            try:
+                record = new_record(
+                    self._store,
+                    self._limits,
+                    saga,
+                    bound(item=item, **arguments),
+                    key=f"{self.record.id}:{self.name}:{key}",
+                    correlation_id=self.record.correlation_id,
+                    parent=self.record,
+                    parent_step=self.name,
+                )
+            except (InvalidInput, PayloadTooLarge) as error:
+                raise TerminalError(f"item {number} cannot be started: {error}") from error
+            begun = number < each.max_concurrency
+            due = max(record.next_check_at or begins, begins) if begun else None
+            record = replace(record, dispatches=record.dispatches if begun else 0, next_check_at=due)
+            made.append(replace(record, parent_item=number))
+        return made
+
     def _call(self, bound: Any) -> Any:
         assert bound is not None
+        return bound(**self._arguments(bound.sources))
+
+    def _arguments(self, sources: Mapping[str, Source]) -> dict[str, Any]:
         try:
-            values = {name: self._value(source) for name, source in bound.sources.items()}
-            arguments = {name: value for name, value in values.items() if value is not ABSENT}
+            values = {name: self._value(source) for name, source in sources.items()}
         except Exception as error:
             told = explain(error) if isinstance(error, ValueError) else describe(error)  # without what it was given
             raise TerminalError(f"its arguments cannot be read from what is stored: {told}") from error
-        return bound(**arguments)
+        return {name: value for name, value in values.items() if value is not ABSENT}
 
     def _value(self, source: Any) -> Any:
         match source.kind:
@@ -192,10 +232,9 @@ class Execution:
             case "field":
                 value = load(self.record.input, self.saga.input)
                 return field_of(value, source.name, ABSENT if source.has_default else None)
-            case "step" if self.record.step(source.name).status is StepStatus.SKIPPED:
-                return None
             case "step":
-                stored, declared = self.record.step(source.name).result, self.saga.steps[source.name].action.returns
+                node = self.saga.steps[source.name]
+                stored, declared = result_of(self._store, node, self.record, source.name), node.action.returns
             case _:
                 stored, declared = self.record.step(self.name).result, self.step.action.returns
         if stored is None:

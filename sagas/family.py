@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sagas import transitions
-from sagas.checkpoints import SagaRecord, SagaStatus, StepRecord, StepStatus, tells_parent
+from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus, StepRecord, StepStatus, tells_parent
+from sagas.each import Each
 from sagas.errors import DefinitionMissing, PayloadUnreadable, SagaNotFound, StoreRefused, StoreUnavailable
 from sagas.execution import LONGEST_ERROR, Execution
+from sagas.fan_out import tell_items, undo_items
 from sagas.observers import Start
 from sagas.plan import plan
+from sagas.results import results_of
 from sagas.text import clean
 from sagas.transitions import Case, Child, Children, Verdict
 
 if TYPE_CHECKING:
     from sagas.orchestrator import Orchestrator
-    from sagas.stores import CheckpointStore
 
-__all__ = ["children", "has_result", "tell", "undo", "waits_for"]
+__all__ = ["children", "tell", "undo", "waits_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 def waits_for(record: SagaRecord, child: SagaRecord) -> bool:
     """Tell whether a step of a saga waits for this child."""
     assert child.parent_step is not None
-    return record.step(child.parent_step).child_id == child.id
+    step = record.step(child.parent_step)
+    return step.child_id == child.id or (child.parent_item is not None and step.status is StepStatus.WAITING)
 
 
 def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Sequence[SagaRecord]) -> None:
@@ -42,7 +44,10 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
                 engine.observers.changed(None, child)
             if child.dispatches:
                 engine.send(plan(engine.definition(child), child))
-        if after.parent_id is not None and tells_parent(before, after):
+        if after.parent_item is not None:
+            if tells_parent(before, after) and after.status in AT_REST:
+                tell_items(engine, after)
+        elif after.parent_id is not None and tells_parent(before, after):
             parent = engine.examine(after.parent_id)
             if parent.verdict is Verdict.DISPATCH and parent.plan:
                 engine.send(parent.plan)
@@ -50,12 +55,12 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
         logger.warning("saga %s (%s): recovery will take up its family: %s", after.name, after.id, error)
 
 
-def children(store: CheckpointStore, case: Case) -> Children:
+def children(engine: Orchestrator, case: Case) -> Children:
     """Return the children of a saga that a rule has to know of."""
     found = {}
     for child_id in transitions.due_children(case):
         try:
-            record = store.load(child_id)
+            record = engine.store.load(child_id)
         except SagaNotFound:
             continue
         found[child_id] = Child(
@@ -63,7 +68,7 @@ def children(store: CheckpointStore, case: Case) -> Children:
             name=record.name,
             status=record.status,
             trouble=record.trouble,
-            result=_results_of(record) if record.status is SagaStatus.COMPLETED else "null",
+            result=_results(engine, record) if record.status is SagaStatus.COMPLETED else "null",
         )
     return found
 
@@ -71,6 +76,9 @@ def children(store: CheckpointStore, case: Case) -> Children:
 def undo(engine: Orchestrator, attempt: Execution) -> None:
     """Have the child saga of a step compensate, whatever it has come to."""
     parent = attempt.record
+    if isinstance(attempt.step.step, Each):
+        undo_items(engine, parent, attempt.name)
+        return
     child_id = parent.step(attempt.name).child_id
     if child_id is None:
         return
@@ -88,7 +96,5 @@ def has_result(step: StepRecord) -> bool:
     return step.status in (StepStatus.DONE, StepStatus.SKIPPED) and step.kind != "timer"
 
 
-def _results_of(record: SagaRecord) -> str:
-    """Return what the steps of a saga returned, as JSON by name."""
-    texts = {step.name: step.result or "null" for step in record.steps.values() if has_result(step)}
-    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in texts.items()) + "}"
+def _results(engine: Orchestrator, child: SagaRecord) -> str:
+    return results_of(engine.store, child, dict(engine.definition(child).steps))

@@ -16,7 +16,7 @@ from sagas.values import NO_TYPE
 
 __all__ = ["COMPENSATE", "UNSAID", "Node", "OnTimeout", "Parallel", "Pivot", "Sleep", "Step", "Wait"]
 
-_Kind = Literal["step", "wait", "timer", "child"]
+_Kind = Literal["step", "wait", "timer", "child", "each"]
 
 #: In bytes: the id of a step's task is made of its name, and AMQP carries no more than 255 of them.
 _NAME_LENGTH = 100

@@ -79,9 +79,9 @@ def goes_on(saga: Saga, number: int) -> bool:
 def goes_back(stage: Iterable[StepRecord]) -> bool:
     """Tell whether the chain of messages goes on from a stage to the one before it, while the saga compensates.
 
-    It ends at a child saga: that compensates by messages of its own, and its end dispatches the rest.
+    It ends at child sagas: they compensate by messages of their own, and their end dispatches the rest.
     """
-    return not any(step.kind == "child" for step in stage)
+    return not any(step.kind in ("child", "each") for step in stage)
 
 
 def current_stage(saga: Saga, record: SagaSummary) -> tuple[StepRecord, ...]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils
 
-from sagas import family, tokens, transitions
+from sagas import family, fan_out, tokens, transitions
 from sagas.causes import within
 from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus, tells_parent
 from sagas.creation import LONGEST_KEY, Limits
@@ -41,6 +41,7 @@ from sagas.observers import SUCCEEDED, Attempt, Observers
 from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
+from sagas.results import has_result, result_of
 from sagas.text import clean
 from sagas.transitions import (
     SKIPPED,
@@ -257,10 +258,12 @@ class Orchestrator:
 
         # The effect is there: it is worth insisting for as long as the claim may live.
         emitted = None if isinstance(outcome, Failure) else attempt
-        child = outcome.child if isinstance(outcome, Begun) else None
+        children = outcome.children if isinstance(outcome, Begun) else ()
         try:
             next_ = self._insist(
-                lambda: self.change(attempt.record.id, record, loaded=attempt.record, emitted=emitted, child=child),
+                lambda: self.change(
+                    attempt.record.id, record, loaded=attempt.record, emitted=emitted, children=children
+                ),
                 self.timing.lease,
             )
         except KeyConflict as error:
@@ -291,7 +294,7 @@ class Orchestrator:
             loaded=attempt.record,
             session=attempt.session,
             emitted=attempt,
-            child=result.child if isinstance(result, Begun) else None,
+            children=result.children if isinstance(result, Begun) else (),
             told=told,
         )
         attempt.resources.close()  # commits
@@ -340,7 +343,7 @@ class Orchestrator:
             try:
                 saga = self.definition(record)
                 case = Case.of(saga, transitions.rewound(record, now), now, self.timing)
-                if transitions.due_children(case):
+                if transitions.due_children(case) or transitions.due_items(case):
                     continue
                 change = transitions.examine(case)
                 after = change.record
@@ -358,7 +361,13 @@ class Orchestrator:
 
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. DISPATCH: send its plan. OVERDUE: find out whether its message is lost."""
-        return self.change(saga_id, lambda case: transitions.examine(case, family.children(self.store, case)))
+        record = self.store.load(saga_id)
+        fan_out.refill(self, record)
+        return self.change(
+            saga_id,
+            lambda case: transitions.examine(case, family.children(self, case), fan_out.counts(self.store, case)),
+            loaded=record,
+        )
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
         """Have an overdue saga's messages sent once more."""
@@ -410,9 +419,12 @@ class Orchestrator:
         return {
             step.name: None
             if step.status is StepStatus.SKIPPED
-            else load(step.result or "null", saga.steps[step.node].action.returns)
+            else load(
+                result_of(self.store, saga.steps[step.node], record, step.name) or "null",
+                saga.steps[step.node].action.returns,
+            )
             for step in record.steps.values()
-            if family.has_result(step)
+            if has_result(step)
         }
 
     # -- the one way to change a saga ---------------------------------------------------------------------------
@@ -426,13 +438,13 @@ class Orchestrator:
         loaded: SagaRecord | None = None,
         session: AnySession | None = None,
         emitted: Execution | None = None,
-        child: SagaRecord | None = None,
+        children: Sequence[SagaRecord] = (),
         told: list[Callable[[], None]] | None = None,
     ) -> Next:
         """Load, decide, compare and set; again until nobody was quicker.
 
         `emitted`: an attempt that succeeded; what it emitted is stored if it counts.
-        `child`: a saga that is stored too, if the change says that a step waits for it. Raises `KeyConflict`.
+        `children`: sagas that are stored too, if the change says that a step waits for them. Raises `KeyConflict`.
         `told`: where to put what observers are told, for after the commit of `session`.
         """
         while True:
@@ -449,7 +461,7 @@ class Orchestrator:
             after = change.record
             if after is not case.record:
                 outbox = self._outbox(saga, before, after, emitted)
-                begun = [child] if child is not None and family.waits_for(after, child) else []
+                begun = [child for child in children if family.waits_for(after, child)]
                 saved = self.store.save(before, after, change.history, change.dead_letters, outbox, session, begun)
                 if saved is None:
                     time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
@@ -488,14 +500,25 @@ class Orchestrator:
                 return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
             case Waiting():
                 return transitions.wait(case, attempt.name, owner, outcome.until)
-            case Begun():
-                return transitions.begin(case, attempt.name, owner, outcome.child.id)
+            case Begun() | _AwaitChild():
+                return self._with_children(case, attempt, owner, outcome)
             case Skipped():
                 return transitions.skip(case, attempt.name, owner)
-            case _AwaitChild():
-                return transitions.await_child(case, attempt.name, owner, family.children(self.store, case))
             case _:
                 return transitions.succeed(case, attempt.name, owner, attempt.direction, outcome)
+
+    def _with_children(self, case: Case, attempt: Execution, owner: str, outcome: Begun | _AwaitChild) -> Change:
+        """Decide what becomes of a step that has made its children, or has told them to compensate."""
+        name, of_items = attempt.name, attempt.step.step.kind == "each"
+        match outcome:
+            case Begun() if of_items:
+                return transitions.begin_items(case, name, owner, len(outcome.children))
+            case Begun():
+                return transitions.begin(case, name, owner, outcome.children[0].id)
+            case _ if of_items:
+                return transitions.await_items(case, name, owner, self.store.items.count(case.record.id, name))
+            case _:
+                return transitions.await_child(case, name, owner, family.children(self, case))
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""

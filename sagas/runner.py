@@ -69,9 +69,13 @@ class Runner:
     def _next(self, saga_id: str) -> SagaSummary | None:
         """Return the saga that is to be looked at first, of a saga and its family. None where nothing happens."""
         record = self.orchestrator.store.load(saga_id)
-        related = record.parent_id is not None or any(step.child_id for step in record.steps.values())
+        related = record.parent_id is not None or any(step.kind in ("child", "each") for step in record.steps.values())
         sagas = self.orchestrator.store.family(record.family) if related else [record]
-        left = [each for each in sagas if each.status not in AT_REST and not self._waits_for_others(each)]
+        left = [
+            each
+            for each in sagas
+            if each.status not in AT_REST and each.next_check_at is not None and not self._waits_for_others(each)
+        ]
         return min(left, key=_due, default=None)
 
     def advance(self, time: timedelta) -> None:

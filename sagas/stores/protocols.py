@@ -10,14 +10,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
+from sagas.checkpoints import DeadLetter, HistoryEntry, Items, SagaRecord, SagaStatus, SagaSummary
 from sagas.errors import ConfigurationError
 from sagas.stores.codecs import Codec
 from sagas.stores.connections import Connections
 from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
 from sagas.stores.sessions import AnySession
 
-__all__ = ["CheckpointStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
+__all__ = ["CheckpointStore", "ItemStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,31 @@ class SagaLog(Protocol):
         """Return the steps that wait for a person, oldest first; with `unresolved=False` the resolved ones too."""
 
 
+class ItemStore(Protocol):
+    """The items of `Each` nodes: child sagas by number. Nobody reads all of them at once."""
+
+    def count(self, parent_id: str, step: str) -> Items:
+        """Return how the items of a step stand."""
+
+    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
+        """Begin the next items of a saga that goes forward. Returns their ids, which may be fewer, or none.
+
+        `patience`: seconds after which recovery looks at them.
+        """
+
+    def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
+        """Return the ids of the last items that have begun and were not told to compensate, last first."""
+
+    def close(self, parent_id: str, step: str) -> None:
+        """Begin to compensate: the items that have not begun never will, and all others are to be told."""
+
+    def unfinished(self, parent_id: str, step: str) -> Sequence[str]:
+        """Return the ids of the items that are on their way forward."""
+
+    def page(self, parent_id: str, step: str, first: int, limit: int) -> Sequence[SagaRecord]:
+        """Return items with their steps and payloads, from a number on."""
+
+
 class CheckpointStore(Protocol):
     """What the engine asks of a store. Every method raises `StoreUnavailable` when the database does not answer.
 
@@ -42,6 +67,10 @@ class CheckpointStore(Protocol):
     @property
     def queries(self) -> SagaLog:
         """What people read. The engine reads none of it."""
+
+    @property
+    def items(self) -> ItemStore:
+        """The items of `Each` nodes."""
 
     def now(self) -> datetime:
         """Return the database's time, in UTC. It is the only clock that the engine reads."""

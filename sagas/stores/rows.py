@@ -56,6 +56,7 @@ FIXED_FIELDS = frozenset(
         "created_at",
         "parent_id",
         "parent_step",
+        "parent_item",
         "root_id",
     }
 )

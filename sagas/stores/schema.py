@@ -135,6 +135,7 @@ sagas = Table(
     # Of child sagas. No foreign keys: a tree may be deleted in parts.
     Column("parent_id", String(36)),
     Column("parent_step", exact(120)),
+    Column("parent_item", Integer),
     Column("root_id", String(36)),
     Column("status", String(12), nullable=False),
     Column("direction", String(8), nullable=False),
@@ -161,6 +162,14 @@ sagas = Table(
     Index(None, "status", "id"),
     Index(None, "name", "id"),
     Index(None, "correlation_id"),
+    Index(
+        "ix_sagas_saga_parent_item",
+        "parent_id",
+        "parent_step",
+        "parent_item",
+        postgresql_where=Column("parent_item").is_not(None),
+        sqlite_where=Column("parent_item").is_not(None),
+    ),
     Index(
         "ix_sagas_saga_root_id",
         "root_id",
@@ -195,6 +204,17 @@ steps = Table(
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     Column("child_id", String(36)),
+    **MYSQL_OPTIONS,
+)
+
+#: The items of a step: how many there are, and the next one to begin; while it compensates, to be told.
+fan_outs = Table(
+    "sagas_fan_out",
+    metadata,
+    Column("saga_id", String(36), ForeignKey(sagas.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("step", exact(120), primary_key=True),
+    Column("items", Integer, nullable=False),
+    Column("next_item", Integer, nullable=False),
     **MYSQL_OPTIONS,
 )
 

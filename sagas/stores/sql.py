@@ -34,6 +34,7 @@ from sagas.stores.commits import Commits
 from sagas.stores.connections import Connections
 from sagas.stores.engines import open_engine
 from sagas.stores.filters import Filter
+from sagas.stores.items import SqlItems
 from sagas.stores.queries import SqlQueries
 from sagas.stores.rows import HISTORY_FIELDS, SAGA_FIELDS, STEP_FIELDS, row_of, saga_of
 from sagas.stores.sessions import AnySession, own_session
@@ -45,6 +46,9 @@ __all__ = ["SqlStore"]
 
 T = TypeVar("T")
 
+
+#: How soon recovery looks at a saga one of whose items came to rest. Whoever brought it there looks at once.
+_SOON = timedelta(seconds=5)
 
 #: Ids that one query asks for: databases take no more parameters than so many.
 _MOST_ASKED = 500
@@ -78,6 +82,7 @@ class SqlStore:
         self.dialect = self.connections.dialect
         self._clock = DatabaseClock(self.connections)
         self.queries = SqlQueries(self.connections, codec, self._clock)
+        self.items = SqlItems(self.connections, codec, self._clock)
         self._looked_back: float | None = None  # the reading of the clock after which that was done
 
     def __repr__(self) -> str:
@@ -268,17 +273,34 @@ class SqlStore:
             connection.execute(statements.file_letter(letter))
         if outbox:
             connection.execute(insert(schema.outbox), outbox)
+        if children:
+            self._insert_children(connection, after, children)
+        if tells_parent(before, after):
+            self._wake_parent(connection, after)
+        return after
+
+    def _insert_children(self, connection: Connection, after: SagaRecord, children: Sequence[SagaRecord]) -> None:
+        if children[0].parent_item is not None:
+            self.items.insert(connection, children, self._saga_row, self._saga_of)
+            return
         for child in children:
             if (there := self._insert(connection, child)).id != child.id:
                 raise KeyConflict(
                     f"saga {child.name!r}: the key {child.key!r} of the child of {after.name!r} ({after.id}), step "
                     f"{child.parent_step!r}, belongs to {there.id}: a child never takes over a saga that was there"
                 )
-        if tells_parent(before, after):
+
+    @staticmethod
+    def _wake_parent(connection: Connection, after: SagaRecord) -> None:
+        """Have the step of a parent look that waits for this saga."""
+        if after.parent_item is not None:
+            soon = {"_parent": after.parent_id, "_step": after.parent_step, "_soon": after.updated_at + _SOON}
+            if connection.execute(statements.WAKE_PARENT_SOON, soon).rowcount:
+                connection.execute(statements.WAKE_STEP_SOON, soon)
+        else:
             values = {"_parent": after.parent_id, "_child": after.id, "_now": after.updated_at}
             connection.execute(statements.WAKE_PARENT, values)
             connection.execute(statements.WAKE_PARENT_STEP, values)
-        return after
 
     def _changed_steps(self, before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
         rows = []

@@ -317,9 +317,10 @@ class Inline:
 
     def _arm(self, step: BoundStep) -> BoundStep:
         armed = copy.copy(step)
-        if isinstance(step.step, Child):
-            armed.step = copy.copy(step.step)
-            armed.step.saga = self._shadow(step.step.saga)
+        if step.child is not None:
+            armed.child = self._shadow(step.child)
+        if step.step.kind == "each":
+            return armed  # faults are for its items
         armed.action = replace(step.action, function=partial(self._play, step.name, False, step.action))
         if step.compensation is not None:
             play = partial(self._play, step.name, True, step.compensation)

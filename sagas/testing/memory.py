@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ from sagas.checkpoints import (
     DeadLetter,
     Direction,
     HistoryEntry,
+    Items,
     SagaRecord,
     SagaStatus,
     SagaSummary,
@@ -37,6 +39,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._records: dict[str, SagaRecord] = {}
         self.queries = MemoryLog()
+        self.items = _MemoryItems(self)
         self._arrivals: dict[str, datetime] = {}
         self.outbox: list[Mapping[str, Any]] = []  #: outbox rows; no relay sends them
 
@@ -100,6 +103,8 @@ class MemoryStore:
                 raise KeyConflict(f"saga {child.name!r}: the key {child.key!r} of a child belongs to {there.id}")
         if tells_parent(before, after):
             self._wake_parent(after)
+        if children and children[0].parent_item is not None:
+            self.items.begin(children)
         after = self._records[before.id] = replace(after, revision=before.revision + 1)
         self.queries.entries += [(before.id, entry) for entry in history]
         for letter in dead_letters:
@@ -112,10 +117,19 @@ class MemoryStore:
         if parent is None:
             return
         for step in parent.steps.values():
-            if step.child_id == child.id and step.status is StepStatus.WAITING:
+            mine = step.child_id == child.id or (child.parent_item is not None and step.name == child.parent_step)
+            if mine and step.status is StepStatus.WAITING:
                 parent = parent.with_step(replace(step, due_at=child.updated_at))
         at = None if parent.next_check_at is None else child.updated_at
         self._records[parent.id] = replace(parent, revision=parent.revision + 1, next_check_at=at)
+
+    def replace(self, record: SagaRecord) -> None:
+        """Store a record as it is, whatever was there."""
+        self._records[record.id] = record
+
+    @property
+    def records(self) -> Sequence[SagaRecord]:
+        return list(self._records.values())
 
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
         return nullcontext()
@@ -164,6 +178,77 @@ class MemoryStore:
 
     def arrivals(self, tasks: Collection[str]) -> Mapping[str, datetime]:
         return {task: at for task, at in self._arrivals.items() if task in tasks}
+
+
+class _MemoryItems:
+    """The items of `Each` nodes, as `SqlStore.items` keeps them."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._next: dict[tuple[str, str], int] = {}
+
+    def begin(self, items: Sequence[SagaRecord]) -> None:
+        first = items[0]
+        begun = sum(item.next_check_at is not None for item in items)
+        self._next[first.parent_id or "", first.parent_step or ""] = begun
+
+    def _of(self, parent_id: str, step: str) -> list[SagaRecord]:
+        mine = [each for each in self._store.records if (each.parent_id, each.parent_step) == (parent_id, step)]
+        return sorted(mine, key=lambda each: each.parent_item or 0)
+
+    def count(self, parent_id: str, step: str) -> Items:
+        numbers = Counter(map(_stands, self._of(parent_id, step)))
+        bad = [each for each in self._of(parent_id, step) if each.status in _BAD and each.error]
+        bad.sort(key=lambda each: each.status is not SagaStatus.STUCK)
+        trouble = f"item {bad[0].parent_item} ({bad[0].id}) is {bad[0].status}: {bad[0].error}" if bad else None
+        return Items(**numbers, trouble=trouble)
+
+    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
+        if self._store.load(parent_id).direction is not Direction.FORWARD:
+            return []
+        number = self._next.get((parent_id, step), 0)
+        now = self._store.now()
+        found = self._of(parent_id, step)[number : number + count]
+        for item in found:
+            due = now + timedelta(seconds=patience)
+            self._store.replace(
+                replace(item, dispatches=1, stage_ready_at=now, next_check_at=due, revision=item.revision + 1)
+            )
+        self._next[parent_id, step] = number + len(found)
+        return [item.id for item in found]
+
+    def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
+        if self._store.load(parent_id).direction is not Direction.BACKWARD:
+            return []
+        number = self._next.get((parent_id, step), 0)
+        begun = self._of(parent_id, step)[:number]
+        left = [item for item in reversed(begun) if item.status is not SagaStatus.COMPENSATED][:count]
+        self._next[parent_id, step] = min((item.parent_item or 0 for item in left), default=0)
+        return [item.id for item in left]
+
+    def close(self, parent_id: str, step: str) -> None:
+        items = self._of(parent_id, step)
+        for item in items:
+            if _stands(item) == "waiting":
+                self._store.replace(replace(item, status=SagaStatus.COMPENSATED, error="it was never begun"))
+        self._next[parent_id, step] = len(items)
+
+    def unfinished(self, parent_id: str, step: str) -> Sequence[str]:
+        working = (SagaStatus.PENDING, SagaStatus.RUNNING)
+        return [item.id for item in reversed(self._of(parent_id, step)) if item.status in working]
+
+    def page(self, parent_id: str, step: str, first: int, limit: int) -> Sequence[SagaRecord]:
+        return self._of(parent_id, step)[first : first + limit]
+
+
+_BAD = (SagaStatus.STUCK, SagaStatus.COMPENSATED)
+
+
+def _stands(item: SagaRecord) -> str:
+    """Return which of the numbers in `Items` an item counts for."""
+    if item.status is SagaStatus.PENDING and item.next_check_at is None:
+        return "waiting"
+    return {SagaStatus.COMPLETED: "completed", SagaStatus.COMPENSATED: "failed"}.get(item.status, "working")
 
 
 class MemoryLog:

@@ -7,6 +7,7 @@ it can be driven through any order of events in a test.
 
 from sagas.transitions.case import SKIPPED, Begun, Case, Change, Failure, Outcome, Skipped, Timing, Verdict, Waiting
 from sagas.transitions.children import Child, Children, await_child, begin, due_children, undo
+from sagas.transitions.items import Counts, await_items, begin_items, due_items, items_ended
 from sagas.transitions.messages import claim, decided, fail, join, renew, report, skip, succeed, wait
 from sagas.transitions.operators import Repair, cancel, repair, resume
 from sagas.transitions.time import examine, not_sent, redispatch, rewound
@@ -19,6 +20,7 @@ __all__ = [
     "Change",
     "Child",
     "Children",
+    "Counts",
     "Failure",
     "Outcome",
     "Repair",
@@ -28,15 +30,19 @@ __all__ = [
     "Verdict",
     "Waiting",
     "await_child",
+    "await_items",
     "begin",
+    "begin_items",
     "cancel",
     "claim",
     "complete",
     "decided",
     "due_children",
+    "due_items",
     "examine",
     "fail",
     "fail_deferred",
+    "items_ended",
     "join",
     "not_sent",
     "redispatch",

@@ -82,9 +82,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """What an attempt says whose node starts a child saga: it is stored if and only if this is."""
+    """What an attempt says whose node starts child sagas: they are stored if and only if this is."""
 
-    child: SagaRecord
+    children: Sequence[SagaRecord]
 
 
 class Skipped(enum.Enum):

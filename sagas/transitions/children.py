@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sagas.checkpoints import Direction, SagaStatus, StepRecord, StepStatus
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
@@ -17,7 +17,7 @@ from sagas.transitions.ends import after_step, compensate, end_failed, released
 from sagas.transitions.messages import fail
 from sagas.transitions.waits import ended
 
-__all__ = ["Child", "Children", "await_child", "begin", "due_children", "undo"]
+__all__ = ["Child", "Children", "again_at", "await_child", "begin", "due_children", "undo"]
 
 #: Seconds after which a parent looks at a child that has not reported. It never needs to, unless somebody deletes rows:
 #: so it looks at the age of the wait next, and next at double that.
@@ -88,10 +88,14 @@ def look(case: Case, step: StepRecord, children: Children) -> Change:
         case SagaStatus.COMPLETED:  # it was not told, or completed all the same: tell it once more
             step = released(step, StepStatus.COMPENSATING, None, due_at=None, error=None)
             return case.set(step).done(Verdict.DISPATCH)
-    age = case.now - (step.opened_at or case.now)
-    again = case.now + min(max(age, _FIRST_LOOK), _LAST_LOOK)
     error = str(child) if child.status is SagaStatus.STUCK else None
-    return case.set(replace(step, due_at=again, error=error)).done(Verdict.GO_AWAY)
+    return case.set(replace(step, due_at=again_at(case, step), error=error)).done(Verdict.GO_AWAY)
+
+
+def again_at(case: Case, step: StepRecord) -> datetime:
+    """Return when a step looks again that waits for children."""
+    age = case.now - (step.opened_at or case.now)
+    return case.now + min(max(age, _FIRST_LOOK), _LAST_LOOK)
 
 
 def _gone(case: Case, step: StepRecord) -> Change:

@@ -199,12 +199,19 @@ def settle(case: Case) -> Change:
     return case.done(Verdict.GO_AWAY if case.record.status in AT_REST else Verdict.DISPATCH)
 
 
+def _has_no_child(step: StepRecord) -> bool:
+    """Tell whether a node that starts child sagas has started none."""
+    if step.kind == "each":  # they are stored in the write that makes it wait
+        return step.status is not StepStatus.WAITING
+    return step.kind == "child" and step.child_id is None
+
+
 def _given_up(case: Case, step: StepRecord, outcome: Outcome, *, undoing: bool) -> StepStatus:
     """What becomes of a step that is not tried again."""
     node = case.node(step)
     if undoing or node.past_pivot:
         return StepStatus.STUCK
-    not_begun = case.is_undecided(step) or (step.kind == "child" and step.child_id is None)
+    not_begun = case.is_undecided(step) or _has_no_child(step)
     if outcome is Outcome.TERMINAL or not_begun:
         return StepStatus.FAILED
     # A pivot cannot be undone, so while its effect is unknown the saga can go neither way.

@@ -12,22 +12,25 @@ from sagas.checkpoints import (
     HistoryEntry,
     HistoryKind,
     SagaRecord,
+    StepRecord,
     StepStatus,
 )
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.children import Children, look
 from sagas.transitions.ends import expire, move_on
+from sagas.transitions.items import Counts, look_at_items
 from sagas.transitions.waits import elapse
 
 __all__ = ["examine", "not_sent", "redispatch", "rewound"]
 
 _NO_CHILDREN: Children = {}
+_NO_COUNTS: Counts = {}
 
 
-def examine(case: Case, children: Children = _NO_CHILDREN) -> Change:
+def examine(case: Case, children: Children = _NO_CHILDREN, counts: Counts = _NO_COUNTS) -> Change:
     """Bring a due saga to where it should be: settle dead claims, honour deadlines, dispatch what has no message.
 
-    `children`: those that `due_children` names.
+    `children`: those that `due_children` names. `counts`: of the items of the steps that `due_items` names.
 
     OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
     """
@@ -44,10 +47,16 @@ def examine(case: Case, children: Children = _NO_CHILDREN) -> Change:
         if step.held and now.dead(step):
             change = change.then(expire(now, step))
         elif step.status is StepStatus.WAITING and step.due_at is not None and step.due_at <= case.now:
-            change = change.then(elapse(now, step) if step.child_id is None else look(now, step, children))
+            change = change.then(_due(now, step, children, counts))
     if change.verdict is not Verdict.DISPATCH:
         change = move_on(case, change)
     return change if change.record is not case.record else _wait(case)
+
+
+def _due(case: Case, step: StepRecord, children: Children, counts: Counts) -> Change:
+    if step.kind == "each":
+        return look_at_items(case, step.name, counts[step.name])
+    return elapse(case, step) if step.child_id is None else look(case, step, children)
 
 
 def _wait(case: Case) -> Change:

@@ -111,6 +111,7 @@ class Saga(_ReadOnly):
     caused_by = models.TextField(null=True)
     parent_id = _name(36, null=True)
     parent_step = _name(120, null=True)
+    parent_item = models.IntegerField(null=True)
     root_id = _name(36, null=True)
 
     class Meta(_ReadOnly.Meta):
@@ -149,6 +150,17 @@ class Step(_SeveralColumns):
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_step"
+
+
+class FanOut(_SeveralColumns):
+    whole_key = ("saga_id", "step")
+    saga = models.OneToOneField(Saga, models.DO_NOTHING, primary_key=True, related_name="+")
+    step = _name(120)
+    items = models.IntegerField()
+    next_item = models.IntegerField()
+
+    class Meta(_ReadOnly.Meta):
+        db_table = "sagas_fan_out"
 
 
 class Arrival(_ReadOnly):

@@ -1,0 +1,108 @@
+"""What the engine does between a saga and the items of its `Each` nodes, beside the rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sagas import transitions
+from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus
+from sagas.each import Each
+from sagas.errors import SagaNotFound
+from sagas.plan import plan
+from sagas.stores import CheckpointStore
+from sagas.transitions import Case, Counts, Verdict
+
+if TYPE_CHECKING:
+    from sagas.orchestrator import Orchestrator
+
+__all__ = ["counts", "refill", "tell_items", "undo_items"]
+
+
+def counts(store: CheckpointStore, case: Case) -> Counts:
+    """Return how the items of steps stand that a rule has to know of."""
+    return {name: store.items.count(case.record.id, name) for name in transitions.due_items(case)}
+
+
+def refill(engine: Orchestrator, record: SagaRecord) -> None:
+    """Begin, or have compensated, as many items as may be in progress: who was to do that may be gone."""
+    for step in record.steps.values():
+        if step.kind != "each" or step.status is not StepStatus.WAITING:
+            continue
+        items = engine.store.items.count(record.id, step.name)
+        free = _concurrency(engine, record, step.name) - items.working
+        if free > 0 and record.direction is Direction.FORWARD and items.waiting:
+            _begin(engine, record.id, step.name, free)
+        elif free > 0 and record.direction is Direction.BACKWARD and items.completed:
+            _undo_next(engine, record, step.name, free)
+
+
+def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
+    """An item came to rest: begin the next, or have the one before it compensated; after the last, look at the saga."""
+    assert item.parent_id is not None
+    assert item.parent_step is not None
+    parent, name = engine.store.load(item.parent_id), item.parent_step
+    if item.status is SagaStatus.STUCK:
+        _look(engine, parent.id, name)
+        return
+    if parent.direction is Direction.FORWARD and item.status is SagaStatus.COMPENSATED:
+        parent = _look(engine, parent.id, name)
+    if parent.step(name).status is not StepStatus.WAITING:
+        return
+    if parent.direction is Direction.FORWARD:
+        went_on = _begin(engine, parent.id, name, 1)
+    else:
+        went_on = _undo_next(engine, parent, name, 1)
+    if not went_on:
+        _look(engine, parent.id, name)
+
+
+def undo_items(engine: Orchestrator, parent: SagaRecord, name: str) -> None:
+    """Have the items of a step compensate: at once those that are on their way, then the others, last first."""
+    engine.store.items.close(parent.id, name)
+    for item_id in engine.store.items.unfinished(parent.id, name):
+        _undo(engine, parent, item_id)
+    _undo_next(engine, parent, name, _concurrency(engine, parent, name))
+
+
+def _concurrency(engine: Orchestrator, record: SagaRecord, name: str) -> int:
+    node = engine.definition(record).steps[record.step(name).node].step
+    assert isinstance(node, Each)
+    return node.max_concurrency
+
+
+def _begin(engine: Orchestrator, parent_id: str, name: str, count: int) -> bool:
+    """Begin the next items. False where there are none."""
+    begun = engine.store.items.begin_next(parent_id, name, count, engine.timing.redispatch_after)
+    for item_id in begun:
+        item = engine.store.load(item_id)
+        engine.send(plan(engine.definition(item), item))
+    return bool(begun)
+
+
+def _undo_next(engine: Orchestrator, parent: SagaRecord, name: str, count: int) -> bool:
+    """Have the last items compensate, until so many are at it. False where there are none."""
+    at_it = 0
+    while at_it < count and (ids := engine.store.items.undo_next(parent.id, name, count - at_it)):
+        at_it += sum(_undo(engine, parent, item_id) for item_id in ids)
+    return at_it > 0
+
+
+def _undo(engine: Orchestrator, parent: SagaRecord, item_id: str) -> bool:
+    """Have an item compensate, whatever it has come to. Return whether that takes more than this."""
+    why = f"its parent {parent.name!r} ({parent.id}) compensates: {parent.error}"
+    try:
+        undone = engine.change(item_id, lambda case: transitions.undo(case, why))
+    except SagaNotFound:
+        return False
+    if undone.verdict is Verdict.DISPATCH and undone.plan:
+        engine.send(undone.plan)
+    return undone.record.status not in AT_REST
+
+
+def _look(engine: Orchestrator, parent_id: str, name: str) -> SagaRecord:
+    """See whether the items of a step are at their ends."""
+    items: Items = engine.store.items.count(parent_id, name)
+    seen = engine.change(parent_id, lambda case: transitions.items_ended(case, name, items))
+    if seen.verdict is Verdict.DISPATCH and seen.plan:
+        engine.send(seen.plan)
+    return seen.record

@@ -1,0 +1,189 @@
+"""The items of an `Each` in SQL: child sagas by number, and how many of them have begun.
+
+Nobody reads all of them at once. `sagas_fan_out` holds the number of the next item; whoever moves it locks its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, insert, select, update
+
+from sagas.checkpoints import Direction, Items, SagaRecord, SagaStatus
+from sagas.errors import KeyConflict
+from sagas.stores import bulk, schema, statements
+from sagas.stores.clock import DatabaseClock
+from sagas.stores.codecs import Codec
+from sagas.stores.connections import Connections
+from sagas.stores.rows import saga_of
+
+__all__ = ["SqlItems"]
+
+_sagas, _fan_outs = schema.sagas.c, schema.fan_outs.c
+
+#: Items that one statement stores.
+_CHUNK = 500
+
+_UNFINISHED = (SagaStatus.PENDING.value, SagaStatus.RUNNING.value)
+
+
+def _of(parent_id: str, step: str) -> tuple[ColumnElement[bool], ...]:
+    return _sagas.parent_id == parent_id, _sagas.parent_step == step, _sagas.parent_item.is_not(None)
+
+
+class SqlItems:
+    """The items of a `SqlStore`: `store.items`."""
+
+    def __init__(self, connections: Connections, codec: Codec, clock: DatabaseClock) -> None:
+        self._connections = connections
+        self._codec = codec
+        self._clock = clock
+
+    def insert(
+        self,
+        connection: Connection,
+        items: Sequence[SagaRecord],
+        to_row: Callable[[SagaRecord], Mapping[str, Any]],
+        of_row: Callable[[RowMapping], SagaRecord],
+    ) -> None:
+        """Store the items of one step, in the transaction that makes it wait for them."""
+        first = items[0]
+        begun = sum(item.next_check_at is not None for item in items)
+        keep = statements.DIALECTS[self._connections.dialect].insert_or_keep
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            there = bulk.insert_many(connection, keep, chunk, to_row, of_row)
+            for item, found in zip(chunk, there, strict=True):
+                if item.id != found.id:
+                    raise KeyConflict(f"saga {item.name!r}: the key {item.key!r} of an item belongs to {found.id}")
+        values = {"saga_id": first.parent_id, "step": first.parent_step, "items": len(items), "next_item": begun}
+        connection.execute(insert(schema.fan_outs), values)
+
+    def count(self, parent_id: str, step: str) -> Items:
+        begun = _sagas.next_check_at.is_not(None) | _sagas.status.not_in([SagaStatus.PENDING.value])
+        query = (
+            select(_sagas.status, begun.label("begun"), func.count().label("number"))
+            .where(*_of(parent_id, step))
+            .group_by(_sagas.status, begun)
+        )
+        numbers = {"waiting": 0, "working": 0, "completed": 0, "failed": 0}
+        stuck = False
+        for row in self._connections.rows(query):
+            status = SagaStatus(row["status"])
+            stuck = stuck or status is SagaStatus.STUCK
+            kind = {SagaStatus.COMPLETED: "completed", SagaStatus.COMPENSATED: "failed"}.get(status, "working")
+            numbers[kind if row["begun"] else "waiting"] += row["number"]
+        return Items(**numbers, trouble=self._trouble(parent_id, step) if stuck or numbers["failed"] else None)
+
+    def _trouble(self, parent_id: str, step: str) -> str | None:
+        bad = _sagas.status.in_([SagaStatus.STUCK.value, SagaStatus.COMPENSATED.value])
+        first_stuck = case((_sagas.status == SagaStatus.STUCK.value, 0), else_=1)
+        query = (
+            select(_sagas.id, _sagas.parent_item, _sagas.status, _sagas.error)
+            .where(*_of(parent_id, step), bad, _sagas.error.is_not(None))
+            .order_by(first_stuck, _sagas.parent_item)
+            .limit(1)
+        )
+        for row in self._connections.rows(query):
+            return f"item {row['parent_item']} ({row['id']}) is {row['status']}: {row['error']}"
+        return None
+
+    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
+        """Begin the next items of a saga that goes forward. Returns their ids; fewer, or none, where there are no more.
+
+        `patience`: seconds after which recovery looks at them.
+        """
+        now = self._clock.now()
+        with self._connections.writing() as connection:
+            if self._locked(connection, parent_id, Direction.FORWARD) is None:
+                return []
+            number = self._next_item(connection, parent_id, step)
+            if number is None:
+                return []
+            mine = *_of(parent_id, step), _sagas.parent_item >= number, _sagas.parent_item < number + count
+            ids = list(connection.execute(select(_sagas.id).where(*mine).order_by(_sagas.parent_item)).scalars())
+            if ids:
+                begun = {
+                    "next_check_at": now + timedelta(seconds=patience),
+                    "stage_ready_at": now,
+                    "updated_at": now,
+                    "dispatches": 1,
+                    "revision": schema.sagas.c.revision + 1,
+                }
+                connection.execute(update(schema.sagas).where(_sagas.id.in_(ids)).values(**begun))
+                self._move(connection, parent_id, step, number + len(ids))
+            return ids
+
+    def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
+        """Return the ids of the last items that have begun and were not told to compensate, last first."""
+        with self._connections.writing() as connection:
+            if self._locked(connection, parent_id, Direction.BACKWARD) is None:
+                return []
+            number = self._next_item(connection, parent_id, step)
+            if not number:
+                return []
+            rows = connection.execute(
+                select(_sagas.id, _sagas.parent_item)
+                .where(
+                    *_of(parent_id, step),
+                    _sagas.parent_item < number,
+                    _sagas.status != SagaStatus.COMPENSATED.value,
+                )
+                .order_by(_sagas.parent_item.desc())
+                .limit(count)
+            ).all()
+            self._move(connection, parent_id, step, min((row.parent_item for row in rows), default=0))
+            return [row.id for row in rows]
+
+    def close(self, parent_id: str, step: str) -> None:
+        """Begin to compensate: the items that have not begun never will, and all others are to be told."""
+        now = self._clock.now()
+        with self._connections.writing() as connection:
+            if self._locked(connection, parent_id, Direction.BACKWARD) is None:
+                return
+            never = *_of(parent_id, step), _sagas.status == SagaStatus.PENDING.value, _sagas.next_check_at.is_(None)
+            closed = {"status": SagaStatus.COMPENSATED.value, "updated_at": now, "error": "it was never begun"}
+            connection.execute(update(schema.sagas).where(*never).values(**closed))
+            mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
+            connection.execute(update(schema.fan_outs).where(*mine).values(next_item=_fan_outs["items"]))
+
+    def unfinished(self, parent_id: str, step: str) -> Sequence[str]:
+        """Return the ids of the items that are on their way forward."""
+        query = select(_sagas.id).where(*_of(parent_id, step), _sagas.status.in_(_UNFINISHED))
+        return [row["id"] for row in self._connections.rows(query.order_by(_sagas.parent_item.desc()))]
+
+    def page(self, parent_id: str, step: str, first: int, limit: int) -> Sequence[SagaRecord]:
+        """Return items with their steps and payloads, from a number on."""
+        mine = *_of(parent_id, step), _sagas.parent_item >= first
+        query = select(schema.sagas).where(*mine).order_by(_sagas.parent_item).limit(limit)
+
+        def read(connection: Connection) -> Sequence[SagaRecord]:
+            rows = connection.execute(query).mappings().all()
+            steps: dict[str, list[RowMapping]] = {row["id"]: [] for row in rows}
+            mine = schema.steps.c.saga_id.in_(list(steps))
+            asked = select(schema.steps).where(mine).order_by(schema.steps.c.saga_id, schema.steps.c.seq)
+            for each in connection.execute(asked).mappings():
+                steps[each["saga_id"]].append(each)
+            return [saga_of(row, steps[row["id"]], self._codec) for row in rows]
+
+        return self._connections.read(read)
+
+    @staticmethod
+    def _locked(connection: Connection, parent_id: str, direction: Direction) -> str | None:
+        """Lock the parent, so that it cannot turn meanwhile. None where it goes the other way, or is gone."""
+        mine = _sagas.id == parent_id, _sagas.direction == direction.value
+        found: str | None = connection.execute(select(_sagas.id).where(*mine).with_for_update()).scalar()
+        return found
+
+    @staticmethod
+    def _next_item(connection: Connection, parent_id: str, step: str) -> int | None:
+        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
+        number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
+        return number
+
+    @staticmethod
+    def _move(connection: Connection, parent_id: str, step: str, number: int) -> None:
+        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
+        connection.execute(update(schema.fan_outs).where(*mine).values(next_item=number))
