@@ -136,6 +136,8 @@ def _changed(name: str, before: dict[str, _Place], after: dict[str, _Place]) -> 
         yield f"step {name!r} " + ("is now the pivot" if new.node.is_pivot else "was the pivot and no longer is")
     elif old.node.kind != new.node.kind:
         yield f"{name!r} was a {old.node.kind} and is a {new.node.kind}"
+    elif old.node.saga != new.node.saga:
+        yield f"{name!r} was the child saga {old.node.saga} and is {new.node.saga}"
     elif old.node.compensated != new.node.compensated:
         had = "had a compensation and has none" if old.node.compensated else "had no compensation and has one"
         yield f"step {name!r} {had}"

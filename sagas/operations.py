@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +24,24 @@ from sagas.stores import Filter, operator_store
 from sagas.transitions import Case
 from sagas.values import encode, explain, load, same
 
-__all__ = ["LONGEST_REASON", "ActionResult", "Operations", "check_reason", "pretty"]
+__all__ = [
+    "LONGEST_REASON",
+    "MOST_CHILDREN",
+    "ActionResult",
+    "Operations",
+    "Relatives",
+    "check_reason",
+    "pretty",
+]
 
 #: Characters that a reason may have. Longer ones are refused, not cut: the end may be what matters.
 LONGEST_REASON = 2_000
 
 #: Characters of an input or a result that people are shown.
 _LONGEST_SHOWN = 20_000
+
+#: Children of a saga that are shown with it.
+MOST_CHILDREN = 100
 
 #: Sagas taken at once by what is done to all that fit a filter.
 _PAGE = 100
@@ -44,6 +55,14 @@ class ActionResult:
     error: str | None = None  #: why nothing was done
 
 
+@dataclass(frozen=True, slots=True)
+class Relatives:
+    """The sagas next to one in its tree."""
+
+    parent: SagaSummary | None = None
+    children: Sequence[SagaSummary] = ()  #: oldest first; at most `MOST_CHILDREN`
+
+
 class Operations:
     """The operator's side of an app with sagas in SQL.
 
@@ -54,6 +73,17 @@ class Operations:
         self.sagas = sagas
         self.store = operator_store(sagas.store)
         self.queries = self.store.queries
+
+    def relatives(self, record: SagaSummary) -> Relatives:
+        """Return the parent and the children of a saga. `record`: with its steps."""
+        parent, children = None, list[SagaSummary]()
+        if record.parent_id is not None:
+            with suppress(SagaNotFound):  # purged
+                parent = self.queries.summary(record.parent_id)
+        if any(step.child_id for step in record.steps.values()):
+            where = Filter(family=record.family, parent=record.id)
+            children += self.queries.select(where, limit=MOST_CHILDREN, after="", with_steps=True)
+        return Relatives(parent, children)
 
     def allowed_actions(self, record: SagaSummary) -> tuple[AllowedAction, ...]:
         """Return what may be done to a saga as it is in `record`, with its steps. Somebody else may be quicker."""

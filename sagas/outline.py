@@ -4,7 +4,7 @@ The outline tells whether running code still has the definition that a saga was 
 and list a saga whose definition is in other code. In JSON, a node is an object, and a parallel stage is an array::
 
     [{"step": "reserve"}, [{"step": "authorize"}, {"step": "quote", "compensation": false}], {"pivot": "capture"},
-     {"wait": "pickup"}, {"timer": "grace", "when": true}]
+     {"wait": "pickup"}, {"timer": "grace", "when": true}, {"child": "deliver", "saga": "deliver_order 1"}]
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class OutlineNode:
 
         >>> OutlineNode("approval", "wait", conditional=True).label
         'approval (wait, conditional)'
+        >>> OutlineNode("hotel", "child", saga="book_hotel 1").label
+        'hotel (saga book_hotel 1)'
         """
-        marks = [self.kind] * (self.kind in ("wait", "timer")) + [f"child saga {self.saga}"] * bool(self.saga)
+        marks = [self.kind] * (self.kind in ("wait", "timer")) + [f"saga {self.saga}"] * bool(self.saga)
         marks += ["conditional"] * self.conditional + ["deferred"] * self.deferred
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
@@ -131,6 +133,6 @@ def steps_of(record: SagaSummary) -> list[StepRecord]:
 
 def _described(node: OutlineNode) -> str:
     marks = [node.kind] if node.kind != "step" else [] if node.compensated else ["no compensation"]
-    marks = [f"child saga {node.saga}"] if node.saga else marks
+    marks = [f"saga {node.saga}"] if node.saga else marks
     marks += ["conditional"] * node.conditional + ["deferred"] * node.deferred
     return f"{node.name} ({', '.join(marks)})" if marks else node.name

@@ -26,6 +26,7 @@ from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import (
+    Child,
     Parallel,
     Pivot,
     Retry,
@@ -248,6 +249,28 @@ def waits_for_all() -> Saga:
         Step("last", last, compensation=None, retry=QUICK, timeout=3),
         input=Faults,
     )  # fmt: skip
+
+
+def with_children() -> Saga:
+    """A saga of sagas, two of them side by side and one of them nested; their steps do as the faults say."""
+
+    def make(faults: dict[str, str], step: StepContext) -> Mapping[str, Any]:
+        if faults.get("make") == "kill" and step.attempt == 1:
+            _die()
+        return {"faults": faults}
+
+    inner = Saga("inner", _step("inner_one"), _step("inner_two"), input=Faults)
+    middle = Saga("middle", _step("middle_one"), Child("inner", inner), _step("middle_two"), input=Faults)
+    left = Saga("left", _step("left_one"), _step("left_two"), input=Faults)
+    right = Saga("right", _step("right_one"), input=Faults)
+    return Saga(
+        "with_children",
+        _step("one"),
+        Parallel(Child("left", left, input=make), Child("right", right)),
+        Child("middle", middle),
+        _step("last"),
+        input=Faults,
+    )
 
 
 def long_names() -> Saga:

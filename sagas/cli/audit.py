@@ -54,6 +54,7 @@ def audit(
             "id": entry.saga_id,
             "saga": entry.name,
             "key": entry.key,
+            "parent": entry.parent_id,
             "step": entry.entry.step,
             "reason": entry.entry.detail,
         }

@@ -52,7 +52,7 @@ def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
 def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return all details of a saga for operators: what `show --json` prints."""
     payloads = operations.queries.payloads(record.id)
-    missing = None
+    missing, relatives = None, operations.relatives(record)
     try:
         operations.sagas.orchestrator.definition(record)
     except DefinitionMissing as error:
@@ -61,12 +61,14 @@ def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
         **row(operations, record),
         "direction": record.direction.value,
         "deadline": record.deadline,
+        "parent": None if relatives.parent is None else _relative(relatives.parent, record),
         "definition_missing": missing,
         "allowed_actions": [
             {"action": allowed.action.value, "step": allowed.step, "command": _command(allowed, record)}
             for allowed in operations.allowed_actions(record)
         ],
         "steps": [_step(step, operations.shown(payloads.results.get(step.name))) for step in steps_of(record)],
+        "children": [_relative(child, child) for child in relatives.children],
         "input": operations.shown(payloads.input),
         "dead_letters": [
             {
@@ -77,6 +79,17 @@ def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
             }
             for letter in operations.queries.dead_letters(record.id)
         ],
+    }
+
+
+def _relative(saga: SagaSummary, child: SagaSummary) -> dict[str, Any]:
+    return {
+        "step": child.parent_step,
+        "id": saga.id,
+        "saga": saga.name,
+        "key": saga.key,
+        "status": saga.status.value,
+        "error": saga.trouble,
     }
 
 

@@ -15,7 +15,7 @@ from sagas.operations import Operations
 __all__ = ["history", "show"]
 
 #: Fields that are shown as a table.
-_TABLES = ("allowed_actions", "steps", "dead_letters")
+_TABLES = ("allowed_actions", "steps", "children", "dead_letters")
 
 
 @click.command(
@@ -47,7 +47,10 @@ def show(obj: Any, saga: str, as_json: bool) -> None:
 
 
 def _in_lines(details: dict[str, Any]) -> None:
-    lines([{"field": name, "value": value} for name, value in details.items() if name not in (*_TABLES, "input")])
+    plain = [name for name in details if name not in (*_TABLES, "input", "parent")]
+    lines([{"field": name, "value": details[name]} for name in plain])
+    if (parent := details["parent"]) is not None:
+        lines([{"field": "parent", "value": f"{parent['saga']} {parent['id']}, step {parent['step']}"}])
     click.echo(f"input\t{json.dumps(details['input'])}")
     for name in _TABLES:
         if details[name]:

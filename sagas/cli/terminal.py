@@ -162,6 +162,8 @@ def show(saga: Mapping[str, Any], now: datetime) -> None:
         # The terminal wraps the line itself, so that the command is copied in one piece.
         screen.print(Text(f"  {readable(allowed['command'])}", "cyan"), soft_wrap=True)
     screen.print(Text("\nSteps", "bold"), _steps(saga["steps"], now), sep="\n")
+    if saga["children"]:
+        screen.print(Text("\nChildren", "bold"), _children(saga["children"]), sep="\n")
     screen.print(Text("\nInput", "bold"), Padding(Text(_json(saga["input"])), (0, 0, 0, 2)), sep="\n")
     if saga["dead_letters"]:
         screen.print(Text("\nOpen dead letters", "bold"), _letters(saga["dead_letters"]), sep="\n")
@@ -183,7 +185,22 @@ def _head(saga: Mapping[str, Any], now: datetime) -> Group:
     shown = [title, Text(saga["id"]), Text(times, "dim")]
     if saga["correlation_id"] != saga["id"]:
         shown.append(Text(f"correlation id {readable(saga['correlation_id'])}", "dim"))
+    if (parent := saga["parent"]) is not None:
+        shown.append(Text(f"child of {readable(parent['saga'])} {parent['id']}, step {parent['step']}", "dim"))
     return Group(*shown, *(_text(saga[what], "red") for what in ("error", "definition_missing") if saga[what]))
+
+
+def _children(children: Sequence[Mapping[str, Any]]) -> Group:
+    return blocks(
+        ("id", "status", "step"),
+        [
+            (
+                (Text(each["id"]), _status(each["status"]), _text(each["step"])),
+                (_one_line(f"{each['saga']} {each['key']}", "dim"), *_errors(each["error"])),
+            )
+            for each in children
+        ],
+    )
 
 
 def _letters(letters: Sequence[Mapping[str, Any]]) -> Group:
@@ -223,7 +240,7 @@ def _about(step: Mapping[str, Any], now: datetime) -> list[Text]:
     about = []
     if step["owner"]:
         about.append(Text(f"held by {step['owner']} until {_moment(step['lease_until'])}", "dim"))
-    if step["due_at"] is not None and step["due_at"] > now:
+    if step["due_at"] is not None and step["due_at"] > now and step["status"] != "WAITING":
         about.append(Text(f"retried in {ago(step['due_at'] - now)}", "dim"))
     if step["result"] is not None:
         about.append(Text(f"result {_json(step['result'], indent=None)}", "green"))

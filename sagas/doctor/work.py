@@ -59,6 +59,13 @@ def check_backlog(found: Backlog, now: datetime) -> Iterator[Finding]:
             f"{found.stuck.count} sagas are STUCK{ago(found.stuck.oldest)}: for example {found.stuck.example}",
             "retry or skip the stuck step, or mark it done; docs/operations.md says when to do which",
         )
+    if found.behind_stuck.count:
+        yield warning(
+            "child-stuck",
+            f"{found.behind_stuck.count} sagas wait for a child saga that is STUCK{ago(found.behind_stuck.oldest)}: "
+            f"for example {found.behind_stuck.example}",
+            f"{command('show', str(found.behind_stuck.example))} says which child and why; repair the child",
+        )
     if found.standing.count:
         yield problem(
             "not-progressing",

@@ -27,6 +27,7 @@ class Filter:
     key: str | None = None
     correlation_id: str | None = None
     family: str | None = None  #: the id of the saga at the top of a tree: that one and all below it
+    parent: str | None = None  #: the id of the saga that they are children of; give its `family` too
     step: str | None = None  #: stands at a step of this name: it has begun and is not settled
     error: str | None = None  #: its error, or that of a stuck step, has this in it, in upper or lower case
     created_after: datetime | None = None
@@ -70,6 +71,7 @@ class AuditEntry:
     name: str
     key: str
     entry: HistoryEntry
+    parent_id: str | None = None  #: of a child saga
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,7 @@ class Backlog:
 
     unfinished: Found
     stuck: Found
+    behind_stuck: Found  #: sagas whose child saga is stuck
     standing: Found  #: overdue for a long time: nobody begins their next step
     not_sent: Found  #: steps whose message no broker takes
     letters: Found  #: open dead letters of sagas
@@ -174,6 +175,9 @@ def backlog(store: OperatorStore) -> Backlog:
         return Backlog(
             unfinished=ask(_sagas.created_at, _sagas.id, _sagas.status.in_(unfinished)),
             stuck=ask(_sagas.updated_at, _sagas.id, _sagas.status == SagaStatus.STUCK),
+            behind_stuck=ask(
+                _sagas.updated_at, _sagas.parent_id, _sagas.status == SagaStatus.STUCK, _sagas.parent_id.is_not(None)
+            ),
             standing=ask(_sagas.stage_ready_at, _sagas.id, NOT_PROGRESSING),
             not_sent=ask(
                 _sagas.stage_ready_at,

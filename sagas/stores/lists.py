@@ -24,12 +24,15 @@ __all__ = [
     "filtered",
     "in_flight",
     "listed",
+    "may_be_undone",
     "steps_of",
     "tallied",
     "with_prefix",
 ]
 
 _sagas, _steps, _letters, _history = schema.sagas.c, schema.steps.c, schema.dead_letters.c, schema.history.c
+
+_root = schema.sagas.alias("root")
 
 #: What lists read of a saga. Its input may be large, and may be encrypted with a key that is gone.
 SUMMARY = [column for column in _sagas if column is not _sagas.input]
@@ -64,6 +67,7 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.key, _sagas.key.__eq__),
         (where.correlation_id, _sagas.correlation_id.__eq__),
         (where.family, lambda root: (_sagas.id == root) | (_sagas.root_id == root)),
+        (where.parent, _sagas.parent_id.__eq__),
         (where.step, _stands_at),
         (where.error, lambda text: _sagas.error.icontains(text, autoescape=True) | _sagas.id.in_(stuck)),
         (where.created_after, _sagas.created_at.__ge__),
@@ -71,8 +75,8 @@ def filtered(where: Filter) -> list[ColumnElement[bool]]:
         (where.updated_before, _sagas.updated_at.__lt__),
     )
     conditions = [fits(value) for value, fits in each if value not in (None, [])]
-    texts = where.name, where.key, where.correlation_id, where.family, where.step, where.error, *(where.ids or ())
-    if not _are_clean(*texts):
+    texts = where.name, where.key, where.correlation_id, where.family, where.parent, where.step, where.error
+    if not _are_clean(*texts, *(where.ids or ())):
         return [false()]
     if where.attention:
         # As a union, each part is found by its own index; as an "or", every saga would be looked at.
@@ -131,7 +135,7 @@ def audited(
     )
     asked = [fits(value) for value, fits in each if value is not None] if _are_clean(actor, name) else [false()]
     return (
-        select(schema.history, _sagas.name, _sagas.key)
+        select(schema.history, _sagas.name, _sagas.key, _sagas.parent_id)
         .join(schema.sagas, _sagas.id == _history.saga_id)
         .where(_history.actor.is_not(None), *asked)
         .order_by(_history.id.desc())
@@ -147,6 +151,19 @@ def ended(status: SagaStatus, since: datetime, among: int) -> Select[Any]:
 
 def in_flight() -> Select[Any]:
     """The unfinished, by what they were started with and their status."""
+    return _by_definition().where(_sagas.status.in_(_UNFINISHED))
+
+
+def may_be_undone() -> Select[Any]:
+    """The completed children that their parents may still have to compensate, in the same way."""
+    return (
+        _by_definition()
+        .join(_root, _root.c.id == _sagas.root_id)
+        .where(_root.c.status.in_(_UNFINISHED), _sagas.status == SagaStatus.COMPLETED)
+    )
+
+
+def _by_definition() -> Select[Any]:
     actor = _sagas.name, _sagas.version, _sagas.outline, _sagas.status
     return (
         select(
@@ -155,7 +172,6 @@ def in_flight() -> Select[Any]:
             func.min(_sagas.created_at).label("oldest"),
             func.min(_sagas.id).label("example"),  # ids go up with time
         )
-        .where(_sagas.status.in_(_UNFINISHED))
         .group_by(*actor)
         .order_by(*actor)
     )

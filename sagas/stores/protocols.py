@@ -217,7 +217,10 @@ class Queries(SagaLog, Protocol):
         """Return how many of the sagas that fit a filter have each name and status."""
 
     def in_flight(self) -> Sequence[InFlight]:
-        """Return the unfinished sagas, by name, version, outline and status."""
+        """Return the unfinished sagas, by name, version, outline and status.
+
+        A COMPLETED child is among them as long as the top of its tree is unfinished: it may have to compensate.
+        """
 
     def ended(self, since: datetime, *, among: int = 1000) -> int:
         """Return how many sagas have ended since then, of the `among` that were started last with each end.

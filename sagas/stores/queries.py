@@ -120,7 +120,7 @@ class SqlQueries:
         return [StatusCount(row["name"], SagaStatus(row["status"]), row["count"]) for row in rows]
 
     def in_flight(self) -> Sequence[InFlight]:
-        rows = self._connections.rows(lists.in_flight())
+        rows = [*self._connections.rows(lists.in_flight()), *self._connections.rows(lists.may_be_undone())]
         return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in rows]
 
     def ended(self, since: datetime, *, among: int = 1000) -> int:
@@ -149,7 +149,7 @@ class SqlQueries:
     ) -> Sequence[AuditEntry]:
         query = lists.audited(actor=actor, name=name, since=since, limit=limit, before=before)
         return [
-            AuditEntry(row["id"], row["saga_id"], row["name"], row["key"], entry_of(row))
+            AuditEntry(row["id"], row["saga_id"], row["name"], row["key"], entry_of(row), row["parent_id"])
             for row in self._connections.rows(query)
         ]
 

@@ -16,7 +16,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 from tornado.web import create_signed_value
 
-from sagas import SagaHandle, SagaRecord, SagaStatus, SqlStore
+from sagas import SagaHandle, SagaRecord, SagaStatus, SqlStore, StepRecord, StepStatus
 from sagas.checkpoints import HistoryEntry
 from sagas.stores import schema
 from tests.conftest import Rig
@@ -91,6 +91,45 @@ def test_the_api(rig: Rig, open_flower: FlowerProcess) -> None:
     assert done_by(rig, handle.id) == [("flower (not logged in)", "operator: retry")]
     counts = wait_for(lambda: (c := client.get("/api/sagas/counts").json())["statuses"]["COMPLETED"] and c, 20)
     assert counts["ended_per_minute"] >= 1
+
+
+def test_parent_and_children_are_shown_with_a_link_both_ways(rig: Rig, open_flower: FlowerProcess) -> None:
+    at, store, client = rig.sagas.store.now(), rig.sagas.store, Client(open_flower.url)
+    parent = store.insert(
+        SagaRecord(
+            id="00000000-parent", name="trip", version=1, key="t-1", outline='[{"child": "stay", "saga": "hotel 1"}]',
+            correlation_id="c", input="null", created_at=at, updated_at=at, stage_ready_at=at,
+        )
+    )  # fmt: skip
+    child = replace(
+        parent, id="00000000-child", name="hotel", key="h-1", outline='[{"step": "room"}]', parent_id=parent.id,
+        parent_step="stay", root_id=parent.id, status=SagaStatus.STUCK, error="the desk is closed",
+    )  # fmt: skip
+    why = f"its child saga 'hotel' ({child.id}) is STUCK: the desk is closed"
+    step = StepRecord(
+        node="stay",
+        seq=1,
+        kind="child",
+        status=StepStatus.WAITING,
+        started_seq=1,
+        started_at=at,
+        child_id=child.id,
+        error=why,
+    )
+    assert store.save(parent, replace(parent, status=SagaStatus.RUNNING).with_step(step), children=[child]) is not None
+    one = client.get(f"/api/sagas/{parent.id}").json()
+    assert [(each["id"], each["status"], each["error"]) for each in one["children"]] == [
+        (child.id, "STUCK", "the desk is closed")
+    ]
+    assert one["steps"][0]["error"] == why
+    assert client.get(f"/api/sagas/{child.id}").json()["parent_id"] == parent.id
+    page = client.get(f"/saga/{parent.id}").text
+    assert f'href="/saga/{child.id}"' in page
+    assert "the desk is closed" in page
+    assert (
+        f'href="/saga/{parent.id}">trip t-1</a>, RUNNING, step <code>stay</code>'
+        in client.get(f"/saga/{child.id}").text
+    )
 
 
 def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, untouched: SagaHandle) -> None:

@@ -205,6 +205,7 @@ class SagaAdmin(admin.ModelAdmin):
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
             "record": record,
+            "relatives": operations.relatives(record),
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
             "input": _json(operations.shown(payloads.input)),

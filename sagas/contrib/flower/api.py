@@ -120,6 +120,8 @@ def _head(record: SagaSummary) -> dict[str, Any]:
         "direction": record.direction,
         "epoch": record.epoch,
         "error": record.error,
+        "parent_id": record.parent_id,
+        "parent_step": record.parent_step,
         "created_at": record.created_at.isoformat(),
         "updated_at": record.updated_at.isoformat(),
     }
@@ -145,6 +147,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
             }
             for step in found.steps
         ],
+        "children": [{**_head(child), "error": child.trouble} for child in found.relatives.children],
         "history": [
             {
                 "at": entry.at.isoformat(),

@@ -9,7 +9,7 @@ from datetime import datetime
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace, walk
-from sagas.operations import Operations, pretty
+from sagas.operations import Operations, Relatives, pretty
 from sagas.operator_actions import AllowedAction
 from sagas.outline import steps_of
 from sagas.stores import Payloads
@@ -45,6 +45,7 @@ class OneSaga:
     letters: Sequence[DeadLetter]
     trace: Sequence[TraceLine]
     later: int  #: the number of omitted trace lines
+    relatives: Relatives
     payloads: Payloads
     input: str
     results: dict[str, str]
@@ -76,6 +77,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         operations.queries.dead_letters(saga_id),
         lines[:_ENTRIES],
         len(lines[_ENTRIES:]),
+        operations.relatives(record),
         payloads,
         pretty(operations.shown(payloads.input)),
         {step: pretty(operations.shown(result)) for step, result in payloads.results.items()},
