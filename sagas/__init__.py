@@ -5,6 +5,7 @@ from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, St
 from sagas.children import Child
 from sagas.context import StepContext
 from sagas.definition import Saga
+from sagas.each import Each
 from sagas.errors import (
     AmbiguousSaga,
     ConfigurationError,
@@ -47,6 +48,7 @@ __all__ = [
     "Wait",
     "Sleep",
     "Child",
+    "Each",
     "COMPENSATE",
     "Retry",
     "NEVER",

@@ -20,6 +20,7 @@ from sagas.transitions import Case, Child, Children, Verdict
 
 if TYPE_CHECKING:
     from sagas.orchestrator import Orchestrator
+    from sagas.stores import CheckpointStore
 
 __all__ = ["children", "tell", "undo", "waits_for"]
 
@@ -55,20 +56,25 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
         logger.warning("saga %s (%s): recovery will take up its family: %s", after.name, after.id, error)
 
 
-def children(engine: Orchestrator, case: Case) -> Children:
+def children(store: CheckpointStore, case: Case) -> Children:
     """Return the children of a saga that a rule has to know of."""
-    found = {}
-    for child_id in transitions.due_children(case):
+    due, found = set(transitions.due_children(case)), {}
+    for step in case.record.steps.values():
+        if step.child_id is None or step.child_id not in due:
+            continue
         try:
-            record = engine.store.load(child_id)
+            record = store.load(step.child_id)
         except SagaNotFound:
             continue
-        found[child_id] = Child(
-            id=child_id,
+        nodes = case.node(step).child
+        assert nodes is not None
+        completed = record.status is SagaStatus.COMPLETED
+        found[step.child_id] = Child(
+            id=step.child_id,
             name=record.name,
             status=record.status,
             trouble=record.trouble,
-            result=_results(engine, record) if record.status is SagaStatus.COMPLETED else "null",
+            result=results_of(store, record, nodes.steps) if completed else "null",
         )
     return found
 
@@ -94,7 +100,3 @@ def undo(engine: Orchestrator, attempt: Execution) -> None:
 def has_result(step: StepRecord) -> bool:
     """Tell whether a step has a result that others may ask for."""
     return step.status in (StepStatus.DONE, StepStatus.SKIPPED) and step.kind != "timer"
-
-
-def _results(engine: Orchestrator, child: SagaRecord) -> str:
-    return results_of(engine.store, child, dict(engine.definition(child).steps))

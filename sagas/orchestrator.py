@@ -365,7 +365,7 @@ class Orchestrator:
         fan_out.refill(self, record)
         return self.change(
             saga_id,
-            lambda case: transitions.examine(case, family.children(self, case), fan_out.counts(self.store, case)),
+            lambda case: transitions.examine(case, family.children(self.store, case), fan_out.counts(self.store, case)),
             loaded=record,
         )
 
@@ -518,7 +518,7 @@ class Orchestrator:
             case _ if of_items:
                 return transitions.await_items(case, name, owner, self.store.items.count(case.record.id, name))
             case _:
-                return transitions.await_child(case, name, owner, family.children(self, case))
+                return transitions.await_child(case, name, owner, family.children(self.store, case))
 
     def _note(self, record: SagaRecord, error: str) -> None:
         """Show on the saga itself why it stands still; a worker with other code may bring it on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sagas.binding import BoundStep
@@ -35,10 +35,10 @@ def result_of(store: CheckpointStore, node: BoundStep, record: SagaRecord, name:
     return step.result
 
 
-def results_of(store: CheckpointStore, record: SagaRecord, nodes: dict[str, BoundStep] | None = None) -> str:
+def results_of(store: CheckpointStore, record: SagaRecord, nodes: Mapping[str, BoundStep]) -> str:
     """Return what the steps of a saga returned, as JSON by name."""
     texts = {
-        step.name: result_of(store, nodes[step.node], record, step.name) if nodes else step.result
+        step.name: result_of(store, nodes[step.node], record, step.name)
         for step in record.steps.values()
         if has_result(step)
     }
@@ -59,4 +59,4 @@ def _of_item(store: CheckpointStore, node: BoundStep, item: SagaRecord) -> str:
     assert isinstance(node.step, Each)
     if node.step.saga is None:
         return item.step(node.name).result or "null"
-    return results_of(store, item, dict(node.step.saga.steps))
+    return results_of(store, item, node.step.saga.steps)

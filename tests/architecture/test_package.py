@@ -18,7 +18,7 @@ import sagas
 ROOT = Path(__file__).parent.parent.parent
 
 PUBLIC = """
-Saga Step Parallel Pivot Wait Sleep Child COMPENSATE Retry NEVER StepContext TerminalError RetryableError
+Saga Step Parallel Pivot Wait Sleep Child Each COMPENSATE Retry NEVER StepContext TerminalError RetryableError
 Sagas SqlStore Schedule SagaHandle Completion StartResult StartStatus
 SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
