@@ -209,7 +209,13 @@ class Execution:
             due = max(record.next_check_at or begins, begins) if begun else None
             record = replace(record, dispatches=record.dispatches if begun else 0, next_check_at=due)
             made.append(replace(record, parent_item=number))
-        return made
+        if (failed := self._store.items.failed(self.record.id, self.name)) is None:
+            return made
+        # An operator has this step tried again: the items that are done stand, and those that failed begin anew.
+        return [
+            replace(made[number], key=f"{made[number].key}:{old}", dispatches=1, next_check_at=begins)
+            for number, old in failed.items()
+        ]
 
     def _call(self, bound: Any) -> Any:
         assert bound is not None

@@ -15,7 +15,7 @@ from sagas.transitions import Case, Counts, Verdict
 if TYPE_CHECKING:
     from sagas.orchestrator import Orchestrator
 
-__all__ = ["counts", "refill", "tell_items", "undo_items"]
+__all__ = ["counts", "tell_items", "undo_items"]
 
 
 def counts(store: CheckpointStore, case: Case) -> Counts:
@@ -23,37 +23,22 @@ def counts(store: CheckpointStore, case: Case) -> Counts:
     return {name: store.items.count(case.record.id, name) for name in transitions.due_items(case)}
 
 
-def refill(engine: Orchestrator, record: SagaRecord) -> None:
-    """Begin, or have compensated, as many items as may be in progress: who was to do that may be gone."""
-    for step in record.steps.values():
-        if step.kind != "each" or step.status is not StepStatus.WAITING:
-            continue
-        items = engine.store.items.count(record.id, step.name)
-        free = _concurrency(engine, record, step.name) - items.working
-        if free > 0 and record.direction is Direction.FORWARD and items.waiting:
-            _begin(engine, record.id, step.name, free)
-        elif free > 0 and record.direction is Direction.BACKWARD and items.completed:
-            _undo_next(engine, record, step.name, free)
-
-
 def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
     """An item came to rest: begin the next, or have the one before it compensated; after the last, look at the saga."""
     assert item.parent_id is not None
     assert item.parent_step is not None
     parent, name = engine.store.load(item.parent_id), item.parent_step
-    if item.status is SagaStatus.STUCK:
-        _look(engine, parent.id, name)
-        return
-    if parent.direction is Direction.FORWARD and item.status is SagaStatus.COMPENSATED:
+    failed = parent.direction is Direction.FORWARD and item.status is SagaStatus.COMPENSATED
+    if failed or item.status is SagaStatus.STUCK:
         parent = _look(engine, parent.id, name)
-    if parent.step(name).status is not StepStatus.WAITING:
-        return
-    if parent.direction is Direction.FORWARD:
-        went_on = _begin(engine, parent.id, name, 1)
-    else:
-        went_on = _undo_next(engine, parent, name, 1)
-    if not went_on:
+    going_on = parent.step(name).status is StepStatus.WAITING and item.status is not SagaStatus.STUCK
+    if going_on and parent.direction is Direction.FORWARD:
+        going_on = _begin(engine, item)
+    elif going_on:
+        going_on = _undo_next(engine, parent, name, 1)
+    if not going_on:
         _look(engine, parent.id, name)
+    engine.store.items.told(item.id)
 
 
 def undo_items(engine: Orchestrator, parent: SagaRecord, name: str) -> None:
@@ -70,13 +55,14 @@ def _concurrency(engine: Orchestrator, record: SagaRecord, name: str) -> int:
     return node.max_concurrency
 
 
-def _begin(engine: Orchestrator, parent_id: str, name: str, count: int) -> bool:
-    """Begin the next items. False where there are none."""
-    begun = engine.store.items.begin_next(parent_id, name, count, engine.timing.redispatch_after)
-    for item_id in begun:
-        item = engine.store.load(item_id)
-        engine.send(plan(engine.definition(item), item))
-    return bool(begun)
+def _begin(engine: Orchestrator, ended: SagaRecord) -> bool:
+    """Begin the next item in the place of one that has ended. False where there is none."""
+    begun = engine.store.items.begin_next(ended, engine.timing.redispatch_after)
+    if begun is None:
+        return False
+    item = engine.store.load(begun)
+    engine.send(plan(engine.definition(item), item))
+    return True
 
 
 def _undo_next(engine: Orchestrator, parent: SagaRecord, name: str, count: int) -> bool:

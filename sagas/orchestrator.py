@@ -21,7 +21,7 @@ import uuid_utils
 
 from sagas import family, fan_out, tokens, transitions
 from sagas.causes import within
-from sagas.checkpoints import Direction, SagaRecord, SagaSummary, StepStatus, tells_parent
+from sagas.checkpoints import AT_REST, Direction, SagaRecord, SagaSummary, StepStatus, tells_parent
 from sagas.creation import LONGEST_KEY, Limits
 from sagas.definition import Saga
 from sagas.endings import ends_process
@@ -361,13 +361,13 @@ class Orchestrator:
 
     def examine(self, saga_id: str) -> Next:
         """Look at a saga that is due. DISPATCH: send its plan. OVERDUE: find out whether its message is lost."""
-        record = self.store.load(saga_id)
-        fan_out.refill(self, record)
-        return self.change(
+        found = self.change(
             saga_id,
             lambda case: transitions.examine(case, family.children(self.store, case), fan_out.counts(self.store, case)),
-            loaded=record,
         )
+        if found.record.parent_item is not None and found.record.status in AT_REST:
+            fan_out.tell_items(self, found.record)
+        return found
 
     def redispatch(self, saga_id: str, step: str, sent_at: datetime) -> Next:
         """Have an overdue saga's messages sent once more."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, insert, select, update
 
-from sagas.checkpoints import Direction, Items, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus
 from sagas.errors import KeyConflict
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
@@ -48,9 +48,19 @@ class SqlItems:
         to_row: Callable[[SagaRecord], Mapping[str, Any]],
         of_row: Callable[[RowMapping], SagaRecord],
     ) -> None:
-        """Store the items of one step, in the transaction that makes it wait for them."""
+        """Store the items of one step, in the transaction that makes it wait for them.
+
+        Where the step has made its items before, these come in the place of those that have failed.
+        """
         first = items[0]
+        parent_id, step = first.parent_id, first.parent_step
+        assert parent_id is not None
+        assert step is not None
         begun = sum(item.next_check_at is not None for item in items)
+        again = self._next_item(connection, parent_id, step) is not None
+        if again:
+            failed = *_of(parent_id, step), _sagas.status == SagaStatus.COMPENSATED.value
+            connection.execute(update(schema.sagas).where(*failed).values(parent_item=None))
         keep = statements.DIALECTS[self._connections.dialect].insert_or_keep
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
@@ -58,8 +68,9 @@ class SqlItems:
             for item, found in zip(chunk, there, strict=True):
                 if item.id != found.id:
                     raise KeyConflict(f"saga {item.name!r}: the key {item.key!r} of an item belongs to {found.id}")
-        values = {"saga_id": first.parent_id, "step": first.parent_step, "items": len(items), "next_item": begun}
-        connection.execute(insert(schema.fan_outs), values)
+        if not again:
+            values = {"saga_id": parent_id, "step": step, "items": len(items), "next_item": begun}
+            connection.execute(insert(schema.fan_outs), values)
 
     def count(self, parent_id: str, step: str) -> Items:
         begun = _sagas.next_check_at.is_not(None) | _sagas.status.not_in([SagaStatus.PENDING.value])
@@ -90,39 +101,57 @@ class SqlItems:
             return f"item {row['parent_item']} ({row['id']}) is {row['status']}: {row['error']}"
         return None
 
-    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
-        """Begin the next items of a saga that goes forward. Returns their ids; fewer, or none, where there are no more.
+    def failed(self, parent_id: str, step: str) -> Mapping[int, str] | None:
+        """Return the ids of the items that have failed, by number. None where the step has made no items yet."""
+        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
+        if not self._connections.rows(select(_fan_outs.next_item).where(*mine)):
+            return None
+        failed = *_of(parent_id, step), _sagas.status == SagaStatus.COMPENSATED.value
+        rows = self._connections.rows(select(_sagas.parent_item, _sagas.id).where(*failed))
+        return {row["parent_item"]: row["id"] for row in rows}
 
-        `patience`: seconds after which recovery looks at them.
+    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
+        """Begin the next item in the place of one that has ended, if the saga goes forward. Returns its id.
+
+        None where there are no more, and where its place was passed on before. `patience`: seconds after which recovery
+        looks at the next.
         """
+        parent_id, step = ended.parent_id, ended.parent_step
+        assert parent_id is not None
+        assert step is not None
         now = self._clock.now()
         with self._connections.writing() as connection:
-            if self._locked(connection, parent_id, Direction.FORWARD) is None:
-                return []
             number = self._next_item(connection, parent_id, step)
-            if number is None:
-                return []
-            mine = *_of(parent_id, step), _sagas.parent_item >= number, _sagas.parent_item < number + count
-            ids = list(connection.execute(select(_sagas.id).where(*mine).order_by(_sagas.parent_item)).scalars())
-            if ids:
-                begun = {
+            if number is None or self._locked(connection, parent_id, Direction.FORWARD) is None:
+                return None
+            place = _sagas.id == ended.id, _sagas.place_passed.is_(None)
+            if not connection.execute(update(schema.sagas).where(*place).values(place_passed=1)).rowcount:
+                return None
+            mine = *_of(parent_id, step), _sagas.parent_item == number
+            begun: str | None = connection.execute(select(_sagas.id).where(*mine)).scalar()
+            if begun is not None:
+                values = {
                     "next_check_at": now + timedelta(seconds=patience),
                     "stage_ready_at": now,
                     "updated_at": now,
                     "dispatches": 1,
                     "revision": schema.sagas.c.revision + 1,
                 }
-                connection.execute(update(schema.sagas).where(_sagas.id.in_(ids)).values(**begun))
-                self._move(connection, parent_id, step, number + len(ids))
-            return ids
+                connection.execute(update(schema.sagas).where(_sagas.id == begun).values(**values))
+                self._move(connection, parent_id, step, number + 1)
+            return begun
+
+    def told(self, item_id: str) -> None:
+        """Note that the parent knows of an item that is at rest."""
+        at_rest = _sagas.id == item_id, _sagas.status.in_([status.value for status in AT_REST])
+        with self._connections.writing() as connection:
+            connection.execute(update(schema.sagas).where(*at_rest).values(next_check_at=None))
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         """Return the ids of the last items that have begun and were not told to compensate, last first."""
         with self._connections.writing() as connection:
-            if self._locked(connection, parent_id, Direction.BACKWARD) is None:
-                return []
             number = self._next_item(connection, parent_id, step)
-            if not number:
+            if not number or self._locked(connection, parent_id, Direction.BACKWARD) is None:
                 return []
             rows = connection.execute(
                 select(_sagas.id, _sagas.parent_item)

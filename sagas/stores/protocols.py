@@ -38,11 +38,18 @@ class ItemStore(Protocol):
     def count(self, parent_id: str, step: str) -> Items:
         """Return how the items of a step stand."""
 
-    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
-        """Begin the next items of a saga that goes forward. Returns their ids, which may be fewer, or none.
+    def failed(self, parent_id: str, step: str) -> Mapping[int, str] | None:
+        """Return the ids of the items that have failed, by number. None where the step has made no items yet."""
 
-        `patience`: seconds after which recovery looks at them.
+    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
+        """Begin the next item in the place of one that has ended, if the saga goes forward. Returns its id.
+
+        None where there are no more, and where its place was passed on before. `patience`: seconds after which recovery
+        looks at the next.
         """
+
+    def told(self, item_id: str) -> None:
+        """Note that the parent knows of an item that is at rest."""
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         """Return the ids of the last items that have begun and were not told to compensate, last first."""

@@ -136,6 +136,8 @@ sagas = Table(
     Column("parent_id", String(36)),
     Column("parent_step", exact(120)),
     Column("parent_item", Integer),
+    # 1 when the next item has begun in the place of this one. It is no part of the record.
+    Column("place_passed", Integer),
     Column("root_id", String(36)),
     Column("status", String(12), nullable=False),
     Column("direction", String(8), nullable=False),

@@ -47,9 +47,6 @@ __all__ = ["SqlStore"]
 T = TypeVar("T")
 
 
-#: How soon recovery looks at a saga one of whose items came to rest. Whoever brought it there looks at once.
-_SOON = timedelta(seconds=5)
-
 #: Ids that one query asks for: databases take no more parameters than so many.
 _MOST_ASKED = 500
 
@@ -275,7 +272,7 @@ class SqlStore:
             connection.execute(insert(schema.outbox), outbox)
         if children:
             self._insert_children(connection, after, children)
-        if tells_parent(before, after):
+        if tells_parent(before, after) and after.parent_item is None:
             self._wake_parent(connection, after)
         return after
 
@@ -293,14 +290,9 @@ class SqlStore:
     @staticmethod
     def _wake_parent(connection: Connection, after: SagaRecord) -> None:
         """Have the step of a parent look that waits for this saga."""
-        if after.parent_item is not None:
-            soon = {"_parent": after.parent_id, "_step": after.parent_step, "_soon": after.updated_at + _SOON}
-            if connection.execute(statements.WAKE_PARENT_SOON, soon).rowcount:
-                connection.execute(statements.WAKE_STEP_SOON, soon)
-        else:
-            values = {"_parent": after.parent_id, "_child": after.id, "_now": after.updated_at}
-            connection.execute(statements.WAKE_PARENT, values)
-            connection.execute(statements.WAKE_PARENT_STEP, values)
+        values = {"_parent": after.parent_id, "_child": after.id, "_now": after.updated_at}
+        connection.execute(statements.WAKE_PARENT, values)
+        connection.execute(statements.WAKE_PARENT_STEP, values)
 
     def _changed_steps(self, before: SagaRecord, after: SagaRecord) -> list[dict[str, Any]]:
         rows = []

@@ -25,9 +25,7 @@ __all__ = [
     "RESCHEDULE",
     "STEPS",
     "WAKE_PARENT",
-    "WAKE_PARENT_SOON",
     "WAKE_PARENT_STEP",
-    "WAKE_STEP_SOON",
     "compared_and_set",
     "file_letter",
     "save_at_once",
@@ -75,30 +73,6 @@ WAKE_PARENT_STEP = (
         schema.steps.c.status == StepStatus.WAITING.value,
     )
     .values(due_at=bindparam("_now", type_=schema.UtcDateTime))
-)
-
-
-# Many items come to rest in a short time: one look is enough for all of them.
-WAKE_PARENT_SOON = (
-    update(schema.sagas)
-    .where(
-        schema.sagas.c.id == bindparam("_parent"),
-        schema.sagas.c.next_check_at > bindparam("_soon", type_=schema.UtcDateTime),
-    )
-    .values(
-        revision=schema.sagas.c.revision + 1,
-        next_check_at=bindparam("_soon", type_=schema.UtcDateTime),
-    )
-)
-
-WAKE_STEP_SOON = (
-    update(schema.steps)
-    .where(
-        schema.steps.c.saga_id == bindparam("_parent"),
-        schema.steps.c.node == bindparam("_step"),
-        schema.steps.c.status == StepStatus.WAITING.value,
-    )
-    .values(due_at=bindparam("_soon", type_=schema.UtcDateTime))
 )
 
 

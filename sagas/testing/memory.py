@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagas.checkpoints import (
+    AT_REST,
     DeadLetter,
     Direction,
     HistoryEntry,
@@ -101,7 +102,7 @@ class MemoryStore:
         for child in children:
             if (there := self.insert(child)).id != child.id:
                 raise KeyConflict(f"saga {child.name!r}: the key {child.key!r} of a child belongs to {there.id}")
-        if tells_parent(before, after):
+        if tells_parent(before, after) and after.parent_item is None:
             self._wake_parent(after)
         if children and children[0].parent_item is not None:
             self.items.begin(children)
@@ -117,8 +118,7 @@ class MemoryStore:
         if parent is None:
             return
         for step in parent.steps.values():
-            mine = step.child_id == child.id or (child.parent_item is not None and step.name == child.parent_step)
-            if mine and step.status is StepStatus.WAITING:
+            if step.child_id == child.id and step.status is StepStatus.WAITING:
                 parent = parent.with_step(replace(step, due_at=child.updated_at))
         at = None if parent.next_check_at is None else child.updated_at
         self._records[parent.id] = replace(parent, revision=parent.revision + 1, next_check_at=at)
@@ -186,14 +186,24 @@ class _MemoryItems:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._next: dict[tuple[str, str], int] = {}
+        self._passed: set[str] = set()  # items whose place was passed on
 
     def begin(self, items: Sequence[SagaRecord]) -> None:
         first = items[0]
         begun = sum(item.next_check_at is not None for item in items)
+        if (first.parent_id or "", first.parent_step or "") in self._next:  # those that failed are replaced
+            for old in self._of(first.parent_id or "", first.parent_step or ""):
+                if old.status is SagaStatus.COMPENSATED:
+                    self._store.replace(replace(old, parent_item=None))
+            return
         self._next[first.parent_id or "", first.parent_step or ""] = begun
 
     def _of(self, parent_id: str, step: str) -> list[SagaRecord]:
-        mine = [each for each in self._store.records if (each.parent_id, each.parent_step) == (parent_id, step)]
+        mine = [
+            each
+            for each in self._store.records
+            if (each.parent_id, each.parent_step) == (parent_id, step) and each.parent_item is not None
+        ]
         return sorted(mine, key=lambda each: each.parent_item or 0)
 
     def count(self, parent_id: str, step: str) -> Items:
@@ -203,19 +213,32 @@ class _MemoryItems:
         trouble = f"item {bad[0].parent_item} ({bad[0].id}) is {bad[0].status}: {bad[0].error}" if bad else None
         return Items(**numbers, trouble=trouble)
 
-    def begin_next(self, parent_id: str, step: str, count: int, patience: float) -> Sequence[str]:
-        if self._store.load(parent_id).direction is not Direction.FORWARD:
-            return []
-        number = self._next.get((parent_id, step), 0)
-        now = self._store.now()
-        found = self._of(parent_id, step)[number : number + count]
-        for item in found:
+    def failed(self, parent_id: str, step: str) -> Mapping[int, str] | None:
+        if (parent_id, step) not in self._next:
+            return None
+        failed = (each for each in self._of(parent_id, step) if each.status is SagaStatus.COMPENSATED)
+        return {each.parent_item or 0: each.id for each in failed}
+
+    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
+        parent_id, step = ended.parent_id or "", ended.parent_step or ""
+        if self._store.load(parent_id).direction is not Direction.FORWARD or ended.id in self._passed:
+            return None
+        self._passed.add(ended.id)
+        number = self._next[parent_id, step]
+        for item in self._of(parent_id, step)[number : number + 1]:
+            now = self._store.now()
             due = now + timedelta(seconds=patience)
             self._store.replace(
                 replace(item, dispatches=1, stage_ready_at=now, next_check_at=due, revision=item.revision + 1)
             )
-        self._next[parent_id, step] = number + len(found)
-        return [item.id for item in found]
+            self._next[parent_id, step] = number + 1
+            return item.id
+        return None
+
+    def told(self, item_id: str) -> None:
+        item = self._store.load(item_id)
+        if item.status in AT_REST:
+            self._store.replace(replace(item, next_check_at=None))
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         if self._store.load(parent_id).direction is not Direction.BACKWARD:

@@ -28,6 +28,9 @@ __all__ = ["SKIPPED", "Begun", "Case", "Change", "Failure", "Outcome", "Skipped"
 #: While nobody begins the next step, each look at a saga doubles the wait for the next look, up to 2 ** this.
 _MOST_DOUBLINGS = 5
 
+#: An item that has come to rest passes its place on to the next. If whoever brought it there does not, recovery does.
+_TELL_SOON = timedelta(seconds=5)
+
 _GIVEN_UP = (StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.STUCK)
 
 
@@ -243,7 +246,7 @@ class Case:
         if self.is_ahead and self.forward:
             return self.record.stage_ready_at
         if self.record.status in AT_REST or not stage:
-            return None
+            return self.now + _TELL_SOON if self.record.parent_item is not None else None
         times: list[datetime | None] = []
         doomed = self.doomed(stage)
         for step in stage:

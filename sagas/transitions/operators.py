@@ -17,6 +17,11 @@ __all__ = ["Repair", "cancel", "repair", "resume"]
 def cancel(case: Case, reason: str, actor: str | None = None) -> Change:
     """Start compensating on request."""
     record, pivot = case.record, case.saga.pivot
+    if record.parent_item is not None:
+        raise NotAllowed(
+            f"{case.about} is item {record.parent_item} of step {record.parent_step!r} of the saga {record.parent_id}, "
+            "which would go on without it: cancel that saga"
+        )
     if not case.forward:
         return case.refuse(f"already {record.status}")
     if record.status is SagaStatus.COMPLETED or case.committed:

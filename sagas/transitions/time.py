@@ -34,6 +34,8 @@ def examine(case: Case, children: Children = _NO_CHILDREN, counts: Counts = _NO_
 
     OVERDUE where a step has a message and nobody has begun it: see `redispatch`.
     """
+    if case.record.status in AT_REST and case.record.parent_item is not None:
+        return case.refuse("it tells its parent")  # which ends that it is due
     if case.record.status in AT_REST:
         return Change(replace(case.record, next_check_at=None), Verdict.GO_AWAY)
     # `next_check_at` is the mark that keeps other recoveries away, and says nothing about the saga.

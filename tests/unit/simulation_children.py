@@ -20,6 +20,8 @@ from unittest.mock import patch
 from sagas import (
     COMPENSATE,
     Child,
+    Direction,
+    Each,
     NotAllowed,
     Parallel,
     Pivot,
@@ -30,6 +32,7 @@ from sagas import (
     SignalRefused,
     Step,
     StepContext,
+    StepRecord,
     StepStatus,
     TerminalError,
     Wait,
@@ -137,7 +140,7 @@ class Message:
 
 
 class World:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sagas: Sequence[Saga]) -> None:
         self.dice = random.Random(seed)
         self.now = START
         self.calm = False
@@ -152,7 +155,7 @@ class World:
         )
         self.engine._leases = _NoLeases(10, lambda *_: True)
         self.engine.send = self.send
-        self.saga = self.dice.choice(SAGAS)
+        self.saga = self.dice.choice(sagas)
         for each in (self.saga, *descendants(self.saga)):
             self.engine.register(each)
         limits = Limits(max_payload=10_000, redispatch_after=10)
@@ -188,12 +191,16 @@ class World:
         self.judge_links(records)
 
     def judge_links(self, records: dict[str, SagaRecord]) -> None:
-        counts = Counter((each.parent_id, each.parent_step) for each in records.values() if each.parent_id)
+        counts = Counter(
+            (each.parent_id, each.parent_step, each.parent_item) for each in records.values() if each.parent_id
+        )
         for place, count in counts.items():
-            if count > 1 and place not in self.retried:
+            if count > 1 and place[:2] not in self.retried:
                 raise self.wrong(f"{count} children for the step {place[1]}")
         for parent in records.values():
             for step in parent.steps.values():
+                if step.kind == "each":
+                    self.judge_items(parent, step)
                 child = records.get(step.child_id or "")
                 if step.status is not StepStatus.WAITING or child is None or child.status not in AT_REST:
                     continue
@@ -202,6 +209,26 @@ class World:
                 looked_for = parent.status in AT_REST or (parent.next_check_at or self.now) <= latest
                 if not (told and looked_for):
                     raise self.wrong(f"{self.called(child)} is {child.status}, and {self.called(parent)} was not told")
+
+    def judge_items(self, parent: SagaRecord, step: StepRecord) -> None:
+        node = self.engine.definition(parent).steps[step.node].step
+        assert isinstance(node, Each)
+        items = [
+            each
+            for each in self.store.records
+            if (each.parent_id, each.parent_step) == (parent.id, step.name) and each.parent_item is not None
+        ]
+        begun = [each for each in items if each.next_check_at is not None and each.status not in FINISHED]
+        if parent.direction is Direction.FORWARD and len(begun) > node.max_concurrency:
+            raise self.wrong(f"{len(begun)} items of {step.name} are at it")
+        if step.status is StepStatus.COMPENSATED and any(each.status is not SagaStatus.COMPENSATED for each in items):
+            raise self.wrong(f"{step.name} is COMPENSATED, and its items are {[each.status.value for each in items]}")
+        failed = sum(each.status is SagaStatus.COMPENSATED for each in items)
+        done = step.status is StepStatus.DONE
+        if done and parent.direction is Direction.FORWARD and failed > node.allowed(len(items)):
+            raise self.wrong(f"{step.name} is DONE, and {failed} of its items failed")
+        if done and any(each.status not in FINISHED and each.direction is Direction.FORWARD for each in items):
+            raise self.wrong(f"{step.name} is DONE, and its items are {[each.status.value for each in items]}")
 
     # -- what steps do ------------------------------------------------------------------------------------------
 
@@ -362,7 +389,7 @@ class World:
 
     def mend(self, record: SagaRecord) -> None:
         step = next(step for step in record.steps.values() if step.status is StepStatus.STUCK)
-        if step.kind == "child":
+        if step.kind in ("child", "each"):
             self.retried.add((record.id, step.name))
         next_ = self.engine.repair(record.id, step.name, Repair.RETRY, reason="mended")
         if next_.plan:
@@ -391,9 +418,9 @@ class World:
                 raise self.wrong(f"{self.called(record)} is COMPLETED, and {step.name} does not stand")
 
 
-def simulate(seed: int, length: int = 120) -> World:
+def simulate(seed: int, length: int = 120, sagas: Sequence[Saga] = SAGAS) -> World:
     """Play one schedule. Raises `Violation` with its story."""
-    world = World(seed)
+    world = World(seed, sagas)
     WORLD.append(world)
     try:
         with patch("sagas.orchestrator.time.sleep"):

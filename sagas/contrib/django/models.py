@@ -112,6 +112,7 @@ class Saga(_ReadOnly):
     parent_id = _name(36, null=True)
     parent_step = _name(120, null=True)
     parent_item = models.IntegerField(null=True)
+    place_passed = models.IntegerField(null=True)
     root_id = _name(36, null=True)
 
     class Meta(_ReadOnly.Meta):

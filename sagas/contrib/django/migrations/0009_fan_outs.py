@@ -14,6 +14,7 @@ class Migration(migrations.Migration):
             database_operations=[UpgradeTables("0015", before="0014")],
             state_operations=[
                 migrations.AddField("saga", "parent_item", models.IntegerField(null=True)),
+                migrations.AddField("saga", "place_passed", models.IntegerField(null=True)),
                 migrations.CreateModel(
                     "FanOut",
                     [

@@ -14,6 +14,7 @@ depends_on = None
 def upgrade() -> None:
     # Nullable and without a default: none of the databases rewrites the table for that.
     op.add_column("sagas_saga", sa.Column("parent_item", sa.Integer, nullable=True))
+    op.add_column("sagas_saga", sa.Column("place_passed", sa.Integer, nullable=True))
     op.create_index(
         "ix_sagas_saga_parent_item",
         "sagas_saga",
@@ -38,4 +39,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("sagas_fan_out")
     op.drop_index("ix_sagas_saga_parent_item", "sagas_saga")
+    op.drop_column("sagas_saga", "place_passed")
     op.drop_column("sagas_saga", "parent_item")
