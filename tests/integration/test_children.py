@@ -173,8 +173,8 @@ def test_show_has_the_tree_and_says_which_child_is_stuck_and_why(store: SqlStore
 
 def test_the_doctor_names_the_parent(store: SqlStore) -> None:
     _, parent, _ = stuck_tree(store)
-    found = [each for each in check_backlog(backlog(store), store.now()) if each.check == "child-stuck"]
-    assert [parent in each.message for each in found] == [True]
+    found = [each for each in check_backlog(backlog(store), store.now()) if each.code == "child-stuck"]
+    assert [parent in each.says for each in found] == [True]
 
 
 def test_the_parent_goes_on_when_the_child_is_repaired(store: SqlStore) -> None:
