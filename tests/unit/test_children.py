@@ -26,7 +26,8 @@ from sagas import (
     Wait,
     signals,
 )
-from sagas.testing import Inline
+from sagas.testing import Inline, rehearse
+from sagas.testing.rehearsal import Judgement
 from sagas.transitions import Repair
 
 
@@ -446,3 +447,39 @@ def test_faults_of_a_childs_own_compensation_are_named(inline: Inline, log: Log)
     inline.fail_at("stay", undo=True)
     with pytest.raises(NotAllowed, match="fail at one of those"):
         inline.start(Saga("trip", Child("stay", two_nights(log)), log.step("z")))
+
+
+# -- rehearsal ----------------------------------------------------------------------------------------------------
+
+
+def test_rehearsal_fails_a_child_and_undoes_it_when_it_is_completed() -> None:
+    rooms: set[str] = set()
+
+    def reserve_room(step: StepContext) -> str:
+        rooms.add(step.idempotency_key)
+        return "room"
+
+    def cancel_room(step: StepContext) -> None:
+        rooms.discard(step.idempotency_key)
+
+    def forget_room() -> None: ...
+
+    def trip(cancel: Any) -> Saga:
+        child = Saga("stay", Step("room", reserve_room, compensation=cancel))
+        return Saga("trip", Child("stay", child), Step("leave", lambda: None, compensation=None))
+
+    good = rehearse(trip(cancel_room), state=lambda: rooms)
+    assert good.ok, good.table()
+    failures = {row.failure for row in good.rows if row.step == "stay"}
+    assert {"refused", "crash after its effect", "child fails", "compensated when completed"} <= failures
+    bad = rehearse(trip(forget_room), state=lambda: rooms)
+    found = {row.failure for row in bad.rows if row.verdict is Judgement.NOT_COVERED}
+    assert {"child fails", "compensated when completed"} & found
+
+
+def test_rehearsal_of_a_child_after_the_pivot() -> None:
+    child = Saga("deliver", Step("load", lambda: None, compensation=None))
+    order = Saga("order", Pivot("pay", lambda: None), Child("deliver", child))
+    rehearsal = rehearse(order)
+    assert rehearsal.ok, rehearsal.table()
+    assert next(row for row in rehearsal.rows if row.failure == "child fails").status is SagaStatus.STUCK
