@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sagas import transitions
@@ -14,13 +15,13 @@ from sagas.execution import LONGEST_ERROR, Execution
 from sagas.observers import Start
 from sagas.plan import plan
 from sagas.text import clean
-from sagas.transitions import Case, Child, Children, Verdict
+from sagas.transitions import Begun, Case, Child, Children, Verdict
 
 if TYPE_CHECKING:
     from sagas.orchestrator import Orchestrator
     from sagas.stores import CheckpointStore
 
-__all__ = ["children", "has_result", "tell", "undo", "waits_for"]
+__all__ = ["children", "has_result", "tell", "traced", "undo", "waits_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,12 @@ def waits_for(record: SagaRecord, child: SagaRecord) -> bool:
     return record.step(child.parent_step).child_id == child.id
 
 
+def traced(engine: Orchestrator, begun: Begun) -> Begun:
+    """Return a child that is about to be stored with the trace that it belongs to."""
+    with engine.observers.during(Start(begun.child)) as start:
+        return replace(begun, child=replace(begun.child, traceparent=start.traceparent))
+
+
 def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Sequence[SagaRecord]) -> None:
     """Send the messages of children that were stored, and look at the parent of a saga that came to rest.
 
@@ -38,8 +45,7 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
     """
     try:
         for child in begun:
-            with engine.observers.during(Start(child)):
-                engine.observers.changed(None, child)
+            engine.observers.changed(None, child)
             if child.dispatches:
                 engine.send(plan(engine.definition(child), child))
         if after.parent_id is not None and tells_parent(before, after):
