@@ -17,6 +17,7 @@ from sagas import (
     Parallel,
     Pivot,
     Saga,
+    SagaHandle,
     SagaStatus,
     Sleep,
     Step,
@@ -278,6 +279,36 @@ def test_timeout_of_the_parent_is_that_of_its_children(inline: Inline, log: Log)
     inline.advance(handle, timedelta(seconds=61))
     assert handle.status is SagaStatus.COMPENSATED
     assert log.lines == ["a", "-a"]
+
+
+def test_timeout_of_a_wait_in_a_child_reaches_the_parent(inline: Inline, log: Log) -> None:
+    asks = Saga("asks", Wait("answer", bool, timeout=60, on_timeout=COMPENSATE))
+    handle = inline.start(Saga("trip", log.step("a"), Child("ask", asks)))
+    inline.advance(handle, timedelta(seconds=61))
+    assert handle.status is SagaStatus.COMPENSATED
+    assert "no signal within 60 s" in (handle.error or "")
+    assert log.lines == ["a", "-a"]
+
+
+def test_child_that_was_deleted_is_in_doubt(inline: Inline, log: Log) -> None:
+    asks = Saga("asks", Wait("answer", bool, timeout=10**6, on_timeout=COMPENSATE))
+    handle = inline.start(Saga("trip", log.step("a"), Child("ask", asks)))
+    [child] = children_of(inline, handle.id)
+    del inline.store._records[child.id]  # type: ignore[attr-defined]
+    inline.advance(handle, timedelta(minutes=2))
+    assert handle.status is SagaStatus.STUCK
+    assert f"its child saga {child.id} is gone" in (handle.record.step("ask").error or "")
+    assert log.lines == ["a"], "nobody knows what the child left, so nothing before it is undone"
+
+
+def test_late_outcome_in_a_child_reopens_the_child_alone(inline: Inline, log: Log) -> None:
+    inline.fail_at("dinner", TerminalError("no"), times=None)
+    failed = inline.start(Saga("trip", Child("stay", two_nights(log)), log.step("z")))
+    child = SagaHandle(children_of(inline, failed.id)[0].id, inline)
+    log.lines.clear()
+    inline.undo_again(child, "room")
+    assert log.lines == ["-room"]
+    assert (child.status, failed.status) == (SagaStatus.COMPENSATED, SagaStatus.COMPENSATED)
 
 
 def test_child_that_sleeps(inline: Inline, log: Log) -> None:
