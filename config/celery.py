@@ -14,6 +14,7 @@ from tasks.billing import bill_all, nightly_billing
 from tasks.bookings import book_stay
 from tasks.orders import place_order
 from tasks.transfers import transfer_money
+from tasks.trips import book_trip
 
 __all__ = ["app", "sagas", "store"]
 
@@ -51,7 +52,7 @@ tables.ShopSession.configure(bind=store.engine)
 sagas = Sagas(
     app,
     store,
-    [place_order, transfer_money, book_stay, bill_all],
+    [place_order, transfer_money, book_stay, bill_all, book_trip],
     lease=settings.lease,
     redispatch_after=settings.redispatch_after,
     recovery_interval=settings.recovery_interval,

@@ -43,7 +43,7 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
         case StepStatus.RUNNING:
             action = Part("running", attempt)
         case StepStatus.WAITING:
-            action = Part("waiting", f"waits until {step.due_at:%Y-%m-%d %H:%M} UTC" if step.due_at else "waits")
+            action, undo = (acted, _waits(step)) if back else (_waits(step), undo)
         case StepStatus.DONE:
             action, undo = Part("done", "done"), to_undo
         case StepStatus.FAILED:
@@ -58,6 +58,12 @@ def look_of(step: StepRecord, direction: Direction) -> tuple[Part, Part]:
             ended = Part("skipped", "skipped") if step.status is StepStatus.SKIPPED else Part("stuck", "STUCK")
             action, undo = (acted, ended) if back else (ended, undo)
     return action, undo
+
+
+def _waits(step: StepRecord) -> Part:
+    if step.child_id is not None:
+        return Part("waiting", "waits for its child")
+    return Part("waiting", f"waits until {step.due_at:%Y-%m-%d %H:%M} UTC" if step.due_at else "waits")
 
 
 def render(saga: Saga | SagaSummary, format: Format = "mermaid", *, styled: bool = True) -> str:  # noqa: A002

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sagas import transitions
@@ -16,13 +17,13 @@ from sagas.observers import Start
 from sagas.plan import plan
 from sagas.results import results_of
 from sagas.text import clean
-from sagas.transitions import Case, Child, Children, Verdict
+from sagas.transitions import Begun, Case, Child, Children, Verdict
 
 if TYPE_CHECKING:
     from sagas.orchestrator import Orchestrator
     from sagas.stores import CheckpointStore
 
-__all__ = ["children", "tell", "undo", "waits_for"]
+__all__ = ["children", "tell", "traced", "undo", "waits_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,16 @@ def waits_for(record: SagaRecord, child: SagaRecord) -> bool:
     return step.child_id == child.id or (child.parent_item is not None and step.status is StepStatus.WAITING)
 
 
+def traced(engine: Orchestrator, begun: Begun) -> Begun:
+    """Return children that are about to be stored with the trace that they belong to."""
+    return Begun([_traced(engine, child) for child in begun.children])
+
+
+def _traced(engine: Orchestrator, child: SagaRecord) -> SagaRecord:
+    with engine.observers.during(Start(child)) as start:
+        return replace(child, traceparent=start.traceparent)
+
+
 def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Sequence[SagaRecord]) -> None:
     """Send the messages of children that were stored, and look at the parent of a saga that came to rest.
 
@@ -41,8 +52,7 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
     """
     try:
         for child in begun:
-            with engine.observers.during(Start(child)):
-                engine.observers.changed(None, child)
+            engine.observers.changed(None, child)
             if child.dispatches:
                 engine.send(plan(engine.definition(child), child))
         if after.parent_item is not None:

@@ -213,6 +213,7 @@ class Orchestrator:
                 else:
                     attempt.record = kept.record if attempt.is_undecided else attempt.record
                     result = attempt.act()
+                    result = family.traced(self, result) if isinstance(result, Begun) else result
                 if attempt.session is not None:
                     return self._record_within(attempt, owner, result, seen)
                 resources.close()  # where that fails the step has failed

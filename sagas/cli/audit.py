@@ -54,9 +54,9 @@ def audit(
             "id": entry.saga_id,
             "saga": entry.name,
             "key": entry.key,
-            "parent": entry.parent_id,
             "step": entry.entry.step,
             "reason": entry.entry.detail,
+            "parent": entry.parent_id,
         }
         for entry in operations.queries.audit(actor=actor, name=saga, since=earliest, limit=limit, before=before)
     ]

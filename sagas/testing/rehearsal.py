@@ -14,6 +14,7 @@ from typing import Any
 
 from sagas.binding import BoundStep
 from sagas.checkpoints import AT_REST, FINISHED, SagaRecord, SagaStatus
+from sagas.children import Child
 from sagas.definition import Saga
 from sagas.errors import NotAllowed, SagaNotFound, TerminalError
 from sagas.events import Events
@@ -129,7 +130,9 @@ def rehearse(
             for step in saga.steps.values():
                 rows += stage.rehearse_action(step)
             for step in saga.steps.values():
-                if step.compensation is not None:
+                if isinstance(step.step, Child):
+                    rows += stage.rehearse_child(step, step.step)
+                elif step.compensation is not None:
                     rows += stage.rehearse_compensation(step)
     finally:
         try:
@@ -207,6 +210,16 @@ class _Stage:
         yield self.run(name, "compensated twice", lambda: self._compensate_after(step), undone, undo_again=name)
         ends = undone if self._survives(step, step.compensation_retry) else {SagaStatus.STUCK}
         yield self.run(name, "crash after compensation", crash, ends)
+
+    def rehearse_child(self, step: BoundStep, child: Child) -> Iterator[Row]:
+        """Fail a child saga as a whole. Its own steps are rehearsed with it, not here."""
+        name, undone = step.name, {SagaStatus.COMPENSATED}
+        failed = {SagaStatus.STUCK} if step.past_pivot else undone
+        last = _last_action(child.saga)
+        no = TerminalError("refused, so that the child saga fails")
+        yield self.run(name, "child fails", lambda: self.inline.fail_at(last, no, times=None), failed)
+        if step.compensation is not None and step.stage + 1 < len(self.saga.stages):
+            yield self.run(name, "compensated when completed", lambda: self._compensate_after(step), undone)
 
     def run(
         self, step: str, failure: str, arm: Callable[[], None], ends: set[SagaStatus], undo_again: str | None = None
@@ -292,6 +305,16 @@ class _Stage:
         expires = step.step.timeout > self.inline.orchestrator.timing.lease
         most = step.step.max_deliveries if expires else retry.policy_for(TimeoutError()).max_attempts
         return most > _CRASHES
+
+
+def _last_action(saga: Saga) -> str:
+    """Return the last step of a saga, or of its children, that calls a function of the author's."""
+    names = [
+        _last_action(step.step.saga) if isinstance(step.step, Child) else step.name
+        for step in saga.steps.values()
+        if not step.step.is_open_at_once
+    ]
+    return names[-1] if names else list(saga.steps)[-1]
 
 
 def _short(state: object) -> str:

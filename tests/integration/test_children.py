@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -21,6 +22,7 @@ from sagas import (
     DuplicateName,
     Retry,
     Saga,
+    SagaRecord,
     Sagas,
     SagaStatus,
     SqlStore,
@@ -33,6 +35,7 @@ from sagas.check import check
 from sagas.cli.sagas import sagas as group
 from sagas.doctor.work import check_backlog
 from sagas.events.trace import trace, walk
+from sagas.observers import Observer, Start
 from sagas.stores.inspection import backlog
 from sagas.testing import Inline
 
@@ -146,6 +149,32 @@ def test_eager_mode_goes_on_with_the_parent_after_a_signal_to_the_child(store: S
     assert sagas.load(handle.id).status is SagaStatus.COMPLETED
 
 
+def test_observers_see_the_start_of_a_child(store: SqlStore) -> None:
+    class Spans(Observer):
+        started: ClassVar[list[str]] = []
+
+        @contextmanager
+        def during(self, work: Any) -> Iterator[None]:
+            if isinstance(work, Start):
+                work.traceparent = f"span of {work.record.name}"
+            yield
+
+        def changed(self, before: Any, after: SagaRecord, history: Any) -> None:
+            if before is None:
+                self.started.append(after.name)
+
+    saga = trip(hotel())
+    app = Celery("trips", broker="memory://", set_as_current=False)
+    app.conf.task_always_eager = True
+    Sagas(app, store, [saga], observers=[Spans()])
+    handle = saga.start()
+    assert [(each.name, each.traceparent) for each in store.family(handle.id)] == [
+        ("trip", "span of trip"),
+        ("hotel", "span of hotel"),
+    ]
+    assert Spans.started == ["trip", "hotel"]
+
+
 # -- what operators see -------------------------------------------------------------------------------------------
 
 
@@ -173,8 +202,8 @@ def test_show_has_the_tree_and_says_which_child_is_stuck_and_why(store: SqlStore
 
 def test_the_doctor_names_the_parent(store: SqlStore) -> None:
     _, parent, _ = stuck_tree(store)
-    found = [each for each in check_backlog(backlog(store), store.now()) if each.check == "child-stuck"]
-    assert [parent in each.message for each in found] == [True]
+    found = [each for each in check_backlog(backlog(store), store.now()) if each.code == "child-stuck"]
+    assert [parent in each.says for each in found] == [True]
 
 
 def test_the_parent_goes_on_when_the_child_is_repaired(store: SqlStore) -> None:

@@ -123,12 +123,12 @@ def test_parent_and_children_are_shown_with_a_link_both_ways(rig: Rig, open_flow
     ]
     assert one["steps"][0]["error"] == why
     assert client.get(f"/api/sagas/{child.id}").json()["parent_id"] == parent.id
-    page = client.get(f"/saga/{parent.id}").text
-    assert f'href="/saga/{child.id}"' in page
+    page = client.get(f"/sagas/saga/{parent.id}").text
+    assert f'href="/sagas/saga/{child.id}"' in page
     assert "the desk is closed" in page
     assert (
-        f'href="/saga/{parent.id}">trip t-1</a>, RUNNING, step <code>stay</code>'
-        in client.get(f"/saga/{child.id}").text
+        f'href="/sagas/saga/{parent.id}">trip t-1</a>, RUNNING, step <code>stay</code>'
+        in client.get(f"/sagas/saga/{child.id}").text
     )
 
 

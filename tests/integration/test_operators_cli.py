@@ -442,9 +442,9 @@ def test_audit(operations: Operations, run: Run) -> None:
     run("skip", first, "--reason", "written off", "--actor", "ann")
     run("cancel", second, "--reason", "no", "--actor", "bob")
     names, newest, oldest = cells(run("audit"))
-    assert names == ["number", "at", "actor", "what", "id", "saga", "key", "step", "reason"]
+    assert names == ["number", "at", "actor", "what", "id", "saga", "key", "step", "reason", "parent"]
     assert newest[2:6] == ["bob", "compensation started", second, "plain"]
-    assert oldest[2:] == ["ann", "operator: skip", first, "at_pivot", first, "b", "written off"]
+    assert oldest[2:] == ["ann", "operator: skip", first, "at_pivot", first, "b", "written off", ""]
     for words, actor in (
         (("--actor", "ann"), ["ann"]),
         (("--saga", "plain"), ["bob"]),

@@ -205,8 +205,10 @@ class World:
                 if step.status is not StepStatus.WAITING or child is None or child.status not in AT_REST:
                     continue
                 told = step.due_at is not None and (step.due_at <= self.now or step.error is not None)
-                latest = max(step.due_at or self.now, self.now)
-                looked_for = parent.status in AT_REST or (parent.next_check_at or self.now) <= latest
+                due = max(step.due_at or self.now, self.now)
+                looked_for = parent.status in AT_REST or (
+                    parent.next_check_at is not None and parent.next_check_at <= due
+                )
                 if not (told and looked_for):
                     raise self.wrong(f"{self.called(child)} is {child.status}, and {self.called(parent)} was not told")
 

@@ -17,6 +17,7 @@ from sagas import (
     Parallel,
     Pivot,
     Saga,
+    SagaHandle,
     SagaStatus,
     Sleep,
     Step,
@@ -26,7 +27,8 @@ from sagas import (
     Wait,
     signals,
 )
-from sagas.testing import Inline
+from sagas.testing import Inline, rehearse
+from sagas.testing.rehearsal import Judgement
 from sagas.transitions import Repair
 
 
@@ -279,6 +281,36 @@ def test_timeout_of_the_parent_is_that_of_its_children(inline: Inline, log: Log)
     assert log.lines == ["a", "-a"]
 
 
+def test_timeout_of_a_wait_in_a_child_reaches_the_parent(inline: Inline, log: Log) -> None:
+    asks = Saga("asks", Wait("answer", bool, timeout=60, on_timeout=COMPENSATE))
+    handle = inline.start(Saga("trip", log.step("a"), Child("ask", asks)))
+    inline.advance(handle, timedelta(seconds=61))
+    assert handle.status is SagaStatus.COMPENSATED
+    assert "no signal within 60 s" in (handle.error or "")
+    assert log.lines == ["a", "-a"]
+
+
+def test_child_that_was_deleted_is_in_doubt(inline: Inline, log: Log) -> None:
+    asks = Saga("asks", Wait("answer", bool, timeout=10**6, on_timeout=COMPENSATE))
+    handle = inline.start(Saga("trip", log.step("a"), Child("ask", asks)))
+    [child] = children_of(inline, handle.id)
+    del inline.store._records[child.id]  # type: ignore[attr-defined]
+    inline.advance(handle, timedelta(minutes=2))
+    assert handle.status is SagaStatus.STUCK
+    assert f"its child saga {child.id} is gone" in (handle.record.step("ask").error or "")
+    assert log.lines == ["a"], "nobody knows what the child left, so nothing before it is undone"
+
+
+def test_late_outcome_in_a_child_reopens_the_child_alone(inline: Inline, log: Log) -> None:
+    inline.fail_at("dinner", TerminalError("no"), times=None)
+    failed = inline.start(Saga("trip", Child("stay", two_nights(log)), log.step("z")))
+    child = SagaHandle(children_of(inline, failed.id)[0].id, inline)
+    log.lines.clear()
+    inline.undo_again(child, "room")
+    assert log.lines == ["-room"]
+    assert (child.status, failed.status) == (SagaStatus.COMPENSATED, SagaStatus.COMPENSATED)
+
+
 def test_child_that_sleeps(inline: Inline, log: Log) -> None:
     naps = Saga("naps", Sleep("nap", timedelta(days=3)), log.step("a"))
     assert inline.start(Saga("trip", Child("nap", naps), log.step("z"))).status is SagaStatus.COMPLETED
@@ -446,3 +478,39 @@ def test_faults_of_a_childs_own_compensation_are_named(inline: Inline, log: Log)
     inline.fail_at("stay", undo=True)
     with pytest.raises(NotAllowed, match="fail at one of those"):
         inline.start(Saga("trip", Child("stay", two_nights(log)), log.step("z")))
+
+
+# -- rehearsal ----------------------------------------------------------------------------------------------------
+
+
+def test_rehearsal_fails_a_child_and_undoes_it_when_it_is_completed() -> None:
+    rooms: set[str] = set()
+
+    def reserve_room(step: StepContext) -> str:
+        rooms.add(step.idempotency_key)
+        return "room"
+
+    def cancel_room(step: StepContext) -> None:
+        rooms.discard(step.idempotency_key)
+
+    def forget_room() -> None: ...
+
+    def trip(cancel: Any) -> Saga:
+        child = Saga("stay", Step("room", reserve_room, compensation=cancel))
+        return Saga("trip", Child("stay", child), Step("leave", lambda: None, compensation=None))
+
+    good = rehearse(trip(cancel_room), state=lambda: rooms)
+    assert good.ok, good.table()
+    failures = {row.failure for row in good.rows if row.step == "stay"}
+    assert {"refused", "crash after its effect", "child fails", "compensated when completed"} <= failures
+    bad = rehearse(trip(forget_room), state=lambda: rooms)
+    found = {row.failure for row in bad.rows if row.verdict is Judgement.NOT_COVERED}
+    assert {"child fails", "compensated when completed"} & found
+
+
+def test_rehearsal_of_a_child_after_the_pivot() -> None:
+    child = Saga("deliver", Step("load", lambda: None, compensation=None))
+    order = Saga("order", Pivot("pay", lambda: None), Child("deliver", child))
+    rehearsal = rehearse(order)
+    assert rehearsal.ok, rehearsal.table()
+    assert next(row for row in rehearsal.rows if row.failure == "child fails").status is SagaStatus.STUCK

@@ -123,6 +123,7 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
         ({}, []),
         ({"unfinished": Found(1, NOW - timedelta(days=2), "id")}, [("warning", "old-saga")]),
         ({"stuck": Found(2, NOW, "id"), "letters": Found(2, NOW, "id")}, [("problem", "stuck")]),
+        ({"behind_stuck": Found(1, NOW, "id")}, [("warning", "child-stuck")]),
         ({"letters": Found(1, NOW, "id")}, [("problem", "dead-letters")]),
         ({"standing": Found(1, NOW, "id")}, [("problem", "not-progressing")]),
         ({"not_sent": Found(1, NOW, "id")}, [("problem", "not-sent")]),
@@ -130,7 +131,9 @@ def test_databases(dialect: str, settings: dict[str, str], expected: list[tuple[
     ],
 )
 def test_work(found: dict[str, Found], expected: list[tuple[str, str]]) -> None:
-    none = dict.fromkeys(("unfinished", "stuck", "standing", "not_sent", "letters", "event_letters"), NONE)
+    none = dict.fromkeys(
+        ("unfinished", "stuck", "behind_stuck", "standing", "not_sent", "letters", "event_letters"), NONE
+    )
     assert codes(work.check_backlog(Backlog(**{**none, **found}), NOW)) == expected
 
 

@@ -150,3 +150,11 @@ def test_the_timeline() -> None:
     assert [(bar.left, bar.width, bar.look) for bar in second.bars] == [(40, 60, "running")]
     assert (first.seconds, second.seconds) == (8, 6)
     assert timeline(record(), [], AT) == []
+
+
+def test_a_step_that_waits_for_its_child() -> None:
+    step = StepRecord(node="stay", seq=1, kind="child", status=StepStatus.WAITING, started_seq=1, child_id="c")
+    action, undo = look_of(step, Direction.FORWARD)
+    assert (action.words, undo.words) == ("waits for its child", "")
+    action, undo = look_of(replace(step, result="{}"), Direction.BACKWARD)
+    assert (action.words, undo.words) == ("done", "waits for its child")

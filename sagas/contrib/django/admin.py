@@ -399,7 +399,7 @@ def _step(step: StepRecord, result: str) -> dict[str, Any]:
         "attempts": step.attempts or "",
         "started": step.started_at and local(step.started_at),
         "finished": step.finished_at and local(step.finished_at),
-        "due": local(step.due_at) if step.due_at and not step.held else None,
+        "due": local(step.due_at) if step.due_at and not (step.held or step.child_id) else None,
         "result": result,
         "error": step.error or "",
     }
