@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagas.checkpoints import AT_REST, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.opening import is_early
@@ -24,6 +24,7 @@ class Signal:
     id: str  #: the same id twice counts once
     payload: str  #: JSON
     by: str  #: JSON of the id, the sender and the time, as it is kept
+    sender: str | None = None  #: who sent it, for the history
 
 
 def signal(case: Case, name: str, sent: Signal) -> Change:
@@ -44,12 +45,13 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
         seq = 1 + max((each.seq for each in record.steps.values()), default=0)
         early = StepRecord(node=name, seq=seq, stage=node.stage, kind="wait")
         early = early.move(StepStatus.DONE, finished_at=case.now, input=sent.by, result=sent.payload)
-        return case.set(early).done(Verdict.GO_AWAY)
+        return case.set(early).done(Verdict.GO_AWAY, history=_told(case, early, sent))
     if step.status not in _OPEN:
         raise SignalRefused(
             f"{case.about} no longer wants the signal {name!r}: its wait is {step.status}: {step.error}"
         )
-    return _done(case, step, result=sent.payload, input=sent.by)
+    change = _done(case, step, result=sent.payload, input=sent.by)
+    return replace(change, history=_told(case, step, sent) + change.history)
 
 
 def complete(case: Case, name: str, result: str) -> Change:
@@ -85,6 +87,13 @@ def elapse(case: Case, step: StepRecord) -> Change:
         outcome = Outcome.IN_DOUBT if node.begins else Outcome.TERMINAL
         return end_failed(case, step, Failure(outcome, f"no signal within {node.patience:g} s"))
     return _done(case, step, result=case.node(step).on_timeout)
+
+
+def _told(case: Case, step: StepRecord, sent: Signal) -> tuple[HistoryEntry, ...]:
+    """A signal with a sender is somebody's decision, so the history keeps who decided and when."""
+    if sent.sender is None:
+        return ()
+    return (case.entry(HistoryKind.SIGNAL, step, f"signal {sent.id!r}", sent.sender),)
 
 
 def _done(case: Case, step: StepRecord, **changes: object) -> Change:
