@@ -11,7 +11,7 @@ from sagas.definition import Saga
 from sagas.errors import DefinitionMissing, InvalidInput
 from sagas.forms import Form, form_of
 from sagas.nodes import Wait
-from sagas.operations import Operations
+from sagas.operations import Operations, pretty
 from sagas.stores import Filter
 
 __all__ = ["Approvals", "PendingApproval"]
@@ -60,6 +60,11 @@ class Approvals:
                 return self._pending(record, each)
         raise InvalidInput(f"saga {record.name!r} ({saga_id}) has no wait {wait!r} with approvers")
 
+    def kinds(self) -> Sequence[tuple[str, str]]:
+        """Return what the sagas of this app may ask people: the names of the sagas and of their waits."""
+        sagas = self.operations.sagas.orchestrator.sagas.values()
+        return sorted({(saga.name, wait.name) for saga in sagas for wait in _asking(saga)})
+
     def waiting(self, *, groups: Iterable[str] | None = None, limit: int = 100) -> Sequence[PendingApproval]:
         """Return what the sagas of this app ask people now, the oldest sagas first.
 
@@ -67,13 +72,17 @@ class Approvals:
         """
         groups = None if groups is None else frozenset(groups)
         found: dict[tuple[str, str], PendingApproval] = {}
-        for name, wait in sorted({(saga.name, wait.name) for saga in self._sagas for wait in _asking(saga)}):
+        for name, wait in self.kinds():
             where = Filter(name=name, statuses=frozenset({SagaStatus.RUNNING}), step=wait)
             for record in self.operations.queries.select(where, limit=limit, after="", with_steps=True):
                 for pending in self.of(record):
                     if groups is None or pending.is_for(groups):
                         found[record.id, pending.wait] = pending
         return [found[key] for key in sorted(found)]
+
+    def input_of(self, pending: PendingApproval) -> str:
+        """Return the saga's input as people may see it: what the question is about."""
+        return pretty(self.operations.shown(self.operations.queries.payloads(pending.record.id).input))
 
     def answer(self, pending: PendingApproval, answers: Mapping[str, str], *, actor: str, id: str) -> None:  # noqa: A002
         """Send the answer of a person as the signal. The history keeps who answered, and when.
@@ -83,10 +92,6 @@ class Approvals:
         """
         payload = pending.form.read(answers)
         self.operations.sagas.send_signal(pending.record.id, pending.wait, payload, id=id, sender=actor)
-
-    @property
-    def _sagas(self) -> list[Saga]:
-        return list(self.operations.sagas.orchestrator.sagas.values())
 
     @staticmethod
     def _pending(record: SagaSummary, wait: Wait) -> PendingApproval:
