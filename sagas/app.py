@@ -20,6 +20,7 @@ from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.handle import SagaHandle, StartResult
+from sagas.nodes import Wait
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
@@ -126,6 +127,8 @@ class Sagas(Generic[StoreT_co]):
         )
         self.canvas = Canvas(app, self.orchestrator)
         self._waiters = Waiters(store)
+        if events is not None:
+            events.connect(self)
         for saga in sagas:
             self.register(saga)
         self.scheduler = Scheduler(self.orchestrator, self.canvas, schedules)
@@ -142,6 +145,13 @@ class Sagas(Generic[StoreT_co]):
 
     def register(self, saga: Saga) -> None:
         """Add a definition. Raises `DuplicateName` for a name and version that is taken."""
+        if self.events is not None:
+            self.events.check_waits(saga)
+        elif waits := [each.name for each in saga.steps.values() if isinstance(each.step, Wait) and each.step.on]:
+            raise ConfigurationError(
+                f"saga {saga.name!r}, wait {waits[0]!r}: it waits for an event, but this app has none: "
+                "Sagas(..., events=Events(...))"
+            )
         self.orchestrator.register(saga)
         self.canvas.register(saga)
         self.bind(saga)

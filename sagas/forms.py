@@ -105,6 +105,18 @@ def _as_typed(_field: FormField, text: str) -> str:
     return text
 
 
+def _read_time(_field: FormField, text: str) -> str:
+    """Return a time with the seconds that a browser leaves out."""
+    return f"{text}:00" if re.fullmatch(r"\d\d:\d\d", text) else text
+
+
+def _read_json(_field: FormField, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"this is not JSON: {error}") from error
+
+
 #: How the answer to a field of each kind becomes plain JSON.
 _READERS: Mapping[FieldKind, Callable[[FormField, str], Any]] = {
     FieldKind.TEXT: _as_typed,
@@ -113,9 +125,9 @@ _READERS: Mapping[FieldKind, Callable[[FormField, str], Any]] = {
     FieldKind.FLOAT: lambda field, text: float(_read_decimal(field, text)),
     FieldKind.DATE: _as_typed,
     FieldKind.DATETIME: _as_typed,
-    FieldKind.TIME: _as_typed,
+    FieldKind.TIME: _read_time,
     FieldKind.CHOICE: _read_choice,
-    FieldKind.JSON: lambda _field, text: parse(text),
+    FieldKind.JSON: _read_json,
 }
 
 
@@ -302,7 +314,6 @@ def _by_field(text: str, form: Form) -> dict[str, str]:
     found: dict[str, str] = {}
     names = {field.name for field in form.fields}
     for part in text.split("; "):
-        where = _FIELD.search(part)
-        name = where[1] if where is not None and where[1] in names else ""
+        name = next((where[1] for where in reversed([*_FIELD.finditer(part)]) if where[1] in names), "")
         found[name] = _FIELD.sub("", part) if name else part
     return found

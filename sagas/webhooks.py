@@ -137,6 +137,7 @@ class Webhook:
             try:
                 body = self._translate(body)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
+                logger.warning("a callback could not be translated", exc_info=error)
                 raise _RefusedError(400, "the body is not what was expected") from error
         if not isinstance(body, Mapping) or len(body) != 1 or not body.keys() <= {"result", "error"}:
             raise _RefusedError(400, _SHAPE)
