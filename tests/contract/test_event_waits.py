@@ -222,10 +222,8 @@ def test_definitions_that_will_not_do(event_engine: Engine) -> None:
     for service in (Service("orders"), orders):
         definition = first() if not service.subscriptions else first(on=PaymentWaived, key=lambda _: "")
         events = Events([service], engine=event_engine, broker=MemoryBroker())
-        if hasattr(app, "sagas"):
-            del app.sagas
         with pytest.raises(ConfigurationError, match=r"wait in vain. Call forward_to\(shop.place\)"):
-            Sagas(app, SqlStore(event_engine), [definition], events=events)
+            Sagas(Celery(broker="memory://", set_as_current=False), SqlStore(event_engine), [definition], events=events)
     app.close()
 
 

@@ -156,7 +156,8 @@ def test_the_body_of_another_system(sagas: Sagas[SqlStore], caplog: pytest.LogCa
 
     hook = Webhook(translate=translate)
     token, saga_id = waiting(sagas)
-    for wrong in ([], {"state": "paid"}, 7):
+    bodies: tuple[Any, ...] = ([], {"state": "paid"}, 7)
+    for wrong in bodies:
         assert hook.receive(sagas, request(token, wrong)).status == 400
     assert "could not be translated" in caplog.text
     assert hook.receive(sagas, request(token, {"state": "paid", "id": "b-7"})).status == 200
@@ -173,6 +174,7 @@ def test_rates(sagas: Sagas[SqlStore]) -> None:
     assert hook.receive(sagas, request("more", [])).status == 429, "four requests of this client"
     free = Webhook(rate_per_step=None, rate_per_client=None)
     assert {free.receive(sagas, request(token, [])).status for _ in range(50)} == {400}
-    for wrong in ({"rate_per_step": "often"}, {"max_body": 0}, {"storage": "nowhere://"}):
+    settings: tuple[dict[str, Any], ...] = ({"rate_per_step": "often"}, {"max_body": 0}, {"storage": "nowhere://"})
+    for wrong in settings:
         with pytest.raises(ConfigurationError, match="Webhook: "):
-            Webhook(**wrong)  # type: ignore[arg-type]
+            Webhook(**wrong)
