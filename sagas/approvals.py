@@ -16,6 +16,9 @@ from sagas.stores import Filter
 
 __all__ = ["Approvals", "PendingApproval"]
 
+#: A saga that begins with a wait is PENDING until somebody answers.
+_FORWARD = frozenset({SagaStatus.PENDING, SagaStatus.RUNNING})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingApproval:
@@ -73,7 +76,7 @@ class Approvals:
         groups = None if groups is None else frozenset(groups)
         found: dict[tuple[str, str], PendingApproval] = {}
         for name, wait in self.kinds():
-            where = Filter(name=name, statuses=frozenset({SagaStatus.RUNNING}), step=wait)
+            where = Filter(name=name, statuses=_FORWARD, step=wait)
             for record in self.operations.queries.select(where, limit=limit, after="", with_steps=True):
                 for pending in self.of(record):
                     if groups is None or pending.is_for(groups):

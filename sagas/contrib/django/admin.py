@@ -80,7 +80,8 @@ class _Status(admin.SimpleListFilter):
                 idle = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
                 return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | idle)
             case "approval":
-                return queryset.filter(waiting_for_approval(_operations()), status=SagaStatus.RUNNING)
+                forward = SagaStatus.PENDING, SagaStatus.RUNNING
+                return queryset.filter(waiting_for_approval(_operations()), status__in=forward)
             case status:
                 return queryset.filter(status=status)
 
