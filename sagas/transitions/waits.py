@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.opening import is_early
@@ -102,4 +102,7 @@ def _done(case: Case, step: StepRecord, **changes: object) -> Change:
     if not step.started_seq and not early:  # a signal that came before the step had begun
         number = 1 + max(each.started_seq for each in case.record.steps.values())
         step = replace(step, started_seq=number, started_at=case.now)
-    return after_step(case.set(step), step, Verdict.CONTINUE)
+    case = case.set(step)
+    if case.record.status is SagaStatus.PENDING:  # it begins with a wait, and no worker has claimed anything
+        case = case.status(SagaStatus.RUNNING)
+    return after_step(case, step, Verdict.CONTINUE)
