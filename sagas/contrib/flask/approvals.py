@@ -12,7 +12,7 @@ from flask import url_for as _url_for
 
 from sagas.approvals import Approvals, PendingApproval
 from sagas.contrib.flask.current import current_sagas
-from sagas.errors import DefinitionMissing, InvalidInput, PayloadTooLarge, SagaNotFound, SignalRefused
+from sagas.errors import DefinitionMissing, InvalidInput, PayloadTooLarge, SagaNotFound, SignalRefused, StoreUnavailable
 from sagas.forms import InvalidForm
 from sagas.operations import Operations
 
@@ -48,6 +48,10 @@ def approvals_blueprint(approver: Callable[[PendingApproval], str | None]) -> Bl
         response.headers["Cache-Control"] = "no-store"
         response.headers["X-Frame-Options"] = "DENY"
         return response
+
+    @blueprint.errorhandler(StoreUnavailable)
+    def away(_error: StoreUnavailable) -> tuple[str, int, dict[str, str]]:
+        return "the database does not answer; try again", 503, {"Retry-After": "1"}
 
     @blueprint.get("/")
     def waiting() -> str:
