@@ -122,7 +122,7 @@ class Callbacks(TransactionTestCase):
         handle = inline.start(refund_order, {"number": key, "card": ""}, key=key)
         handle.signal("approval", {"approved": True, "amount": "1"})
         self.assertEqual(handle.record.step("pay_back").status, "WAITING")
-        return Effect.objects.get(what__startswith=f"asked {key} ").what.split()[2]
+        return str(Effect.objects.get(what__startswith=f"asked {key} ").what.split()[2])
 
     def post(self, token: str | None, body: Any, **more: Any) -> Any:
         path = "/hooks/bank/" if token is None else f"/hooks/bank/{token}/"
