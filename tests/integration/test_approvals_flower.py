@@ -64,7 +64,9 @@ def test_only_approvers_answer(flower: FlowerProcess, handle: SagaHandle) -> Non
         assert (path in listed) is may
         assert client.get(path).status == (200 if may else 403)
     filled = form(ann, path, approved="true", amount="1.50")
-    assert bob.post(path, filled).status == 403
+    own = bob.token(f"/sagas/saga/{handle.id}/cancel")
+    denied = bob.post(path, {**filled, "_xsrf": own})
+    assert (denied.status, "does not belong to" in denied.text) == (403, True), denied.text
     assert Client(flower.url).get(path).status == 401
     assert ann.post(path, {**filled, "_xsrf": "wrong"}).status == 403
     assert ann.post(path, filled, Origin="https://evil.example").status == 403
