@@ -58,6 +58,10 @@ def done(flow: Any, handle: SagaHandle) -> bool:
     return str(flow.store.load(handle.id).status) == "COMPLETED"
 
 
+def waits(handle: SagaHandle) -> bool:
+    return handle.record.step("payment").status == "WAITING"
+
+
 def handled(flow: Any) -> int:
     with flow.store.engine.connect() as connection:
         return int(connection.execute(select(func.count()).select_from(schema.inbox)).scalar_one())
@@ -68,8 +72,7 @@ def test_events_come_at_every_moment(flow: Any) -> None:
     confirm(flow, "early", 1)  # before any worker has begun the saga
     confirm(flow, "unknown", 1)
     worker = flow.worker()
-    for handle in (usual, dead):  # both at once
-        wait_for(lambda: handle.record.step("payment").status == "WAITING", 30, "it waits")
+    wait_for(lambda: all(waits(each) for each in (usual, dead)), 30, "both wait")
     confirm(flow, "usual", 2)
     confirm(flow, "usual", 3)  # another event: the first one counts
     wait_for(lambda: done(flow, early) and done(flow, usual), 30, "both ended")
