@@ -87,6 +87,7 @@ class Saga(Generic[InputT]):
 
     Raises `DefinitionError`, saying which step and why, for a saga that cannot work.
 
+    >>> from sagas import Step
     >>> Saga("greet", Step("hello", lambda: "hi", compensation=None))
     Saga('greet', version=1)
     """

@@ -19,6 +19,7 @@ def is_pydantic(type_: Any) -> bool:
 
 
 def is_struct(type_: Any) -> bool:
+    """Return whether a type is a msgspec Struct."""
     return isinstance(type_, type) and issubclass(type_, msgspec.Struct)
 
 

@@ -251,9 +251,9 @@ class Case:
         return min(filter(None, times), default=self.now + self.patience)
 
     def _message_overdue(self, step: StepRecord) -> datetime:
-        if step.due_at is not None and step.due_at >= self.now:
-            return step.due_at
         sent = self.record.sent_at(step)
+        if step.due_at is not None and step.due_at >= self.now and (step.sent_at is None or sent < step.due_at):
+            return step.due_at
         recent = sent + timedelta(seconds=self.timing.redispatch_after) > self.now
         return (sent if recent else self.now) + self.patience
 

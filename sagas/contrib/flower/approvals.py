@@ -43,6 +43,7 @@ def groups_of(handler: Handler) -> frozenset[str]:
 
 
 def may_answer(handler: Handler, pending: PendingApproval) -> bool:
+    """Return whether the user belongs to one of the groups, and this Flower is not read-only."""
     return not handler.read_only and pending.is_for(groups_of(handler))
 
 
