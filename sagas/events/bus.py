@@ -253,21 +253,20 @@ class Events:
             queue, source = self._queue_of(declared), source or SAGAS
         elif source is None:
             self._check_owned(declared)
-        envelope = Envelope.wrap(
-            message,
-            source=source or declared.context,
-            key=key,
-            cause=cause,
-            metadata=self._with_trace(None),
-        )
+        return self._row(message, key=key, cause=cause, source=source or declared.context, queue=queue)
+
+    def _row(self, message: Any, *, key: str, cause: Cause, source: str, queue: str | None = None) -> Mapping[str, Any]:
+        envelope = Envelope.wrap(message, source=source, key=key, cause=cause, metadata=self._with_trace(None))
         return outbox.outbox_row(envelope, queue)
 
     def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
-        """Return the outbox rows for the lifecycle events of a saga's change."""
+        """Return the outbox rows for the lifecycle events of a saga's change.
+
+        They are the saga's, also when a handler changed it: the handler need not declare them.
+        """
         cause = after.cause()
         return [
-            self.prepare(message, key=after.id, cause=cause, source=SAGAS)
-            for message in lifecycle_events(before, after)
+            self._row(message, key=after.id, cause=cause, source=SAGAS) for message in lifecycle_events(before, after)
         ]
 
     def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:

@@ -234,3 +234,17 @@ def test_inline_needs_no_events() -> None:
         handle.signal("payment", {"order_id": 7})
     handle.signal("payment", PaymentConfirmed(order_id="k", cents=3))
     assert handle.result["ship"] == 3
+
+
+def test_a_saga_that_publishes_its_life(shops: Any, key: str) -> None:
+    saga = Saga(
+        "shop.place",
+        Wait("payment", on=PaymentConfirmed, key="order_id", timeout=60),
+        Step("ship", ship, compensation=None),
+        publish_lifecycle=True,
+    )
+    shop = shops(saga)
+    handle = shop.start(key, saga)
+    outcome = shop.handle(PaymentConfirmed(order_id=key, cents=7))
+    assert outcome.end is End.HANDLED, outcome.error
+    assert handle.record.step("payment").status == "DONE"
