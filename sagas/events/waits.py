@@ -55,7 +55,12 @@ class EventSignals:
         self._sagas: Sagas[Any] | None = None
 
     def connect(self, sagas: Sagas[Any]) -> None:
-        """Say whose sagas wait."""
+        """Say whose sagas wait. Raises `ConfigurationError` if that was said of other sagas."""
+        if self._sagas not in (None, sagas):
+            raise ConfigurationError(
+                f"these events belong to {self._sagas!r}, whose sagas would no longer receive the events that they "
+                "wait for. Create an Events object for each Sagas"
+            )
         self._sagas = sagas
 
     def deliver(self, saga: str, wait: str, event: Any, envelope: Envelope, session: Session) -> None:

@@ -224,6 +224,14 @@ def test_definitions_that_will_not_do(event_engine: Engine) -> None:
         events = Events([service], engine=event_engine, broker=MemoryBroker())
         with pytest.raises(ConfigurationError, match=r"wait in vain. Call forward_to\(shop.place\)"):
             Sagas(Celery(broker="memory://", set_as_current=False), SqlStore(event_engine), [definition], events=events)
+    events = Events([], engine=event_engine, broker=MemoryBroker())
+    for name in ("one", "two"):
+        other = Celery(name, broker="memory://", set_as_current=False)
+        if name == "one":
+            Sagas(other, SqlStore(event_engine), events=events)
+        else:
+            with pytest.raises(ConfigurationError, match="these events belong to <Sagas of 'one'"):
+                Sagas(other, SqlStore(event_engine), events=events)
     app.close()
 
 

@@ -13,10 +13,16 @@ from django.db import connection
 from django.test import Client, TestCase, TransactionTestCase
 from django.utils import translation
 
-from sagas import SagaHandle, Sagas, StoreUnavailable
-from sagas.contrib.django import sagas
-from sagas.contrib.django.models import HistoryEntry
+from sagas import Saga as Definition
+from sagas import SagaHandle, Sagas, StoreUnavailable, Wait
+from sagas.contrib.django import engine, sagas
+from sagas.contrib.django.models import HistoryEntry, InboxMessage
+from sagas.contrib.django.project import PROJECT
+from sagas.events import Envelope, Events, Service
+from sagas.events.brokers.memory import MemoryBroker
+from sagas.events.inbox import Call, End
 from sagas.testing import Inline
+from tests.django_project.orders.events import OrderPlaced
 from tests.django_project.orders.models import Effect
 from tests.django_project.orders.sagas import refund_order
 from tests.django_project.orders.tests import eagerly
@@ -173,3 +179,22 @@ class Callbacks(TransactionTestCase):
         with mock.patch.object(Sagas, "complete", side_effect=StoreUnavailable("away")):
             answer = self.post(token, {"result": "r-4"})
         self.assertEqual((answer.status_code, answer["Retry-After"]), (503, "5"))
+
+
+class EventsAsSignals(TransactionTestCase):
+    def test_an_event_wakes_the_saga_in_one_transaction_with_its_inbox_entry(self) -> None:
+        definition = Definition("await_order", Wait("order", on=OrderPlaced, key="number", timeout=60))
+        shop = Service("shop")
+        shop.forward_to(definition)
+        own = Events([shop], engine=engine(), broker=MemoryBroker())
+        own.connect(PROJECT.get())
+        with mock.patch.dict(sagas.orchestrator.sagas, {("await_order", 1): definition}), eagerly():
+            handle = Inline(sagas.store).start(definition, key="7")
+            envelope = Envelope.wrap(OrderPlaced(number="7"), source="orders")
+            for redelivered, end in ((False, End.HANDLED), (True, End.SKIPPED)):
+                call = Call(
+                    "shop.await_order-order", envelope.topic, envelope.encode(), attempt=1, redelivered=redelivered
+                )
+                self.assertEqual(own.handle(call).end, end)
+            self.assertEqual(handle.status, "COMPLETED")
+        self.assertEqual(InboxMessage.objects.get().queue, "shop.await_order-order")
