@@ -46,7 +46,7 @@ for number in (7, 8):
     inline.fail_at("capture_payment", RuntimeError("the bank is away"), times=None)
     inline.start(place_order, order(number), key=f"order-{number}")
 place_order.start(order(9), key="order-9")
-inline.start(
+Inline(store).start(
     pay_expense, Expense(expense_id="e-7", employee="ann", amount=Decimal(900), purpose="a chair"), key="expense-7"
 )
 order(10)
