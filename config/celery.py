@@ -12,6 +12,7 @@ from sagas.contrib.prometheus import export
 from tasks import tables
 from tasks.billing import bill_all, nightly_billing
 from tasks.bookings import book_stay
+from tasks.expenses import pay_expense
 from tasks.orders import place_order
 from tasks.transfers import transfer_money
 from tasks.trips import book_trip
@@ -52,7 +53,7 @@ tables.ShopSession.configure(bind=store.engine)
 sagas = Sagas(
     app,
     store,
-    [place_order, transfer_money, book_stay, bill_all, book_trip],
+    [place_order, transfer_money, book_stay, bill_all, book_trip, pay_expense],
     lease=settings.lease,
     redispatch_after=settings.redispatch_after,
     recovery_interval=settings.recovery_interval,

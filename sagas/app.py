@@ -21,6 +21,7 @@ from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.handle import SagaHandle, StartResult
+from sagas.nodes import Wait
 from sagas.observers import Observer, Observers
 from sagas.orchestrator import Next, Orchestrator
 from sagas.recovery import Recovery
@@ -127,6 +128,8 @@ class Sagas(Generic[StoreT_co]):
         )
         self.canvas = Canvas(app, self.orchestrator)
         self._waiters = Waiters(store)
+        if events is not None:
+            events.connect(self)
         for saga in sagas:
             self.register(saga)
         self.scheduler = Scheduler(self.orchestrator, self.canvas, schedules)
@@ -144,9 +147,19 @@ class Sagas(Generic[StoreT_co]):
     def register(self, saga: Saga) -> None:
         """Add a definition, and those of its children. Raises `DuplicateName` for a name and version that is taken."""
         for each in (saga, *descendants(saga)):
+            self._check_waits(each)
             self.orchestrator.register(each)
             self.canvas.register(each)
             self.bind(each)
+
+    def _check_waits(self, saga: Saga) -> None:
+        if self.events is not None:
+            self.events.check_waits(saga)
+        elif waits := [each.name for each in saga.steps.values() if isinstance(each.step, Wait) and each.step.on]:
+            raise ConfigurationError(
+                f"saga {saga.name!r}, wait {waits[0]!r}: it waits for an event, but this app has none: "
+                "Sagas(..., events=Events(...))"
+            )
 
     def bind(self, saga: Saga) -> None:
         """Have `saga.start` start it here. One saga is bound to one app, unless a framework says which it is."""

@@ -475,6 +475,10 @@ def _payload_type(wait: Wait, where: str) -> Any:
     """Return the type of a wait's signal. Raises `DefinitionError` for one that cannot be kept."""
     try:
         check_type(wait.type)
+        if isinstance(wait.key, str) and wait.key not in (fields := field_names(wait.type)):
+            raise DefinitionError(
+                f"{where}: key={wait.key!r} is no field of {wait.type.__qualname__}; it has {', '.join(fields)}"
+            )
         if wait.on_timeout is not COMPENSATE:
             dump(wait.on_timeout, wait.type)
     except (TypeError, NotImplementedError, NameError) as error:

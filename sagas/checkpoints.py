@@ -368,6 +368,7 @@ class HistoryKind(enum.StrEnum):
     LATE_OUTCOME = "late outcome"  #: an attempt that had been given up reported how it ended
     COMPENSATION_STARTED = "compensation started"
     STUCK = "stuck"  #: the saga needs a person
+    SIGNAL = "signal"  #: somebody answered what the saga waited for
     OPERATOR_RETRY = "operator: retry"
     OPERATOR_SKIP = "operator: skip"
     OPERATOR_DONE = "operator: done"

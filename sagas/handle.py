@@ -94,7 +94,7 @@ class SagaHandle:
 
     @property
     def history(self) -> Sequence[HistoryEntry]:
-        """What happened to the saga beside its plain way forward, oldest first: failures, compensation, operators."""
+        """What happened beside the plain way forward, oldest first: failures, compensation, operators, answers."""
         return self._operations.history(self.id)
 
     @property

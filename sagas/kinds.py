@@ -24,5 +24,5 @@ def is_struct(type_: Any) -> bool:
 
 
 def type_name(type_: Any) -> str:
-    """Return what a type is called, for people."""
+    """Return the name of a type for people."""
     return getattr(type_, "__qualname__", None) or str(type_)

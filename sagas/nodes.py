@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -189,11 +189,15 @@ def _nothing() -> None:
 class Wait(Node):
     """Waits for a signal: an answer of a person or another system, of a type that you declare.
 
-    `type`: the type of the signal's payload. Later steps ask for it by the node's name.
+    `type`: the type of the signal's payload. Later steps ask for it by the node's name. With `on=`, leave it out.
     `timeout`: seconds (or a timedelta) to wait. There is no default: choose one.
     `on_timeout`: `COMPENSATE`, or a value of the payload's type to go on with. After the pivot, give a value.
     `begin`: a function that asks for the signal, such as one that sends a mail; `compensation` undoes that.
     `when`: wait only if this function returns true; otherwise the result is None.
+    `approvers`: the name of a group, or several names. Flower, the Django admin, the blueprint for Flask and the
+        command line then show a form, and its members may answer. Code that sends the signal itself is not checked.
+    `on`: a class of events, see `sagas.events`. The event is the signal, and its payload. `key`: the name of the
+        event's field that is the business key of the saga, or a function that takes the event and returns the key.
 
     A signal that arrives before the wait begins is kept. Waiting takes no worker, no attempt and no lease.
 
@@ -206,7 +210,7 @@ class Wait(Node):
     def __init__(
         self,
         name: str,
-        type: Any,  # noqa: A002
+        type: Any = UNSAID,  # noqa: A002
         *,
         timeout: float | timedelta,
         on_timeout: Any = COMPENSATE,
@@ -214,6 +218,9 @@ class Wait(Node):
         compensation: Callable[..., Any] | None = UNSAID,
         when: Callable[..., Any] | None = None,
         queue: str | None = None,
+        approvers: str | Iterable[str] = (),
+        on: type | None = None,
+        key: str | Callable[[Any], str] | None = None,
     ) -> None:
         if begin is None and compensation not in (UNSAID, None):
             raise DefinitionError(
@@ -227,13 +234,31 @@ class Wait(Node):
             queue=queue,
         )
         self.begins = begin is not None
-        self.type = type
+        if (type is UNSAID) == (on is None):
+            raise DefinitionError(
+                f"wait {name!r}: give the type of its payload"
+                if on is None
+                else f"wait {name!r}: the payload is the event {on.__qualname__}, so it takes no other type"
+            )
+        if (on is None) != (key is None):
+            raise DefinitionError(f"wait {name!r}: on= and key= belong together: key= says which saga an event is for")
+        self.type = type if on is None else on
+        self.on = on
+        self.key = key
+        self.approvers = _groups(approvers, name)
         self.patience = seconds(timeout, f"wait {name!r}: timeout", DefinitionError)
         self.on_timeout = on_timeout
 
     @property
     def is_open_at_once(self) -> bool:
         return not self.begins and self.when is None
+
+
+def _groups(approvers: str | Iterable[str], wait: str) -> frozenset[str]:
+    groups: frozenset[Any] = frozenset([approvers] if isinstance(approvers, str) else approvers)
+    if wrong := [group for group in groups if not (isinstance(group, str) and group.strip() and is_clean(group))]:
+        raise DefinitionError(f"wait {wait!r}: approvers has {wrong[0]!r}, which is no name of a group")
+    return groups
 
 
 class Sleep(Node):

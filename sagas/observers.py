@@ -82,8 +82,8 @@ class Observer:
     """Receives notice of what the engine does. Override the methods you need; the others do nothing.
 
     All methods are called in the thread that does the work, so they must be fast. An exception they raise is logged
-    once and not propagated. With the prefork pool, `during` is called in the child processes, `recovered`, `delivered`
-    and `relayed` in the worker's main process, and `changed` in both.
+    once and not propagated. With the prefork pool, `during` and `signalled` are called in the child processes,
+    `recovered`, `delivered` and `relayed` in the worker's main process, and `changed` in both.
     """
 
     def during(self, work: Start | Attempt | Handling) -> AbstractContextManager[object]:  # noqa: ARG002
@@ -107,6 +107,9 @@ class Observer:
 
     def relayed(self, count: int) -> None:
         """The relay has sent this many messages."""
+
+    def signalled(self, saga: str, wait: str, outcome: str) -> None:
+        """An event arrived for a `Wait` of sagas of this name: it was delivered, refused, or its saga is unknown."""
 
     def carry(self) -> Mapping[str, str]:
         """Return metadata for a message that is published now: `traceparent`, `tracestate`."""
@@ -146,6 +149,9 @@ class Observers:
 
     def relayed(self, count: int) -> None:
         self._notify("relayed", count)
+
+    def signalled(self, saga: str, wait: str, outcome: str) -> None:
+        self._notify("signalled", saga, wait, outcome)
 
     def carry(self) -> dict[str, str]:
         return {name: value for answer in self._notify("carry") for name, value in answer.items()}

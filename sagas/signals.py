@@ -60,7 +60,9 @@ def send(
             raise InvalidInput(f"{case.about} has no wait {name!r}; it has {', '.join(waits) or 'none'}")
         text = _encode(orchestrator, payload, node.action.returns, f"{case.about}, signal {name!r}")
         step = case.record.step(name)
-        change = transitions.signal(case, name, Signal(id=id, payload=text, by=_by(step, id, sender, case.now)))
+        change = transitions.signal(
+            case, name, Signal(id=id, payload=text, by=_by(step, id, sender, case.now), sender=sender)
+        )
         if change.verdict is Verdict.SETTLED and (first := _sender_of(step)) is not None and first["id"] != id:
             raise SignalRefused(
                 f"{case.about} has a signal {name!r} already: {first['id']!r}"

@@ -15,6 +15,7 @@ __all__ = [
     "PlannedFault",
     "ShopSession",
     "Stock",
+    "TransferOrder",
     "create_all",
 ]
 
@@ -92,6 +93,16 @@ class Invoice(Base):
     day: Mapped[date] = mapped_column(index=True)
     amount: Mapped[int]  #: cents
     sent: Mapped[bool] = mapped_column(default=False)
+
+
+class TransferOrder(Base):
+    """The bank: a transfer that it was asked for, and the token that it calls back with."""
+
+    __tablename__ = "shop_transfer_orders"
+
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    token: Mapped[str]
+    amount: Mapped[int]  #: cents
 
 
 class PlannedFault(Base):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -269,6 +270,31 @@ def with_children() -> Saga:
         Parallel(Child("left", left, input=make), Child("right", right)),
         Child("middle", middle),
         _step("last"),
+        input=Faults,
+    )
+
+
+@dataclass
+class Decision:
+    """What people answer in the tests of pages."""
+
+    approved: bool
+    amount: Decimal
+    comment: str = ""
+
+
+def asks_people() -> Saga:
+    """A saga that asks two groups of people, one after the other."""
+
+    def last(faults: dict[str, str], step: StepContext, approval: Decision, second: bool) -> str:
+        act("last", faults, step)
+        return f"{approval.amount} {approval.comment} {second}"
+
+    return Saga(
+        "asks_people",
+        Wait("approval", Decision, timeout=600, approvers=("finance", "board")),
+        Wait("second", bool, timeout=600, approvers="board"),
+        Step("last", last, compensation=None, retry=QUICK, timeout=3),
         input=Faults,
     )
 

@@ -9,17 +9,18 @@ from typing import Any
 from flask import Flask
 from kombu.transport import TRANSPORT_ALIASES
 
-from examples.flask_shop import admin, orders, views
+from examples.flask_shop import admin, bank, orders, refunds, views
 from examples.flask_shop.models import Bank, Product, db
 from sagas import SqlStore
-from sagas.contrib.flask import FlaskSagas, status_blueprint
+from sagas.contrib.flask import FlaskSagas, approvals_blueprint, status_blueprint, webhook_blueprint
+from sagas.webhooks import Webhook
 
 __all__ = ["create_app", "prepare"]
 
 # kombu's own transport lets readers find incomplete messages.
 TRANSPORT_ALIASES["filesystem"] = "config.folder_broker:Transport"
 
-flask_sagas = FlaskSagas(db, [orders.place_order])
+flask_sagas = FlaskSagas(db, [orders.place_order, refunds.refund_order])
 
 CATALOGUE = (
     ("tea", "Darjeeling", 12_50, 40),
@@ -57,6 +58,11 @@ def create_app(settings: dict[str, Any] | None = None) -> Flask:
     app.register_blueprint(admin.admin, url_prefix="/admin")
     status = status_blueprint(views.is_mine, show_error=lambda _record: True)
     app.register_blueprint(status, url_prefix="/sagas")
+    app.register_blueprint(approvals_blueprint(admin.approver), url_prefix="/approvals")
+    app.register_blueprint(
+        webhook_blueprint(Webhook(translate=bank.translate), name="from_bank"), url_prefix="/from-bank"
+    )
+    app.register_blueprint(bank.bank, url_prefix="/bank")
     app.jinja_env.filters["money"] = lambda cents: f"€ {cents / 100:.2f}"
     return app
 

@@ -9,12 +9,13 @@ from werkzeug.wrappers import Response
 
 from examples.flask_shop.models import Bank, db
 from sagas import DefinitionMissing, NotAllowed, SagaNotFound
+from sagas.approvals import PendingApproval
 from sagas.contrib.flask import current_sagas
 from sagas.operations import Operations
 from sagas.operator_actions import Action
 from sagas.stores import Filter
 
-__all__ = ["admin"]
+__all__ = ["admin", "approver"]
 
 admin = Blueprint("admin", __name__)
 
@@ -26,6 +27,11 @@ WORDS = {
     Action.CANCEL: "Cancel",
     Action.RESUME: "Resume now",
 }
+
+
+def approver(pending: PendingApproval) -> str | None:
+    """Return who answers what sagas ask: here, whoever has logged in is the staff."""
+    return "admin" if session.get("admin") and pending.is_for(["staff"]) else None
 
 
 @admin.before_request

@@ -6,7 +6,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-__all__ = ["Bank", "Charge", "Order", "Product", "Reservation", "db"]
+__all__ = ["Bank", "BankOrder", "Charge", "Order", "Product", "Reservation", "db"]
 
 
 class Base(DeclarativeBase): ...
@@ -29,7 +29,7 @@ class Order(Base):
     customer: Mapped[str] = mapped_column(String(40), index=True)
     sku: Mapped[str] = mapped_column(ForeignKey("product.sku"))
     quantity: Mapped[int]
-    state: Mapped[str] = mapped_column(String(20), default="placed")  #: placed, accepted, cancelled, shipped
+    state: Mapped[str] = mapped_column(String(20), default="placed")  #: placed, accepted, cancelled, shipped, refunded
     saga_id: Mapped[str] = mapped_column(String(40))
     product: Mapped[Product] = relationship()
 
@@ -54,3 +54,12 @@ class Bank(Base):
     __tablename__ = "bank"
     id: Mapped[int] = mapped_column(primary_key=True)
     away: Mapped[bool]
+
+
+class BankOrder(Base):
+    """The bank's record of a payment that it was asked for. It calls back with the token when it has paid."""
+
+    __tablename__ = "bank_order"
+    order_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    token: Mapped[str] = mapped_column(String(200))
+    cents: Mapped[int]

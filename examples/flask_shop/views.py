@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 import uuid
 
-from flask import Blueprint, abort, redirect, render_template, request, session, url_for
+from flask import Blueprint, abort, flash, redirect, render_template, request, session, url_for
 from sqlalchemy import select
 from werkzeug.wrappers import Response
 
 from examples.flask_shop.models import Order, Product, db
 from examples.flask_shop.orders import PlaceOrder, place_order
+from examples.flask_shop.refunds import AskRefund, refund_order
 from sagas import KeyConflict, SagaRecord
 from sagas.contrib.flask import current_sagas
 
@@ -28,6 +29,8 @@ def _token() -> dict[str, str]:
 
 @shop.before_app_request
 def _refuse_foreign_forms() -> None:
+    if request.blueprint in ("sagas_approvals", "from_bank"):  # they protect themselves
+        return
     if request.method == "POST" and not secrets.compare_digest(
         request.form.get("token", ""), session.get("token", "-")
     ):
@@ -78,9 +81,26 @@ def show(order_id: str) -> str:
     return render_template("order.html", order=order, stages=stages)
 
 
+@shop.post("/orders/<order_id>/refund")
+def refund(order_id: str) -> Response:
+    order = db.session.get(Order, order_id)
+    if order is None or order.customer != _customer() or order.state != "shipped":
+        abort(404)
+    why = request.form.get("why", "").strip()
+    if not 1 <= len(why) <= 500:
+        abort(400, "Say why, in at most 500 characters.")
+    try:
+        refund_order.start(AskRefund(order_id, order.quantity * order.product.cents, why), key=order_id)
+    except KeyConflict:
+        abort(409, "A refund of this order was asked for already.")
+    db.session.commit()
+    flash("We will look at it.")
+    return redirect(url_for("shop.mine"))
+
+
 def is_mine(record: SagaRecord) -> bool:
     """Return whether the current user may see a saga: only whoever placed the order may."""
-    order = db.session.get(Order, record.key)
+    order = db.session.get(Order, record.key) if record.name == place_order.name else None
     return order is not None and order.customer == _customer()
 
 

@@ -20,7 +20,7 @@ from sagas.operations import LONGEST_REASON
 from sagas.stores import Filter
 from sagas.values import parse
 
-__all__ = ["DURATION", "JSON_FILE", "TEXT", "Where", "filters", "json_object", "signed"]
+__all__ = ["DURATION", "JSON_FILE", "TEXT", "Where", "filters", "json_object", "signed", "who"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 #: Longer than any saga is kept; it keeps date arithmetic within its limits.
@@ -132,7 +132,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def signed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that are recorded with every action of an operator: `reason` and `actor`."""
-    command = click.option("--actor", type=TEXT, callback=_who, metavar="NAME", help="Who; by default you.")(command)
+    command = click.option("--actor", type=TEXT, callback=who, metavar="NAME", help="Who; by default you.")(command)
     reason = click.option(
         "--reason", type=TEXT, required=True, callback=_why, help="Why; it is recorded with the saga."
     )  # fmt: skip
@@ -145,12 +145,13 @@ def _why(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     return value
 
 
-def _who(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+def who(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """Return the name that is given, or that of the user of this system."""
     if value is None:
         try:
             value = getpass.getuser()
         except (OSError, KeyError, ImportError):  # in a container without a named user
-            raise click.UsageError("this system does not know your name. Pass it with --actor") from None
+            raise click.UsageError(f"this system does not know your name. Pass it with {parameter.opts[-1]}") from None
     if len(value) > _LONGEST_NAME:
         raise click.BadParameter(f"a name has at most {_LONGEST_NAME} characters")
     return value

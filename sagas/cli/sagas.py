@@ -27,6 +27,7 @@ _COMMANDS = LazyCommands(
         "purge": "sagas.cli.retention:purge",
         "start": "sagas.cli.start:start",
         "signal": "sagas.cli.signal:signal",
+        "waiting": "sagas.cli.waiting:waiting",
         "check-deploy": "sagas.cli.check:check",
         "doctor": "sagas.cli.doctor:doctor",
         "graph": "sagas.cli.saga_graph:draw_saga",

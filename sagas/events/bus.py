@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sagas.causes import Cause
 from sagas.checkpoints import SagaRecord
+from sagas.definition import Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
 from sagas.events import outbox
@@ -33,9 +34,13 @@ from sagas.events.relay import Relay
 from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
+from sagas.events.waits import EventSignals, event_waits, queue_of
 from sagas.observers import Observers
 from sagas.stores.engines import forget_after_fork
 from sagas.stores.sessions import AnySession, own_session
+
+if TYPE_CHECKING:
+    from sagas.app import Sagas
 
 __all__ = ["SAGAS", "Events"]
 
@@ -106,7 +111,10 @@ class Events:
         versions = {queue: () if s.is_for_commands else tuple(s.handlers) for queue, s in queues.items()}
         self._letters = DeadLetters(engine, queues, renamed)
         self._bindings = Bindings(engine, broker, self.topology, versions, self.services, renamed)
-        self._inbox = Inbox(engine, queues, self._letters, self._bindings, self._emit, self.observers)
+        self._signals = EventSignals(self.observers)
+        self._inbox = Inbox(
+            engine, queues, self._letters, self._bindings, self._emit, self._signals.deliver, self.observers
+        )
         self.relay = Relay(
             engine,
             broker,
@@ -142,6 +150,25 @@ class Events:
             for handler in service.handlers:
                 found.update(handler.handles + handler.emits + handler.compensates)
         return tuple(sorted(found, key=lambda declared: (declared.name, declared.version)))
+
+    # -- sagas that wait for events -------------------------------------------------------------------------------
+
+    def connect(self, sagas: Sagas[Any]) -> None:
+        """Say whose sagas receive the events that they wait for. `Sagas` calls this."""
+        self._signals.connect(sagas)
+
+    def check_waits(self, saga: Saga) -> None:
+        """Raise `ConfigurationError` if no service forwards an event that a saga waits for."""
+        forwarded = {subscription.name: subscription for subscription in self.subscriptions}
+        for (name, wait), events in event_waits([saga]).items():
+            subscription = forwarded.get(queue_of(name, wait))
+            handled = () if subscription is None else tuple(subscription.handlers.values())
+            known = {declared.cls for handler in handled for declared in handler.handles}
+            if missing := [each.__qualname__ for each in events if each not in known]:
+                raise ConfigurationError(
+                    f"saga {name!r}, wait {wait!r}: no service forwards {missing[0]} to it, so it would wait in vain. "
+                    f"Call forward_to({name}) on the service that has the saga, before you pass it to Events"
+                )
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
@@ -226,21 +253,20 @@ class Events:
             queue, source = self._queue_of(declared), source or SAGAS
         elif source is None:
             self._check_owned(declared)
-        envelope = Envelope.wrap(
-            message,
-            source=source or declared.context,
-            key=key,
-            cause=cause,
-            metadata=self._with_trace(None),
-        )
+        return self._row(message, key=key, cause=cause, source=source or declared.context, queue=queue)
+
+    def _row(self, message: Any, *, key: str, cause: Cause, source: str, queue: str | None = None) -> Mapping[str, Any]:
+        envelope = Envelope.wrap(message, source=source, key=key, cause=cause, metadata=self._with_trace(None))
         return outbox.outbox_row(envelope, queue)
 
     def lifecycle(self, before: SagaRecord, after: SagaRecord) -> Sequence[Mapping[str, Any]]:
-        """Return the outbox rows for the lifecycle events of a saga's change."""
+        """Return the outbox rows for the lifecycle events of a saga's change.
+
+        They are the saga's, also when a handler changed it: the handler need not declare them.
+        """
         cause = after.cause()
         return [
-            self.prepare(message, key=after.id, cause=cause, source=SAGAS)
-            for message in lifecycle_events(before, after)
+            self._row(message, key=after.id, cause=cause, source=SAGAS) for message in lifecycle_events(before, after)
         ]
 
     def _with_trace(self, metadata: dict[str, Any] | None) -> dict[str, Any]:

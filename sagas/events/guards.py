@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,23 +18,11 @@ from sagas.errors import ConfigurationError
 from sagas.events.breakers import BreakerState, CircuitBreaker, CircuitBreakers
 from sagas.events.envelope import Envelope
 from sagas.events.services import Subscription
-
-try:
-    import limits
-    from limits.errors import StorageError
-    from limits.storage import storage_from_string
-    from limits.strategies import MovingWindowRateLimiter
-except ImportError:  # only rates need it
-    _HAS_LIMITS = False
-else:
-    _HAS_LIMITS = True
+from sagas.rates import Rate, Rates
 
 __all__ = ["Admission", "CircuitBreaker", "BreakerState", "CircuitBreakers", "StormGuard", "Decision", "default_guards"]
 
 _log = logging.getLogger(__name__)
-
-#: Seconds for which a storage that did not answer is not used again.
-_STORAGE_PAUSE = 5.0
 
 
 class Decision(enum.StrEnum):
@@ -93,19 +80,14 @@ class StormGuard:
         if max_repeats is not None:
             why = 'use on_repeat="dead_letter" to let none through'
             whole_number(max_repeats, "StormGuard: max_repeats", ConfigurationError, why=why)
-        if rate is not None and not _HAS_LIMITS:
-            raise ConfigurationError(
-                f"StormGuard(rate={rate!r}) needs the package limits: pip install celery-sagas[events]"
-            )
         whole_number(max_hops, "StormGuard: max_hops", ConfigurationError, why="an event that an event led to has 1")
         if on_repeat not in ("report", "dead_letter"):
             raise ConfigurationError(f'StormGuard(on_repeat={on_repeat!r}): it is "report" or "dead_letter"')
         self.max_hops = max_hops
         self.on_repeat = on_repeat
         self.max_repeats = max_repeats
-        self._rate = None if rate is None else _rate(rate)
-        self._limiter = MovingWindowRateLimiter(_storage(storage)) if _HAS_LIMITS else None
-        self._storage_again = 0.0  # when it may be asked again, by the monotonic clock
+        self._rate = None if rate is None else Rate(rate, "StormGuard: rate")
+        self._rates = Rates(storage, "StormGuard: storage")
         self._counts: dict[str, Counter[str]] = {}
         self._lock = threading.Lock()
 
@@ -136,7 +118,7 @@ class StormGuard:
                     queue, envelope.event_type, envelope.event_id, _chain(envelope),
                 )  # fmt: skip
         if self._rate is not None and not subscription.compensates:
-            seconds = self._over(self._rate, queue, envelope.event_type, envelope.source)
+            seconds = self._rates.over(self._rate, queue, envelope.event_type, envelope.source)
             if seconds > 0:
                 self._count(queue, "throttled")
                 return Admission(Decision.THROTTLE, seconds=seconds)
@@ -151,24 +133,6 @@ class StormGuard:
         with self._lock:
             names = ("admitted", "throttled", "dead_lettered", "repeated")
             return {queue: {name: counts[name] for name in names} for queue, counts in self._counts.items()}
-
-    def _over(self, rate: limits.RateLimitItem, *whose: str) -> float:
-        """Take one from the allowance, or return the seconds until one is available."""
-        if time.monotonic() < self._storage_again:
-            return 0.0
-        assert self._limiter is not None  # a rate implies a limiter
-        try:
-            if self._limiter.hit(rate, *whose):
-                return 0.0
-            # Never 0, even if the window has moved on meanwhile: the allowance was not taken.
-            return max(self._limiter.get_window_stats(rate, *whose).reset_time - time.time(), 0.001)
-        except StorageError as error:
-            self._storage_again = time.monotonic() + _STORAGE_PAUSE
-            _log.warning(
-                "the rate limit storage did not answer; all messages are admitted for %g s: %s",
-                _STORAGE_PAUSE, error.storage_error,
-            )  # fmt: skip
-            return 0.0
 
     def _dead_letter(self, queue: str, reason: str) -> Admission:
         self._count(queue, "dead_lettered")
@@ -190,20 +154,3 @@ def default_guards() -> StormGuard:
 
 def _chain(envelope: Envelope) -> str:
     return " -> ".join([*envelope.path, envelope.event_type])
-
-
-def _rate(text: str) -> limits.RateLimitItem:
-    try:
-        return limits.parse(text)
-    except (ValueError, TypeError) as error:  # a TypeError if it is not text
-        raise ConfigurationError(f'StormGuard(rate={text!r}): {error}. A rate looks like "100/second"') from error
-
-
-def _storage(url: str) -> limits.storage.Storage:
-    try:
-        storage = storage_from_string(url, wrap_exceptions=True)
-    except (limits.errors.ConfigurationError, ValueError) as error:
-        # Without the URL: it may hold a password.
-        raise ConfigurationError(f'StormGuard(storage=...): {error}. Use a URL like "redis://host:6379/0"') from error
-    assert isinstance(storage, limits.storage.Storage)
-    return storage

@@ -101,7 +101,8 @@ class Outcome:
 class Inbox:
     """Runs each handler in one transaction with its inbox row, its writes and the messages it publishes.
 
-    `publish(message, session, *, key)`: called by `HandlerContext.emit`.
+    `publish(message, session, *, key)`: called by `HandlerContext.emit`. `signal`: delivers an event to a saga that
+    waits for it.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Inbox:
         dead_letters: DeadLetters,
         bindings: Bindings,
         publish: Callable[..., Envelope],
+        signal: Callable[..., None],
         observers: Observers,
     ) -> None:
         self._observers = observers
@@ -119,6 +121,7 @@ class Inbox:
         self._dead_letters = dead_letters
         self._bindings = bindings
         self._publish = publish
+        self._signal = signal
         self._unsubscribed: set[tuple[str, str]] = set()  # logged already
 
     def handle(self, call: Call) -> Outcome:
@@ -213,6 +216,7 @@ class Inbox:
                 attempt=call.attempt,
                 session=session,
                 _publish=self._publish,
+                _signal=self._signal,
             )
             with Lent(session, self._engine, f"handler {call.queue!r}") as lent:
                 lent.hold(connection)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from sagas.definition import Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import DefinitionError, DuplicateName
 from sagas.events.cloudevents import Wire
 from sagas.events.envelope import Envelope
 from sagas.events.messages import Kind, MessageType, any_version, topic, type_of
+from sagas.events.waits import event_waits, queue_of
 from sagas.functions import finish, refuse_unfinished
 from sagas.retries import Retry
 
@@ -41,6 +43,7 @@ class HandlerContext:
     attempt: int  #: from 1
     session: Session = field(repr=False)  #: in the inbox's transaction: do not commit it
     _publish: Callable[..., Envelope] = field(repr=False)
+    _signal: Callable[..., None] = field(repr=False)
 
     @property
     def correlation_id(self) -> str:
@@ -264,6 +267,21 @@ class Service:
 
         return declare
 
+    def forward_to(self, *sagas: Saga) -> None:
+        """Forward events to the sagas that wait for them: `Wait(on=, key=)`. Name every version that is in flight.
+
+        Each wait has its own queue, named after the saga and the wait. Raises `DefinitionError` for sagas that wait for
+        no event.
+        """
+        found = event_waits(sagas)
+        if not found:
+            raise DefinitionError(
+                f"service {self.name!r}: {', '.join(repr(saga.name) for saga in sagas) or 'no saga'} waits for no "
+                "event. Give a Wait on= and key="
+            )
+        for (saga, wait), events in found.items():
+            self.on(*events, name=queue_of(saga, wait))(_forwarding(saga, wait))
+
     def _old_queues(self, name: str, was: Iterable[str]) -> tuple[str, ...]:
         named = {f"{service}.{each}" for service in (self.name, *self.was) for each in (name, *was)}
         return tuple(sorted(named - {f"{self.name}.{name}"}))
@@ -305,6 +323,13 @@ class Service:
                 f"service {self.name!r}, {what}: event {declared.name!r} belongs to {declared.context!r}. Only its "
                 "owner publishes an event. Send a command to have another service act"
             )
+
+
+def _forwarding(saga: str, wait: str) -> Callable[..., None]:
+    def forward(event: Any, context: HandlerContext) -> None:
+        context._signal(saga, wait, event, context.envelope, context.session)  # noqa: SLF001
+
+    return forward
 
 
 def _by_topic(handler: Handler) -> dict[str, Handler]:

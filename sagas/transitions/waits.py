@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sagas.checkpoints import AT_REST, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.opening import is_early
@@ -24,6 +24,7 @@ class Signal:
     id: str  #: the same id twice counts once
     payload: str  #: JSON
     by: str  #: JSON of the id, the sender and the time, as it is kept
+    sender: str | None = None  #: who sent it, for the history
 
 
 def signal(case: Case, name: str, sent: Signal) -> Change:
@@ -44,12 +45,13 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
         seq = 1 + max((each.seq for each in record.steps.values()), default=0)
         early = StepRecord(node=name, seq=seq, stage=node.stage, kind="wait")
         early = early.move(StepStatus.DONE, finished_at=case.now, input=sent.by, result=sent.payload)
-        return case.set(early).done(Verdict.GO_AWAY)
+        return case.set(early).done(Verdict.GO_AWAY, history=_told(case, early, sent))
     if step.status not in _OPEN:
         raise SignalRefused(
             f"{case.about} no longer wants the signal {name!r}: its wait is {step.status}: {step.error}"
         )
-    return ended(case, step, result=sent.payload, input=sent.by)
+    change = ended(case, step, result=sent.payload, input=sent.by)
+    return replace(change, history=_told(case, step, sent) + change.history)
 
 
 def complete(case: Case, name: str, result: str) -> Change:
@@ -87,6 +89,13 @@ def elapse(case: Case, step: StepRecord) -> Change:
     return ended(case, step, result=case.node(step).on_timeout)
 
 
+def _told(case: Case, step: StepRecord, sent: Signal) -> tuple[HistoryEntry, ...]:
+    """A signal with a sender is somebody's decision, so the history keeps who decided and when."""
+    if sent.sender is None:
+        return ()
+    return (case.entry(HistoryKind.SIGNAL, step, f"signal {sent.id!r}", sent.sender),)
+
+
 def ended(case: Case, step: StepRecord, **changes: object) -> Change:
     """What a step waited for has come."""
     if case.record.status is SagaStatus.PENDING:  # it begins with a wait, so that no worker has begun it
@@ -96,4 +105,5 @@ def ended(case: Case, step: StepRecord, **changes: object) -> Change:
     if not step.started_seq and not early:  # a signal that came before the step had begun
         number = 1 + max(each.started_seq for each in case.record.steps.values())
         step = replace(step, started_seq=number, started_at=case.now)
-    return after_step(case.set(step), step, Verdict.CONTINUE)
+    case = case.set(step)
+    return after_step(case, step, Verdict.CONTINUE)

@@ -24,13 +24,13 @@ from tests.servers import Postgres, Redis, die_with_parent, wait_for
 
 
 @contextmanager
-def shop(redis: Redis, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def shop(redis: Redis, url: str, folder: Path, queues: str = "shop,payments") -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the shop."""
     environment = {
         **os.environ, "BROKER_URL": redis.url, "SAGAS_DATABASE_URL": url, "SAGAS_LEASE": "1",
         "SAGAS_REDISPATCH_AFTER": "1", "SAGAS_RECOVERY_INTERVAL": "0.2",
     }  # fmt: skip
-    command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", "shop,payments", "-c", "1", "-l", "INFO"]
+    command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", queues, "-c", "1", "-l", "INFO"]
     with (folder / "worker.log").open("ab") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,

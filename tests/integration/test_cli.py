@@ -62,7 +62,7 @@ def test_graph_of_a_definition_and_of_a_saga(tmp_path: Path) -> None:
         assert done.stdout.startswith("<svg "), done.stderr
         assert ">gone (pivot)</text>" in done.stdout
     done = run("config", "graph", "nope", **environment)
-    assert (done.returncode, "The definitions are: bill_all, book_stay, place_order" in done.stderr) == (
+    assert (done.returncode, "The definitions are: bill_all, book_stay, pay_expense, place_order" in done.stderr) == (
         2,
         True,
     )

@@ -111,3 +111,54 @@ def test_orders_before_ones_eyes(shop: str, tmp_path: Path) -> None:
         assert "98 left" in driver.page_source, "reserved once, however often the step ran"
         driver.set_window_size(420, 800)
         look("narrow")
+
+
+@pytest.mark.parametrize("shop", ["embedded", "servers"], indirect=True)
+def test_a_refund_is_approved_in_the_admin_and_paid_by_the_bank(shop: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as driver:
+        wait = WebDriverWait(driver, 60)
+        driver.get(shop)
+        driver.find_element(By.CSS_SELECTOR, "form.card button").click()
+        wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "[data-at-rest]"))
+        order = driver.current_url
+        driver.find_element(By.NAME, "why").send_keys("<b>too bitter</b>")
+        driver.find_element(By.CSS_SELECTOR, "form.refund button").click()
+        driver.get(f"{shop}admin/sagas/saga/?status=approval")
+        wait.until(lambda d: d.find_element(By.NAME, "username")).send_keys("admin")
+        driver.find_element(By.NAME, "password").send_keys("admin")
+        driver.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+
+        def asks(_: object) -> bool:
+            driver.get(f"{shop}admin/sagas/saga/?status=approval")
+            return bool(driver.find_elements(By.CSS_SELECTOR, "#result_list .field-shown_key a, #result_list th a"))
+
+        wait.until(asks)
+        driver.find_element(By.CSS_SELECTOR, "#result_list tbody th a").click()
+        wait.until(lambda d: d.find_element(By.PARTIAL_LINK_TEXT, "Answer approval")).click()
+        wait.until(lambda d: d.find_element(By.NAME, "approved"))
+        assert "<b>too bitter</b>" in driver.find_element(By.TAG_NAME, "pre").text
+        if SCREENSHOTS:
+            driver.save_screenshot(f"{SCREENSHOTS}/shop-approval.png")
+        driver.find_element(By.CSS_SELECTOR, ".submit-row input[type=submit]").click()
+        assert driver.find_elements(By.NAME, "approved"), "the browser insists on an answer"
+        Select(driver.find_element(By.NAME, "approved")).select_by_visible_text("Yes")
+        driver.find_element(By.NAME, "comment").send_keys("of course")
+        driver.find_element(By.CSS_SELECTOR, ".submit-row input[type=submit]").click()
+        wait.until(lambda d: "pproval is answered." in d.page_source)
+
+        def asked(_: object) -> bool:
+            driver.get(f"{shop}bank/")
+            return bool(driver.find_elements(By.CSS_SELECTOR, "button[value=pay]"))
+
+        wait.until(asked)
+        driver.find_element(By.CSS_SELECTOR, "button[value=pay]").click()
+        wait.until(lambda d: "The shop answered 200." in d.page_source)
+
+        def refunded(_: object) -> bool:
+            driver.get(order)
+            return "refunded" in driver.find_element(By.ID, "progress").text
+
+        wait.until(refunded)
+        driver.get(f"{shop}bank/")
+        driver.find_element(By.CSS_SELECTOR, "button[value=pay]").click()
+        wait.until(lambda d: "The shop answered 409." in d.page_source)

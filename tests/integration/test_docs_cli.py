@@ -16,17 +16,20 @@ PAGE = (ROOT / "docs" / "cli.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 #: Run in a process of its own, because the shop reads the environment when it is imported. Each command finds the same
-#: database: two orders that are stuck, and one that has not begun.
+#: database: two orders that are stuck, one that has not begun, and an
+#: expense that waits for approval.
 SCENE = """
 import json, pathlib, shlex, shutil, sys
 import click
 from click.testing import CliRunner
+from decimal import Decimal
 from types import SimpleNamespace
 
 from config.celery import app, store
 from sagas.cli.sagas import sagas
 from sagas.testing import Inline
 from tasks import tables
+from tasks.expenses import Expense, pay_expense
 from tasks.orders import PlaceOrder, place_order
 
 def order(number):
@@ -43,6 +46,9 @@ for number in (7, 8):
     inline.fail_at("capture_payment", RuntimeError("the bank is away"), times=None)
     inline.start(place_order, order(number), key=f"order-{number}")
 place_order.start(order(9), key="order-9")
+Inline(store).start(
+    pay_expense, Expense(expense_id="e-7", employee="ann", amount=Decimal(900), purpose="a chair"), key="expense-7"
+)
 order(10)
 store.engine.dispose()
 shutil.copy("shop.db", "kept.db")

@@ -209,3 +209,51 @@ def test_nobody_else_sees_an_order(shop: Shop, chrome: Chrome) -> None:
         assert "Not Found" in chrome.page_source or "there is no such saga" in chrome.page_source
     chrome.get(f"{shop.url}/admin/")
     assert chrome.current_url.endswith("/admin/login")
+
+
+@ON_BOTH
+@pytest.mark.parametrize("answer", ["pay", "refuse"])
+def test_a_refund_is_approved_by_a_person_and_paid_by_the_bank(shop: Shop, chrome: Chrome, answer: str) -> None:
+    order(shop, chrome, "tea")
+    ends(chrome, "COMPLETED")
+    number = chrome.current_url.rpartition("/")[2]
+    chrome.get(f"{shop.url}/orders")
+    form = chrome.find_element(By.CSS_SELECTOR, f"form[action$='/orders/{number}/refund']")
+    form.find_element(By.NAME, "why").send_keys("<b>too bitter</b>")
+    form.find_element(By.TAG_NAME, "button").click()
+    assert "We will look at it." in until(chrome, ".flash")[0].text
+    operations(shop, chrome)
+    chrome.get(f"{shop.url}/approvals/")
+    wait_for(lambda: listed(chrome, shop, number), 30, "the saga asks")
+    chrome.find_element(By.LINK_TEXT, number).click()
+    assert "<b>too bitter</b>" in until(chrome, "pre")[0].text
+    Select(chrome.find_element(By.NAME, "approved")).select_by_visible_text("Yes")
+    chrome.find_element(By.NAME, "comment").send_keys("of course")
+    chrome.find_element(By.CSS_SELECTOR, ".saga-answer button").click()
+    assert number not in until(chrome, "#approvals")[0].text
+    wait_for(lambda: asked(chrome, shop, number), 30, "the bank was asked")
+    if "the worker ended" not in shop.output():
+        [worker] = shop.workers()
+        os.kill(worker.pid, signal.SIGKILL)  # the callback needs none
+    chrome.find_element(By.CSS_SELECTOR, f"#bank-{number} button[value={answer}]").click()
+    assert "The shop answered 200." in until(chrome, ".flash")[0].text
+    state = {"pay": "refunded", "refuse": "shipped"}[answer]
+
+    def is_over() -> bool:
+        chrome.get(f"{shop.url}/orders")
+        [row] = [row for row in chrome.find_elements(By.TAG_NAME, "tr") if number[:10] in row.text]
+        there = state in row.text
+        chrome.get(f"{shop.url}/bank/")
+        return there and (answer == "pay" or number not in chrome.page_source)
+
+    wait_for(is_over, 60, f"the order is {state}")
+
+
+def listed(chrome: Chrome, shop: Shop, number: str) -> bool:
+    chrome.get(f"{shop.url}/approvals/")
+    return bool(chrome.find_elements(By.LINK_TEXT, number))
+
+
+def asked(chrome: Chrome, shop: Shop, number: str) -> bool:
+    chrome.get(f"{shop.url}/bank/")
+    return bool(chrome.find_elements(By.ID, f"bank-{number}"))

@@ -10,8 +10,9 @@ import limits.storage.memory
 import pytest
 from sqlalchemy import create_engine
 
+from sagas import rates
 from sagas.errors import ConfigurationError
-from sagas.events import Envelope, Events, Service, breakers, event, guards
+from sagas.events import Envelope, Events, Service, breakers, event
 from sagas.events.breakers import BreakerState, CircuitBreaker, CircuitBreakers
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.guards import Decision, StormGuard
@@ -58,7 +59,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (breakers, guards, limits.storage.memory):
+    for module in (breakers, rates, limits.storage.memory):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

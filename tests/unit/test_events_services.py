@@ -104,7 +104,7 @@ def _context(publish: Any = None, key: str | None = None) -> HandlerContext:
     envelope = Envelope.wrap(OrderPlaced(), source="orders", key=key)
     session: Any = object()
     return HandlerContext(
-        envelope=envelope, subscription="billing.curious", attempt=1, session=session, _publish=publish
+        envelope=envelope, subscription="billing.curious", attempt=1, session=session, _publish=publish, _signal=publish
     )
 
 

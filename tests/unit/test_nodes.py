@@ -483,3 +483,38 @@ def test_the_outline_of_nodes(world: World) -> None:
     assert str(outline) == saga.outline
     said = outline.describe()
     assert said == "first (conditional) > approval (wait) > rest (timer, conditional) > pay (deferred)"
+
+
+def test_a_saga_that_only_waits_comes_to_an_end(inline: Inline) -> None:
+    saga = Saga("only", Wait("first", bool, timeout=DAY), Sleep("rest", DAY), Wait("last", int, timeout=DAY))
+    handle = inline.start(saga)
+    assert handle.record.status == "PENDING"
+    handle.signal("first", payload=True)
+    assert (handle.status, handle.record.step("last").status) == (SagaStatus.RUNNING, StepStatus.WAITING)
+    handle.signal("last", 7)
+    assert handle.record.status == "COMPLETED"
+    inline.advance(slept := inline.start(Saga("sleeps", Sleep("rest", DAY)), key="s"), DAY)
+    assert slept.status is SagaStatus.COMPLETED
+
+
+def test_the_history_keeps_who_answered(world: World, inline: Inline) -> None:
+    saga = Saga(
+        "asks", Step("one", lambda: None, compensation=None), Wait("a", bool, timeout=DAY), Wait("b", bool, timeout=DAY)
+    )
+    handle = inline.start(saga)
+    handle.signal("b", payload=True, id="f-2", sender="bob")  # early
+    handle.signal("b", payload=True, id="f-2", sender="bob")
+    handle.signal("a", payload=True, id="f-1", sender="ann")
+    assert handle.status is SagaStatus.COMPLETED
+    said = [(each.what, each.step, each.detail, each.actor) for each in handle.history]
+    assert said == [("signal", "b", "signal 'f-2'", "bob"), ("signal", "a", "signal 'f-1'", "ann")]
+    silent = inline.start(saga, key="silent")
+    silent.signal("a", payload=True)
+    assert not silent.history, "a signal without a sender is nobody's decision"
+
+
+@pytest.mark.parametrize("approvers", ["", ("finance", " "), [7], "a\0b"])
+def test_groups_that_are_no_names(approvers: Any) -> None:
+    with pytest.raises(DefinitionError, match="approvers has .*, which is no name of a group"):
+        Wait("approval", bool, timeout=DAY, approvers=approvers)
+    assert Wait("approval", bool, timeout=DAY, approvers=["a", "b", "a"]).approvers == {"a", "b"}

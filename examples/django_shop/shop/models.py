@@ -41,3 +41,14 @@ class Payment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.amount} {self.status}"
+
+
+class BankOrder(models.Model):
+    """The bank's record of a payment that it was asked for. It calls back with the token when it has paid."""
+
+    order = models.UUIDField(unique=True)
+    token = models.CharField(max_length=200)
+    amount = models.DecimalField(max_digits=8, decimal_places=2)
+
+    def __str__(self) -> str:
+        return f"{self.amount} for {self.order}"

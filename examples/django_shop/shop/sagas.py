@@ -1,6 +1,8 @@
-"""An order: accept it, reserve the stock, authorize the card, take the money, ship."""
+"""An order: accept it, reserve the stock, authorize the card, take the money, ship. And its refund."""
 
 import time
+from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import TypedDict
 from uuid import UUID
@@ -8,9 +10,9 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import F
 
-from sagas import Pivot, Retry, Saga, Step, StepContext, TerminalError
+from sagas import Pivot, Retry, Saga, Step, StepContext, TerminalError, Wait
 from sagas.contrib.django import atomic
-from shop.models import Order, Payment, Product
+from shop.models import BankOrder, Order, Payment, Product
 
 
 class Placed(TypedDict):
@@ -90,4 +92,48 @@ place_order = Saga(
     Pivot("capture_payment", capture, retry=Retry(max_attempts=2, delay=0.5)),
     Step("ship", ship),
     input=Placed,
+)
+
+
+class Refund(TypedDict):
+    order: UUID
+    amount: Decimal
+    why: str
+
+
+@dataclass
+class Decision:
+    approved: bool
+    comment: str = ""
+
+
+def check_decision(approval: Decision) -> None:
+    if not approval.approved:
+        raise TerminalError(f"not approved: {approval.comment or 'no comment'}")
+
+
+def ask_bank(order: UUID, amount: Decimal, step: StepContext) -> None:
+    """Ask the bank, which calls back with the token."""
+    with atomic(step):
+        BankOrder.objects.update_or_create(order=order, defaults={"token": step.token, "amount": amount})
+
+
+def recall(order: UUID, step: StepContext) -> None:
+    with atomic(step):
+        BankOrder.objects.filter(order=order).delete()
+
+
+def close(order: UUID, pay_back: str, step: StepContext) -> str:
+    with atomic(step):
+        Order.objects.filter(number=order).update(status="refunded")
+    return pay_back
+
+
+refund_order = Saga(
+    "refund_order",
+    Wait("approval", Decision, approvers="staff", timeout=timedelta(days=3)),
+    Step("check_decision", check_decision, compensation=None),
+    Step("pay_back", ask_bank, compensation=recall, deferred=True, deadline=timedelta(days=1), result=str),
+    Pivot("close", close),
+    input=Refund,
 )

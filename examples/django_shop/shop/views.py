@@ -1,14 +1,18 @@
+import json
+import urllib.error
+import urllib.request
 from uuid import UUID, uuid4
 
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from sagas import KeyConflict, SagaRecord, SagaStatus
 from sagas.contrib.django import sagas
-from shop.models import Order, Product
-from shop.sagas import place_order
+from shop.models import BankOrder, Order, Product
+from shop.sagas import place_order, refund_order
 
 _AT_REST = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.STUCK)
 
@@ -48,6 +52,37 @@ def order(request: HttpRequest, pk: int) -> HttpResponse:
 def progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The part of the page that changes. The page polls it until the saga has ended."""
     return _show(request, pk, "shop/progress.html")
+
+
+@require_POST
+def refund(request: HttpRequest, pk: int) -> HttpResponse:
+    order = get_object_or_404(Order, pk=pk, status="shipped")
+    why = request.POST.get("why", "").strip()[:500]
+    if not why:
+        return HttpResponse("Say why.", status=400)
+    try:
+        refund_order.start({"order": order.number, "amount": order.total, "why": why}, key=str(order.number))
+    except KeyConflict:
+        return HttpResponse("A refund of this order was asked for already.", status=409)
+    return redirect("order", order.pk)
+
+
+def bank(request: HttpRequest) -> HttpResponse:
+    """The page of the bank, as if it were another company: its answer goes to the shop by HTTP."""
+    said = ""
+    if request.method == "POST":
+        asked = get_object_or_404(BankOrder, pk=request.POST["pk"])
+        body = {"result": f"b-{asked.pk}"} if request.POST["answer"] == "pay" else {"error": "no such account"}
+        callback = request.build_absolute_uri(reverse("from_bank", args=[asked.token]))
+        call = urllib.request.Request(
+            callback, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(call, timeout=10) as answer:
+                said = f"The shop answered {answer.status}."
+        except urllib.error.HTTPError as error:
+            said = f"The shop answered {error.code}."
+    return render(request, "shop/bank.html", {"orders": BankOrder.objects.all(), "said": said})
 
 
 def _show(request: HttpRequest, pk: int, template: str) -> HttpResponse:

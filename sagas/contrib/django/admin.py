@@ -19,8 +19,10 @@ from django.utils import translation
 from django.utils.html import format_html
 from django.utils.translation import npgettext, pgettext, pgettext_lazy
 
+from sagas.approvals import Approvals
 from sagas.checkpoints import DeadLetter as Letter
 from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.contrib.django.admin_approvals import AnswerForm, asked, asks, waiting_for_approval
 from sagas.contrib.django.admin_parts import ReasonForm, local, operator
 from sagas.contrib.django.admin_schedules import ScheduleAdmin
 from sagas.contrib.django.models import DeadLetter, Saga, Step
@@ -62,7 +64,12 @@ class _Status(admin.SimpleListFilter):
 
     def lookups(self, _request: HttpRequest, _admin: Any) -> list[tuple[str, str]]:
         attention = pgettext("saga", "Needs a person")
-        return [("attention", attention), *((str(status), str(status)) for status in SagaStatus)]
+        approval = pgettext("saga", "Waits for an approval")
+        return [
+            ("attention", attention),
+            ("approval", approval),
+            *((str(status), str(status)) for status in SagaStatus),
+        ]
 
     def queryset(self, _request: HttpRequest, queryset: Any) -> Any:
         match self.value():
@@ -72,6 +79,9 @@ class _Status(admin.SimpleListFilter):
                 letters = DeadLetter.objects.filter(saga=OuterRef("pk"), resolved_at=None)
                 idle = Q(next_check_at__isnull=False, idle_checks__gte=MANY_IDLE_CHECKS)
                 return queryset.filter(Q(status=SagaStatus.STUCK) | Exists(letters) | idle)
+            case "approval":
+                forward = SagaStatus.PENDING, SagaStatus.RUNNING
+                return queryset.filter(waiting_for_approval(_operations()), status__in=forward)
             case status:
                 return queryset.filter(status=status)
 
@@ -185,7 +195,12 @@ class SagaAdmin(admin.ModelAdmin):
 
     def get_urls(self) -> list[Any]:
         act = self.admin_site.admin_view(self.act_view)
-        return [path("<str:saga_id>/<str:action>/do/", act, name="sagas_saga_act"), *super().get_urls()]
+        answer = self.admin_site.admin_view(self.answer_view)
+        return [
+            path("<str:saga_id>/<str:action>/do/", act, name="sagas_saga_act"),
+            path("<str:saga_id>/<str:wait>/answer/", answer, name="sagas_saga_answer"),
+            *super().get_urls(),
+        ]
 
     def change_view(
         self,
@@ -208,6 +223,7 @@ class SagaAdmin(admin.ModelAdmin):
             "relatives": operations.relatives(record),
             "badge": _badge(record.status),
             "buttons": buttons if self.has_operate_permission(request) else [],
+            "asks": asks(request, operations, record),
             "input": _json(operations.shown(payloads.input)),
             "facts": {"started": local(record.created_at), "changed": local(record.updated_at)},
             "deadline": record.deadline and local(record.deadline),
@@ -265,6 +281,34 @@ class SagaAdmin(admin.ModelAdmin):
                 messages.success(request, pgettext("saga", "%(action)s: the saga is now %(status)s.") % outcome)
                 return HttpResponseRedirect(back)
         return self._ask(request, form, asked, [record], back)
+
+    def answer_view(self, request: HttpRequest, saga_id: str, wait: str) -> HttpResponse:
+        """Ask for the payload of a wait, and send it as the signal. The form keeps its input until that succeeds."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        operations = _operations()
+        pending = asked(request, operations, saga_id, wait)
+        back = reverse("admin:sagas_saga_change", args=[saga_id], current_app=self.admin_site.name)
+        title = pgettext("saga", "Answer %(wait)s") % {"wait": wait}
+        form = AnswerForm(pending.form, request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                Approvals(operations).answer(pending, form.payload, actor=operator(request), id=form.number)
+            except SagaError as error:
+                form.add_error(None, str(error))
+            else:
+                self.log_change(request, Saga.objects.get(pk=saga_id), f"Answer {wait}")
+                messages.success(request, pgettext("saga", "%(wait)s is answered.") % {"wait": wait})
+                return HttpResponseRedirect(back)
+        context = {
+            **self._context(request, title),
+            "what": pgettext("saga", "Your answer is kept with your name."),
+            "about": Approvals(operations).input_of(pending),
+            "form": form,
+            "records": [(pending.record, _badge(pending.record.status))],
+            "back": back,
+        }
+        return TemplateResponse(request, "admin/sagas/saga/reason.html", context)
 
     # -- many sagas ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sagas.approvals import Approvals, PendingApproval
 from sagas.checkpoints import DeadLetter, Direction, HistoryEntry, SagaSummary, StepRecord
 from sagas.errors import DefinitionMissing
 from sagas.events.trace import Entry, trace, walk
@@ -40,6 +41,7 @@ class OneSaga:
     now: datetime
     missing: str  #: why the running code has no definition for it, or empty
     allowed_actions: tuple[AllowedAction, ...]
+    approvals: tuple[PendingApproval, ...]
     history: Sequence[HistoryEntry]
     older: int  #: the number of omitted history entries
     letters: Sequence[DeadLetter]
@@ -72,6 +74,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
         operations.store.now(),
         missing,
         operations.allowed_actions(record),
+        Approvals(operations).of(record),
         history[-_ENTRIES:],
         len(history[:-_ENTRIES]),
         operations.queries.dead_letters(saga_id),

@@ -9,6 +9,7 @@ from tornado.web import HTTPError, authenticated
 
 from sagas.checkpoints import SagaStatus
 from sagas.contrib.flower import definitions, listing, one
+from sagas.contrib.flower.approvals import may_answer
 from sagas.contrib.flower.handler import Handler
 from sagas.contrib.flower.timeline import timeline
 from sagas.drawing import STYLE, look_of, render
@@ -71,6 +72,7 @@ class OneSaga(Handler):
             looks={step.name: look_of(step, record.direction) for step in found.steps},
             tasks=tasks,
             age=listing.age,
+            may_answer=lambda pending: may_answer(self, pending),
         )
 
     def _tasks(self, record: Any, step: str) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tornado.routing import URLSpec
 from tornado.web import StaticFileHandler
 
-from sagas.contrib.flower import api, pages, schedules
+from sagas.contrib.flower import api, approvals, pages, schedules
 from sagas.contrib.flower.handler import STATIC
 from sagas.operator_actions import Action
 
@@ -18,6 +18,7 @@ __all__ = ["routes"]
 _ID = r"([0-9A-Za-z-]{1,36})"
 _SCHEDULE = r"([A-Za-z_][A-Za-z0-9_.-]{0,99})"
 _ACTION = f"({'|'.join(Action)})"
+_WAIT = r"([^/]{1,300})"
 
 
 def routes(prefix: str | None) -> list[URLSpec]:
@@ -32,6 +33,8 @@ def routes(prefix: str | None) -> list[URLSpec]:
             schedules.ActOnSchedule,
             name="sagas-schedule-act",
         ),
+        URLSpec(rf"{before}/sagas/approvals", approvals.Waiting, name="sagas-approvals"),
+        URLSpec(rf"{before}/sagas/saga/{_ID}/answer/{_WAIT}", approvals.Answer, name="saga-answer"),
         URLSpec(rf"{before}/sagas/dead-letters", pages.DeadLetters, name="sagas-dead-letters"),
         URLSpec(rf"{before}/sagas/choreography", pages.Choreography, name="sagas-choreography"),
         URLSpec(rf"{before}/sagas/choreography\.svg", pages.ChoreographyImage, name="sagas-choreography-image"),

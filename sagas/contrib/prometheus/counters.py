@@ -66,6 +66,9 @@ class Metrics(Observer):
             "sagas_event_handling_seconds", "How long a handler took, including its transaction.", "queue", "outcome"
         )
         self._relayed = counter("sagas_events_relayed_total", "Messages that the relay sent.")
+        self._signalled = counter(
+            "sagas_event_signals_total", "Events that arrived for sagas that wait for them.", "saga", "wait", "outcome"
+        )
 
     def during(self, work: Start | Attempt | Handling) -> AbstractContextManager[object]:
         match work:
@@ -134,3 +137,7 @@ class Metrics(Observer):
     def relayed(self, count: int) -> None:
         with _GATE:
             self._relayed.inc(count)
+
+    def signalled(self, saga: str, wait: str, outcome: str) -> None:
+        with _GATE:
+            self._signalled.labels(saga, wait, outcome).inc()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import TypedDict
 
 from django.conf import settings
 from django.db import transaction
 
-from sagas import Pivot, Retry, Saga, Schedule, Step, StepContext, TerminalError
+from sagas import Pivot, Retry, Saga, Schedule, Step, StepContext, TerminalError, Wait
 from sagas.contrib.django import atomic
 from tests.django_project.orders.models import Effect, Order
 
@@ -86,6 +89,38 @@ place_order = Saga(
     Pivot("charge", charge, retry=Retry(max_attempts=2, delay=0.05, jitter=0)),
     Step("confirm", confirm),
     input=Placed,
+)
+
+
+@dataclass
+class Decision:
+    approved: bool
+    amount: Decimal
+    day: date | None = None
+    comment: str = ""
+
+
+class Refund(TypedDict):
+    number: str
+    card: str
+
+
+def ask_bank(number: str, step: StepContext) -> None:
+    with atomic(step):
+        Effect.objects.create(what=f"asked {number} {step.token}")
+
+
+def recall(number: str, result: str | None, step: StepContext) -> None:
+    with atomic(step):
+        Effect.objects.create(what=f"recalled {number} {result}")
+
+
+#: Asks a person, and then another system.
+refund_order = Saga(
+    "refund_order",
+    Wait("approval", Decision, approvers=("finance", "board"), timeout=600),
+    Step("pay_back", ask_bank, compensation=recall, deferred=True, deadline=600, result=str, retry=QUICK),
+    input=Refund,
 )
 careless_order = Saga("careless_order", Step("careless", careless, compensation=None, retry=QUICK), input=Placed)
 nightly_order = Schedule(
