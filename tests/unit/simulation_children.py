@@ -375,10 +375,14 @@ class World:
         self.tell("-- calm --")
         if self.dice.random() < 0.3:
             self.cancel(self.store.load(self.root))
-        for _ in range(2000):
+        delivered = 0
+        for _ in range(500):
             self.signal()
             while self.broker:
                 self.deliver()
+                delivered += 1
+                if delivered > 1000:
+                    raise self.wrong("messages are sent without end")
             if stuck := [each for each in self.store.records if each.status is SagaStatus.STUCK]:
                 self.mend(stuck[0])
                 continue
