@@ -28,6 +28,7 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from sagas import (
     Child,
+    Each,
     Parallel,
     Pivot,
     Retry,
@@ -270,6 +271,38 @@ def with_children() -> Saga:
         Parallel(Child("left", left, input=make), Child("right", right)),
         Child("middle", middle),
         _step("last"),
+        input=Faults,
+    )
+
+
+def fans_out() -> Saga:
+    """A saga with twelve items, of which four are in progress at a time. The faults of the first are those of `item0`."""
+    return _fan_out("fans_out")
+
+
+def fans_out_leniently() -> Saga:
+    """The same, with two items that may fail."""
+    return _fan_out("fans_out_leniently", allow_failures=2)
+
+
+def _fan_out(name: str, **options: Any) -> Saga:
+    def do(item: int, faults: dict[str, str], step: StepContext) -> int:
+        act(f"item{item}", faults, step)
+        return item * 2
+
+    def undo(item: int, faults: dict[str, str], step: StepContext, result: int | None) -> None:
+        act(f"item{item}.compensate", faults, step)
+
+    def last(faults: dict[str, str], step: StepContext, each: list[int | None]) -> int:
+        act("last", faults, step)
+        return sum(filter(None, each))
+
+    options |= {"retry": QUICK, "compensation_retry": QUICK, "timeout": 3, "max_concurrency": 4}
+    return Saga(
+        name,
+        _step("one"),
+        Each("each", do, compensation=undo, over=lambda: list(range(12)), **options),
+        Step("last", last, compensation=None, retry=QUICK, timeout=3),
         input=Faults,
     )
 

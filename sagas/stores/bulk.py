@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql
 
 from sagas.checkpoints import SagaRecord
 from sagas.stores import schema
+from sagas.stores.rows import SAGA_FIELDS
 
 __all__ = ["insert_many"]
 
@@ -17,7 +18,8 @@ __all__ = ["insert_many"]
 def _insert_arrays() -> Any:
     """Build PostgreSQL's statement: an array for each column, so that its text is the same for any number of rows."""
     arrays, columns = [], []
-    for each in schema.sagas.c:
+    for name in SAGA_FIELDS:
+        each = schema.sagas.c[name]
         # A cast to a shorter text would cut it, and say nothing.
         kind = postgresql.ARRAY(Text() if isinstance(each.type, String) else each.type)
         arrays.append(cast(bindparam(each.name, type_=kind), kind))
