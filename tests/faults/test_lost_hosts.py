@@ -143,7 +143,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transactions, "IDLE", QUICK)
-    monkeypatch.setattr(transactions, "_UNHEARD", QUICK)
+    monkeypatch.setattr(transactions, "UNHEARD", QUICK)
 
 
 @pytest.fixture(autouse=True)

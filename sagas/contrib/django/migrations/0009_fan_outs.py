@@ -32,7 +32,7 @@ class Migration(migrations.Migration):
                         ("items", models.IntegerField()),
                         ("next_item", models.IntegerField()),
                     ],
-                    options={"db_table": "sagas_fan_out", "abstract": False, "default_permissions": ()},
+                    options={"db_table": "sagas_fan_out", "abstract": False, "default_permissions": ("view",)},
                 ),
             ],
         )
