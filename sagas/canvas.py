@@ -12,6 +12,7 @@ there is anything to do. Lost or doubled messages therefore cost time, and nothi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ from sagas.mailbox import HEADER, Mailbox, mailbox_of
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, Stage
 from sagas.task_names import FAIL, JOIN, task_id, task_name
+from sagas.threads import THREADS
 from sagas.transitions import Verdict
 
 __all__ = ["Canvas"]
@@ -90,6 +92,7 @@ class Canvas:
         self.app = app
         self.orchestrator = orchestrator
         orchestrator.send = self.dispatch_or_leave
+        orchestrator.follow_up = self._follow_up
         self._joins = Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
         self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves
@@ -177,6 +180,13 @@ class Canvas:
             if self.app.conf.task_always_eager or ends_process(error):
                 raise  # in eager mode there is no recovery, and the caller is who wants to know
             logger.warning("saga %s (%s): recovery will dispatch it: %r", plan.saga.name, plan.saga_id, error)
+
+    def _follow_up(self, do: Callable[[], None]) -> None:
+        """Bring other sagas on after a change, off the event loop if one runs here: that asks the database, too."""
+        if self.app.conf.task_always_eager or not _is_in_loop():
+            do()
+        else:
+            THREADS.submit(do)
 
     def render(self, plan: Plan) -> list[Signature]:
         """Return the links of the chain that Celery is to run: a task for each step, a chord for a parallel stage."""
@@ -400,6 +410,14 @@ def _batch(producer: Producer) -> AbstractContextManager[object]:
     """Have a producer send in batches where its transport can: Redis's, since kombu 5.7."""
     batch: AbstractContextManager[object] = producer.batch() if hasattr(producer, "batch") else nullcontext()
     return batch
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_timed(task: Task) -> bool:

@@ -122,6 +122,8 @@ class Orchestrator:
         self.limits = Limits(max_payload=max_payload, redispatch_after=timing.redispatch_after)
         #: Sends what is left of another saga than the one that was asked for: a child, or a parent.
         self.send: Callable[[Plan], object] = _leave
+        #: Calls what a change leads to in other sagas: at once, or in another thread where this one must not block.
+        self.follow_up: Callable[[Callable[[], None]], object] = _at_once
         self.sagas: dict[tuple[str, int], Saga] = {}
         self._leases = Leases(timing.lease, self._renew)
 
@@ -288,7 +290,7 @@ class Orchestrator:
                 raise Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
             return self._recorded(case, attempt, owner, result)
 
-        told: list[Callable[[], None]] = []
+        told: list[Callable[[], object]] = []
         next_ = self.change(
             attempt.record.id,
             record,
@@ -440,7 +442,7 @@ class Orchestrator:
         session: AnySession | None = None,
         emitted: Execution | None = None,
         children: Sequence[SagaRecord] = (),
-        told: list[Callable[[], None]] | None = None,
+        told: list[Callable[[], object]] | None = None,
     ) -> Next:
         """Load, decide, compare and set; again until nobody was quicker.
 
@@ -468,11 +470,13 @@ class Orchestrator:
                     time.sleep(random.uniform(0, 0.005))  # noqa: S311 - siblings of a chord meet here; let them part
                     continue
                 after = saved
-                follow = []
+                follow: list[Callable[[], object]] = []
                 if self.observers:
                     follow.append(functools.partial(self.observers.changed, before, after, change.history))
                 if begun or tells_parent(before, after):
-                    follow.append(functools.partial(family.tell, self, before, after, begun))
+                    follow.append(
+                        functools.partial(self.follow_up, functools.partial(family.tell, self, before, after, begun))
+                    )
                 for tell in follow:
                     if told is None:
                         self.store.after_commit(session, tell)
@@ -548,6 +552,10 @@ class Orchestrator:
 def _digest(case: Case, name: str, digest: str) -> str | None:
     """Return the hash of a token if the step may give one out."""
     return digest if name in case.record.steps and case.node(case.record.step(name)).gives_token else None
+
+
+def _at_once(do: Callable[[], None]) -> None:
+    do()
 
 
 def _leave(left: Plan) -> None:

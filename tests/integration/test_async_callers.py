@@ -17,7 +17,20 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from sagas import ConfigurationError, NotAllowed, Saga, SagaNotFound, Sagas, SagaStatus, SqlStore, StartStatus, Step
+from sagas import (
+    COMPENSATE,
+    Child,
+    ConfigurationError,
+    NotAllowed,
+    Saga,
+    SagaNotFound,
+    Sagas,
+    SagaStatus,
+    SqlStore,
+    StartStatus,
+    Step,
+    Wait,
+)
 from sagas.causes import Cause, within
 from sagas.contrib.flask import FlaskSagas, current_sagas
 from tests.conftest import Rig
@@ -179,3 +192,36 @@ def test_an_async_view_of_flask(tmp_path: Path) -> None:
         answer = app.ensure_sync(place)()
         assert answer["end"] == "COMPLETED"
         assert {each.key for each in current_sagas().store.queries.select()} == {"kept", "many"}
+
+
+def test_what_a_signal_leads_to_in_the_parent_is_not_done_in_the_loop(postgres: Any) -> None:
+    url = postgres.database()
+    app = Celery("small", broker="memory://", set_as_current=False)
+    store = SqlStore(url)
+    store.upgrade()
+    asks = Saga("asks", Wait("answer", bool, timeout=60, on_timeout=COMPENSATE))
+    parent = Saga("parent", Child("ask", asks))
+    sagas = Sagas(app, store, [parent])
+    handle = parent.start()
+    sagas.orchestrator.perform(handle.id, "ask", 1)
+    threads: list[int] = []
+    examine = sagas.orchestrator.examine
+
+    def examined(saga_id: str) -> Any:
+        threads.append(threading.get_ident())
+        return examine(saga_id)
+
+    sagas.orchestrator.examine = examined  # type: ignore[method-assign]
+
+    async def main() -> None:
+        engine = create_async_engine(url)
+        async with AsyncSession(engine) as session:
+            await sagas.asignal("asks", f"{handle.id}:ask", "answer", payload=True, session=session)
+            await session.commit()
+        assert await handle.await_end(timeout=30) is DONE
+        await engine.dispose()
+
+    asyncio.run(main())
+    assert threads
+    assert threading.get_ident() not in threads
+    store.engine.dispose()
