@@ -546,6 +546,12 @@ class RabbitMQ(Server):
         files = (self.folder / "mnesia").glob("*/quorum/*/names.dets")
         return any(text[8:12] == b"\0\0\0\1" and queue.encode() in text for text in map(Path.read_bytes, files))
 
+    def virtual_host(self, name: str) -> str:
+        """Return the URL of a new virtual host, in which no other test has left anything."""
+        self.control("add_vhost", name)
+        self.control("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+
     def forget(self, queue: str) -> None:
         """Delete a queue with all that is in it, if it is there."""
         with amqp.Connection(f"127.0.0.1:{self.port}", connect_timeout=5, read_timeout=20) as connection:
