@@ -68,14 +68,9 @@ def test_fastapi(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: 
     read(DOCS / "fastapi.md", tmp_path, wheel, instead | {"--port 8000": f"--port {port}"})
 
 
-def test_readme(wheel: Path, tmp_path: Path) -> None:
-    read(ROOT / "README.md", tmp_path, wheel)
-
-
-def test_production(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
+def test_readme(wheel: Path, tmp_path: Path, postgres: Postgres, redis_server: Redis) -> None:
     redis_server.flush()
-    instead = {BROKER: redis_server.url, DATABASE: postgres.database()}
-    read(DOCS / "how-to" / "production.md", tmp_path, wheel, instead)
+    read(ROOT / "README.md", tmp_path, wheel, {BROKER: redis_server.url, DATABASE: postgres.database()})
 
 
 def test_events(wheel: Path, tmp_path: Path) -> None:
