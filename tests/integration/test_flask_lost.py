@@ -124,8 +124,8 @@ def test_what_a_step_says_is_heard_though_its_connection_is_lost(app: Flask) -> 
     with app.app_context():
         for saga, status, error in (
             (DECLINED, "FAILED", "declined"),
-            (CAUGHT, "IN_DOUBT", ""),
-            (SILENT, "IN_DOUBT", ""),
+            (CAUGHT, "COMPENSATED", "TransactionLost"),  # in doubt, with nothing to undo
+            (SILENT, "COMPENSATED", "TransactionLost"),
         ):
             handle = sagas.start(saga, key="1")
             sagas.orchestrator.perform(handle.id, "act", 1)
