@@ -32,7 +32,7 @@ _BEGIN = """
 set -m; trap 'kill -9 -- $(jobs -p | sed s/^/-/) 2>/dev/null' EXIT
 up() {
     for _ in $(seq 600); do grep -qE "$2" "$1" && return; kill -0 $! || break; sleep 0.1; done
-    echo "it is not up"; cat "$1"; exit 1
+    echo "it is not up"; cat -v "$1"; exit 1
 }
 """
 _MODULE = "page.py"

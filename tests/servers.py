@@ -550,7 +550,7 @@ class RabbitMQ(Server):
         """Return the URL of a new virtual host, in which no other test has left anything."""
         self.control("add_vhost", name)
         self.control("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+        return self.url.removesuffix("/") + name
 
     def forget(self, queue: str) -> None:
         """Delete a queue with all that is in it, if it is there."""
