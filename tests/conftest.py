@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,6 +16,11 @@ from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import TERMINAL
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, wait_for
+
+# A shell that runs the tests in the background has SIGINT ignored: Python then installs no handler of its own, and every
+# process that a test starts inherits that. Ctrl-C has to work here as it does in a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

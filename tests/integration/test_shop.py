@@ -73,11 +73,7 @@ def test_a_broken_file_is_explained(tmp_path: Path, text: str, says: str) -> Non
 def test_the_demo_can_be_interrupted(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     with (tmp_path / "out").open("w") as out:
-        # As from a terminal: whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-        listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-        process = subprocess.Popen(
-            [*DEMO, "--folder", str(folder)], cwd=ROOT, stdout=out, stderr=out, preexec_fn=listen
-        )
+        process = subprocess.Popen([*DEMO, "--folder", str(folder)], cwd=ROOT, stdout=out, stderr=out)
     log = folder / "worker.log"
     wait_for(lambda: log.exists() and " ready." in log.read_text(), 60, "the worker is ready")
     process.send_signal(signal.SIGINT)
