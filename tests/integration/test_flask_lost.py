@@ -125,7 +125,7 @@ def test_what_a_step_says_is_heard_though_its_connection_is_lost(app: Flask) -> 
         for saga, status, error in (
             (DECLINED, "FAILED", "declined"),
             (CAUGHT, "COMPENSATED", "TransactionLost"),  # in doubt, with nothing to undo
-            (SILENT, "COMPENSATED", "TransactionLost"),
+            (SILENT, "COMPENSATED", "OperationalError"),
         ):
             handle = sagas.start(saga, key="1")
             sagas.orchestrator.perform(handle.id, "act", 1)
