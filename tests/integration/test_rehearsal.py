@@ -260,7 +260,7 @@ def lines() -> int:
     [
         (
             ["no_such"],
-            "no saga named 'no_such' is registered. Registered are: bill_all, book_stay, pay_expense, place_order, transfer_money",
+            "no saga named 'no_such' is registered. Registered are: bill_all, book_car, ",
         ),
         (["place_order", "--input", "{folder}/none.json"], "none.json"),
         (["place_order", "--input", "{folder}/broken.json"], "broken.json is not JSON"),
