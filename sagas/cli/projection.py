@@ -53,8 +53,8 @@ def run(obj: Any, poll: float) -> None:
     Run as many processes as you like: one at a time advances a projection. New versions are built beside the live ones.
     """
     projections = _projections(obj)
-    click.echo(f"Running {', '.join(map(str, projections.known.values()))}")
     with until_signalled() as stop:
+        click.echo(f"Running {', '.join(map(str, projections.known.values()))}")
         projections.run(stop, poll=poll)
 
 
