@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,16 @@ from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, 
 # process that a test starts inherits that. Ctrl-C has to work here as it does in a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_as_it_was() -> Iterator[None]:
+    """Protect later tests of this process: a worker in it sets the level of the root logger, and code may take Ctrl-C."""
+    level, on_ctrl_c = logging.getLogger().level, signal.getsignal(signal.SIGINT)
+    yield
+    logging.getLogger().setLevel(level)
+    if signal.getsignal(signal.SIGINT) is not on_ctrl_c:
+        signal.signal(signal.SIGINT, on_ctrl_c)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sagas.cli.command import Refusal
+from sagas.events.process import until_signalled
 
 if TYPE_CHECKING:
     from sagas.events import Projection, Projections
@@ -54,11 +53,9 @@ def run(obj: Any, poll: float) -> None:
     Run as many as you like: one at a time is at work on a projection. New versions are built beside the live ones.
     """
     projections = _projections(obj)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    click.echo(f"Running {', '.join(map(str, projections.known.values()))}")
-    projections.run(stop, poll=poll)
+    with until_signalled() as stop:
+        click.echo(f"Running {', '.join(map(str, projections.known.values()))}")
+        projections.run(stop, poll=poll)
 
 
 def _on_one(name: str, help_: str) -> Callable[[Callable[[Projections, Projection], str]], click.Command]:

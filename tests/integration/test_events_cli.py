@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,8 +93,10 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
 
 
 def test_a_queue_that_is_not_there(rig: EventRig, run: Run) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     done = run("consume", "--queues", "no.such")
     assert done.exit_code == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert "Error: there is no queue 'no.such'; there is: 'inventory.reserve_stock'" in done.stderr
     rig.close()
 
