@@ -208,7 +208,7 @@ def test_a_saga_is_launched_when_the_request_commits(app: Flask) -> None:
     with worker(app):
         saga_id = app.test_client().post("/orders/o-1").text
         handle = app.extensions["sagas"].handle(saga_id)
-        assert handle.wait(10) is SagaStatus.COMPLETED
+        assert handle.wait(60) is SagaStatus.COMPLETED
     assert handle.result == {"note": "shop", "pay": "paid"}
     assert notes(app) == ["note of o-1 in shop", "o-1"]
 
@@ -350,7 +350,7 @@ def run(app: Flask, saga: Saga, key: str = "k") -> SagaHandle:
     with app.app_context():
         handle = saga.start(key=key)
         db.session.commit()
-    handle.wait(15)
+    handle.wait(60)
     return handle
 
 
@@ -371,7 +371,7 @@ def test_a_late_effect_is_rolled_back(app: Flask) -> None:
         wait_for(lambda: handle.record.step("note").held, 10)
         handle.cancel()
         gate.set()
-        assert handle.wait(10) is SagaStatus.COMPENSATED
+        assert handle.wait(60) is SagaStatus.COMPENSATED
     assert notes(app) == []
 
 

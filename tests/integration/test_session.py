@@ -78,13 +78,13 @@ def effects(handle: SagaHandle, sagas: Sagas) -> int:
 
 def test_effect_and_checkpoint_commit_together(sagas: Sagas) -> None:
     handle = SAGAS[0].start()
-    assert handle.wait(10) is SagaStatus.COMPLETED
+    assert handle.wait(60) is SagaStatus.COMPLETED
     assert effects(handle, sagas) == 1
 
 
 def test_a_failed_attempt_leaves_nothing(sagas: Sagas) -> None:
     handle = SAGAS[1].start()
-    assert handle.wait(10) is SagaStatus.COMPLETED
+    assert handle.wait(60) is SagaStatus.COMPLETED
     assert handle.record.step("count").attempt == 2
     assert effects(handle, sagas) == 1
 
@@ -96,10 +96,10 @@ def test_a_late_effect_is_rolled_back(sagas: Sagas) -> None:
     Not on SQLite: it has one writer, so nobody can turn the saga back while the action holds its lock.
     """
     handle = SAGAS[2].start()
-    wait_for(lambda: handle.record.step("count").held, 10)
+    wait_for(lambda: handle.record.step("count").held, 60)
     handle.cancel()
     turned.set()
-    assert handle.wait(10) is SagaStatus.COMPENSATED
+    assert handle.wait(60) is SagaStatus.COMPENSATED
     assert effects(handle, sagas) == 0
     assert "rolled back" in [entry.detail.split(":")[0] for entry in sagas.store.queries.history(handle.id)]
 
@@ -107,7 +107,7 @@ def test_a_late_effect_is_rolled_back(sagas: Sagas) -> None:
 def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
     """Not taken for a database that is away, nor for a dead worker: it is tried again as the policy says."""
     handle = SAGAS[3].start()
-    assert handle.wait(10) is SagaStatus.COMPENSATED
+    assert handle.wait(60) is SagaStatus.COMPENSATED
     assert "no_such_table" in (handle.error or "")
     assert [entry.what for entry in sagas.store.queries.history(handle.id)] == ["step failed"] * 3 + [
         "compensation started"
