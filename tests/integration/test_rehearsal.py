@@ -260,7 +260,10 @@ def lines() -> int:
     [
         (
             ["no_such"],
-            "no saga named 'no_such' is registered. Registered are: bill_all, book_car, ",
+            (
+                "no saga named 'no_such' is registered. Registered are: bill_all, book_car, book_flights, book_hotel, "
+                "book_stay, book_trip, pay_expense, place_order, transfer_money"
+            ),
         ),
         (["place_order", "--input", "{folder}/none.json"], "none.json"),
         (["place_order", "--input", "{folder}/broken.json"], "broken.json is not JSON"),
