@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
@@ -32,6 +34,28 @@ def _leave_the_process_as_it_was() -> Iterator[None]:
     logging.getLogger().setLevel(level)
     if signal.getsignal(signal.SIGINT) is not on_ctrl_c:
         signal.signal(signal.SIGINT, on_ctrl_c)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_no_worker_running() -> Iterator[None]:
+    """End a worker that outlives its tests: it would answer the pings of later ones, and take their messages."""
+    yield
+    for process in _workers_of_this_process():
+        process.kill()
+
+
+def _workers_of_this_process() -> Iterator[psutil.Process]:
+    """Find the Celery workers that tests of this process started."""
+    run = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if not {"celery", "worker"} <= set(process.cmdline()):
+                continue
+            environment = process.environ()
+            if "PYTEST_CURRENT_TEST" in environment and all(
+                environment.get(name) == os.environ.get(name) for name in run
+            ):
+                yield process
 
 
 @pytest.fixture(scope="session")

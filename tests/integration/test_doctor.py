@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ from tests.servers import MariaDB, Postgres, Redis, die_with_parent, wait_for
 @event("patients.patient.admitted")
 class PatientAdmitted:
     name: str
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[Redis]:
+    """A broker of their own: workers of other tests would answer too."""
+    with Redis() as server:
+        yield server
 
 
 def found(sagas: Sagas, **options: Any) -> dict[str, Level]:
