@@ -75,7 +75,7 @@ def found(rehearsal: Rehearsal, verdict: Judgement) -> set[tuple[str, str]]:
         (lambda: sell(Each("take", lambda item, what: 1, over="lines", compensation=None)), "'what'"),
         (
             lambda: Saga(
-                "s", Pivot("p", lambda: None), Each("e", lambda item: 1, over=list, compensation=lambda: None)
+                "s", Pivot("p", lambda: None), Each("e", lambda item: 1, over=lambda: [1], compensation=lambda: None)
             ),
             "never undone",
         ),
