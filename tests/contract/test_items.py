@@ -94,7 +94,7 @@ def fan_out(store: Store, total: int, begun: int) -> list[SagaRecord]:
 def change(store: Store, saga_id: str, **changes: Any) -> SagaRecord:
     while True:
         record = store.load(saga_id)
-        saved = store.save(record, replace(record, **changes))
+        saved: SagaRecord | None = store.save(record, replace(record, **changes))
         if saved is not None:
             return saved
 
