@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from sagas import DefinitionError, Each, NotAllowed, Pivot, Retry, Saga, SagaStatus, Step, StepContext, TerminalError
+from sagas import (
+    DefinitionError,
+    Each,
+    NotAllowed,
+    Pivot,
+    Retry,
+    Saga,
+    SagaRecord,
+    SagaStatus,
+    Step,
+    StepContext,
+    TerminalError,
+)
 from sagas.testing import Inline, Judgement, Rehearsal, rehearse
+from sagas.testing.memory import MemoryStore
 
 
 @dataclass
@@ -150,6 +163,25 @@ def test_a_fault_is_for_the_saga_of_an_item_too() -> None:
 @dataclass
 class Parcel:
     sku: str
+
+
+def test_the_end_of_an_item_does_not_read_the_input_of_its_parent(stock: Stock) -> None:
+    """The input may hold all items: reading it for each of them would cost more for each, the more there are."""
+
+    class Store(MemoryStore):
+        loads: ClassVar[list[str]] = []
+
+        def load(self, saga_id: str, session: Any = None) -> SagaRecord:
+            record = super().load(saga_id, session)
+            self.loads.append(record.name)
+            return record
+
+    counts = []
+    for lines in (10, 40):
+        Store.loads.clear()
+        assert Inline(Store()).start(sell(stock.each(max_concurrency=1)), Order(["x"] * lines)).status == "COMPLETED"
+        counts.append(Store.loads.count("sell"))
+    assert counts[0] == counts[1], counts
 
 
 # -- rehearsals -----------------------------------------------------------------------------------------------------
