@@ -113,7 +113,7 @@ def test_all_forks_end_with_the_test_process(tmp_path: Path) -> None:
         import sys, pathlib
         sys.path.insert(0, {str(ROOT)!r})
         from tests import forks
-        process = forks.Popen([sys.executable, "-c", "import os; os.fork(); input()"], stdin=-1)
+        process = forks.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         pathlib.Path("pids.new").write_text(f"{{process.pid}} {{forks.psutil.Process(process.pid).ppid()}}")
         pathlib.Path("pids.new").rename("pids")
         process.wait()
