@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 import sagas.carried  # noqa: F401 - tasks carry the cause of what sent them
 from sagas import signals
 from sagas.app_settings import check_app
+from sagas.batches import Batches
 from sagas.bulk import start_many
 from sagas.canvas import Canvas
 from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
@@ -71,6 +72,10 @@ class Sagas(Generic[StoreT_co]):
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `run_next_inline`: let a worker that has done a step run the next one too, without a message, if it serves the
         queue of that step.
+    `batch_size`: sagas that one message of `start_many` or of an `Each` carries at most; 1 for a message each. Only
+        quick steps stay in a batch.
+    `batch_concurrency`: how many functions of one batch run at the same time. More than 1 is for functions that are
+        thread-safe.
 
     Recovery after a worker's death takes at most `lease` + `recovery_interval` and the time to send a message; after a
     lost message `redispatch_after` instead of `lease`. A worker that dies while it recovers others adds 10 s.
@@ -94,6 +99,8 @@ class Sagas(Generic[StoreT_co]):
         recovery_interval: float | timedelta = 1.0,
         max_payload: int = 1_048_576,
         run_next_inline: bool = True,
+        batch_size: int = 50,
+        batch_concurrency: int = 1,
         events: Events | None = None,
         redact: Iterable[str] = (),
         observers: Iterable[Observer] = (),
@@ -105,6 +112,8 @@ class Sagas(Generic[StoreT_co]):
         redispatch_after = seconds(redispatch_after, "Sagas: redispatch_after", ConfigurationError)
         recovery_interval = seconds(recovery_interval, "Sagas: recovery_interval", ConfigurationError)
         whole_number(max_payload, "Sagas: max_payload", ConfigurationError)
+        whole_number(batch_size, "Sagas: batch_size", ConfigurationError)
+        whole_number(batch_concurrency, "Sagas: batch_concurrency", ConfigurationError)
         if events is not None and getattr(store, "engine", events.engine).url != events.engine.url:
             raise ConfigurationError(
                 "the sagas and the outbox of the events are in two databases, so that a step and what it emits "
@@ -126,7 +135,7 @@ class Sagas(Generic[StoreT_co]):
             observers=self.observers,
             redact=self.redact,
         )
-        self.canvas = Canvas(app, self.orchestrator)
+        self.canvas = Canvas(app, self.orchestrator, Batches(batch_size, batch_concurrency))
         self._waiters = Waiters(store)
         if events is not None:
             events.connect(self)

@@ -12,12 +12,12 @@ there is anything to do. Lost or doubled messages therefore cost time, and nothi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
@@ -25,6 +25,8 @@ from celery.canvas import Signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
 from kombu.messaging import Producer
 
+from sagas.batches import SIDE_BY_SIDE, Batches, Turns, as_message, grouped, plans_of
+from sagas.batches import run as run_batch
 from sagas.binding import BoundStep
 from sagas.checkpoints import Direction, node_of
 from sagas.chords import CLOSED, Chord, Joins
@@ -44,8 +46,8 @@ from sagas.errors import (
 from sagas.mailbox import HEADER, Mailbox, mailbox_of
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, Stage
-from sagas.task_names import FAIL, JOIN, task_id, task_name
-from sagas.threads import THREADS
+from sagas.task_names import BATCH, FAIL, JOIN, task_id, task_name
+from sagas.threads import THREADS, is_in_loop
 from sagas.transitions import Verdict
 
 __all__ = ["Canvas"]
@@ -88,10 +90,13 @@ _TOLD = {"FAILURE": "failed", "RETRY": "retried"}
 class Canvas:
     """Renders plans into Celery's primitives, and owns the tasks that they are made of."""
 
-    def __init__(self, app: Celery, orchestrator: Orchestrator) -> None:
+    def __init__(self, app: Celery, orchestrator: Orchestrator, batches: Batches | None = None) -> None:
         self.app = app
         self.orchestrator = orchestrator
+        self.batches = Batches() if batches is None else batches
+        self._took: dict[str, float] = {}  # seconds of the last function of each task that ran in a batch
         orchestrator.send = self.dispatch_or_leave
+        orchestrator.send_many = self.dispatch_many
         orchestrator.follow_up = self._follow_up
         self._joins = Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
@@ -101,6 +106,11 @@ class Canvas:
         self._routable: set[Saga] = set()
         self._task(JOIN, self._join, **_UNLIMITED)
         self._task(FAIL, self._fail, **_UNLIMITED)
+
+        def batch(task: Task, **message: Any) -> str:
+            return self._batch(task, message)
+
+        self._helper(BATCH, batch, _UNLIMITED)
 
     def register(self, saga: Saga) -> None:
         """Give each step of a saga its Celery task. Versions of one saga share the tasks of steps of one name."""
@@ -162,14 +172,36 @@ class Canvas:
             Eager(self.app, self.orchestrator).run_many(plans)
             return
         try:
-            with self.app.producer_or_acquire() as producer, _batch(producer):
-                for plan in plans:
-                    first, *rest = self.render(plan)
-                    _send(first, rest, producer=producer)
+            with self.app.producer_or_acquire() as producer, _pipelined(producer):
+                for group in grouped(filter(None, plans), self.batches.size):
+                    self._send_all(group, producer)
         except BaseException as error:
             if ends_process(error):
                 raise
             logger.warning("recovery will dispatch the sagas that start_many did not: %r", error)
+
+    def _send_all(self, alike: Sequence[Plan], producer: Producer) -> None:
+        """Send plans that differ by nothing but their saga's id: in one message, if it is of use."""
+        plan = alike[0]
+        task, stage = self._first_task(plan), plan.stages[0]
+        if (
+            len(alike) == 1
+            or stage.joined
+            or plan.direction is Direction.BACKWARD
+            or task.rate_limit
+            or _is_timed(task)
+        ):
+            for each in alike:
+                first, *rest = self.render(each)
+                _send(first, rest, producer=producer)
+            return
+        queue = plan.saga.steps[node_of(stage.steps[0])].queue or getattr(task, "queue", None)
+        # It goes where the step's own message would: there is a worker that serves that.
+        options = self.app.amqp.router.route({"queue": queue} if queue else {}, task.name)
+        self.app.tasks[BATCH].apply_async(kwargs=as_message(alike), producer=producer, **options)
+
+    def _first_task(self, plan: Plan) -> Task:
+        return self.app.tasks[task_name(plan.saga, node_of(plan.stages[0].steps[0]), plan.direction)]
 
     def dispatch_or_leave(self, plan: Plan | None) -> None:
         """Send a plan on its way, or leave that to recovery: what counts is stored."""
@@ -183,7 +215,7 @@ class Canvas:
 
     def _follow_up(self, do: Callable[[], None]) -> None:
         """Bring other sagas on after a change, off the event loop if one runs here: that asks the database, too."""
-        if self.app.conf.task_always_eager or not _is_in_loop():
+        if self.app.conf.task_always_eager or not is_in_loop():
             do()
         else:
             THREADS.submit(do)
@@ -224,6 +256,9 @@ class Canvas:
                 self.orchestrator.arrived(name, datetime.fromisoformat(probe))
             return body(task, saga_id, step, epoch)
 
+        self._helper(name, run, more)
+
+    def _helper(self, name: str, run: Callable[..., str], more: Mapping[str, Any]) -> None:
         # bind=True also makes Celery send an errback as a message of its own instead of calling it inline.
         fixed = {**_FIXED, **more}
         task = self.app.task(run, name=name, bind=True, shared=False, **fixed)
@@ -244,7 +279,11 @@ class Canvas:
         if mailbox is not None and mailbox.runner is not None:
             return self._perform_eagerly(mailbox, saga_id, step, epoch)
         if mailbox is not None:
-            options: dict[str, Any] = {"claim": mailbox.claim, "following": mailbox.following}
+            options: dict[str, Any] = {
+                "claim": mailbox.claim,
+                "following": mailbox.following,
+                "turn": mailbox.turn,
+            }
             mailbox.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
             return self._answer(mailbox.next, saga_id, step)
         rest, until = ([] if _is_timed(task) else task.request.chain or []), time.monotonic() + _LONGEST_FOLLOW_ON
@@ -308,16 +347,19 @@ class Canvas:
         while next_.claim is not None:
             signature = rest.pop()
             mailbox = Mailbox(next_.claim, self._following(rest, until))
-            self._run_here(task, signature, mailbox)
+            self._run_here(task.request, signature, mailbox)
             if mailbox.next is None or mailbox.next.verdict is not Verdict.CONTINUE:
                 task.request.chain = None  # it failed, or waits: its own task has seen to what comes of that
                 return str(Verdict.PARTED.value)
             next_ = mailbox.next
         return str(Verdict.CONTINUE.value)
 
-    def _run_here(self, task: Task, signature: Any, mailbox: Mailbox) -> None:
-        """Run a task through Celery's own tracer: signals, logs, errbacks, and events if somebody watches."""
-        options, outer = signature["options"], task.request
+    def _run_here(self, outer: Any, signature: Any, mailbox: Mailbox) -> None:
+        """Run a task through Celery's own tracer: signals, logs, errbacks, and events if somebody watches.
+
+        `outer`: the request of the task that runs it.
+        """
+        options = signature["options"]
         request = {
             "id": options["task_id"],
             "task": signature["task"],
@@ -350,6 +392,45 @@ class Canvas:
                 events.send(f"task-{kind}", uuid=request["id"], **fields)
         except Exception as error:  # noqa: BLE001 - nothing that is only shown may fail a step
             logger.warning("event task-%s of %s was not sent: %r", kind, request["id"], error)
+
+    # -- a batch ------------------------------------------------------------------------------------------------
+
+    def _batch(self, task: Task, message: Mapping[str, Any]) -> str:
+        """Carry the sagas of a batch, and send those on their way that this worker does not carry to their ends."""
+        saga = self.orchestrator.sagas.get((message["saga"], message["version"]))
+        if saga is None:
+            logger.error("saga %(saga)r version %(version)s: a batch came, and the running code has none", message)
+            raise Ignore("a worker that has the code will take them")
+        plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
+        request, first = task.request, self._first_task(plans[0]).name
+        again = bool(request.delivery_info.get("redelivered") or request.retries)
+        left = run_batch(
+            plans,
+            lambda plan: self._carry(request, plan, turns, again=again),
+            lambda: turns.is_quick(first),
+            threads=max(SIDE_BY_SIDE if self.orchestrator.store.shares_commits else 1, self.batches.concurrency),
+        )
+        for plan in left:
+            self.dispatch_or_leave(plan)
+        return f"{len(plans)} sagas, {len(left)} of them sent on"
+
+    def _carry(self, request: Any, plan: Plan, turns: Turns, *, again: bool) -> None:
+        """Run the steps of one saga of a batch for as long as they are quick, and send what is left of its chain."""
+        rest, claim, goes_on = self.render(plan)[::-1], None, True
+        while goes_on:
+            signature = rest.pop()
+            following = self._following(rest, turns.until)
+            if rest and not turns.is_quick(rest[-1]["task"]):
+                following = None
+            mailbox = Mailbox(claim, following, turn=partial(turns.of, signature["task"]))
+            self._run_here(request, signature, mailbox)
+            next_ = mailbox.next
+            if next_ is None or not (next_.verdict is Verdict.CONTINUE or (again and next_.verdict is Verdict.SETTLED)):
+                return  # it failed, waits, or is another worker's
+            claim = next_.claim
+            goes_on = claim is not None
+        if rest:
+            _send(rest[-1], rest[:-1][::-1])
 
     def _join(self, task: Task, saga_id: str, step: str, epoch: int) -> str:
         return self._answer(self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch)), saga_id, step)
@@ -406,18 +487,10 @@ def _send(first: Signature, rest: Sequence[Signature], **options: Any) -> None:
     first.apply_async(chain=rest[::-1], **options)
 
 
-def _batch(producer: Producer) -> AbstractContextManager[object]:
+def _pipelined(producer: Producer) -> AbstractContextManager[object]:
     """Have a producer send in batches where its transport can: Redis's, since kombu 5.7."""
     batch: AbstractContextManager[object] = producer.batch() if hasattr(producer, "batch") else nullcontext()
     return batch
-
-
-def _is_in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _is_timed(task: Task) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
     from sagas.stores import CheckpointStore
 
-__all__ = ["LONGEST_ERROR", "Claim", "Execution", "Fenced", "Publisher", "failure_of"]
+__all__ = ["LONGEST_ERROR", "Claim", "Execution", "Fenced", "Publisher", "Turn", "failure_of"]
+
+#: What is entered around a function of the user's.
+Turn = Callable[[], AbstractContextManager[object]]
 
 #: Characters of an error that are kept.
 LONGEST_ERROR = 10_000
@@ -84,6 +87,7 @@ class Execution:
         *,
         limits: Limits,
         lease: float,
+        turn: Turn,
     ) -> None:
         record, name = claim.record, claim.name
         self.saga = saga
@@ -99,6 +103,7 @@ class Execution:
         self._events = events
         self._limits = limits
         self._lease = lease
+        self._turn = turn
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
 
@@ -219,7 +224,9 @@ class Execution:
 
     def _call(self, bound: Any) -> Any:
         assert bound is not None
-        return bound(**self._arguments(bound.sources))
+        arguments = self._arguments(bound.sources)
+        with self._turn():
+            return bound(**arguments)
 
     def _arguments(self, sources: Mapping[str, Source]) -> dict[str, Any]:
         try:

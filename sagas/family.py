@@ -53,8 +53,8 @@ def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Seq
     try:
         for child in begun:
             engine.observers.changed(None, child)
-            if child.dispatches:
-                engine.send(plan(engine.definition(child), child))
+        if plans := [plan(engine.definition(child), child) for child in begun if child.dispatches]:
+            engine.send_many(plans)
         if after.parent_item is not None:
             if tells_parent(before, after) and after.status in AT_REST:
                 tell_items(engine, after)

@@ -7,11 +7,12 @@ step. No message can carry one: it never leaves the process.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from celery import Task
 
-from sagas.execution import Claim
+from sagas.execution import Claim, Turn
 from sagas.orchestrator import Next
 from sagas.runner import Runner
 
@@ -30,6 +31,7 @@ class Mailbox:
     next: Next | None = None
     runner: Runner | None = None  #: who runs it instead of a worker
     error: BaseException | None = None  #: what kept that one from running it
+    turn: Turn = nullcontext  #: what its function waits for
 
 
 def mailbox_of(task: Task) -> Mailbox | None:

@@ -11,8 +11,8 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from sagas.errors import (
     PayloadTooLarge,
     StoreUnavailable,
 )
-from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, failure_of
+from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, Turn, failure_of
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers
 from sagas.outline import Outline
@@ -122,10 +122,16 @@ class Orchestrator:
         self.limits = Limits(max_payload=max_payload, redispatch_after=timing.redispatch_after)
         #: Sends what is left of another saga than the one that was asked for: a child, or a parent.
         self.send: Callable[[Plan], object] = _leave
+        #: Sends what is left of several.
+        self.send_many: Callable[[Iterable[Plan]], object] = self._send_each
         #: Calls what a change leads to in other sagas: at once, or in another thread where this one must not block.
         self.follow_up: Callable[[Callable[[], None]], object] = _at_once
         self.sagas: dict[tuple[str, int], Saga] = {}
         self._leases = Leases(timing.lease, self._renew)
+
+    def _send_each(self, plans: Iterable[Plan]) -> None:
+        for each in plans:
+            self.send(each)
 
     # -- definitions --------------------------------------------------------------------------------------------
 
@@ -165,12 +171,20 @@ class Orchestrator:
     # -- a step's message: check, act, record -------------------------------------------------------------------
 
     def perform(
-        self, saga_id: str, name: str, epoch: int, *, claim: Claim | None = None, following: str | None = None
+        self,
+        saga_id: str,
+        name: str,
+        epoch: int,
+        *,
+        claim: Claim | None = None,
+        following: str | None = None,
+        turn: Turn = nullcontext,
     ) -> Next:
         """Do what the message of a step asks for, if it is still to be done.
 
         `following`: the step that the caller runs next if this one succeeds. It is claimed together with the
         checkpoint of this one, and the claim is handed to the next call.
+        `turn`: what is entered around each function of the user's.
         """
         if claim is None:
             owner = str(uuid_utils.uuid7())
@@ -183,9 +197,9 @@ class Orchestrator:
             if claimed.verdict is not Verdict.ACT:
                 return claimed
             claim = Claim(claimed.record, name, owner, token)
-        return self._act_and_record(claim, following)
+        return self._act_and_record(claim, following, turn)
 
-    def _act_and_record(self, claim: Claim, following: str | None) -> Next:
+    def _act_and_record(self, claim: Claim, following: str | None, turn: Turn) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
         seen = Attempt(claim.record, name)
         with (
@@ -202,6 +216,7 @@ class Orchestrator:
                 self.events,
                 limits=self.limits,
                 lease=self.timing.lease,
+                turn=turn,
             )
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from sagas.checkpoints import Direction
 from sagas.definition import Saga
 
-__all__ = ["FAIL", "JOIN", "task_id", "task_name"]
+__all__ = ["BATCH", "FAIL", "JOIN", "task_id", "task_name"]
 
 JOIN = "sagas.join"
 FAIL = "sagas.fail"
+BATCH = "sagas.batch"
 
 
 def task_name(saga: Saga, step: str, direction: Direction) -> str:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
-__all__ = ["THREADS", "Threads"]
+__all__ = ["THREADS", "Threads", "is_in_loop"]
 
 T = TypeVar("T")
 
@@ -45,3 +45,12 @@ class Threads:
 
 #: Those of this process. Each may hold a connection to the database, of which pools have few.
 THREADS = Threads(4)
+
+
+def is_in_loop() -> bool:
+    """Tell whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -349,6 +349,7 @@ def make_app(
     timeout: float = 10.0,
     broken: tuple[str, str] | None = None,
     run_next_inline: bool = True,
+    batch_size: int = 50,
     task_cls: str | None = None,
     more: Sequence[str] = (),
     schedules: Mapping[str, Mapping[str, Any]] | None = None,
@@ -375,6 +376,7 @@ def make_app(
         redispatch_after=redispatch_after,
         recovery_interval=0.2,
         run_next_inline=run_next_inline,
+        batch_size=batch_size,
         schedules=[_schedule(name, known, **options) for name, options in (schedules or {}).items()],
     )
     if broken:

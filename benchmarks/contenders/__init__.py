@@ -16,6 +16,7 @@ __all__ = ["ALL", "Base", "load"]
 ALL = (
     "celery_chain",
     "sagas_redis",
+    "sagas_start_many",
     "sagas_rabbitmq",
     "dbos_queue",
     "dbos_inprocess",

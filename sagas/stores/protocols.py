@@ -79,6 +79,10 @@ class CheckpointStore(Protocol):
     def items(self) -> ItemStore:
         """The items of `Each` nodes."""
 
+    @property
+    def shares_commits(self) -> bool:
+        """Whether threads that save at the same moment share a commit, so that more of them are faster than one."""
+
     def now(self) -> datetime:
         """Return the database's time, in UTC. It is the only clock that the engine reads."""
 

@@ -112,6 +112,10 @@ class SqlStore:
     def __repr__(self) -> str:
         return f"SqlStore({self.engine.url.render_as_string(hide_password=True)!r})"
 
+    @property
+    def shares_commits(self) -> bool:
+        return self._fast is not None or self._together is not None
+
     def now(self) -> datetime:
         return self._clock.now()
 

@@ -47,6 +47,10 @@ class MemoryStore:
     def __repr__(self) -> str:
         return "MemoryStore()"
 
+    @property
+    def shares_commits(self) -> bool:
+        return False
+
     def now(self) -> datetime:
         return datetime.now(UTC)
 

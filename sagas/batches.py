@@ -1,0 +1,155 @@
+"""Batches: one message for many sagas that begin with the same step.
+
+A worker runs the sagas of a batch side by side, so that their checkpoints share commits; see `stores.gathering`. Their
+functions still run one at a time, unless `batch_concurrency` says otherwise: code that is not thread-safe stays safe.
+A batch is for steps that are quick. Whatever turns out to be slow leaves it, with a message of its own, so that other
+workers can take it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sagas.checkpoints import Direction
+from sagas.definition import Saga
+from sagas.endings import ends_process
+from sagas.plan import Plan, Stage
+
+__all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "as_message", "grouped", "plans_of", "run"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the function of a step took last time, at most, for the step to stay in a batch.
+_QUICK = 0.02
+
+#: Sagas of a batch whose checkpoints are on their way at the same time, where the store has them share commits.
+SIDE_BY_SIDE = 16
+
+#: Seconds after which a worker begins no more sagas of a batch, and lets the broker choose again.
+_LONGEST = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How sagas are batched.
+
+    `size`: sagas in one message at most; 1 for no batches.
+    `concurrency`: how many functions of one batch run at a time.
+    """
+
+    size: int = 50
+    concurrency: int = 1
+
+
+# -- the message ------------------------------------------------------------------------------------------------------
+
+
+def grouped(plans: Iterable[Plan], size: int) -> Iterator[list[Plan]]:
+    """Yield plans that differ by nothing but their saga's id together, so many at most, in their order."""
+    for _, alike in itertools.groupby(plans, lambda plan: replace(plan, saga_id="")):
+        while group := list(itertools.islice(alike, size)):
+            yield group
+
+
+def as_message(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Return the arguments of the message for plans that differ by nothing but their saga's id."""
+    plan = plans[0]
+    return {
+        "saga": plan.saga.name,
+        "version": plan.saga.version,
+        "saga_ids": [each.saga_id for each in plans],
+        "epoch": plan.epoch,
+        "dispatch": plan.dispatch,
+        "stages": [[list(stage.steps), stage.joined] for stage in plan.stages],
+    }
+
+
+def plans_of(saga: Saga, message: Mapping[str, Any]) -> list[Plan]:
+    """Return the plans that such a message was made of."""
+    stages = tuple(Stage(tuple(steps), joined) for steps, joined in message["stages"])
+    forward = Direction.FORWARD
+    return [
+        Plan(saga, saga_id, message["epoch"], message["dispatch"], forward, stages) for saga_id in message["saga_ids"]
+    ]
+
+
+# -- running one ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Turns:
+    """Lets so many functions of a batch run at a time, and keeps how long those of each task took."""
+
+    concurrency: int
+    took: dict[str, float]  #: seconds, by task; shared by all batches of a process
+    until: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
+    _slots: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slots = threading.Semaphore(self.concurrency)
+
+    @contextmanager
+    def of(self, task: str) -> Iterator[None]:
+        """Wait for the turn of a function of this task, and have it until the block ends."""
+        with self._slots:
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                self.took[task] = time.monotonic() - began
+
+    def is_quick(self, task: str) -> bool:
+        """Tell whether a step of this task may stay in the batch. One that has never been run may not."""
+        return self.took.get(task, _QUICK + 1) <= _QUICK and time.monotonic() < self.until
+
+
+def run(
+    plans: Sequence[Plan],
+    carry: Callable[[Plan], None],
+    is_quick: Callable[[], bool],
+    *,
+    threads: int,
+) -> Sequence[Plan]:
+    """Carry sagas side by side for as long as they are quick. Returns those that have not begun.
+
+    `carry`: brings one saga on; what it raises is that saga's own, and recovery sees to it.
+    `threads`: how many at a time. The first is carried alone, and shows what is quick.
+    """
+    waiting = deque(plans)
+
+    def work() -> None:
+        while is_quick():
+            try:
+                plan = waiting.popleft()
+            except IndexError:
+                return
+            _carried(carry, plan)
+
+    _carried(carry, waiting.popleft())
+    beside = min(threads, len(waiting)) - 1
+    helpers = [threading.Thread(target=work, name="sagas-batch", daemon=True) for _ in range(beside)]
+    for helper in helpers:
+        helper.start()
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            helper.join()
+    return list(waiting)
+
+
+def _carried(carry: Callable[[Plan], None], plan: Plan) -> None:
+    try:
+        carry(plan)
+    except BaseException as error:
+        if ends_process(error):
+            raise
+        logger.warning("saga %s (%s): recovery will take it up: %r", plan.saga.name, plan.saga_id, error)

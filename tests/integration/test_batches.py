@@ -1,0 +1,134 @@
+"""Sagas that travel in one message, on real workers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import redis
+
+from sagas import SagaHandle, SagaStatus
+from tests.conftest import MakeRig, Rig
+from tests.rig import Faults
+from tests.servers import wait_for
+
+
+def start(rig: Rig, *faults: dict[str, str], name: str = "line") -> list[SagaHandle]:
+    results = rig.saga(name).start_many(Faults(each) for each in faults)
+    return [result.handle for result in results if result.handle is not None]
+
+
+def messages(rig: Rig) -> list[str]:
+    """The tasks of the messages that wait, on Redis."""
+    with redis.Redis.from_url(rig.settings["broker"]) as client:
+        waiting = client.lrange(rig.settings["options"]["task_default_queue"], 0, -1)
+    return [json.loads(message)["headers"]["task"] for message in waiting]  # type: ignore[union-attr, unused-ignore]
+
+
+def lines(rig: Rig) -> list[tuple[int, str, str]]:
+    """Who did what in which order: the process, the event and the saga."""
+    found = [json.loads(line) for line in (rig.folder / "ledger").read_text().splitlines()]
+    return [(line["pid"], line["event"], line["saga"]) for line in found]
+
+
+def assert_one_at_a_time(rig: Rig) -> None:
+    """No function began in a process while another one of its was at work."""
+    at_work: dict[int, str] = {}
+    for pid, event, saga in lines(rig):
+        if event == "begin":
+            assert pid not in at_work, f"{saga} began while {at_work[pid]} was at work"
+            at_work[pid] = saga
+        else:
+            assert at_work.pop(pid) == saga
+
+
+@pytest.mark.parametrize(("broker", "database"), [("redis", "postgres"), ("rabbitmq", "sqlite"), ("redis", "mariadb")])
+def test_all_are_run_and_no_two_functions_of_a_process_overlap(make_rig: MakeRig, broker: str, database: str) -> None:
+    rig = make_rig(broker, database)
+    rig.configure(lease=60.0)  # however slow the machine, nothing is taken over
+    handles = start(rig, *[{}] * 120)
+    rig.worker(concurrency=2)
+    for handle in handles:
+        rig.assert_done(handle, 90)
+        assert rig.ledger.story(handle.id) == ["one", "two", "three"]
+    assert_one_at_a_time(rig)
+
+
+def test_one_message_carries_many(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    start(rig, *[{}] * 120)
+    assert messages(rig) == ["sagas.batch"] * 3
+    start(rig, {})
+    assert Counter(messages(rig)) == {"sagas.batch": 3, "line.one": 1}, "one alone has a message of its own"
+
+
+def test_a_message_each_for_those_who_want_that(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    rig.configure(batch_size=1)
+    handles = start(rig, *[{}] * 5)
+    assert messages(rig) == ["line.one"] * 5
+    rig.worker()
+    for handle in handles:
+        rig.assert_done(handle)
+
+
+def test_a_saga_that_fails_leaves_the_others_alone(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    kinds: Sequence[dict[str, str]] = [{}, {"two": "terminal"}, {"three": "error:1"}, {"one": "terminal"}, {}]
+    handles = start(rig, *[kinds[number % 5] for number in range(40)])
+    rig.worker(concurrency=2)
+    for number, handle in enumerate(handles):
+        if number % 5 in (1, 3):
+            rig.assert_undone(handle, 90)
+        else:
+            rig.assert_done(handle, 90)
+            assert rig.ledger.story(handle.id)[-1] == "three"
+
+
+def test_slow_sagas_are_shared_among_the_processes(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    handles = start(rig, *[{"one": "second"}] * 8)
+    assert messages(rig) == ["sagas.batch"]
+    rig.worker(concurrency=4)
+    for handle in handles:
+        rig.assert_done(handle, 60)
+    assert len({pid for pid, event, _ in lines(rig) if event == "begin"}) > 1
+
+
+def test_a_saga_that_turns_slow_goes_on_by_a_message_of_its_own(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    handles = start(rig, *[{"two": "second"}] * 6)
+    rig.worker(concurrency=3)
+    for handle in handles:
+        rig.assert_done(handle, 60)
+        assert rig.ledger.story(handle.id) == ["one", "two", "three"]
+    twos = {e.pid for handle in handles for e in rig.ledger.of(handle.id, "begin") if e.step == "two"}
+    assert len(twos) > 1
+
+
+@pytest.mark.parametrize("moment", ["kill_before:1", "kill_after:1"])
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_a_child_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig, broker: str, moment: str) -> None:
+    rig = make_rig(broker, "postgres")
+    faults: list[dict[str, str]] = [{} for _ in range(60)]
+    faults[20]["two"] = moment
+    handles = start(rig, *faults, name="long")
+    rig.worker(concurrency=2)
+    for handle in handles:
+        rig.assert_done(handle, 120)
+        rig.assert_explained(handle)
+
+
+def test_a_worker_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    handles = start(rig, *[{}] * 100, name="long")
+    first = rig.worker(concurrency=2)
+    wait_for(lambda: (rig.folder / "ledger").exists() and len(lines(rig)) > 20, 30, "some have begun", 0.001)
+    first.kill()
+    assert not all(handle.status is SagaStatus.COMPLETED for handle in handles)
+    rig.worker(concurrency=2)
+    for handle in handles:
+        rig.assert_done(handle, 120)
+        rig.assert_explained(handle)
