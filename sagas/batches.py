@@ -106,21 +106,26 @@ class Turns:
             finally:
                 self.took[task] = time.monotonic() - began
 
-    def is_quick(self, task: str) -> bool:
-        """Tell whether a step of this task may stay in the batch. One that has never been run may not."""
-        return self.took.get(task, _QUICK + 1) <= _QUICK and time.monotonic() < self.until
+    def is_quick(self, task: str, *, alone: bool = False) -> bool:
+        """Tell whether a step of this task may stay in the batch.
+
+        Nobody knows of one that has not been run yet. It may if its saga is `alone`, with no other to hold up.
+        """
+        unknown = 0.0 if alone else _QUICK + 1
+        return self.took.get(task, unknown) <= _QUICK and time.monotonic() < self.until
 
 
 def run(
     plans: Sequence[Plan],
-    carry: Callable[[Plan], None],
+    carry: Callable[[Plan, bool], None],
     is_quick: Callable[[], bool],
     *,
     threads: int,
 ) -> Sequence[Plan]:
     """Carry sagas side by side for as long as they are quick. Returns those that have not begun.
 
-    `carry`: brings one saga on; what it raises is that saga's own, and recovery sees to it.
+    `carry`: brings one saga on, and is told whether it is alone; what it raises is that saga's own, and recovery sees
+    to it.
     `threads`: how many at a time. The first is carried alone, and shows what is quick.
     """
     waiting = deque(plans)
@@ -131,9 +136,9 @@ def run(
                 plan = waiting.popleft()
             except IndexError:
                 return
-            _carried(carry, plan)
+            _carried(carry, plan, alone=False)
 
-    _carried(carry, waiting.popleft())
+    _carried(carry, waiting.popleft(), alone=True)
     beside = min(threads, len(waiting)) - 1
     helpers = [threading.Thread(target=work, name="sagas-batch", daemon=True) for _ in range(beside)]
     for helper in helpers:
@@ -146,9 +151,9 @@ def run(
     return list(waiting)
 
 
-def _carried(carry: Callable[[Plan], None], plan: Plan) -> None:
+def _carried(carry: Callable[[Plan, bool], None], plan: Plan, *, alone: bool) -> None:
     try:
-        carry(plan)
+        carry(plan, alone)
     except BaseException as error:
         if ends_process(error):
             raise

@@ -406,7 +406,7 @@ class Canvas:
         again = bool(request.delivery_info.get("redelivered") or request.retries)
         left = run_batch(
             plans,
-            lambda plan: self._carry(request, plan, turns, again=again),
+            lambda plan, alone: self._carry(request, plan, turns, again=again, alone=alone),
             lambda: turns.is_quick(first),
             threads=max(SIDE_BY_SIDE if self.orchestrator.store.shares_commits else 1, self.batches.concurrency),
         )
@@ -414,13 +414,13 @@ class Canvas:
             self.dispatch_or_leave(plan)
         return f"{len(plans)} sagas, {len(left)} of them sent on"
 
-    def _carry(self, request: Any, plan: Plan, turns: Turns, *, again: bool) -> None:
+    def _carry(self, request: Any, plan: Plan, turns: Turns, *, again: bool, alone: bool) -> None:
         """Run the steps of one saga of a batch for as long as they are quick, and send what is left of its chain."""
         rest, claim, goes_on = self.render(plan)[::-1], None, True
         while goes_on:
             signature = rest.pop()
             following = self._following(rest, turns.until)
-            if rest and not turns.is_quick(rest[-1]["task"]):
+            if rest and not turns.is_quick(rest[-1]["task"], alone=alone):
                 following = None
             mailbox = Mailbox(claim, following, turn=partial(turns.of, signature["task"]))
             self._run_here(request, signature, mailbox)

@@ -41,7 +41,8 @@ def test_the_first_is_alone_and_then_so_many_go_side_by_side() -> None:
     lock, at_it, seen = threading.Lock(), [0], []
     meet = threading.Barrier(4, timeout=30)
 
-    def carry(plan: Plan) -> None:
+    def carry(plan: Plan, alone: bool) -> None:
+        assert alone == (plan.saga_id == "0")
         with lock:
             at_it[0] += 1
             seen.append((plan.saga_id, at_it[0]))
@@ -58,7 +59,7 @@ def test_the_first_is_alone_and_then_so_many_go_side_by_side() -> None:
 
 def test_those_that_have_not_begun_leave_when_it_is_slow() -> None:
     carried: list[str] = []
-    left = run(plans(5), lambda plan: carried.append(plan.saga_id), lambda: False, threads=4)
+    left = run(plans(5), lambda plan, _: carried.append(plan.saga_id), lambda: False, threads=4)
     assert carried == ["0"]
     assert left == plans(5)[1:]
 
@@ -67,7 +68,7 @@ def test_those_that_have_not_begun_leave_when_it_is_slow() -> None:
 def test_what_goes_wrong_with_one_is_its_own(threads: int) -> None:
     carried: list[str] = []
 
-    def carry(plan: Plan) -> None:
+    def carry(plan: Plan, _alone: bool) -> None:
         if plan.saga_id in ("0", "3"):
             raise SystemExit(1)
         carried.append(plan.saga_id)
@@ -109,10 +110,12 @@ def test_only_what_was_quick_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
             end()
 
     assert not turns.is_quick("line.a"), "nobody knows"
+    assert turns.is_quick("line.a", alone=True), "and nobody is held up"
     take("line.a", 0.01)
     assert turns.is_quick("line.a")
     take("line.a", 0.5)
     assert not turns.is_quick("line.a")
+    assert not turns.is_quick("line.a", alone=True)
     with pytest.raises(ZeroDivisionError):
         take("line.a", 0.01, lambda: 1 / 0)
     assert turns.is_quick("line.a"), "how it ends says nothing about how long it takes"
