@@ -1,4 +1,4 @@
-"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | table | brokers | services ...`."""
+"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | each | table | brokers ...`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import contenders
 from benchmarks.backlog import backlog
 from benchmarks.brokers import brokers, services
+from benchmarks.each import each
 from benchmarks.eventsourcing import eventsourcing
 from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
@@ -43,6 +44,8 @@ def _measured(given: argparse.Namespace) -> Report:
             return backlog(given.sagas, rounds, given.away)
         case "start_many":
             return start_many(given.sagas, rounds)
+        case "each":
+            return each(given.items, rounds)
         case "eventsourcing":
             return eventsourcing(rounds, seconds)
         case "brokers":
@@ -61,6 +64,7 @@ def main() -> None:
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("backlog", "that nobody served for a while, and how recovery gets on with it"),
         ("start_many", "thousands of sagas started one by one, and in one call"),
+        ("each", "an item of a fan-out, as the number of items in one saga grows"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
@@ -75,6 +79,7 @@ def main() -> None:
     commands.choices["throughput"].add_argument(
         "--only", nargs="+", choices=contenders.ALL, default=list(contenders.ALL), metavar="CONTENDER"
     )
+    commands.choices["each"].add_argument("--items", type=int, nargs="+", default=[10, 1_000, 10_000])
     commands.choices["backlog"].add_argument("--sagas", type=int, default=10_000)
     commands.choices["start_many"].add_argument("--sagas", type=int, default=10_000)
     commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")

@@ -14,7 +14,7 @@ import redis
 from celery import Celery, Task, chain
 from celery.canvas import Signature
 
-from sagas import Saga, Sagas, SqlStore, Step
+from sagas import Each, Saga, Sagas, SqlStore, Step
 
 #: Where the last task of a plain chain counts what is done: there is no other record of it.
 DONE = "bench:done"
@@ -23,6 +23,15 @@ DONE = "bench:done"
 @dataclass
 class Input:
     payload: str = ""
+
+
+@dataclass
+class Many:
+    lines: list[int]
+
+
+def one_item(item: int) -> int:
+    return item
 
 
 def step(payload: str) -> int:
@@ -45,10 +54,11 @@ NEVER = 86_400.0
 
 
 def make_sagas(broker: str, database: str, steps: int, *, recovery: bool = True) -> tuple[Celery, Saga]:
-    """Return an app, and its one saga."""
+    """Return an app and its saga of steps. It also has `bench_each`, of items."""
     saga = Saga("bench", *(Step(f"step_{i}", step, compensation=undo) for i in range(steps)), input=Input)
+    each = Saga("bench_each", Each("each", one_item, compensation=undo, over="lines"), input=Many)
     app = make_app(broker)
-    Sagas(app, SqlStore(database), [saga], recovery_interval=1.0 if recovery else NEVER)
+    Sagas(app, SqlStore(database), [saga, each], recovery_interval=1.0 if recovery else NEVER)
     return app, saga
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
-import typing
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -23,7 +23,8 @@ def same(one: Any, other: Any) -> bool:
 
 def differences(value: Any, back: Any, path: str) -> Iterator[str]:
     """Yield the places where a value that was read back differs from the original, in depth."""
-    kind, came = type(value), type(back)
+    kind: Any = type(value)
+    came: Any = type(back)
     if isinstance(value, enum.Enum) or value is None or back is None:
         if value is not back:
             yield (
@@ -36,10 +37,10 @@ def differences(value: Any, back: Any, path: str) -> Iterator[str]:
             yield f"an int at {path} has more digits than a float"
     elif kind is not came and not (issubclass(kind, came) and _is_mere(came) and not hasattr(value, "_fields")):
         yield f"{type_name(kind)} at {path} would be {type_name(came)}"
-    elif (fields := _parts(value)) is not None:
+    elif (fields := _field_names(kind)) is not None:
         for name in fields:
             one, other = getattr(value, name, ABSENT), getattr(back, name, ABSENT)
-            if one is not other:
+            if not (one is other or (type(one) in _SIMPLE and type(one) is type(other) and one == other)):
                 yield from differences(one, other, f"{path}.{name}")
         if is_pydantic(kind):
             for name, what in (("__pydantic_extra__", "extra fields"), ("__pydantic_private__", "private attributes")):
@@ -62,6 +63,9 @@ def differences(value: Any, back: Any, path: str) -> Iterator[str]:
         yield f"the {type_name(kind)} at {path} would have another value"
 
 
+#: Of these types, equal values are the same.
+_SIMPLE = frozenset([str, int, bool])
+
 #: A subclass of these types may be declared as the base type. It then comes back as the base type.
 _MERE = (str, int, float, bytes, bytearray, datetime, date, time, Decimal, list, dict, set, frozenset)
 
@@ -70,17 +74,17 @@ def _is_mere(kind: type) -> bool:
     return kind in _MERE
 
 
-def _parts(value: Any) -> Iterable[str] | None:
-    """Return the names of an object's fields; None if it has none."""
-    kind = type(value)
+@functools.cache
+def _field_names(kind: Any) -> tuple[str, ...] | None:
+    """Return the names of the fields that objects of a type have; None if it has none."""
     if is_pydantic(kind):
-        return typing.cast("Iterable[str]", kind.model_fields)
+        return tuple(kind.model_fields)
     if dataclasses.is_dataclass(kind):
-        return [field.name for field in dataclasses.fields(kind)]
+        return tuple(field.name for field in dataclasses.fields(kind))
     if is_struct(kind):
-        return typing.cast("Iterable[str]", kind.__struct_fields__)
+        return tuple(kind.__struct_fields__)
     attributes = getattr(kind, "__attrs_attrs__", None)
-    return None if attributes is None else [each.name for each in attributes]
+    return None if attributes is None else tuple(each.name for each in attributes)
 
 
 def _differing_keys(value: Iterable[Any], back: Iterable[Any], path: str) -> Iterator[str]:

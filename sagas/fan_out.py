@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sagas import transitions
-from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, SagaSummary, StepStatus
 from sagas.each import Each
 from sagas.errors import SagaNotFound
 from sagas.plan import plan
@@ -27,7 +27,7 @@ def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
     """An item came to rest: begin the next, or have the one before it compensated; after the last, look at the saga."""
     assert item.parent_id is not None
     assert item.parent_step is not None
-    parent, name = engine.store.load(item.parent_id), item.parent_step
+    parent, name = _parent(engine, item.parent_id), item.parent_step
     failed = parent.direction is Direction.FORWARD and item.status is SagaStatus.COMPENSATED
     if failed or item.status is SagaStatus.STUCK:
         parent = _look(engine, parent.id, name)
@@ -39,6 +39,13 @@ def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
     if not going_on:
         _look(engine, parent.id, name)
     engine.store.items.told(item.id)
+
+
+def _parent(engine: Orchestrator, parent_id: str) -> SagaSummary:
+    """Return a parent without its payloads: its input may hold all the items, and each of them asks for it."""
+    for parent in engine.store.summaries([parent_id]):
+        return parent
+    raise SagaNotFound(f"there is no saga with the id {parent_id!r}")
 
 
 def undo_items(engine: Orchestrator, parent: SagaRecord, name: str) -> None:
@@ -65,7 +72,7 @@ def _begin(engine: Orchestrator, ended: SagaRecord) -> bool:
     return True
 
 
-def _undo_next(engine: Orchestrator, parent: SagaRecord, name: str, count: int) -> bool:
+def _undo_next(engine: Orchestrator, parent: SagaSummary, name: str, count: int) -> bool:
     """Have the last items compensate, until so many are at it. False where there are none."""
     at_it = 0
     while at_it < count and (ids := engine.store.items.undo_next(parent.id, name, count - at_it)):
@@ -73,7 +80,7 @@ def _undo_next(engine: Orchestrator, parent: SagaRecord, name: str, count: int) 
     return at_it > 0
 
 
-def _undo(engine: Orchestrator, parent: SagaRecord, item_id: str) -> bool:
+def _undo(engine: Orchestrator, parent: SagaSummary, item_id: str) -> bool:
     """Have an item compensate, whatever it has come to. Return whether that takes more than this."""
     why = f"its parent {parent.name!r} ({parent.id}) compensates: {parent.error}"
     try:
@@ -85,7 +92,7 @@ def _undo(engine: Orchestrator, parent: SagaRecord, item_id: str) -> bool:
     return undone.record.status not in AT_REST
 
 
-def _look(engine: Orchestrator, parent_id: str, name: str) -> SagaRecord:
+def _look(engine: Orchestrator, parent_id: str, name: str) -> SagaSummary:
     """See whether the items of a step are at their ends."""
     items: Items = engine.store.items.count(parent_id, name)
     seen = engine.change(parent_id, lambda case: transitions.items_ended(case, name, items))

@@ -42,6 +42,8 @@ class Runner:
             cast("CheckpointStore", self._clocked), timing=timing, **options
         )
         self._deliver = self._perform if deliver is None else deliver
+        #: Called before the clock moves on to when a saga is due. True where it did something to that saga.
+        self.meanwhile: Callable[[SagaSummary], bool] = lambda _: False
         self._family: list[Plan] = []  # what is left of other sagas than the one that is carried: children, parents
         self.orchestrator.send = self._family.append
 
@@ -58,6 +60,8 @@ class Runner:
         with interruptible():
             self._carry(plan)
             while (record := self._next(saga_id)) is not None:
+                if self.meanwhile(record):
+                    continue
                 assert record.next_check_at is not None
                 self._clocked.move_to(record.next_check_at)
                 found = self.orchestrator.examine(record.id)

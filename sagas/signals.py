@@ -63,15 +63,24 @@ def send(
         change = transitions.signal(
             case, name, Signal(id=id, payload=text, by=_by(step, id, sender, case.now), sender=sender)
         )
-        if change.verdict is Verdict.SETTLED and (first := _sender_of(step)) is not None and first["id"] != id:
-            raise SignalRefused(
-                f"{case.about} has a signal {name!r} already: {first['id']!r}"
-                + (f" of {first['sender']}" if first["sender"] else "")
-                + f", which came at {first['at']}"
-            )
+        if change.verdict is Verdict.SETTLED:
+            _refuse_another(case, step, id)
         return change
 
     return orchestrator.change(saga_id, decide, session=session)
+
+
+def _refuse_another(case: Case, step: StepRecord, id_: str) -> None:
+    """Refuse a signal to a wait that has ended, unless it is the signal that ended it."""
+    first = _sender_of(step)
+    if first is None:
+        raise SignalRefused(f"{case.about} no longer wants the signal {step.name!r}: its wait has ended without it")
+    if first["id"] != id_:
+        raise SignalRefused(
+            f"{case.about} has a signal {step.name!r} already: {first['id']!r}"
+            + (f" of {first['sender']}" if first["sender"] else "")
+            + f", which came at {first['at']}"
+        )
 
 
 def complete(

@@ -17,6 +17,7 @@ import pytest
 
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import FINISHED
+from tests import forks
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, wait_for
 
@@ -40,12 +41,12 @@ def _leave_the_process_as_it_was() -> Iterator[None]:
 def _leave_no_worker_running() -> Iterator[None]:
     """End a worker that outlives its tests: it would answer the pings of later ones, and take their messages."""
     yield
-    for process in _workers_of_this_process():
+    for process in [*_workers_of_this_process(), *forks.left_workers()]:
         process.kill()
 
 
 def _workers_of_this_process() -> Iterator[psutil.Process]:
-    """Find the Celery workers that tests of this process started."""
+    """Find the Celery workers that tests of this process started, other than forks."""
     run = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -31,6 +31,7 @@ from sagas.events.brokers import Broker, Delivery, Outgoing, Reader
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.events.process import run
+from tests import forks
 from tests.rig import ROOT
 from tests.servers import die_with_parent, wait_for
 
@@ -248,9 +249,8 @@ class EventWorker:
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=die_with_parent,
+            self.process = forks.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_for(lambda: not self.running or " ready." in self.output(), 60, f"{name} is ready")
         assert self.running, self.output()[-3000:]

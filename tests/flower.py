@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from sagas import SagaHandle
+from tests import forks
 from tests.conftest import Rig
 from tests.rig import ROOT
-from tests.servers import Postgres, Redis, die_with_parent, free_port, wait_for
+from tests.servers import Postgres, Redis, free_port, wait_for
 
 
 class FlowerProcess:
@@ -56,9 +57,8 @@ class FlowerProcess:
 
     def __enter__(self) -> Self:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = forks.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         wait_for(self._answers, 40, "Flower answers")
         return self

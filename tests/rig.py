@@ -44,7 +44,8 @@ from sagas import (
     Wait,
 )
 from sagas.checkpoints import HistoryKind
-from tests.servers import Clock, die_with_parent, wait_for
+from tests import forks
+from tests.servers import Clock, wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -458,9 +459,8 @@ class Worker:
 
     def start(self) -> Self:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = forks.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         wait_for(lambda: self._alive() and " ready." in self.output(), 30, f"{self.name} is ready")
         return self

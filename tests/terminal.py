@@ -8,7 +8,6 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ import click
 from click.testing import CliRunner, Result
 
 from sagas.cli.command import Group
+from tests import forks
 from tests.rig import ROOT
-from tests.servers import die_with_parent
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -45,9 +44,8 @@ def in_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     env = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
+    process = forks.Popen(
         command, cwd=ROOT, env={**env, "TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=die_with_parent,
     )  # fmt: skip
     os.close(theirs)
     waiting = dict(answers or {})

@@ -38,6 +38,7 @@ _TERMINATED = 128 + signal.SIGTERM
 )
 @click.argument("saga")
 @click.option("--input", "file", type=JSON_FILE, help="A JSON file with the input; - for stdin.")
+@click.option("--answers", type=JSON_FILE, help="A JSON file with what signals and callbacks carry, by node.")
 @click.option(
     "--state",
     metavar="MODULE:FUNCTION",
@@ -46,20 +47,21 @@ _TERMINATED = 128 + signal.SIGTERM
 @click.option("--live", is_flag=True, help="Run despite unfinished sagas or running workers.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
-def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes: bool) -> None:
+def rehearse(obj: Any, saga: str, file: Any, answers: Any, state: str | None, live: bool, yes: bool) -> None:
     """Run SAGA once for every way in which each of its steps can fail.
 
     This calls the REAL actions and compensations, many times. The sagas are stored in the app's database and deleted at
     the end, also after Ctrl-C. Use a test environment: without --live, the command refuses a database with unfinished
     sagas, and a broker with workers of this app.
 
-    It prints a line for each run, then what was not undone and what is not idempotent. The exit code is 1 if
-    something is wrong, 2 if the rehearsal could not run, and 130 after Ctrl-C.
+    It prints a line for each run, then what was not undone, what is not idempotent, and what was not rehearsed. The
+    exit code is 1 if something is wrong, 2 if the rehearsal could not run, and 130 after Ctrl-C.
     """
     app = obj.app.sagas
     store = Operations(app).store
     definition = _newest(app.orchestrator.sagas.values(), saga)
     given = None if file is None else json_object(file)
+    answered = None if answers is None else json_object(answers)
     snapshot = None if state is None else _function(state)
     if not live:
         _refuse_live(app, store)
@@ -80,6 +82,7 @@ def rehearse(obj: Any, saga: str, file: Any, state: str | None, live: bool, yes:
                 lease=app.orchestrator.timing.lease,
                 max_payload=app.orchestrator.max_payload,
                 events=app.events,
+                answers=answered,
                 live=True,  # checked above
             )
     except SagaError as error:

@@ -15,7 +15,7 @@ from sagas.errors import InvalidMessage
 from sagas.events.messages import Kind, MessageType, dump, topic, type_of
 from sagas.text import is_clean
 
-__all__ = ["Envelope"]
+__all__ = ["Envelope", "new_id"]
 
 #: The longest header value, in characters. W3C allows 512 for a `tracestate`; a broker refuses far more.
 _LONGEST_HEADER = 1_000
@@ -29,6 +29,11 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST)]
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=36)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 _Text = Annotated[str, msgspec.Meta(max_length=200)]
+
+
+def new_id() -> str:
+    """Return the id of a new message. Later ids sort after earlier ones."""
+    return str(uuid_utils.uuid7())
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -69,7 +74,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         except TypeError as error:
             raise InvalidMessage(f"{declared.kind} {declared.name!r}: its metadata: {error}") from error
         cause = causes.CURRENT.get() if cause is None else cause.cause if isinstance(cause, Envelope) else cause
-        event_id = str(uuid_utils.uuid7())
+        event_id = new_id()
         about: dict[str, Any] = {
             "kind": declared.kind.value,
             "correlationId": correlation_id or (cause.correlation_id if cause else event_id),

@@ -24,63 +24,35 @@ row.
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-from sqlalchemy import Connection, bindparam, func, insert, select, text, update
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
+from sqlalchemy.dialects import mysql, sqlite
 
-from sagas.errors import ConfigurationError
+from sagas.events.postgres import PostgresWriting, PsycopgWriting
+from sagas.events.writing import Row, Writing
 from sagas.stores.engines import database_now
 from sagas.stores.schema import positions, stored_events, streams
 
-__all__ = ["Row", "Writing", "writing_on"]
+__all__ = ["writing_on"]
 
 #: The expected version of a stream if any will do. A number expects exactly that version.
 _ANY = None
 
 
-class Row(msgspec.Struct, frozen=True):
-    """An event to be written. The database provides the rest."""
-
-    number: int  #: within its append, from 1
-    event_id: str
-    type: str
-    version: int
-    data: str
-    metadata: str
-
-
-class Writing(abc.ABC):
-    """What differs between databases. The given connections are in a transaction, unless `at_once` says otherwise."""
-
-    at_once = False  #: whether `append` is a single statement that needs no explicit transaction
-
-    @abc.abstractmethod
-    def append(self, connection: Connection, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
-        """Append events to a stream and return its version, or write nothing and return None on a version mismatch.
-
-        `expected`: the version that the stream must have, 0 if it must not exist; None: any.
-        """
-
-    @abc.abstractmethod
-    def lock(self, connection: Connection, stream: str) -> None:
-        """Prevent other transactions from appending to a stream until this transaction ends."""
-
-    def safe_position(self, connection: Connection) -> int | None:  # noqa: ARG002 - for databases that need one
-        """Return the position up to which no event is still uncommitted; None if everything visible is safe.
-
-        `connection`: a connection that begins no transaction.
-        """
-        return None
-
-
-def writing_on(dialect: str) -> Writing:
+def writing_on(engine: Engine) -> Writing:
     """Return the implementation for a database. Raises `ConfigurationError` if it is not supported."""
-    database_now(dialect)
-    return {"postgresql": _Postgres, "sqlite": _Sqlite}.get(dialect, _Mysql)()
+    database_now(engine.dialect.name)
+    match engine.dialect.name:
+        case "postgresql":
+            # Django's connections come with a module of their own: what they execute, Django is to see.
+            driver = getattr(engine.dialect.loaded_dbapi, "__name__", None)
+            return PsycopgWriting(engine) if driver == "psycopg" else PostgresWriting()
+        case "sqlite":
+            return _Sqlite()
+        case _:
+            return _Mysql()
 
 
 def _inserted(dialect: str) -> Any:
@@ -177,91 +149,3 @@ class _Mysql(Writing):
 
     def lock(self, connection: Connection, stream: str) -> None:  # noqa: ARG002 - this locks all of them
         self._take(connection, 0)
-
-
-# A writer's lock: its first half is the table, its second half the low half of the last assigned position. It is taken
-# once per transaction and table: the setting records the table. Rolling back to a savepoint undoes lock and setting.
-_MARK = """
-mark AS MATERIALIZED (
-    SELECT CASE WHEN current_setting('sagas.appending', true) IS DISTINCT FROM CAST(here.id AS text) THEN
-        set_config('sagas.appending', CAST(here.id AS text), true) || CAST(pg_advisory_xact_lock_shared(
-            CAST(here.id AS int),
-            CAST(CAST((SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_event_position_seq)
-                      AS bit(32)) AS int)
-        ) AS text)
-    END
-    FROM (SELECT CAST(CAST('events_event' AS regclass) AS oid) AS id) AS here
-)"""
-_ON_CONFLICT = """
-    INSERT INTO events_stream AS s (name, version) SELECT CAST(:stream AS varchar), CAST(:count AS int) FROM mark
-    ON CONFLICT (name) DO UPDATE SET version = s.version + excluded.version {where} RETURNING version"""
-_MOVED = {
-    "any": _ON_CONFLICT.format(where=""),
-    "first": _ON_CONFLICT.format(where="WHERE s.version = 0"),
-    "exact": """
-    UPDATE events_stream SET version = version + CAST(:count AS int) FROM mark
-    WHERE name = :stream AND version = :expected RETURNING version""",
-}
-# Any number of events is one JSON text: the driver takes six times as long for arrays. The events get their positions
-# after the stream's row is locked, because they need the version that it returns.
-_APPEND = """
-WITH {mark}, moved AS ({moved}
-), written AS (
-    INSERT INTO events_event (stream, stream_version, event_id, type, version, data, metadata, recorded_at)
-    SELECT :stream, moved.version - :count + e.number, e.event_id, e.type, e.version, e.data, e.metadata,
-           clock_timestamp()
-    FROM moved, json_to_recordset(CAST(:events AS json))
-                AS e (number int, event_id text, type text, version int, data text, metadata text)
-    ORDER BY e.number
-)
-SELECT version FROM moved"""
-
-_ENCODER = msgspec.json.Encoder()
-
-
-class _Postgres(Writing):
-    at_once = True
-    # With the column declared, SQLAlchemy does not inspect each result again.
-    _append = {  # noqa: RUF012
-        how: text(_APPEND.format(mark=_MARK, moved=moved)).columns(streams.c.version) for how, moved in _MOVED.items()
-    }
-    _begin = postgresql.insert(streams).values(name=bindparam("stream"), version=0).on_conflict_do_nothing()
-    _lock = select(streams.c.name).where(streams.c.name == bindparam("stream")).with_for_update()
-    _last = text(
-        "SELECT pg_is_in_recovery(), CASE WHEN is_called THEN last_value ELSE 0 END FROM events_event_position_seq"
-    )
-    _marks = text("""
-        SELECT CAST(objid AS bigint) FROM pg_locks
-        WHERE locktype = 'advisory' AND classid = CAST('events_event' AS regclass) AND objsubid = 2
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    """)
-
-    def append(self, connection: Connection, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
-        how = "any" if expected is _ANY else "exact" if expected else "first"
-        values: dict[str, Any] = {"stream": stream, "count": len(rows), "events": _ENCODER.encode(rows).decode()}
-        if expected:
-            values["expected"] = expected
-        version: int | None = connection.execute(self._append[how], values).scalar_one_or_none()
-        return version
-
-    def lock(self, connection: Connection, stream: str) -> None:
-        connection.execute(self._begin, {"stream": stream})
-        connection.execute(self._lock, {"stream": stream})
-
-    def safe_position(self, connection: Connection) -> int:
-        # Two statements, so that the locks are read after the position, and before the events, whose snapshot must be
-        # younger than both.
-        replica, last = connection.execute(self._last).one()
-        if replica:
-            raise ConfigurationError(
-                "this database is a replica and does not know which transactions are writing, so a reader of all "
-                "events would miss some. Read them from the primary"
-            )
-        safe_position: int = min([last, *(_whole(mark, last) for mark in connection.execute(self._marks).scalars())])
-        return safe_position
-
-
-def _whole(mark: int, last: int) -> int:
-    """Return the position from the low 32 bits in a lock: the candidate that is closest to the last position."""
-    away = (mark - last) & 0xFFFF_FFFF
-    return last + (away if away < 1 << 31 else away - (1 << 32))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import enum
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from sagas.errors import (
@@ -25,15 +22,15 @@ from sagas.errors import (
     UnknownVersion,
     WrongExpectedVersion,
 )
-from sagas.events.envelope import Envelope
-from sagas.events.messages import Kind, MessageType, type_of
-from sagas.events.positions import Row, writing_on
-from sagas.stores.engines import READ_ONLY, database_now, translated
-from sagas.stores.schema import snapshots as snapshot_table
+from sagas.events.envelope import Envelope, new_id
+from sagas.events.messages import Kind, MessageType, dump, type_of
+from sagas.events.positions import writing_on
+from sagas.events.snapshots import Loaded, Snapshots, SnapshotTable
+from sagas.events.writing import Row
+from sagas.stores.engines import READ_ONLY, translated
 from sagas.stores.schema import stored_events, streams
 from sagas.stores.sessions import AnySession, own_session
 from sagas.stores.transactions import begun
-from sagas.values import dump, load
 
 __all__ = ["ANY", "NO_STREAM", "EventStore", "Loaded", "Snapshots", "StoredEvent", "fold"]
 
@@ -85,33 +82,6 @@ class StoredEvent(msgspec.Struct, Generic[E_co], frozen=True, kw_only=True):
         return self.metadata.get("causationId")
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[S]):
-    """The state of a stream."""
-
-    state: S
-    version: int  #: of the stream; the version to expect in the next append
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshots:
-    """How often a stream's state is stored beside its events, so that loading need not read all of them.
-
-    `type`: of the state; it must survive a round trip through JSON. `every`: events between two snapshots.
-    `schema_version`: raise it whenever `apply` handles an event differently: snapshots of other versions are ignored,
-        and new ones are made from the events. A change of the type's fields is detected without it. Raise it anyway
-        while old and new code run side by side, so that they do not replace each other's snapshots.
-    """
-
-    type: Any
-    every: int = 100
-    schema_version: int = 1
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise DefinitionError(f"Snapshots(every={self.every}): it must be 1 or more")
-
-
 def fold(initial: S, events: Iterable[Any], apply: Callable[[S, Any], S]) -> S:
     """Return the state after applying events in order: `apply(state, event)` for each.
 
@@ -146,8 +116,8 @@ class EventStore:
         self.engine = engine
         self.types = tuple(type_of(cls) for cls in types)
         self._readable = _readable(self.types)
-        self._writing = writing_on(engine.dialect.name)
-        self._now = database_now(engine.dialect.name)
+        self._writing = writing_on(engine)
+        self._snapshots = SnapshotTable(engine, self._reading)
         # Single statements need no transaction on PostgreSQL: one round trip instead of three. SQLite need not lock.
         self._alone: dict[str, Any] = {READ_ONLY: True}
         if engine.dialect.name == "postgresql":
@@ -184,53 +154,72 @@ class EventStore:
         """
         if not 0 < len(stream) <= _LONGEST_STREAM:
             raise InvalidMessage(f"stream {stream!r}: a name must have 1 to {_LONGEST_STREAM} characters")
-        envelopes = [self._wrap(stream, each, correlation_id, cause, metadata) for each in events]
-        if not envelopes:
+        if not events:
             raise InvalidMessage(f"stream {stream!r}: there are no events to append")
         repeatable = any(isinstance(each, Envelope) for each in events)
-        rows = [_row(number, envelope) for number, envelope in enumerate(envelopes, 1)]
-        at_once = self._writing.at_once and not repeatable
-        with translated(self.engine), self._in(session, at_once=at_once) as connection:
-            if repeatable and (before := self._appended(connection, stream, rows)) is not None:
-                return before
-            version = self._writing.append(connection, stream, None if expected is ANY else expected, rows)
-            if version is None:
-                raise self._conflict(connection, stream, expected)
-            return version
+        rows = self._rows(stream, events, correlation_id, cause, metadata)
+        at = None if expected is ANY else expected
+        with translated(self.engine):
+            if session is None and not repeatable:
+                version = self._writing.append_alone(self.engine, stream, at, rows)
+                if version is None:
+                    with self._reading() as connection:
+                        raise self._conflict(connection, stream, expected)
+                return version
+            with self._in(session) as connection:
+                if repeatable and (before := self._appended(connection, stream, rows)) is not None:
+                    return before
+                version = self._writing.append(connection, stream, at, rows)
+                if version is None:
+                    raise self._conflict(connection, stream, expected)
+                return version
 
-    def _wrap(
+    def _rows(
         self,
         stream: str,
-        event: Any,
+        events: Sequence[Any],
         correlation_id: str | None,
         cause: Envelope | None,
         metadata: dict[str, Any] | None,
-    ) -> Envelope:
-        envelope = (
-            event
-            if isinstance(event, Envelope)
-            else Envelope.wrap(
-                event,
-                source=type_of(event).context,
-                correlation_id=correlation_id,
-                cause=cause,
-                metadata=metadata,
-            )
-        )
-        if (envelope.event_type, envelope.version) not in self._readable:
+    ) -> list[Row]:
+        """Return the rows of events, which may be in envelopes. The metadata of the others differs only in their ids.
+
+        So it is checked and encoded once.
+        """
+        rows: list[Row] = []
+        first: Envelope | None = None
+        about = ""
+        for number, each in enumerate(events, 1):
+            if isinstance(each, Envelope):
+                self._check_readable(stream, each.event_type, each.version, each.kind)
+                rows.append(_row(number, each))
+                continue
+            declared = type_of(each)
+            self._check_readable(stream, declared.name, declared.version, declared.kind)
+            if first is None:
+                first = Envelope.wrap(
+                    each, source=declared.context, correlation_id=correlation_id, cause=cause, metadata=metadata
+                )
+                rows.append(_row(number, first))
+                about = rows[-1].metadata
+            else:
+                event_id = new_id()
+                # Without a correlation id, the metadata contains the event's own id.
+                own = about.replace(first.event_id, event_id)
+                rows.append(Row(number, event_id, declared.name, declared.version, dump(each).decode(), own))
+        return rows
+
+    def _check_readable(self, stream: str, name: str, version: int, kind: Kind) -> None:
+        if (name, version) not in self._readable:
             where = f"stream {stream!r}"
-            if envelope.kind is not Kind.EVENT:
-                raise InvalidMessage(f"{where}: {envelope.event_type!r} is a command. An event store keeps only events")
-            raise self._unknown(envelope.event_type, envelope.version, where)
-        return envelope
+            if kind is not Kind.EVENT:
+                raise InvalidMessage(f"{where}: {name!r} is a command. An event store keeps only events")
+            raise self._unknown(name, version, where)
 
     @contextmanager
-    def _in(self, session: AnySession | None, *, at_once: bool) -> Iterator[Connection]:
+    def _in(self, session: AnySession | None) -> Iterator[Connection]:
         """Yield a connection in the caller's transaction, or in a new one."""
-        if session is None and at_once:
-            with self._reading() as connection:
-                yield connection
-        elif session is None:
+        if session is None:
             with begun(self.engine) as connection:
                 yield connection
         else:
@@ -383,7 +372,7 @@ class EventStore:
         until = _LAST if at is None else self._version_at(stream, at)
         state, version = initial, 0
         if snapshots is not None:
-            state, version = self._snapshot(stream, snapshots, initial, until)
+            state, version = self._snapshots.find(stream, snapshots, initial, until)
         begun = version
         with self._reading() as connection:
             full = True
@@ -394,7 +383,7 @@ class EventStore:
                 version += len(page)
                 full = len(page) == _PAGE
         if snapshots is not None and at is None and version - begun >= snapshots.every:
-            self._keep(stream, version, state, snapshots)
+            self._snapshots.keep(stream, version, state, snapshots)
         return Loaded(state, version)
 
     def _version_at(self, stream: str, at: datetime) -> int:
@@ -404,47 +393,6 @@ class EventStore:
         with self._reading() as connection:
             later: int | None = connection.execute(_FIRST_AFTER, {"stream": stream, "at": at}).scalar()
         return _LAST if later is None else later - 1
-
-    def _snapshot(self, stream: str, kind: Snapshots, initial: S, until: int) -> tuple[S, int]:
-        which = {"stream": stream, "schema_version": kind.schema_version}
-        with self._reading() as connection:
-            row = connection.execute(_SNAPSHOT, which).one_or_none()
-        if row is None or row.stream_version > until:
-            return initial, 0
-        # A snapshot of another form is ignored even if it can be read: a new field would have its default rather than
-        # the value that follows from the events.
-        if row.form != _form_of(kind.type):
-            return initial, 0
-        try:
-            return load(row.state, kind.type), row.stream_version
-        except (msgspec.ValidationError, ValueError):  # its type has changed: the events are the truth
-            return initial, 0
-
-    def _keep(self, stream: str, version: int, state: Any, kind: Snapshots) -> None:
-        try:
-            kept = dump(state, kind.type)
-        except TypeError as error:
-            raise InvalidMessage(f"stream {stream!r}: its state cannot be stored as a snapshot: {error}") from error
-        form = _form_of(kind.type)
-        values = {"stream_version": version, "form": form, "state": kept, "recorded_at": self._now}
-        which = {"stream": stream, "schema_version": kind.schema_version}
-        older = update(snapshot_table).filter_by(**which).where(snapshot_table.c.stream_version <= version)
-        # If a newer snapshot exists, it is the better one.
-        with translated(self.engine), suppress(IntegrityError), begun(self.engine) as connection:
-            if not connection.execute(older.values(values)).rowcount:
-                connection.execute(insert(snapshot_table).values(which | values))
-
-
-@functools.cache
-def _form_of(type_: Any) -> str:
-    """Return a hash that changes with a type's fields, their types and their defaults."""
-    described = msgspec.json.schema(type_, schema_hook=_describe_foreign)
-    return hashlib.sha256(msgspec.json.encode(described, order="deterministic")).hexdigest()
-
-
-def _describe_foreign(type_: Any) -> dict[str, Any]:
-    described: dict[str, Any] = type_.model_json_schema()
-    return described
 
 
 def _readable(types: Iterable[MessageType]) -> dict[tuple[str, int], MessageType]:
@@ -504,6 +452,3 @@ _ALL = (
     .limit(bindparam("limit"))
 )
 _ALL_UNTIL = _ALL.where(_EVENTS.position <= bindparam("until"))
-_SNAPSHOT = select(snapshot_table.c.stream_version, snapshot_table.c.form, snapshot_table.c.state).where(
-    snapshot_table.c.stream == bindparam("stream"), snapshot_table.c.schema_version == bindparam("schema_version")
-)

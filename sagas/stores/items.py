@@ -121,8 +121,10 @@ class SqlItems:
         assert step is not None
         now = self._clock.now()
         with self._connections.writing() as connection:
+            if self._locked(connection, parent_id, Direction.FORWARD) is None:
+                return None
             number = self._next_item(connection, parent_id, step)
-            if number is None or self._locked(connection, parent_id, Direction.FORWARD) is None:
+            if number is None:
                 return None
             place = _sagas.id == ended.id, _sagas.place_passed.is_(None)
             if not connection.execute(update(schema.sagas).where(*place).values(place_passed=1)).rowcount:
@@ -150,8 +152,10 @@ class SqlItems:
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         """Return the ids of the last items that have begun and were not told to compensate, last first."""
         with self._connections.writing() as connection:
+            if self._locked(connection, parent_id, Direction.BACKWARD) is None:
+                return []
             number = self._next_item(connection, parent_id, step)
-            if not number or self._locked(connection, parent_id, Direction.BACKWARD) is None:
+            if not number:
                 return []
             rows = connection.execute(
                 select(_sagas.id, _sagas.parent_item)
@@ -201,7 +205,10 @@ class SqlItems:
 
     @staticmethod
     def _locked(connection: Connection, parent_id: str, direction: Direction) -> str | None:
-        """Lock the parent, so that it cannot turn meanwhile. None where it goes the other way, or is gone."""
+        """Lock the parent, so that it cannot turn meanwhile. None where it goes the other way, or is gone.
+
+        Everybody locks the parent before the row of its fan-out: in another order, two could wait for each other.
+        """
         mine = _sagas.id == parent_id, _sagas.direction == direction.value
         found: str | None = connection.execute(select(_sagas.id).where(*mine).with_for_update()).scalar()
         return found

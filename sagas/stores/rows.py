@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import RowMapping
 
@@ -26,6 +26,7 @@ __all__ = [
     "HISTORY_FIELDS",
     "LETTER_FIELDS",
     "MUTABLE_FIELDS",
+    "Row",
     "SAGA_FIELDS",
     "STEP_FIELDS",
     "entry_of",
@@ -34,6 +35,12 @@ __all__ = [
     "saga_of",
     "summary_of",
 ]
+
+
+class Row(Protocol):
+    """What a database returned: values by the names of columns."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 def _fields(record: type) -> tuple[str, ...]:
@@ -73,7 +80,7 @@ def row_of(record: Any, fields: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(record, name) for name in fields}
 
 
-def _pick(row: RowMapping, fields: Sequence[str]) -> dict[str, Any]:
+def _pick(row: Row, fields: Sequence[str]) -> dict[str, Any]:
     return {name: row[name] for name in fields}
 
 
@@ -87,7 +94,7 @@ def summary_of(row: RowMapping, step_rows: Iterable[RowMapping]) -> SagaSummary:
     return SagaSummary(**values, steps={step.name: step for step in steps})
 
 
-def saga_of(row: RowMapping, step_rows: Iterable[RowMapping], codec: Codec) -> SagaRecord:
+def saga_of(row: Row, step_rows: Iterable[Row], codec: Codec) -> SagaRecord:
     """Return the record of a saga from its row and the rows of its steps."""
     values = _pick(row, SAGA_FIELDS)
     values["status"], values["direction"] = SagaStatus(row["status"]), Direction(row["direction"])
@@ -96,7 +103,7 @@ def saga_of(row: RowMapping, step_rows: Iterable[RowMapping], codec: Codec) -> S
     return SagaRecord(**values, steps={step.name: step for step in steps})
 
 
-def _step_of(saga_id: str, row: RowMapping, codec: Codec) -> StepRecord:
+def _step_of(saga_id: str, row: Row, codec: Codec) -> StepRecord:
     values = _pick(row, STEP_FIELDS)
     values["status"] = StepStatus(row["status"])
     name = step_name(row["node"], row["item"])

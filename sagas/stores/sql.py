@@ -5,11 +5,12 @@ All safety rests on one statement, the compare-and-set in `save`: `UPDATE ... WH
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, case, insert, select, update
 from sqlalchemy.orm import Session
@@ -26,7 +27,7 @@ from sagas.checkpoints import (
 )
 from sagas.commands import command
 from sagas.durations import seconds
-from sagas.errors import ConfigurationError, KeyConflict, SagaNotFound
+from sagas.errors import ConfigurationError, KeyConflict, SagaError, SagaNotFound
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
@@ -34,7 +35,9 @@ from sagas.stores.commits import Commits
 from sagas.stores.connections import Connections
 from sagas.stores.engines import open_engine
 from sagas.stores.filters import Filter
+from sagas.stores.gathering import Gathering
 from sagas.stores.items import SqlItems
+from sagas.stores.postgres import FastPath
 from sagas.stores.queries import SqlQueries
 from sagas.stores.rows import HISTORY_FIELDS, SAGA_FIELDS, STEP_FIELDS, row_of, saga_of
 from sagas.stores.sessions import AnySession, own_session
@@ -46,6 +49,28 @@ __all__ = ["SqlStore"]
 
 T = TypeVar("T")
 
+#: Saves that one transaction of SQLite has at most.
+_MOST_TOGETHER = 100
+
+
+class _Save(NamedTuple):
+    """What `save` was given."""
+
+    before: SagaRecord
+    after: SagaRecord
+    history: Sequence[HistoryEntry]
+    dead_letters: Sequence[DeadLetter]
+    outbox: Sequence[Mapping[str, Any]]
+    children: Sequence[SagaRecord]
+
+
+class _Alone(enum.Enum):
+    """What a caller is told who has to save by itself."""
+
+    ALONE = "alone"
+
+
+_ALONE = _Alone.ALONE
 
 #: Ids that one query asks for: databases take no more parameters than so many.
 _MOST_ASKED = 500
@@ -80,6 +105,8 @@ class SqlStore:
         self._clock = DatabaseClock(self.connections)
         self.queries = SqlQueries(self.connections, codec, self._clock)
         self.items = SqlItems(self.connections, codec, self._clock)
+        self._fast = FastPath.of(self.connections, limit)
+        self._together = Gathering(self._save_together, most=_MOST_TOGETHER) if _is_file(self.connections) else None
         self._looked_back: float | None = None  # the reading of the clock after which that was done
 
     def __repr__(self) -> str:
@@ -114,6 +141,8 @@ class SqlStore:
             )
 
     def _insert_alone(self, record: SagaRecord) -> SagaRecord:
+        if self._fast is not None and self._fast.insert(self._saga_row(record)):
+            return record
         if self.dialect == "postgresql":
             with self.connections.autocommitting() as connection:
                 return self._insert(connection, record)
@@ -183,6 +212,8 @@ class SqlStore:
     def load(self, saga_id: str, session: AnySession | None = None) -> SagaRecord:
         if session is not None:
             return self._locked(saga_id, session)
+        if self._fast is not None and is_clean(saga_id) and (found := self._fast.load(saga_id)) is not None:
+            return saga_of(*found, self.codec)
         return self._load(statements.BY_ID, {"id": saga_id}, f"there is no saga with the id {saga_id!r}")
 
     def _locked(self, saga_id: str, session: AnySession) -> SagaRecord:
@@ -231,12 +262,25 @@ class SqlStore:
             with self._within(session) as connection:
                 self.connections.free_if_lost(connection)
                 return self._save(connection, before, after, history, dead_letters, outbox, children)
-        goes_along = history or dead_letters or outbox or children or tells_parent(before, after)
+        goes_along = history or dead_letters or outbox or children or _wakes_parent(before, after)
         alone = not goes_along and before.outline == after.outline
         if self.dialect == "postgresql" and alone:
             return self._save_at_once(before, after)
+        change = _Save(before, after, history, dead_letters, outbox, children)
+        if self._together is not None and (saved := self._together.ask(change)) is not _ALONE:
+            return saved
         with self.connections.writing() as connection:
-            return self._save(connection, before, after, history, dead_letters, outbox, children)
+            return self._save(connection, *change)
+
+    def _save_together(self, saves: Sequence[_Save]) -> Sequence[SagaRecord | _Alone | None]:
+        """Save what several threads save at this moment in one transaction: SQLite has one writer."""
+        if len(saves) == 1:
+            return [_ALONE]
+        try:
+            with self.connections.writing() as connection:
+                return [self._save(connection, *save) for save in saves]
+        except (SagaError, UnicodeError):  # one of them cannot be stored, and each has to hear which
+            return [_ALONE] * len(saves)
 
     def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
@@ -245,6 +289,8 @@ class SqlStore:
         values = statements.compared_and_set(before, after)
         for number, row in enumerate(rows):
             values |= {f"{name}_{number}": value for name, value in row.items()}
+        if self._fast is not None and self._fast.save(values, len(rows)):
+            return after
         with self.connections.autocommitting() as connection:
             return after if connection.execute(statements.save_at_once(len(rows)), values).rowcount > 0 else None
 
@@ -275,7 +321,7 @@ class SqlStore:
             connection.execute(insert(schema.outbox), outbox)
         if children:
             self._insert_children(connection, after, children)
-        if tells_parent(before, after) and after.parent_item is None:
+        if _wakes_parent(before, after):
             self._wake_parent(connection, after)
         return after
 
@@ -421,3 +467,14 @@ class SqlStore:
 
         with self.connections.translated(limited=False):  # large tables take their time
             upgrade(self.engine)
+
+
+def _wakes_parent(before: SagaRecord, after: SagaRecord) -> bool:
+    """Tell whether a save has the step of a parent look. Items of an `Each` are counted: each alone wakes nobody."""
+    return tells_parent(before, after) and after.parent_item is None
+
+
+def _is_file(connections: Connections) -> bool:
+    """Tell whether all threads share one SQLite file. One in memory is its thread's; a framework has its own rules."""
+    own = type(connections) is Connections
+    return own and connections.dialect == "sqlite" and connections.engine.url.database not in (None, "", ":memory:")

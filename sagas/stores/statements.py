@@ -140,12 +140,31 @@ DIALECTS: Mapping[str, _Dialect] = {
 }
 
 
+#: The same, for many sagas in one transaction: it passes by those that somebody else has locked.
+_COMPARE_AND_SET_IF_FREE = (
+    update(schema.sagas)
+    .where(
+        schema.sagas.c.id
+        == select(schema.sagas.c.id)
+        .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("free")
+        .c.id
+    )
+    .values({name: bindparam(name, type_=schema.sagas.c[name].type) for name in MUTABLE_FIELDS})
+)
+
+
 @functools.cache
-def save_at_once(steps: int) -> Any:
-    """Return PostgreSQL's statement that compares and sets, and writes this number of steps if it won."""
+def save_at_once(steps: int, *, if_free: bool = False) -> Any:
+    """Return PostgreSQL's statement that compares and sets, and writes this number of steps if it won.
+
+    `if_free`: pass by a saga that another transaction has locked, in place of waiting for that.
+    """
+    compare_and_set = _COMPARE_AND_SET_IF_FREE if if_free else COMPARE_AND_SET
     if not steps:
-        return COMPARE_AND_SET
-    won = COMPARE_AND_SET.returning(schema.sagas.c.id).cte("won")
+        return compare_and_set
+    won = compare_and_set.returning(schema.sagas.c.id).cte("won")
     columns = list(schema.steps.c)
     rows = [
         select(*(cast(bindparam(f"{c.name}_{n}", type_=c.type), c.type) for c in columns)).select_from(won)

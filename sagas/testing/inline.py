@@ -6,10 +6,9 @@ It uses the engine itself and replaces only the messages: see `sagas.runner`.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,11 +18,10 @@ import uuid_utils
 from sagas import signals, transitions
 from sagas.binding import BoundStep
 from sagas.bulk import start_many
-from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus
-from sagas.children import Child, descendants
+from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus, SagaSummary
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
-from sagas.endings import ProcessEnd
+from sagas.each import Each
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.events.lifecycle import lifecycle_events
@@ -34,6 +32,7 @@ from sagas.runner import Runner
 from sagas.signals import Completion
 from sagas.starts import start
 from sagas.stores import CheckpointStore
+from sagas.testing.faults import Call, Crashed, Fault, Faults
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Case, Timing
 from sagas.waiting import Waiters
@@ -90,12 +89,10 @@ class Inline:
             events=events or _Recorder(self.store),
         )
         self.orchestrator = self._runner.orchestrator
-        #: Entered around every delivery of a step; `rehearse` compares the state here.
-        self.around: Callable[[str], AbstractContextManager[object]] = nullcontext
-        #: How often the result of a call was lost on purpose, by step and whether it was a compensation.
-        self.lost: Counter[tuple[str, bool]] = Counter()
+        #: Entered around every delivery of a message to a step of a saga; `rehearse` compares the state here.
+        self.around: Callable[[Plan], AbstractContextManager[object]] = nullcontext
+        self.faults = Faults()
         self._sagas: dict[Saga, Saga] = {}
-        self._faults: list[_Fault] = []
         self._at = ""
         self._carried: set[str] = set()
 
@@ -117,7 +114,7 @@ class Inline:
 
         Raises what `Saga.start` raises, and `NotAllowed` if a fault names a step that the saga does not have.
         """
-        self._check_faults(saga)
+        self.faults.check(saga)
         next_ = start(
             self.orchestrator, self._shadow(saga), input, key=key, correlation_id=correlation_id, session=None, at=at
         )
@@ -182,15 +179,11 @@ class Inline:
         correlation_id: str | None = None,
     ) -> Sequence[StartResult]:
         """Start many sagas, run each of the new ones to its end, and return what became of each input, in order."""
-        self._check_faults(saga)
+        self.faults.check(saga)
         stored = start_many(self.orchestrator, self._shadow(saga), inputs, correlation_id=correlation_id, session=None)
         for plan in stored.plans():
             self._runner.finish(plan.saga_id, plan)
         return [StartResult.of(end, self) for end in stored.ends]
-
-    def _check_faults(self, saga: Saga) -> None:
-        for fault in self._faults:
-            fault.check(saga)
 
     def undo_again(self, handle: SagaHandle, step: str) -> None:
         """Compensate a compensated step once more, as if its action reported its success only now."""
@@ -242,33 +235,49 @@ class Inline:
         times: int | None = 1,
         undo: bool = False,
         after_effect: bool = False,
+        item: int | None = None,
     ) -> None:
         """Raise an error in the next attempts of a step's action or, with `undo`, of its compensation.
 
         `error`: by default a `RuntimeError`. `times`: None for all attempts. `after_effect`: call the real function
-        first, and lose its result.
+        first, and lose its result. `item`: the number of an item of an `Each`, from 0; left out, whichever comes first.
         """
         error = error or RuntimeError("broken on purpose")
-        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=after_effect, error=error))
+        fault = Fault(step, item=item, undo=undo, times=times, after_effect=after_effect, error=error)
+        self.faults.pending.append(fault)
 
-    def crash_before(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
+    def crash_before(self, step: str, *, times: int | None = 1, undo: bool = False, item: int | None = None) -> None:
         """Let the worker die after claiming a step, before its function is called. The claim has to expire."""
-        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=False, error=_Crashed()))
+        self.faults.pending.append(Fault(step, item=item, undo=undo, times=times, error=Crashed()))
 
-    def crash_after(self, step: str, *, times: int | None = 1, undo: bool = False) -> None:
+    def crash_after(self, step: str, *, times: int | None = 1, undo: bool = False, item: int | None = None) -> None:
         """Let the worker die after the function has returned, before the result is stored. The claim has to expire."""
-        self._faults.append(_Fault(step, undo=undo, times=times, after_effect=True, error=_Crashed()))
+        fault = Fault(step, item=item, undo=undo, times=times, after_effect=True, error=Crashed())
+        self.faults.pending.append(fault)
 
-    def overtake(self, step: str) -> None:
+    def overtake(self, step: str, *, item: int | None = None) -> None:
         """Delay the next attempt of a step so long that its function is called only when the saga has ended.
 
         Also call `fail_at`, so that the following attempts do not complete the saga.
         """
-        self._faults.append(_Fault(step, undo=False, times=1, after_effect=False, error=None))
+        self.faults.pending.append(Fault(step, item=item, before=self.carry_on))
 
     def heal(self) -> None:
         """Remove all faults that have not happened."""
-        self._faults.clear()
+        self.faults.heal()
+
+    @property
+    def meanwhile(self) -> Callable[[SagaSummary], bool]:
+        """Called before the clock moves on to when a saga is due. True where it did something to that saga."""
+        return self._runner.meanwhile
+
+    @meanwhile.setter
+    def meanwhile(self, do: Callable[[SagaSummary], bool]) -> None:
+        self._runner.meanwhile = do
+
+    def carry_on(self, saga_id: str) -> None:
+        """Run a saga to its end while an attempt at one of its steps hangs."""
+        self._runner.finish(saga_id, None)
 
     # -- used by handles ----------------------------------------------------------------------------------------
 
@@ -296,10 +305,10 @@ class Inline:
         """Deliver a message to a step. Returns None if the worker crashed."""
         outer, self._at = self._at, plan.saga_id
         try:
-            with self.around(step):
+            with self.around(plan):
                 try:
                     return self.orchestrator.perform(plan.saga_id, step, plan.epoch)
-                except _Crashed:
+                except Crashed:
                     return None
         finally:
             self._at = outer
@@ -308,67 +317,38 @@ class Inline:
         """Return a copy of a saga whose functions are called through `_play`."""
         if saga not in self._sagas:
             shadow = copy.copy(saga)
-            shadow.stages = tuple(tuple(self._arm(step) for step in stage) for stage in saga.stages)
+            shadow.stages = tuple(tuple(self._arm(saga, step) for step in stage) for stage in saga.stages)
             shadow.steps = {step.name: step for stage in shadow.stages for step in stage}
             shadow.pivot = None if saga.pivot is None else shadow.steps[saga.pivot.name]
             self.orchestrator.register(shadow)
             self._sagas[saga] = shadow
         return self._sagas[saga]
 
-    def _arm(self, step: BoundStep) -> BoundStep:
+    def _arm(self, saga: Saga, step: BoundStep) -> BoundStep:
         armed = copy.copy(step)
         if step.child is not None:
             armed.child = self._shadow(step.child)
-        if step.step.kind == "each":
-            return armed  # faults are for its items
-        armed.action = replace(step.action, function=partial(self._play, step.name, False, step.action))
+        if step.when is not None:
+            armed.when = replace(step.when, function=partial(self.faults.decide, step.name, step.when))
+        if isinstance(step.step, Each):  # faults are for its items
+            armed.action = replace(step.action, function=partial(self.faults.list_items, step.name, step.action))
+            return armed
+        armed.action = replace(step.action, function=partial(self._play, saga.name, step.name, False, step.action))
         if step.compensation is not None:
-            play = partial(self._play, step.name, True, step.compensation)
+            play = partial(self._play, saga.name, step.name, True, step.compensation)
             armed.compensation = replace(step.compensation, function=play)
         return armed
 
-    def _play(self, step: str, undo: bool, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """Call a function of a step, or play the next fault instead."""
-        fault = next((fault for fault in self._faults if (fault.step, fault.undo) == (step, undo)), None)
-        if fault is None:
-            return function(**arguments)
-        if fault.times is not None:
-            fault.times -= 1
-            if not fault.times:
-                self._faults.remove(fault)
-        if fault.error is None:
-            self._runner.finish(self._at, None)
-            return function(**arguments)
-        if fault.after_effect:
-            function(**arguments)
-            self.lost[step, undo] += 1
-        raise fault.error
+    def _play(self, saga: str, step: str, undo: bool, function: Callable[..., Any], /, **arguments: Any) -> Any:
+        call = Call(self._at, saga, step, self._item() if self.faults.tell_items_apart else None, undo)
+        return self.faults.play(call, function, arguments)
 
-
-class _Crashed(ProcessEnd):
-    """A crash of the worker. No `except Exception` catches it, and open transactions are rolled back, as in reality."""
-
-
-@dataclass(slots=True, eq=False)
-class _Fault:
-    step: str
-    undo: bool
-    times: int | None
-    after_effect: bool
-    error: BaseException | None  #: None: the rest of the saga overtakes the attempt
-
-    def check(self, saga: Saga) -> None:
-        """Refuse a fault that could never happen: a test that relies on it would prove nothing."""
-        steps = {step.name: step for each in (saga, *descendants(saga)) for step in each.steps.values()}
-        if self.step not in steps:
-            raise NotAllowed(f"saga {saga.name!r} has no step {self.step!r} to fail at. It has {', '.join(steps)}")
-        if self.undo and steps[self.step].compensation is None:
-            raise NotAllowed(f"saga {saga.name!r}: step {self.step!r} has no compensation that could fail")
-        if self.undo and isinstance(steps[self.step].step, Child):
-            raise NotAllowed(
-                f"saga {saga.name!r}: {self.step!r} is a child saga, which compensates by its own steps: fail at one "
-                "of those"
-            )
+    def _item(self) -> int | None:
+        """Return the number of the item that the saga at work is, or belongs to."""
+        record = self.store.load(self._at)
+        while record.parent_item is None and record.parent_id is not None:
+            record = self.store.load(record.parent_id)
+        return record.parent_item
 
 
 class _Recorder:

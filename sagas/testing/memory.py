@@ -198,6 +198,9 @@ class _MemoryItems:
             return
         self._next[first.parent_id or "", first.parent_step or ""] = begun
 
+    def _goes(self, saga_id: str, direction: Direction) -> bool:
+        return any(each.id == saga_id and each.direction is direction for each in self._store.records)
+
     def _of(self, parent_id: str, step: str) -> list[SagaRecord]:
         mine = [
             each
@@ -221,7 +224,7 @@ class _MemoryItems:
 
     def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
         parent_id, step = ended.parent_id or "", ended.parent_step or ""
-        if self._store.load(parent_id).direction is not Direction.FORWARD or ended.id in self._passed:
+        if not self._goes(parent_id, Direction.FORWARD) or ended.id in self._passed:
             return None
         self._passed.add(ended.id)
         number = self._next[parent_id, step]
@@ -229,19 +232,26 @@ class _MemoryItems:
             now = self._store.now()
             due = now + timedelta(seconds=patience)
             self._store.replace(
-                replace(item, dispatches=1, stage_ready_at=now, next_check_at=due, revision=item.revision + 1)
+                replace(
+                    item,
+                    dispatches=1,
+                    stage_ready_at=now,
+                    updated_at=now,
+                    next_check_at=due,
+                    revision=item.revision + 1,
+                )
             )
             self._next[parent_id, step] = number + 1
             return item.id
         return None
 
     def told(self, item_id: str) -> None:
-        item = self._store.load(item_id)
-        if item.status in AT_REST:
-            self._store.replace(replace(item, next_check_at=None))
+        for item in self._store.records:
+            if item.id == item_id and item.status in AT_REST:
+                self._store.replace(replace(item, next_check_at=None))
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
-        if self._store.load(parent_id).direction is not Direction.BACKWARD:
+        if not self._goes(parent_id, Direction.BACKWARD):
             return []
         number = self._next.get((parent_id, step), 0)
         begun = self._of(parent_id, step)[:number]
@@ -250,6 +260,8 @@ class _MemoryItems:
         return [item.id for item in left]
 
     def close(self, parent_id: str, step: str) -> None:
+        if not self._goes(parent_id, Direction.BACKWARD):
+            return
         items = self._of(parent_id, step)
         for item in items:
             if _stands(item) == "waiting":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
 
 from sagas import SqlStore
 from sagas.stores import schema
@@ -19,17 +21,25 @@ TABLES = (
 )
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres", "postgres through SQLAlchemy", "mariadb"])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     url = (
         f"sqlite:///{tmp_path_factory.mktemp('events') / 'events.db'}"
         if request.param == "sqlite"
-        else request.getfixturevalue(request.param).database()
+        else request.getfixturevalue(request.param.partition(" ")[0]).database()
     )
     kept = SqlStore(url)
     kept.upgrade()
-    yield kept.engine
+    engine = through_sqlalchemy(url) if "SQLAlchemy" in request.param else kept.engine
+    yield engine
+    engine.dispose()
     kept.engine.dispose()
+
+
+def through_sqlalchemy(url: str) -> Engine:
+    """Return an engine whose driver's module is not the driver's own, as Django's: nothing goes past SQLAlchemy."""
+    own = {name: value for name, value in vars(psycopg).items() if name != "__name__"}
+    return create_engine(url, module=SimpleNamespace(**own))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from sagas import ConfigurationError
 from sagas.errors import BrokerUnavailable, NoHandler
 from sagas.events.brokers import Broker, Delivery, Outgoing, Queue, Reader, Topology
 from sagas.events.brokers.memory import MemoryBroker
+from tests import forks
 from tests.contract.broker_of import LEASE, bodies, broker_of, message, take
 from tests.servers import Kafka, RabbitMQ, Redis, Server, wait_for
 
@@ -463,7 +464,7 @@ def test_a_slow_reader_keeps_what_it_has(remote: Seam) -> None:
 @contextlib.contextmanager
 def _process(seam: Seam, what: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.contract.broker_of", what, seam.kind, seam.address, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with forks.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:

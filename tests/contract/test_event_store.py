@@ -12,15 +12,18 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from sqlalchemy import Engine, create_engine, select, update
+from sqlalchemy import Engine, create_engine, event, select, text, update
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
-from sagas import ConfigurationError, DefinitionError, StoreUnavailable
+from sagas import ConfigurationError, DefinitionError, SqlStore, StoreUnavailable
 from sagas.errors import InvalidMessage, UnknownType, UnknownVersion, WrongExpectedVersion
 from sagas.events import ANY, NO_STREAM, Envelope, EventStore, Snapshots, command, fold
 from sagas.events import event as event_type
 from sagas.stores import schema
+from sagas.stores.drivers import autocommitting
 from tests.contract.conftest import empty
+from tests.servers import Postgres
 
 
 @event_type("accounts.account.opened")
@@ -451,6 +454,52 @@ def test_a_database_that_does_not_answer(url: str) -> None:
     for ask in (lambda: store.read("a"), store.read_all, lambda: store.append(None, "a", deposits(1), expected=ANY)):
         with pytest.raises(StoreUnavailable, match="the database"):
             ask()
+
+
+# -- past SQLAlchemy, on PostgreSQL ---------------------------------------------------------------------------------
+
+
+def test_only_psycopgs_own_engine_goes_past_sqlalchemy(store: EventStore, request: pytest.FixtureRequest) -> None:
+    executed: list[str] = []
+    event.listen(store.engine, "before_cursor_execute", lambda *given: executed.append(given[2]))
+    store.append(None, "a", deposits(1), expected=NO_STREAM)
+    assert bool(executed) == ("[postgres]" not in request.node.name)
+
+
+def test_lost_connections_are_replaced(postgres: Postgres) -> None:
+    kept = SqlStore(postgres.database())
+    kept.upgrade()
+    store = EventStore(kept.engine, TYPES)
+    with kept.engine.connect(), kept.engine.connect():
+        pass  # two connections in the pool
+    end = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = :it")
+    with create_engine(postgres.database()).connect() as other:
+        other.execute(end, {"it": kept.engine.url.database})
+    with pytest.raises(StoreUnavailable, match="the database"):
+        store.append(None, "a", deposits(1), expected=NO_STREAM)
+    for number in range(3):
+        assert store.append(None, "a", deposits(number), expected=number) == number + 1
+
+
+def test_a_refused_statement_leaves_its_connection_whole(postgres: Postgres) -> None:
+    store = EventStore(create_engine(postgres.database(), pool_size=1, max_overflow=0), TYPES)
+    for _ in range(2):
+        with pytest.raises(ProgrammingError, match="events_event"):
+            store.append(None, "a", deposits(1), expected=NO_STREAM)
+    SqlStore(store.engine).upgrade()
+    with store.engine.connect() as connection:
+        assert not connection.connection.driver_connection.autocommit  # type: ignore[union-attr]
+    assert store.append(None, "a", deposits(1), expected=NO_STREAM) == 1
+
+
+def test_a_statement_that_an_exception_interrupts_loses_its_connection(postgres: Postgres) -> None:
+    engine = create_engine(postgres.database(), pool_size=1, max_overflow=0)
+    for interruption in (KeyboardInterrupt, ZeroDivisionError):
+        with pytest.raises(interruption), autocommitting(engine) as driver:
+            raise interruption
+        assert driver.closed
+    with autocommitting(engine) as driver:
+        assert driver.execute("SELECT 1").fetchone() == (1,)
 
 
 # -- against a model --------------------------------------------------------------------------------------------------

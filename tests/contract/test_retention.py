@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from sagas.stores.codecs import AS_STORED, PLAIN
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import Progress, reencrypt
 from sagas.stores.retention import Expired, count_expired, purge
+from tests import forks
 from tests.servers import wait_for
 
 DAY = timedelta(days=1)
@@ -232,7 +232,7 @@ def test_a_run_that_is_killed_loses_nothing(migrated: Engine, store: SqlStore, t
     """Whatever is not in the tables is in an archive, on whichever side of the writing the run was cut off."""
     ids = [add(store, number, days=60 - number / 100) for number in range(12)]
     url, file = migrated.url.render_as_string(hide_password=False), tmp_path / "1.jsonl.gz"
-    died = subprocess.run([sys.executable, "-c", DIES, url, str(file), moment], capture_output=True, check=False)
+    died = forks.run([sys.executable, "-c", DIES, url, str(file), moment], capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
     archived = [each.record.id for each in load_archive(file)]
     assert archived == ids[: 6 if moment == "before" else 9]

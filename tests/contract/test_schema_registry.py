@@ -22,6 +22,7 @@ from sagas.events.schema_registry.avro import AVRO
 from sagas.events.schema_registry.confluent import ConfluentSchemaRegistry
 from sagas.events.schema_registry.glue import GlueSchemaRegistry
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
+from tests import forks
 from tests.rig import ROOT
 from tests.schema_server import Refused, SchemaServer
 
@@ -267,7 +268,7 @@ def test_two_processes_register_at_once(request: pytest.FixtureRequest, tmp_path
     store.upgrade()
     command = [sys.executable, "-c", REGISTERS, url]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as two:
+    with forks.Popen(command, **pipes) as one, forks.Popen(command, **pipes) as two:
         definitions = [obj("a", a={"type": "string"}, **{f"p{n}": {"type": "string"}}) for n in range(12)]
         for process in (one, two):
             assert process.stdout.readline() == "ready\n"  # type: ignore[union-attr]

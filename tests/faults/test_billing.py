@@ -19,8 +19,9 @@ from sagas.stores import schedules as stored
 from sagas.stores import schema
 from tasks import faults, tables
 from tasks.billing import nightly_billing
+from tests import forks
 from tests.rig import ROOT
-from tests.servers import Postgres, Redis, die_with_parent, wait_for
+from tests.servers import Postgres, Redis, wait_for
 
 
 @contextmanager
@@ -32,9 +33,8 @@ def shop(redis: Redis, url: str, folder: Path, queues: str = "shop,payments") ->
     }  # fmt: skip
     command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", queues, "-c", "1", "-l", "INFO"]
     with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
-            preexec_fn=die_with_parent,
+        process = forks.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         yield process

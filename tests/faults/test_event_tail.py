@@ -13,9 +13,9 @@ from sqlalchemy import select
 from sagas import SqlStore
 from sagas.events import Projections
 from sagas.stores.schema import stored_events
-from tests import tail
+from tests import forks, tail
 from tests.rig import ROOT
-from tests.servers import die_with_parent, wait_for
+from tests.servers import wait_for
 
 #: What there must be of both before it ends.
 EVENTS, KILLS = 120, 6
@@ -29,12 +29,11 @@ def test_no_event_is_lost_or_out_of_order(database: str, request: pytest.Fixture
     tail.lines.create(kept.engine)
     kept.engine.dispose()
     with (tmp_path / "log").open("wb") as log:
-        family = subprocess.Popen(
+        family = forks.Popen(
             [sys.executable, "-m", "tests.tail", url, str(tmp_path)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
         )
     try:
         wait_for(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +20,7 @@ from sagas.operations import Operations
 from sagas.webhooks import Webhook, WebhookRequest
 from tasks import faults, ledger, tables
 from tasks.expenses import Expense, pay_expense
+from tests import forks
 from tests.faults.test_billing import shop
 from tests.rig import ROOT
 from tests.servers import Postgres, Redis, wait_for
@@ -100,12 +100,11 @@ def test_expenses(sagas: Sagas[SqlStore], redis_server: Redis, tmp_path: Path) -
         if (name := pending.record.key) != "declined":
             approvals.answer(pending, {"approved": "true"}, actor="bob", id=f"form-{name}")
             approvals.answer(pending, {"approved": "true"}, actor="bob", id=f"form-{name}")
-    done = subprocess.run(
+    done = forks.run(
         [
             sys.executable, "-m", "celery", "-A", "config", "sagas", "signal", "declined", "approval", "--payload",
             '{"approved": false, "comment": "too dear"}', "--sender", "eve",
-        ],
-        check=False, cwd=ROOT, env={**os.environ, "BROKER_URL": redis_server.url, "SAGAS_DATABASE_URL": url},
+        ], cwd=ROOT, env={**os.environ, "BROKER_URL": redis_server.url, "SAGAS_DATABASE_URL": url},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -21,8 +21,9 @@ from sagas import SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.starts import start
 from tasks import faults, ledger, tables
 from tasks.trips import BookTrip, book_trip
+from tests import forks
 from tests.rig import ROOT
-from tests.servers import Postgres, Redis, die_with_parent, wait_for
+from tests.servers import Postgres, Redis, wait_for
 
 
 @contextmanager
@@ -34,9 +35,8 @@ def shop(redis: Redis, url: str, folder: Path) -> Iterator[subprocess.Popen[byte
     }  # fmt: skip
     command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", "shop", "-c", "2", "-l", "INFO"]
     with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
-            preexec_fn=die_with_parent,
+        process = forks.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         yield process

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from sagas import SagaHandle, SqlStore
+from tests import forks
 from tests.conftest import MakeRig, Rig
 from tests.rig import ROOT
 from tests.servers import wait_for
@@ -41,9 +42,8 @@ def environment(rig: Rig) -> dict[str, str]:
 
 
 def run(rig: Rig, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forks.run(
         [*COMMAND, *words], cwd=ROOT, env=environment(rig), capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        check=False,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from sagas.check import Flight, check, differences
 from sagas.errors import ConfigurationError
 from sagas.stores.encryption import AesGcm
 from sagas.testing.memory import MemoryStore
+from tests import forks
 from tests.rig import ROOT
 
 APP = """
@@ -194,7 +195,7 @@ def test_in_ci(store: SqlStore, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "celery", "-A", "newcode", "sagas", "check-deploy", *words]
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+        return forks.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
 
     assert run().returncode == 0
     saga_id = started(store, order())

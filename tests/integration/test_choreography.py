@@ -31,8 +31,9 @@ from tasks.faults import Fault
 from tasks.fulfilment import fulfil_order
 from tasks.ledger import Net
 from tasks.orders import PlaceOrder
+from tests import forks
 from tests.rig import ROOT
-from tests.servers import Postgres, RabbitMQ, die_with_parent, wait_for
+from tests.servers import Postgres, RabbitMQ, wait_for
 
 STOCK = 50
 
@@ -229,9 +230,9 @@ class Processes:
         queues = [s.queue for service in SERVICES if service.name in services for s in service.subscriptions]
         command = ["sagas", "events", "consume", "--queues", ",".join(queues)]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
+            process = forks.Popen(
                 [sys.executable, "-m", "celery", "-A", "config.choreography", *command],
-                cwd=ROOT, env=self.environment, stdout=log, stderr=log, preexec_fn=die_with_parent,
+                cwd=ROOT, env=self.environment, stdout=log, stderr=log,
             )  # fmt: skip
         self.running.append(process)
         return process

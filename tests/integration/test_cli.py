@@ -7,14 +7,13 @@ from pathlib import Path
 
 from sagas import SagaRecord, SqlStore
 from sagas.stores import migrate
+from tests import forks
 from tests.rig import ROOT
 
 
 def run(app: str, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "celery", "-A", app, "sagas", *words]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    return forks.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def test_db_upgrade(tmp_path: Path) -> None:

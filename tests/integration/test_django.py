@@ -13,6 +13,7 @@ import django
 import pytest
 from sqlalchemy import make_url
 
+from tests import forks
 from tests.rig import ROOT
 
 
@@ -46,7 +47,7 @@ def project(folder: Path, **settings: Any) -> dict[str, str]:
 
 def manage(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "django", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return forks.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -126,5 +127,5 @@ def test_the_command_is_the_librarys_own(request: pytest.FixtureRequest, tmp_pat
     assert "manage.py migrate" in refused.stderr
     celery = [sys.executable, "-m", "celery", "-A", "tests.django_project", "sagas", "events", "outbox"]
     for command in (celery, [sys.executable, "-m", "django", "sagas", "events", "outbox"]):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = forks.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

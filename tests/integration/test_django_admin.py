@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,11 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests import forks
 from tests.browser import browser
 from tests.integration.test_django import database, manage, project
 from tests.rig import ROOT
-from tests.servers import die_with_parent, free_port, wait_for
+from tests.servers import free_port, wait_for
 
 PREPARE = """
 import django
@@ -44,12 +44,12 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     environment = project(tmp_path, DATABASES={"default": database(request, "sqlite", tmp_path)})
     assert manage(environment, "migrate", "--run-syncdb").returncode == 0
-    subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=environment, check=True, timeout=60)
+    forks.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=environment, check=True, timeout=60)
     address, log = f"127.0.0.1:{free_port()}", tmp_path / "site.log"
     with log.open("wb") as output:
-        server = subprocess.Popen(
+        server = forks.Popen(
             [sys.executable, "-m", "django", "runserver", "--noreload", address],
-            cwd=ROOT, env=environment, stdout=output, stderr=output, preexec_fn=die_with_parent,
+            cwd=ROOT, env=environment, stdout=output, stderr=output,
         )  # fmt: skip
     try:
         wait_for(lambda: b"Quit the server" in log.read_bytes(), 60, "the site answers")

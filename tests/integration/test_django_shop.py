@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from tests import forks
 from tests.browser import browser
 from tests.rig import ROOT
-from tests.servers import at_once, die_with_parent, free_port, wait_for
+from tests.servers import at_once, free_port, wait_for
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
@@ -32,9 +32,9 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         environment["SHOP_DATABASE"] = url.replace("+psycopg", "")
         environment["SHOP_BROKER"] = request.getfixturevalue("redis_server").url
     with log.open("wb") as output:
-        command = subprocess.Popen(
+        command = forks.Popen(
             [sys.executable, "manage.py", "shop", address], cwd=ROOT / "examples" / "django_shop", env=environment,
-            stdout=output, stderr=output, preexec_fn=die_with_parent,
+            stdout=output, stderr=output,
         )  # fmt: skip
     try:
         wait_for(lambda: b"Quit the server" in log.read_bytes(), 90, "the site answers")

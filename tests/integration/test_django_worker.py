@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import text
 
 from sagas import SagaRecord, SagaStatus, SqlStore
+from tests import forks
 from tests.integration.test_django import database, manage, project
 from tests.rig import ROOT
-from tests.servers import Redis, die_with_parent, wait_for
+from tests.servers import Redis, wait_for
 
 #: Starts sagas as a view does, in a process of its own.
 START = """
@@ -48,9 +49,8 @@ class Project:
             "--without-gossip", "--without-mingle", "--without-heartbeat", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            self.worker = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=die_with_parent,
+            self.worker = forks.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_for(self._ready, 40, "the worker is ready")
 
@@ -69,9 +69,7 @@ class Project:
 
     def start(self, *sagas: str) -> None:
         command = [sys.executable, "-c", START]
-        subprocess.run(
-            command, cwd=ROOT, env=self.environment, input="\n".join(sagas), text=True, check=True, timeout=60
-        )
+        forks.run(command, cwd=ROOT, env=self.environment, input="\n".join(sagas), text=True, check=True, timeout=60)
 
     def ended(self, saga: str, number: str, timeout: float = 40) -> SagaRecord:
         at_end = (SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.STUCK)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from sagas.cli.sagas import sagas
+from tests import forks
 from tests.rig import ROOT
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -72,7 +72,7 @@ print(json.dumps(ends))
 
 
 def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
-    run = subprocess.run(
+    run = forks.run(
         [sys.executable, "-c", SCENE, json.dumps(COMMANDS)],
         cwd=tmp_path,
         env={
@@ -84,7 +84,6 @@ def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=150,
-        check=False,
     )
     assert run.returncode == 0, run.stderr
     ends = json.loads(run.stdout.splitlines()[-1])

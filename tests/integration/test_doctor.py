@@ -21,9 +21,10 @@ from sagas.doctor import Level, examine
 from sagas.events import Events, Service, event
 from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.stores import schema
+from tests import forks
 from tests.conftest import Rig
 from tests.rig import ROOT
-from tests.servers import MariaDB, Postgres, Redis, die_with_parent, wait_for
+from tests.servers import MariaDB, Postgres, Redis, wait_for
 
 
 @event("patients.patient.admitted")
@@ -97,10 +98,10 @@ def test_workers_of_other_apps_are_their_own_affair(redis_server: Redis, tmp_pat
     sagas = Sagas(ours, store, [Saga("greet", Step("a", lambda: 1, compensation=None))])
     options = ["-P", "solo", "--without-gossip", "--without-mingle"]
     running = [
-        subprocess.Popen(
+        forks.Popen(
             [sys.executable, "-m", "celery", "-A", name, "worker", "-n", f"{name}@x", *options],
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=die_with_parent,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         for name in ("mail", "other")
     ]  # fmt: skip
@@ -309,7 +310,7 @@ def test_as_typed(tmp_path: Path) -> None:
     def run(url: str, *words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "SAGAS_DATABASE_URL": url, "BROKER_URL": "redis://127.0.0.1:1/0"}
         command = [sys.executable, "-m", "celery", "-A", "config", "sagas", "doctor", "--timeout", "1", *words]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return forks.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     away = run("postgresql+psycopg://x@127.0.0.1:1/x")
     assert away.returncode == 1

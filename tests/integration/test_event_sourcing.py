@@ -22,6 +22,7 @@ from sagas import SqlStore
 from sagas.cli.projection import projection as cli
 from sagas.events import ANY, Events, EventStore, Projection, StoredEvent, event
 from sagas.events.brokers.memory import MemoryBroker
+from tests import forks
 from tests.pages import fences
 from tests.rig import ROOT
 from tests.servers import wait_for
@@ -53,11 +54,9 @@ account.withdraw("account-ann", Decimal(50), "t-3")
 
 def python(folder: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = forks.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return str(done.stdout)
 
 
 def test_the_page_runs(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
     celery = ("-m", "celery", "-A", "app", "sagas", "events", "projection")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "log").open("wb") as log:
-        running = subprocess.Popen(
+        running = forks.Popen(
             [sys.executable, *celery, "run"], cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
     try:

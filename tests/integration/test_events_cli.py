@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sagas.cli.events import events
 from sagas.events import Events, Service
+from tests import forks
 from tests.event_rig import EventRig, OrderPlaced
 from tests.rig import ROOT
 from tests.servers import Redis, wait_for
@@ -58,7 +59,7 @@ def test_from_the_outbox_to_the_dead_letters(rig: EventRig, run: Run) -> None:
         "2",
     ]
     environment = {**os.environ, "RIG": json.dumps(rig.settings), "RIG_FOLDER": str(rig.folder)}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with forks.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_for(rig.events.dead_letters, 30, "a dead letter")
         rig.wait_for_done("shipping.pack", 1)
         process.terminate()

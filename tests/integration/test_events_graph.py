@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -21,6 +20,7 @@ from sagas.events import Events, Service
 from tasks import choreography
 from tasks.choreography import SERVICES
 from tasks.orders import PlaceOrder
+from tests import forks
 from tests.rig import ROOT
 from tests.terminal import invoke
 
@@ -57,7 +57,7 @@ def _events(store: SqlStore, services: Sequence[Service] = SERVICES) -> Events:
 def test_as_typed(tmp_path: Path) -> None:
     (tmp_path / "shop_app.py").write_text(APP)
     celery = [sys.executable, "-m", "celery", "--workdir", str(tmp_path), "-A", "shop_app", "sagas", "events", "graph"]
-    drawn = subprocess.run(celery, cwd=ROOT, capture_output=True, text=True, check=False)
+    drawn = forks.run(celery, cwd=ROOT, capture_output=True, text=True)
     assert drawn.returncode == 0, drawn.stderr
     assert drawn.stdout.startswith("flowchart TD\n")
 

@@ -47,7 +47,8 @@ from sagas.events import event as event_type
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.stores import EVERYTHING, schema
 from sagas.testing import Inline, rehearse
-from tests.servers import Postgres, die_with_parent, wait_for
+from tests import forks
+from tests.servers import Postgres, wait_for
 
 
 class Base(DeclarativeBase): ...
@@ -655,9 +656,9 @@ def test_the_commands_and_a_killed_worker(postgres: Postgres, redis_server: Any,
 
     def flask(*words: str) -> str:
         command = [sys.executable, "-m", "flask", *words]
-        done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = forks.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     assert "is up to date" in flask("sagas", "db", "upgrade")
     assert "rehearse" in flask("sagas", "--help")
@@ -678,9 +679,8 @@ def test_the_commands_and_a_killed_worker(postgres: Postgres, redis_server: Any,
             "INFO",
         ]
         with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=die_with_parent,
+            process = forks.Popen(
+                command, cwd=tmp_path, env=environment, stdout=log, stderr=log,
             )  # fmt: skip
         wait_for(lambda: b" ready." in (tmp_path / f"{name}.log").read_bytes(), 60)
         return process
@@ -690,7 +690,7 @@ def test_the_commands_and_a_killed_worker(postgres: Postgres, redis_server: Any,
         connection.execute(text("create table effect (n varchar(100))"))
     first = worker("first")
     start = "from program import *; app = create_app(); app.app_context().push(); print(place_order.start(key='k').id); db.session.commit()"
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     saga_id = done.stdout.strip()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests import forks
 from tests.browser import browser
 from tests.rig import ROOT
-from tests.servers import at_once, die_with_parent, free_port, wait_for
+from tests.servers import at_once, free_port, wait_for
 
 
 class Shop:
@@ -33,10 +33,9 @@ class Shop:
         self.log = folder / "shop.log"
         settings = {"SHOP_FOLDER": str(folder / "shop"), "SHOP_STEP_SECONDS": "0.3", "PORT": str(self.port)}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = forks.Popen(
                 [sys.executable, "-m", "examples.flask_shop"],
                 cwd=ROOT, env={**os.environ, **settings, **environment}, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         wait_for(lambda: "The shop is open" in self.output() and self.workers(), 60, "the shop is open")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from tornado.web import create_signed_value
 from sagas import SagaHandle, SagaRecord, SagaStatus, SqlStore, StepRecord, StepStatus
 from sagas.checkpoints import HistoryEntry
 from sagas.stores import schema
+from tests import forks
 from tests.conftest import Rig
 from tests.flower import Client, FlowerProcess, environment, running_rig, stuck
 from tests.rig import ROOT
@@ -506,7 +506,7 @@ def test_an_app_without_sagas(tmp_path: Path) -> None:
     config = tmp_path / "flowerconfig.py"
     config.write_text("from sagas.contrib.flower import enable\nenable()\n")
     command = [sys.executable, "-m", "celery", "--workdir", str(tmp_path), "-A", "plain", "flower", f"--conf={config}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = forks.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "the Celery app 'plain' has no sagas to show" in done.stderr
 

@@ -17,9 +17,10 @@ def test_steps_of_one_queue_need_one_message(rig: Rig) -> None:
     handle = rig.start("line")
     rig.assert_done(handle)
     assert len({e.pid for e in rig.ledger.of(handle.id)}) == 1
+    succeeded = [f"Task line.{step}[{handle.id}:{step}:1] succeeded" for step in ("one", "two", "three")]
+    wait_for(lambda: all(line in worker.output() for line in succeeded), 20, "the worker says so, after the saga's end")
     output = worker.output()
-    for step in ("one", "two", "three"):
-        assert output.count(f"Task line.{step}[{handle.id}:{step}:1] succeeded") == 1
+    assert [output.count(line) for line in succeeded] == [1, 1, 1]
     assert output.count("received") == 1
 
 

@@ -18,6 +18,7 @@ from sagas.stores import schema
 from sagas.stores.archive import load_archive
 from sagas.stores.encryption import AesGcm
 from sagas.testing import Inline
+from tests import forks
 from tests.rig import ROOT
 
 APP = """
@@ -49,9 +50,7 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
 def run(folder: Path, *words: str, answer: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "celery", "-A", "keepapp", "sagas", *words]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=answer, capture_output=True, text=True, check=False
-    )
+    return forks.run(command, cwd=folder, env=environment, input=answer, capture_output=True, text=True)
 
 
 def test_purge(store: SqlStore, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import forks
 from tests.conftest import Rig
 from tests.event_rig import EventRig
 from tests.rig import ROOT, Worker
-from tests.servers import Postgres, Redis, die_with_parent, free_port, wait_for
+from tests.servers import Postgres, Redis, free_port, wait_for
 from tests.spans import spans, trace
 
 Key = tuple[str, frozenset[tuple[str, str]]]
@@ -166,9 +167,7 @@ def test_flower_shows_what_the_database_says(rig: Rig, tmp_path: Path) -> None:
         sys.executable, "-m", "celery", "-A", "config", "flower", "--conf=config/flowerconfig.py",
         f"--port={port}", "--address=127.0.0.1",
     ]  # fmt: skip
-    flower = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
-    )
+    flower = forks.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
 
         def up() -> bool:

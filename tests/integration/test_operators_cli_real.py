@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from sagas import SagaHandle, SagaStatus
+from tests import forks
 from tests.conftest import Rig
 from tests.rig import ROOT
-from tests.servers import die_with_parent, wait_for
+from tests.servers import wait_for
 from tests.terminal import in_terminal, plain
 
 
@@ -28,9 +29,8 @@ def environment(rig: Rig) -> dict[str, str]:
 
 
 def run(rig: Rig, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words), cwd=ROOT, env=environment(rig), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False, timeout=60,
+    return forks.run(
+        command(*words), cwd=ROOT, env=environment(rig), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
@@ -70,11 +70,11 @@ def test_a_stuck_saga_is_found_repaired_and_watched_to_its_end(rig: Rig, tmp_pat
 def test_what_is_watched_is_told_as_it_happens(rig: Rig) -> None:
     rig.worker()
     handle = rig.start("long", two="slow")
-    options = {"cwd": ROOT, "env": environment(rig), "preexec_fn": die_with_parent}
+    options = {"cwd": ROOT, "env": environment(rig)}
     told, listed = rig.folder / "told", rig.folder / "listed"
     with told.open("wb") as one, listed.open("wb") as many:
-        watch = subprocess.Popen(command("watch", handle.id, "--interval", "0.1s"), stdout=one, **options)  # type: ignore[call-overload]
-        board = subprocess.Popen(command("watch", "--saga", "long", "--interval", "0.1s"), stdout=many, **options)  # type: ignore[call-overload]
+        watch = forks.Popen(command("watch", handle.id, "--interval", "0.1s"), stdout=one, **options)
+        board = forks.Popen(command("watch", "--saga", "long", "--interval", "0.1s"), stdout=many, **options)
         wait_for(lambda: "\ttwo\tRUNNING\t" in told.read_text(), 30, "the second step is told")
         wait_for(lambda: "\tRUNNING\ttwo\t" in listed.read_text(), 30, "it is in the list")
         assert watch.poll() is None

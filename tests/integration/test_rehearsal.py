@@ -25,9 +25,10 @@ from sagas.stores import schema
 from sagas.testing import Inline, assert_compensated, rehearse
 from tasks import inventory, ledger, tables
 from tasks.orders import PlaceOrder, place_order
+from tests import forks
 from tests.integration.test_cli import run
 from tests.rig import ROOT
-from tests.servers import die_with_parent, wait_for
+from tests.servers import wait_for
 
 ORDER: dict[str, Any] = {"order_id": "o-0", "customer": "Ann", "sku": "tea", "quantity": 2, "amount": "4.50", "address": "1 Main St"}  # fmt: skip
 
@@ -235,9 +236,8 @@ def test_the_command_cleans_up_when_it_is_told_to_end(tmp_path: Path) -> None:
         """)
     )
     command = [sys.executable, "-m", "celery", "-A", "slow", "sagas", "rehearse", "slow", "--yes"]
-    process = subprocess.Popen(
+    process = forks.Popen(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, stderr=subprocess.PIPE, text=True,
-        preexec_fn=die_with_parent,
     )  # fmt: skip
     wait_for(lambda: (tmp_path / "waits").exists(), 60, "the step is at work")
     assert (tmp_path / "taken").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from sagas.events import Events, Service, event
 from sagas.events.schema_registry import JSON
 from sagas.events.schema_registry.avro import AVRO
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
+from tests import forks
 from tests.rig import ROOT
 from tests.terminal import invoke
 
@@ -172,5 +172,5 @@ def test_as_typed(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(APP)
     command = [sys.executable, "-m", "celery", "-A", "shop", "sagas", "events", "schema", "register"]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = forks.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "new        orders.order.placed.v1 (revision 1)\n"), done.stderr

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tasks.orderfile import Order
 from tasks.orders import PlaceOrder, place_order
 from tasks.placing import UNDER_WAY, Batch
 from tasks.screen import screen
+from tests import forks
 from tests.rig import ROOT
 from tests.servers import wait_for
 
@@ -33,7 +33,7 @@ DEMO = [sys.executable, "-m", "tasks.demo"]
 
 def test_the_demo() -> None:
     """One order completes, one is declined and undone in reverse, one times out, one loses its worker."""
-    done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    done = forks.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed with SIGKILL" in done.stdout
     assert "no answer within" in done.stdout
@@ -48,7 +48,7 @@ def test_orders_of_ones_own(tmp_path: Path) -> None:
         "mine-1,Ann,tea,2,12.50,1 Main Street\n"
         'mine-2,Bob,tea,1000,12.50,"2 Main Street, Rear"\n'
     )
-    done = subprocess.run([*DEMO, str(orders)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = forks.run([*DEMO, str(orders)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 completed, 1 compensated" in done.stdout
 
@@ -63,7 +63,7 @@ def test_orders_of_ones_own(tmp_path: Path) -> None:
 def test_a_broken_file_is_explained(tmp_path: Path, text: str, says: str) -> None:
     orders = tmp_path / "broken.csv"
     orders.write_text(text)
-    done = subprocess.run([*DEMO, str(orders)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = forks.run([*DEMO, str(orders)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "broken.csv" in done.stderr
     assert says in done.stderr
@@ -73,7 +73,7 @@ def test_a_broken_file_is_explained(tmp_path: Path, text: str, says: str) -> Non
 def test_the_demo_can_be_interrupted(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen([*DEMO, "--folder", str(folder)], cwd=ROOT, stdout=out, stderr=out)
+        process = forks.Popen([*DEMO, "--folder", str(folder)], cwd=ROOT, stdout=out, stderr=out)
     log = folder / "worker.log"
     wait_for(lambda: log.exists() and " ready." in log.read_text(), 60, "the worker is ready")
     process.send_signal(signal.SIGINT)
@@ -108,7 +108,7 @@ def test_a_shop_that_takes_no_orders(tmp_path: Path, broker: str, database: str,
         "SAGAS_DATABASE_URL": database.replace("{folder}", str(tmp_path)),
     }
     command = [sys.executable, "-m", "tasks.place", "tasks/data/orders.json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = forks.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert says in done.stderr
 

@@ -285,6 +285,9 @@ def test_a_timeout_compensates_or_goes_on_with_a_value(world: World, inline: Inl
     inline.advance(handle, 3 * DAY)
     assert handle.status is SagaStatus.COMPLETED
     assert world.log == ["first", "last: False"]
+    with pytest.raises(SignalRefused, match="no longer wants the signal 'approval': its wait has ended without it"):
+        handle.signal("approval", Approval(ok=True))
+    assert world.log == ["first", "last: False"]
 
 
 def test_a_wait_that_begins_with_a_question(world: World, inline: Inline) -> None:

@@ -1,0 +1,182 @@
+"""The three statements that a step costs, on PostgreSQL: load a saga, save it, store a new one.
+
+They are most of what the engine asks of a database, so they go to psycopg directly, as prepared statements, and those
+who load or save at the same moment share a round trip and a commit. This path only ever succeeds. Where it does not,
+for whatever reason, its caller asks SQLAlchemy in the ordinary way, and hears from it what is wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import ARRAY, String, Table, bindparam, func, select
+from sqlalchemy.types import TypeDecorator
+
+from sagas.errors import StoreUnavailable
+from sagas.stores import schema, statements
+from sagas.stores.connections import Connections
+from sagas.stores.gathering import Gathering
+from sagas.stores.rows import SAGA_FIELDS, Row
+
+__all__ = ["FastPath"]
+
+T = TypeVar("T")
+
+#: A saga's row, and those of its steps.
+Loaded = tuple[Row, Sequence[Row]]
+
+#: Sagas of one round trip at most: so many are sent before the first of them is answered.
+_MOST = 100
+
+_IDS = bindparam("ids", type_=ARRAY(String))
+_SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
+_STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
+
+
+class FastPath:
+    """Prepared statements, for many callers at once. Safe to use from any thread.
+
+    `timeout`: seconds after which a database that does not answer counts as gone. Every method raises
+    `StoreUnavailable` then.
+    """
+
+    def __init__(self, connections: Connections, timeout: float) -> None:
+        self._connections = connections
+        self._engine = connections.engine
+        self._timeout = timeout
+        dialect = statements.DIALECTS["postgresql"]
+        self._sagas, self._steps = self._text(_SAGAS), self._text(_STEPS)
+        self._insert = self._text(dialect.insert_or_keep, column_keys=SAGA_FIELDS)
+        self._saves: dict[int, str] = {}  # by how many steps they write
+        self._loading = Gathering(self._load_all, most=_MOST)
+        self._saving = Gathering(self._save_all, most=_MOST)
+
+    @classmethod
+    def of(cls, connections: Connections, timeout: float) -> FastPath | None:
+        """Return it for psycopg's connections that the store opens by itself. A framework's have rules of their own."""
+        has_psycopg = connections.engine.dialect.driver == "psycopg"
+        return cls(connections, timeout) if has_psycopg and type(connections) is Connections else None
+
+    def load(self, saga_id: str) -> Loaded | None:
+        """Return the rows of a saga and its steps. None where that did not work, or where there is none."""
+        return self._loading.ask(saga_id)
+
+    def save(self, values: Mapping[str, Any], steps: int) -> bool:
+        """Compare, set and write steps. False where that did not work: somebody was quicker, or has the row locked.
+
+        `values`: the parameters of `save_at_once`. `steps`: how many it writes.
+        """
+        return self._saving.ask((values, steps))
+
+    def insert(self, row: Mapping[str, Any]) -> bool:
+        """Store a new saga. False where that did not work, as when there is one of its name and key."""
+        bound = _decorated(schema.sagas)
+        values = {
+            name: bound[name].process_bind_param(value, self._engine.dialect) if name in bound else value
+            for name, value in row.items()
+        }
+
+        def insert(driver: Any) -> bool:
+            return bool(driver.execute(self._insert, values).rowcount == 1)
+
+        # Not shared with others: it may have to wait for a transaction that is storing the same key.
+        return self._attempt(insert, False)
+
+    # -- many at once -------------------------------------------------------------------------------------------
+
+    def _load_all(self, saga_ids: Sequence[str]) -> Sequence[Loaded | None]:
+        # The sagas before their steps: if somebody saves in between, the revision is the older one and the next
+        # compare-and-set is lost, never won by mistake.
+        def load(driver: Any) -> dict[str, Loaded]:
+            sagas = self._rows(driver, self._sagas, schema.sagas, list(set(saga_ids)))
+            begun = [row["id"] for row in sagas if row["revision"] > 1]
+            steps: dict[str, list[Row]] = {row["id"]: [] for row in sagas}
+            for row in self._rows(driver, self._steps, schema.steps, begun) if begun else ():
+                steps[row["saga_id"]].append(row)
+            return {row["id"]: (row, steps[row["id"]]) for row in sagas}
+
+        found: dict[str, Loaded] = self._attempt(load, {})
+        return [found.get(saga_id) for saga_id in saga_ids]
+
+    def _rows(self, driver: Any, statement: str, table: Table, ids: Sequence[str]) -> list[Row]:
+        cursor = driver.execute(statement, {"ids": ids})
+        names = [column.name for column in cursor.description]
+        rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
+        for name, kind in _decorated(table).items():
+            for row in rows:
+                row[name] = kind.process_result_value(row[name], self._engine.dialect)
+        return list(rows)
+
+    def _save_all(self, saves: Sequence[tuple[Mapping[str, Any], int]]) -> Sequence[bool]:
+        if len(saves) == 1:
+            ((values, steps),) = saves
+            return [self._attempt(lambda driver: driver.execute(self._save(steps), values).rowcount > 0, False)]
+        numbers: dict[int, list[int]] = {}  # of the saves that write so many steps
+        for number, (_, steps) in enumerate(saves):
+            numbers.setdefault(steps, []).append(number)
+
+        def save(driver: Any) -> list[bool]:
+            won = [False] * len(saves)
+            # The transaction is for what psycopg refuses to send in the middle of it: what it has sent must not commit.
+            with driver.pipeline(), driver.transaction():
+                for steps, of_them in numbers.items():
+                    cursor = driver.cursor()
+                    cursor.executemany(self._save(steps), [saves[number][0] for number in of_them], returning=True)
+                    for number in of_them:
+                        won[number] = cursor.rowcount > 0
+                        cursor.nextset()
+            return won
+
+        # One that cannot be stored takes the others with it; each of them asks by itself then.
+        return self._attempt(save, [False] * len(saves))
+
+    # -- one at a time ------------------------------------------------------------------------------------------
+
+    def _attempt(self, ask: Callable[[Any], T], otherwise: T) -> T:
+        began, errors = time.monotonic(), self._engine.dialect.loaded_dbapi.Error
+        try:
+            with self._connections.translated(), self._driver() as driver:
+                return ask(driver)
+        except StoreUnavailable:
+            if time.monotonic() - began < self._timeout:
+                return otherwise
+            raise  # it would take as long once more to hear the same
+        except (errors, UnicodeError):
+            return otherwise
+
+    @contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """Borrow a connection of the pool's, on which each statement commits."""
+        pooled = self._engine.raw_connection()
+        driver: Any = pooled.driver_connection
+        try:
+            driver.autocommit = True
+            yield driver
+            driver.autocommit = False
+        except BaseException:
+            pooled.invalidate()
+            raise
+        finally:
+            pooled.close()
+
+    def _save(self, steps: int) -> str:
+        if steps not in self._saves:
+            self._saves[steps] = self._text(statements.save_at_once(steps, if_free=True))
+        return self._saves[steps]
+
+    def _text(self, statement: Any, **options: Any) -> str:
+        return str(statement.compile(dialect=self._engine.dialect, **options))
+
+
+def _decorated(table: Table) -> Mapping[str, TypeDecorator[Any]]:
+    """Return the types of those columns whose values are converted on their way."""
+    return _DECORATED[table.name]
+
+
+_DECORATED: Mapping[str, Mapping[str, TypeDecorator[Any]]] = {
+    table.name: {column.name: column.type for column in table.c if isinstance(column.type, TypeDecorator)}
+    for table in (schema.sagas, schema.steps)
+}

@@ -1,0 +1,176 @@
+"""Saves of many threads that share a commit: each learns its own outcome, and none waits for what another waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, select, text
+from sqlalchemy.orm import Session
+
+from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus
+from sagas.stores import schema, statements
+from tests.contract.test_store import STEP, record
+from tests.servers import wait_for
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres", "pgbouncer"])
+def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
+    else:
+        url = request.getfixturevalue(request.param).database()
+    store = SqlStore(url)
+    store.upgrade()
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture
+def store(migrated: SqlStore) -> SqlStore:
+    with migrated.engine.begin() as connection:
+        connection.execute(schema.sagas.delete())
+    return SqlStore(migrated.engine)
+
+
+def begun(saga: SagaRecord, **changes: Any) -> SagaRecord:
+    step = replace(STEP, node="a", status=StepStatus.RUNNING, owner=saga.id)
+    return replace(saga.with_step(step), status=SagaStatus.RUNNING, **changes)
+
+
+def gathered(store: SqlStore, saves: Sequence[tuple[SagaRecord, SagaRecord]]) -> list[SagaRecord | Exception | None]:
+    """Save as so many threads do that come while another save is under way."""
+    gathering: Any = store._together if store._fast is None else store._fast._saving
+    served, free, serve = threading.Event(), threading.Event(), gathering._serve
+
+    def first_waits(items: Any) -> Any:
+        if not served.is_set():
+            served.set()
+            assert free.wait(30)
+        return serve(items)
+
+    gathering._serve = first_waits
+
+    def save(before: SagaRecord, after: SagaRecord) -> SagaRecord | Exception | None:
+        try:
+            return store.save(before, after)
+        except Exception as error:
+            return error
+
+    ahead = store.insert(record(9999))
+    with ThreadPoolExecutor(len(saves) + 1) as pool:
+        try:
+            first = pool.submit(save, ahead, begun(ahead))
+            assert served.wait(30)
+            calls = [pool.submit(save, *each) for each in saves]
+            wait_for(lambda: len(gathering._callers) == len(saves), 30, "all have gathered")
+        finally:
+            free.set()
+        assert isinstance(first.result(30), SagaRecord)
+        return [call.result(30) for call in calls]
+
+
+def test_each_learns_its_own_outcome(store: SqlStore) -> None:
+    sagas = [store.insert(record(number)) for number in range(1, 31)]
+    for saga in sagas[::3]:  # somebody is quicker with every third
+        assert store.save(saga, begun(saga, error="quicker")) is not None
+    found = gathered(store, [(saga, begun(saga, error=f"mine {saga.id}")) for saga in sagas])
+    for number, (saga, saved) in enumerate(zip(sagas, found, strict=True)):
+        stored = store.load(saga.id)
+        if number % 3:
+            assert saved == stored
+            assert stored.error == f"mine {saga.id}"
+            assert stored.step("a").owner == saga.id
+        else:
+            assert saved is None
+            assert stored.error == "quicker"
+    assert all(not isinstance(each, Exception) for each in found)
+
+
+def test_they_share_a_commit(store: SqlStore) -> None:
+    sagas = [store.insert(record(number)) for number in range(1, 21)]
+    commits: list[object] = []
+    if store.dialect == "postgresql":
+        assert all(isinstance(each, SagaRecord) for each in gathered(store, [(saga, begun(saga)) for saga in sagas]))
+        with store.engine.connect() as connection:  # xmin: the transaction that wrote a row
+            ids = [saga.id for saga in sagas]
+            for table, column in ((schema.sagas, schema.sagas.c.id), (schema.steps, schema.steps.c.saga_id)):
+                query = select(text("xmin::text")).select_from(table).where(column.in_(ids))
+                commits += connection.execute(query).scalars().all()
+        assert len(commits) == 40
+        assert len(set(commits)) == 1
+        return
+    writing = store.connections.writing
+
+    def counted() -> AbstractContextManager[Connection]:
+        commits.append(1)
+        return writing()
+
+    store.connections.writing = counted  # type: ignore[assignment, method-assign]
+    assert all(isinstance(each, SagaRecord) for each in gathered(store, [(saga, begun(saga)) for saga in sagas]))
+    assert len(commits) == 3, "an insert, the first save, and the twenty"
+
+
+def test_saves_of_many_lengths_share_a_commit(store: SqlStore) -> None:
+    sagas = [store.insert(record(number)) for number in range(1, 10)]
+    saves = []
+    for number, saga in enumerate(sagas):
+        after = replace(saga, status=SagaStatus.RUNNING)
+        for seq in range(1, 1 + number % 3):
+            after = after.with_step(replace(STEP, node=f"n{seq}", seq=seq, owner=f"{saga.id} {seq}"))
+        saves.append((saga, after))
+    for saga, saved in zip(sagas, gathered(store, saves), strict=True):
+        assert store.load(saga.id) == saved
+    assert [len(store.load(saga.id).steps) for saga in sagas] == [0, 1, 2] * 3
+
+
+def test_one_that_cannot_be_stored_fails_alone(store: SqlStore) -> None:
+    sagas = [store.insert(record(number)) for number in range(1, 6)]
+    saves = [(saga, begun(saga)) for saga in sagas]
+    # A NUL is nothing to SQLite; a lone surrogate no database takes.
+    saves[2] = sagas[2], begun(sagas[2], error="\ud800")
+    found = gathered(store, saves)
+    assert isinstance(found[2], Exception)
+    assert store.load(sagas[2].id) == sagas[2]
+    for number in (0, 1, 3, 4):
+        assert found[number] == store.load(sagas[number].id)
+        assert store.load(sagas[number].id).status is SagaStatus.RUNNING
+
+
+def test_nobody_waits_for_a_row_that_another_waits_for(store: SqlStore) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("SQLite locks the whole file: all writers wait")
+    sagas = [store.insert(record(number)) for number in range(1, 4)]
+    held = sagas[1]
+    with Session(store.engine) as session, ThreadPoolExecutor(1) as pool:
+        store.load(held.id, session)  # locks it
+        call = pool.submit(gathered, store, [(saga, begun(saga)) for saga in sagas])
+        wait_for(
+            lambda: all(store.load(sagas[number].id).status is SagaStatus.RUNNING for number in (0, 2)),
+            30,
+            "the others are saved",
+        )
+        assert not call.done()
+        session.rollback()
+        assert all(isinstance(each, SagaRecord) for each in call.result(30))
+
+
+def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
+    """The answer to a shared commit is lost: each caller finds that its save has been made."""
+    if store._fast is None:
+        pytest.skip("it is about PostgreSQL's connection")
+    sagas = [store.insert(record(number)) for number in range(1, 4)]
+    saves = []
+    for saga in sagas:
+        after = replace(begun(saga), revision=2)
+        values = statements.compared_and_set(saga, after)
+        values |= {f"{name}_0": value for name, value in store._changed_steps(saga, after)[0].items()}
+        saves.append((values, 1))
+    assert store._fast._save_all(saves) == [True, True, True]
+    assert store._fast._save_all(saves) == [False, False, False]
+    assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]
