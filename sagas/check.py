@@ -8,14 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from sagas.app import Sagas
+from sagas.changes import ADVICE, Place, describe_place, differences, misfits
 from sagas.checkpoints import FINISHED, SagaStatus, node_of
 from sagas.definition import Saga
 from sagas.errors import PayloadUnreadable
-from sagas.outline import Outline, OutlineNode
-from sagas.stores import Filter, InFlight, Payloads, Queries, operator_store
+from sagas.opening import place_of
+from sagas.stores import Filter, InFlight, Payloads, Queries, Standing, operator_store
 from sagas.values import NO_TYPE, load
 
-__all__ = ["Flight", "check", "differences"]
+__all__ = ["Flight", "check", "differences", "stranded"]
 
 _UNFINISHED = frozenset(SagaStatus) - FINISHED
 _PAGE = 100
@@ -34,8 +35,10 @@ class Flight:
     count: int
     statuses: tuple[SagaStatus, ...]
     oldest: datetime  #: when the oldest of them was started
-    example: str  #: its id
+    example: str  #: the id of one of them: one that this code cannot go on with, if there is any
     problems: tuple[str, ...]  #: empty where this code can go on with them
+    stranded: int  #: how many of them have no definition in this code that they could go on with
+    changes: tuple[str, ...]  #: what this code does in another way, ahead of those that go on with it
     read: int  #: of how many of them the stored values were read
 
     @property
@@ -59,101 +62,69 @@ def check(sagas: Sagas, *, values: int | None = 100) -> Sequence[Flight]:
 
 
 def _flight(sagas: Sagas, queries: Queries, found: Sequence[InFlight], values: int | None) -> Flight:
-    oldest = min(found, key=lambda each: each.oldest)
-    problems = tuple(_misfits(sagas, oldest))
-    read = 0
-    if not problems:
-        saga = sagas.orchestrator.sagas[oldest.name, oldest.version]
-        read, problems = _values(queries, saga, values)
+    oldest, count = min(found, key=lambda each: each.oldest), sum(each.count for each in found)
+    saga = sagas.orchestrator.sagas.get((oldest.name, oldest.version))
+    if saga is None:
+        lost, example, read = count, oldest.example, 0
+        problems: Sequence[str] = [_absence(sagas, oldest)]
+    else:
+        stays = stranded(queries, saga, oldest)
+        lost, example, read = sum(each.count for each, _ in stays), oldest.example, 0
+        problems = [_sentence(queries, oldest.outline, *each) for each in stays]
+        if stays:
+            example = stays[0][0].example
+        else:
+            read, problems = _values(queries, saga, oldest.outline, values)
     return Flight(
         name=oldest.name,
         version=oldest.version,
         outline=oldest.outline,
-        count=sum(each.count for each in found),
+        count=count,
         statuses=tuple(sorted({each.status for each in found})),
         oldest=oldest.oldest,
-        example=oldest.example,
-        problems=problems,
+        example=example,
+        problems=tuple(problems),
+        stranded=lost,
+        changes=tuple(differences(oldest.outline, saga.outline)) if saga is not None and lost < count else (),
         read=read,
     )
 
 
-def _misfits(sagas: Sagas, flight: InFlight) -> Iterator[str]:
-    known = sagas.orchestrator.sagas
-    saga = known.get((flight.name, flight.version))
-    if saga is not None:
-        yield from differences(flight.outline, saga.outline)
-        return
-    versions = ", ".join(str(version) for name, version in sorted(known) if name == flight.name)
+def _absence(sagas: Sagas, flight: InFlight) -> str:
+    versions = ", ".join(str(version) for name, version in sorted(sagas.orchestrator.sagas) if name == flight.name)
     if versions:
-        yield f"this code has only version {versions}: keep version {flight.version} registered until they are gone"
-    else:
-        yield "this code has no saga of this name: keep it registered until they are gone"
+        return f"this code has only version {versions}: keep version {flight.version} registered until they are gone"
+    return "this code has no saga of this name: keep it registered until they are gone"
 
 
 # -- outlines -----------------------------------------------------------------------------------------------------
 
 
-def differences(stored: str, running: str) -> list[str]:
-    """Say in sentences what differs between the outline that sagas were started with and that of this code.
-
-    >>> differences('[{"step": "reserve"}]', '[{"step": "reserve", "compensation": false}, {"step": "check"}]')
-    ["step 'check' is new: give the changed saga a new version and keep the old",
-    "step 'reserve' had a compensation and has none: give the changed saga a new version and keep the old"]
-    """
-    if stored == running:
+def stranded(queries: Queries, saga: Saga, flight: InFlight) -> list[tuple[Standing, list[str]]]:
+    """Return which sagas of a flight a definition cannot go on with, by where they stand, and why."""
+    if flight.outline == saga.outline:
         return []
-    before, after = _places(stored), _places(running)
-    found = [f"step {name!r} is gone" for name in before if name not in after]
-    found += [f"step {name!r} is new" for name in after if name not in before]
-    for name in before:
-        if name in after:
-            found += _changed(name, before, after)
-    # Only what they have in common tells who changed places: a new step moves all that come after it.
-    common = [name for name in before if name in after]
-    if common != [name for name in after if name in before]:
-        found.append(f"the order was {', '.join(common)} and is {', '.join(n for n in after if n in before)}")
-    return [f"{each}: give the changed saga a new version and keep the old" for each in found or ["its stages differ"]]
+    found: list[tuple[Standing, list[str]]] = []
+    for each in queries.standing(flight.name, flight.version, flight.outline):
+        early = frozenset() if each.early is None else frozenset({each.early})
+        # Those that have a signal early are among all that stand at their stage.
+        counted = any(other.early is None and other.stage == each.stage for other, _ in found)
+        if not counted and (why := misfits(flight.outline, saga.outline, Place(each.stage, early))):
+            found.append((each, why))
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    beside: frozenset[str]
-    node: OutlineNode
-
-
-def _places(outline: str) -> dict[str, _Place]:
-    places = {}
-    for stage in Outline.parse(outline).stages:
-        names = frozenset(node.name for node in stage)
-        places.update({node.name: _Place(names - {node.name}, node) for node in stage})
-    return places
-
-
-def _changed(name: str, before: dict[str, _Place], after: dict[str, _Place]) -> Iterator[str]:
-    old, new = before[name], after[name]
-    if old.node.is_pivot != new.node.is_pivot:
-        yield f"step {name!r} " + ("is now the pivot" if new.node.is_pivot else "was the pivot and no longer is")
-    elif old.node.kind != new.node.kind:
-        yield f"{name!r} was a {old.node.kind} and is a {new.node.kind}"
-    elif old.node.saga != new.node.saga:
-        yield f"{name!r} was the child saga {old.node.saga} and is {new.node.saga}"
-    elif old.node.compensated != new.node.compensated:
-        had = "had a compensation and has none" if old.node.compensated else "had no compensation and has one"
-        yield f"step {name!r} {had}"
-    together = frozenset(before) & frozenset(after)
-    if old.beside & together != new.beside & together:
-        yield f"step {name!r} ran {_beside(old.beside)} and runs {_beside(new.beside)}"
-
-
-def _beside(names: frozenset[str]) -> str:
-    return f"beside {', '.join(sorted(names))}" if names else "alone"
+def _sentence(queries: Queries, outline: str, standing: Standing, why: Sequence[str]) -> str:
+    example = queries.summary(standing.example)
+    also = f", as {standing.count - 1} more do" if standing.count > 1 else ""
+    place = describe_place(outline, place_of(example))
+    return f"{'; '.join(why)}, and saga {example.id} (key {example.key}) {place}{also}: {ADVICE}"
 
 
 # -- values -------------------------------------------------------------------------------------------------------
 
 
-def _values(queries: Queries, saga: Saga, most: int | None) -> tuple[int, tuple[str, ...]]:
+def _values(queries: Queries, saga: Saga, outline: str, most: int | None) -> tuple[int, tuple[str, ...]]:
     """Read the stored values of sagas, oldest first; return of how many, and what does not read."""
     where = Filter(name=saga.name, version=saga.version, statuses=_UNFINISHED)
     after, read = "", 0
@@ -162,7 +133,7 @@ def _values(queries: Queries, saga: Saga, most: int | None) -> tuple[int, tuple[
         limit = _PAGE if most is None else min(_PAGE, most - read)
         page = queries.select(where, after=after, limit=limit)
         for record in page:
-            if record.outline == saga.outline:
+            if record.outline == outline:
                 wrong += list(_unreadable(saga, record.id, queries.payloads(record.id)))
                 read += 1
         if len(wrong) > _MOST:

@@ -260,7 +260,7 @@ class SagaSummary:
     name: str
     version: int
     key: str  #: unique among the sagas of this name
-    outline: str  #: of the definition that it was started with, as JSON; see `sagas.outline`
+    outline: str  #: of the definition that it goes by, as JSON; see `sagas.outline`
     correlation_id: str
     caused_by: Cause | None = None  #: the message or the step that started it
     traceparent: str | None = None  #: W3C's name of the span that started it, where there is one

@@ -124,7 +124,7 @@ class Saga(Generic[InputT]):
         self.stages: tuple[tuple[BoundStep, ...], ...] = tuple(Binder(name, input, self._saga_of_items).bind(stages))
         self.steps: Mapping[str, BoundStep] = {step.name: step for stage in self.stages for step in stage}
         self.pivot = next((step for step in self.steps.values() if step.step.is_pivot), None)
-        #: Its nodes, as JSON: what must stay the same as long as sagas of this version are in flight.
+        #: Its nodes, as JSON: what must stay the same up to where sagas of this version that are in flight stand.
         self.outline = str(Outline(tuple(tuple(_outlined(step) for step in stage) for stage in self.stages)))
         self._starter: _Starter | None = None
 
@@ -234,6 +234,7 @@ def _nodes(stages: Iterable[Node | Parallel]) -> Iterator[Node]:
 
 def _outlined(step: BoundStep) -> OutlineNode:
     node = step.step
+    each = node if isinstance(node, Each) else None
     return OutlineNode(
         step.name,
         "pivot" if node.is_pivot else node.kind,
@@ -241,4 +242,7 @@ def _outlined(step: BoundStep) -> OutlineNode:
         conditional=node.when is not None,
         deferred=node.kind == "step" and node.patience is not None,
         saga=f"{node.saga.name} {node.saga.version}" if isinstance(node, Child | Each) and node.saga else "",
+        over="" if each is None else each.over if isinstance(each.over, str) else OutlineNode.A_FUNCTION,
+        max_concurrency=None if each is None else each.max_concurrency,
+        allow_failures=None if each is None else each.allow_failures,
     )

@@ -11,10 +11,11 @@ from datetime import datetime
 from typing import TypeVar
 
 from sagas.binding import BoundStep
+from sagas.changes import Place, is_new_at
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
 
-__all__ = ["current_stage", "goes_back", "goes_on", "is_early", "is_undecided", "opened", "settled"]
+__all__ = ["current_stage", "goes_back", "goes_on", "is_early", "is_undecided", "opened", "place_of", "settled"]
 
 RecordT = TypeVar("RecordT", bound=SagaSummary)
 
@@ -28,11 +29,16 @@ _TO_UNDO = frozenset(
 
 
 def opened(saga: Saga, record: RecordT) -> RecordT:
-    """Return the record with the steps of the stage that it is at; the same record if it has them."""
+    """Return the record with the steps of the stage that it is at; the same record if it has them.
+
+    Where the definition has changed ahead of the saga, the record takes its outline together with the first stage that
+    differs: from then on only this definition can go on with it.
+    """
     if record.direction is Direction.BACKWARD or record.status in AT_REST:
         return record
-    steps = dict(record.steps)
     # A wait whose signal came early has its step before its stage is reached.
+    steps = {name: _in_its_stage(saga, step) for name, step in record.steps.items()}
+    has_moved = steps != record.steps
     number = max((step.stage for step in steps.values() if step.started_seq or not is_early(step)), default=0)
     while number < len(saga.stages):
         for node in saga.stages[number]:
@@ -41,7 +47,25 @@ def opened(saga: Saga, record: RecordT) -> RecordT:
         if not all(settled(saga, step, record.direction) for step in steps.values() if step.stage == number):
             break
         number += 1
-    return record if len(steps) == len(record.steps) else replace(record, steps=steps)
+    if len(steps) == len(record.steps) and not has_moved:
+        return record
+    is_new = has_moved or is_new_at(record.outline, saga.outline, number)
+    return replace(record, steps=steps, outline=saga.outline if is_new else record.outline)
+
+
+def _in_its_stage(saga: Saga, step: StepRecord) -> StepRecord:
+    """Return the step of a wait whose signal came early with the stage that the definition has it in now."""
+    if not is_early(step) or step.stage == (stage := saga.steps[step.node].stage):
+        return step
+    return replace(step, stage=stage)
+
+
+def place_of(record: SagaSummary) -> Place:
+    """Return where a saga stands. `record`: with its steps."""
+    steps = record.steps.values()
+    begun = 0 if record.dispatches else -1  # the message of its first stage is on the way
+    stage = max((step.stage for step in steps if not is_early(step)), default=begun)
+    return Place(stage, frozenset(step.node for step in steps if is_early(step) and step.stage > stage))
 
 
 def _opened(node: BoundStep, steps: Mapping[str, StepRecord], now: datetime) -> StepRecord:

@@ -28,7 +28,6 @@ from sagas.endings import ends_process
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
-    DuplicateName,
     InvalidInput,
     KeyConflict,
     NotAllowed,
@@ -38,9 +37,9 @@ from sagas.errors import (
 from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, Turn, failure_of
 from sagas.leases import Leases
 from sagas.observers import SUCCEEDED, Attempt, Observers
-from sagas.outline import Outline
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
+from sagas.registry import Definitions
 from sagas.results import has_result, result_of
 from sagas.text import clean
 from sagas.transitions import (
@@ -126,7 +125,7 @@ class Orchestrator:
         self.send_many: Callable[[Iterable[Plan]], object] = self._send_each
         #: Calls what a change leads to in other sagas: at once, or in another thread where this one must not block.
         self.follow_up: Callable[[Callable[[], None]], object] = _at_once
-        self.sagas: dict[tuple[str, int], Saga] = {}
+        self.sagas = Definitions()
         self._leases = Leases(timing.lease, self._renew)
 
     def _send_each(self, plans: Iterable[Plan]) -> None:
@@ -136,37 +135,16 @@ class Orchestrator:
     # -- definitions --------------------------------------------------------------------------------------------
 
     def register(self, saga: Saga) -> None:
-        key = saga.name, saga.version
-        if self.sagas.get(key, saga) is not saga:
-            raise DuplicateName(f"there is already a saga {saga.name!r} of version {saga.version}")
         if saga.publish_lifecycle and self.events is None:
             raise ConfigurationError(
                 f"saga {saga.name!r} publishes its life, but there is nothing to publish through: "
                 "Sagas(..., events=Events(...))"
             )
-        self.sagas[key] = saga
+        self.sagas.add(saga)
 
     def definition(self, record: SagaSummary, step: str | None = None) -> Saga:
-        """Return the definition that a saga was started with.
-
-        Raises `DefinitionMissing` where the running code has none, or one of other steps.
-        """
-        where = f"saga {record.name!r} version {record.version} ({record.id})" + (f", step {step!r}" if step else "")
-        saga = self.sagas.get((record.name, record.version))
-        if saga is None:
-            known = ", ".join(str(version) for name, version in sorted(self.sagas) if name == record.name)
-            raise DefinitionMissing(
-                f"{where}: the running code has "
-                + (f"only version {known} of it" if known else "no saga of this name")
-                + ". Deploy code that still has this version; until then nothing of it is run"
-            )
-        if saga.outline != record.outline:
-            was, are = Outline.parse(record.outline).describe(), Outline.parse(saga.outline).describe()
-            raise DefinitionMissing(
-                f"{where}: its steps were [{was}] and are [{are}] in the running code. "
-                "Steps of sagas in flight must not change: give the new ones a new version and keep the old"
-            )
-        return saga
+        """Return the definition that a saga goes on with; see `Definitions.of`. Raises `DefinitionMissing`."""
+        return self.sagas.of(record, step)
 
     # -- a step's message: check, act, record -------------------------------------------------------------------
 
@@ -365,9 +343,8 @@ class Orchestrator:
                     continue
                 change = transitions.examine(case)
                 after = change.record
-                if after == replace(
-                    record, idle_checks=after.idle_checks, next_check_at=after.next_check_at, steps=case.record.steps
-                ):
+                opened = replace(record, steps=case.record.steps, outline=case.record.outline)
+                if after == replace(opened, idle_checks=after.idle_checks, next_check_at=after.next_check_at):
                     left = plan(saga, after) if change.verdict in _PLANNED else None
                     waiting.append(Next(change.verdict, change.note, after, left))
             except Exception:  # looked at alone, its failure is its own

@@ -4,7 +4,8 @@ The outline tells whether running code still has the definition that a saga was 
 and list a saga whose definition is in other code. In JSON, a node is an object, and a parallel stage is an array::
 
     [{"step": "reserve"}, [{"step": "authorize"}, {"step": "quote", "compensation": false}], {"pivot": "capture"},
-     {"wait": "pickup"}, {"timer": "grace", "when": true}, {"child": "deliver", "saga": "deliver_order 1"}]
+     {"wait": "pickup"}, {"timer": "grace", "when": true}, {"child": "deliver", "saga": "deliver_order 1"},
+     {"each": "bill", "over": "customers", "max_concurrency": 20, "allow_failures": 0.05}]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from sagas.checkpoints import SagaSummary, StepRecord
 
@@ -22,7 +24,10 @@ _COMPENSATION = "compensation"
 _WHEN = "when"
 _DEFERRED = "deferred"
 _SAGA = "saga"
-_MARKS = frozenset({_COMPENSATION, _WHEN, _DEFERRED, _SAGA})
+_OVER = "over"
+_MAX_CONCURRENCY = "max_concurrency"
+_ALLOW_FAILURES = "allow_failures"
+_MARKS = frozenset({_COMPENSATION, _WHEN, _DEFERRED, _SAGA, _OVER, _MAX_CONCURRENCY, _ALLOW_FAILURES})
 
 #: Kinds of nodes that something undoes unless the outline says otherwise.
 _COMPENSATED = frozenset({"step", "child"})
@@ -38,6 +43,17 @@ class OutlineNode:
     conditional: bool = False  #: whether it has `when=`
     deferred: bool = False  #: whether another system completes it
     saga: str = ""  #: the name and the version of the saga that is its child
+    over: str = ""  #: of an `Each`: the name of what gives its items, or `A_FUNCTION`; empty where it is not known
+    max_concurrency: int | None = None  #: of an `Each`; None where it is not known
+    allow_failures: float | None = None  #: the same
+
+    #: What `over` is where a function gives the items.
+    A_FUNCTION: ClassVar[str] = "a function"
+
+    @property
+    def identity(self) -> tuple[str | bool, ...]:
+        """What must stay the same while a saga has steps of this node."""
+        return self.name, self.kind, self.compensated, self.conditional, self.deferred, self.saga
 
     @property
     def is_pivot(self) -> bool:
@@ -56,9 +72,9 @@ class OutlineNode:
         marks += ["conditional"] * self.conditional + ["deferred"] * self.deferred
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
-    def as_json(self) -> dict[str, str | bool]:
+    def as_json(self) -> dict[str, Any]:
         """Return the object that stands for the node. Of a step, a compensation is taken for granted."""
-        node: dict[str, str | bool] = {self.kind: self.name}
+        node: dict[str, Any] = {self.kind: self.name}
         if self.compensated is not (self.kind in _COMPENSATED):
             node[_COMPENSATION] = self.compensated
         if self.conditional:
@@ -67,10 +83,16 @@ class OutlineNode:
             node[_DEFERRED] = True
         if self.saga:
             node[_SAGA] = self.saga
+        if self.over:
+            node[_OVER] = self.over
+        if self.max_concurrency is not None:
+            node[_MAX_CONCURRENCY] = self.max_concurrency
+        if self.allow_failures is not None:
+            node[_ALLOW_FAILURES] = self.allow_failures
         return node
 
     @classmethod
-    def from_json(cls, node: dict[str, str | bool]) -> OutlineNode:
+    def from_json(cls, node: dict[str, Any]) -> OutlineNode:
         [(kind, name)] = [(key, value) for key, value in node.items() if key not in _MARKS]
         return cls(
             str(name),
@@ -79,6 +101,9 @@ class OutlineNode:
             conditional=bool(node.get(_WHEN, False)),
             deferred=bool(node.get(_DEFERRED, False)),
             saga=str(node.get(_SAGA, "")),
+            over=str(node.get(_OVER, "")),
+            max_concurrency=node.get(_MAX_CONCURRENCY),
+            allow_failures=node.get(_ALLOW_FAILURES),
         )
 
 

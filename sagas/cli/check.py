@@ -59,6 +59,11 @@ def check(obj: Any, values: int | str, as_json: bool) -> None:
         for flight in flights:
             for problem in flight.problems:
                 click.echo(f"{flight.name} {flight.version}, for example {flight.example}: {problem}")
+            if flight.changes:
+                click.echo(
+                    f"{flight.name} {flight.version}: ahead of {flight.count - flight.stranded} sagas, "
+                    f"{'; '.join(flight.changes)}. They go on with this code's definition"
+                )
         if not flights:
             click.echo("no sagas are in flight", err=True)
     if not all(flight.ok for flight in flights):

@@ -52,6 +52,7 @@ def stands_at(operations: Operations, record: SagaSummary) -> list[str]:
 def described(operations: Operations, record: SagaSummary) -> dict[str, Any]:
     """Return all details of a saga for operators: what `show --json` prints."""
     payloads = operations.queries.payloads(record.id)
+    record = operations.sagas.orchestrator.sagas.foreseen(record)
     missing, relatives = None, operations.relatives(record)
     try:
         operations.sagas.orchestrator.definition(record)

@@ -30,8 +30,8 @@ def examine(sagas: Sagas, store: OperatorStore) -> Iterator[Finding]:
         if not flight.ok:
             yield problem(
                 "stranded",
-                f"{flight.count} sagas {flight.name} {flight.version} in flight, for example {flight.example}, cannot "
-                f"continue: {flight.problems[0]}",
+                f"{flight.stranded} sagas {flight.name} {flight.version} in flight, for example {flight.example}, "
+                f"cannot continue: {flight.problems[0]}",
                 f"{command('check-deploy')} shows more",
             )
     if sagas.events is not None:

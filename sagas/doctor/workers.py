@@ -135,8 +135,8 @@ def _code(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
             says += [f"has other steps for {', '.join(others)}"] if others else []
             yield problem(
                 "worker-definitions",
-                f"worker {worker.name} {' and '.join(says)}: it does not run those sagas, and its recovery logs an "
-                "error for each",
+                f"worker {worker.name} {' and '.join(says)}: it does not run those sagas once they are at a step that "
+                "differs, and its recovery logs an error for each",
                 "deploy the same code to all workers of one database; changed steps need a new version",
             )
 

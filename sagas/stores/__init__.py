@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from sagas.stores.codecs import Codec
-from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, Standing, StatusCount
 from sagas.stores.protocols import CheckpointStore, OperatorStore, Queries, SagaLog, operator_store
 from sagas.stores.sessions import AnySession
 from sagas.stores.sql import SqlStore
@@ -24,6 +24,7 @@ __all__ = [
     "Queries",
     "SagaLog",
     "SqlStore",
+    "Standing",
     "StatusCount",
     "operator_store",
 ]

@@ -9,7 +9,7 @@ from datetime import datetime
 from sagas.checkpoints import HistoryEntry, SagaStatus
 from sagas.errors import PayloadUnreadable
 
-__all__ = ["EVERYTHING", "AuditEntry", "Filter", "InFlight", "Payloads", "StatusCount"]
+__all__ = ["EVERYTHING", "AuditEntry", "Filter", "InFlight", "Payloads", "Standing", "StatusCount"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,16 @@ class InFlight:
     count: int
     oldest: datetime  #: when the oldest of them was started
     example: str  #: the id of one of them: the oldest
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The unfinished sagas of one outline that stand at one stage."""
+
+    stage: int  #: the last one that they have opened, from 0; -1 of those that are to start later
+    early: str | None  #: a wait ahead whose signal they have; None of all sagas that stand here
+    count: int
+    example: str  #: the id of the oldest of them
 
 
 @dataclass(frozen=True, slots=True)

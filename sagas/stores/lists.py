@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, false, func, select, union
+from sqlalchemy import ColumnElement, Select, case, false, func, null, select, union, union_all
 
 from sagas.checkpoints import FINISHED, SagaStatus, StepStatus, node_of
 from sagas.stores import schema
@@ -25,6 +25,7 @@ __all__ = [
     "in_flight",
     "listed",
     "may_be_undone",
+    "standing",
     "steps_of",
     "tallied",
     "with_prefix",
@@ -160,6 +161,38 @@ def may_be_undone() -> Select[Any]:
         _by_definition()
         .join(_root, _root.c.id == _sagas.root_id)
         .where(_root.c.status.in_(_UNFINISHED), _sagas.status == SagaStatus.COMPLETED)
+    )
+
+
+def standing(name: str, version: int, outline: str) -> Select[Any]:
+    """Where those of one outline stand, and which waits ahead have their signals."""
+    early = (_steps.kind == "wait") & (_steps.status == StepStatus.DONE) & (_steps.started_seq == 0)
+    undone_with_parent = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
+        select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
+    )
+    mine = (
+        _sagas.name == name,
+        _sagas.version == version,
+        _sagas.outline == outline,
+        _sagas.status.in_(_UNFINISHED) | undone_with_parent,
+    )
+    begun = case((_sagas.dispatches > 0, 0), else_=-1)
+    at = (
+        select(_sagas.id, func.coalesce(func.max(case((early, None), else_=_steps.stage)), begun).label("stage"))
+        .outerjoin(schema.steps, _steps.saga_id == _sagas.id)
+        .where(*mine)
+        .group_by(_sagas.id, _sagas.dispatches)
+        .cte("at")
+    )
+    kept = select(at.c.stage, _steps.node.label("early"), at.c.id).join(schema.steps, _steps.saga_id == at.c.id)
+    each = union_all(
+        select(at.c.stage, null().label("early"), at.c.id), kept.where(early, _steps.stage > at.c.stage)
+    ).subquery()
+    groups = each.c.stage, each.c.early
+    return (
+        select(*groups, func.count().label("count"), func.min(each.c.id).label("example"))
+        .group_by(*groups)
+        .order_by(*groups)
     )
 
 

@@ -14,7 +14,7 @@ from sagas.checkpoints import DeadLetter, HistoryEntry, Items, SagaRecord, SagaS
 from sagas.errors import ConfigurationError
 from sagas.stores.codecs import Codec
 from sagas.stores.connections import Connections
-from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, Standing, StatusCount
 from sagas.stores.sessions import AnySession
 
 __all__ = ["CheckpointStore", "ItemStore", "OperatorStore", "Queries", "SagaLog", "operator_store"]
@@ -231,6 +231,12 @@ class Queries(SagaLog, Protocol):
         """Return the unfinished sagas, by name, version, outline and status.
 
         A COMPLETED child is among them as long as the top of its tree is unfinished: it may have to compensate.
+        """
+
+    def standing(self, name: str, version: int, outline: str) -> Sequence[Standing]:
+        """Return where the sagas stand that `in_flight` counts for one outline.
+
+        One row for each stage, and one for each wait ahead whose signal has come.
         """
 
     def ended(self, since: datetime, *, among: int = 1000) -> int:

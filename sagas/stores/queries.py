@@ -13,7 +13,7 @@ from sagas.stores import gauges, lists, schema
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import Codec, input_of, result_of
 from sagas.stores.connections import Connections
-from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, StatusCount
+from sagas.stores.filters import EVERYTHING, AuditEntry, Filter, InFlight, Payloads, Standing, StatusCount
 from sagas.stores.rows import entry_of, letter_of, summary_of
 from sagas.text import is_clean
 
@@ -122,6 +122,10 @@ class SqlQueries:
     def in_flight(self) -> Sequence[InFlight]:
         rows = [*self._connections.rows(lists.in_flight()), *self._connections.rows(lists.may_be_undone())]
         return [InFlight(**{**row, "status": SagaStatus(row["status"])}) for row in rows]
+
+    def standing(self, name: str, version: int, outline: str) -> Sequence[Standing]:
+        rows = self._connections.rows(lists.standing(name, version, outline))
+        return [Standing(row["stage"], row["early"], row["count"], row["example"]) for row in rows]
 
     def ended(self, since: datetime, *, among: int = 1000) -> int:
         return sum(int(self._connections.scalar(lists.ended(status, since, among))) for status in sorted(FINISHED))

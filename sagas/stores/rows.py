@@ -48,7 +48,7 @@ def _fields(record: type) -> tuple[str, ...]:
 
 
 SAGA_FIELDS = tuple(name for name in _fields(SagaRecord) if name != "steps")
-#: What a saga is started with, and keeps. A save may change everything else.
+#: What a saga is started with, and keeps; its outline it may change, rarely. A save may change everything else.
 FIXED_FIELDS = frozenset(
     {
         "id",

@@ -266,7 +266,8 @@ class SqlStore:
             with self._within(session) as connection:
                 self.connections.free_if_lost(connection)
                 return self._save(connection, before, after, history, dead_letters, outbox, children)
-        alone = not (history or dead_letters or outbox or children or _wakes_parent(before, after))
+        goes_along = history or dead_letters or outbox or children or _wakes_parent(before, after)
+        alone = not goes_along and before.outline == after.outline
         if self.dialect == "postgresql" and alone:
             return self._save_at_once(before, after)
         change = _Save(before, after, history, dead_letters, outbox, children)
@@ -312,6 +313,8 @@ class SqlStore:
             return None
         if rows := self._changed_steps(before, after):
             connection.execute(statements.DIALECTS[self.dialect].upsert, rows)
+        if before.outline != after.outline:
+            connection.execute(statements.TAKE_OUTLINE, {"_id": after.id, "_outline": after.outline})
         if history:
             connection.execute(
                 insert(schema.history), [{"saga_id": after.id, **row_of(entry, HISTORY_FIELDS)} for entry in history]

@@ -24,6 +24,7 @@ __all__ = [
     "DIALECTS",
     "RESCHEDULE",
     "STEPS",
+    "TAKE_OUTLINE",
     "WAKE_PARENT",
     "WAKE_PARENT_STEP",
     "compared_and_set",
@@ -41,6 +42,9 @@ COMPARE_AND_SET = (
     .where(schema.sagas.c.id == bindparam("_id"), schema.sagas.c.revision == bindparam("_revision"))
     .values({name: bindparam(name, type_=schema.sagas.c[name].type) for name in MUTABLE_FIELDS})
 )
+
+#: A saga takes another outline hardly ever, and outlines are long: so `COMPARE_AND_SET` leaves it out.
+TAKE_OUTLINE = update(schema.sagas).where(schema.sagas.c.id == bindparam("_id")).values(outline=bindparam("_outline"))
 
 RESCHEDULE = (
     update(schema.sagas)

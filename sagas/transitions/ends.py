@@ -169,9 +169,10 @@ def after_step(
     else:
         if over:
             case = case.on(replace(case.record, stage_ready_at=case.now))
-        if over and verdict is Verdict.CONTINUE and not case.goes_on(stage):
+        outline, case = case.record.outline, _finished(case)
+        is_changed = case.record.outline != outline  # the chain on its way leads to what was ahead before
+        if over and verdict is Verdict.CONTINUE and (is_changed or not case.goes_on(stage)):
             verdict = Verdict.DISPATCH
-        case = _finished(case)
         change = case.done(verdict)
     if len(stage) > 1 and verdict is not Verdict.DISPATCH:  # in a chord a failure is data: the join raises it
         verdict = Verdict.CLOSED if over else Verdict.PARTED
@@ -183,7 +184,9 @@ def _finished(case: Case) -> Case:
     case = case.reached()
     if case.stage:
         return case
-    return case.status(SagaStatus.COMPLETED if case.forward else SagaStatus.COMPENSATED)
+    if case.forward:
+        return case.status(SagaStatus.COMPLETED, outline=case.saga.outline)
+    return case.status(SagaStatus.COMPENSATED)
 
 
 def _get_stuck(case: Case, stage: tuple[StepRecord, ...]) -> Change:

@@ -216,6 +216,7 @@ class SagaAdmin(admin.ModelAdmin):
         payloads = operations.queries.payloads(object_id)
         buttons = [_button(record, allowed) for allowed in operations.allowed_actions(record)]
         history = operations.queries.history(record.id)
+        steps = steps_of(operations.sagas.orchestrator.sagas.foreseen(record))
         context = {
             **self._context(request, f"{record.name} {record.key}"),
             **(extra_context or {}),
@@ -227,9 +228,7 @@ class SagaAdmin(admin.ModelAdmin):
             "input": _json(operations.shown(payloads.input)),
             "facts": {"started": local(record.created_at), "changed": local(record.updated_at)},
             "deadline": record.deadline and local(record.deadline),
-            "steps": [
-                _step(step, _json(operations.shown(payloads.results.get(step.name)))) for step in steps_of(record)
-            ],
+            "steps": [_step(step, _json(operations.shown(payloads.results.get(step.name)))) for step in steps],
             "history": [_entry(entry) for entry in reversed(history[-_LAST:])],
             "entries": len(history),
             "letters": [_letter(each) for each in operations.queries.dead_letters(record.id, unresolved=False)],

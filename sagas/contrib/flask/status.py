@@ -68,7 +68,7 @@ def status_blueprint(
 
 def _steps(record: SagaRecord) -> Iterable[tuple[str, StepStatus]]:
     """Return all steps in the order of the definition, including those that have not started."""
-    return [(step.name, step.status) for step in steps_of(record)]
+    return [(step.name, step.status) for step in steps_of(current_sagas().orchestrator.sagas.foreseen(record))]
 
 
 def _refusal(code: int, why: str) -> Response:

@@ -70,7 +70,7 @@ def look(operations: Operations, saga_id: str) -> OneSaga:
     if operations.sagas.events is not None:
         lines = [TraceLine(*each) for each in walk(trace(operations.sagas.events.engine, record.correlation_id))]
     return OneSaga(
-        record,
+        operations.sagas.orchestrator.sagas.foreseen(record),
         operations.store.now(),
         missing,
         operations.allowed_actions(record),
