@@ -29,7 +29,8 @@ def messages(rig: Rig) -> list[str]:
 
 def lines(rig: Rig) -> list[tuple[int, str, str]]:
     """Who did what in which order: the process, the event and the saga."""
-    found = [json.loads(line) for line in (rig.folder / "ledger").read_text().splitlines()]
+    written, _, _unfinished = (rig.folder / "ledger").read_text().rpartition("\n")
+    found = [json.loads(line) for line in written.splitlines()]
     return [(line["pid"], line["event"], line["saga"]) for line in found]
 
 
