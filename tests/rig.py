@@ -333,6 +333,19 @@ def asks_people() -> Saga:
     )
 
 
+def changing() -> Saga:
+    """A saga that waits; the next ones are what becomes of its definition."""
+    return Saga("changing", _step("one"), Wait("answer", bool, timeout=600), _step("two"), input=Faults)
+
+
+def changed_ahead() -> Saga:
+    return Saga("changing", _step("one"), Wait("answer", bool, timeout=600), _step("new"), _step("two"), input=Faults)
+
+
+def changed_behind() -> Saga:
+    return Saga("changing", _step("new"), _step("one"), Wait("answer", bool, timeout=600), _step("two"), input=Faults)
+
+
 def long_names() -> Saga:
     names = ("ä" * 50, "b" * 100, "ü" * 50)
     first, left, right = (_step(name, queue=LONG_QUEUE) for name in names)

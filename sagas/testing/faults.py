@@ -13,6 +13,7 @@ from sagas.definition import Saga
 from sagas.each import Each
 from sagas.endings import ProcessEnd, meant
 from sagas.errors import NotAllowed, StepSignal
+from sagas.text import describe
 
 __all__ = ["Call", "Crashed", "Fault", "Faults"]
 
@@ -141,7 +142,7 @@ class Faults:
         except Exception as error:
             if not isinstance(meant(error), StepSignal):
                 what = "compensation" if call.undo else "action"
-                self.raised.append(f"the {what} of {call.step!r} raised {type(error).__name__}: {error}")
+                self.raised.append(f"the {what} of {call.step!r} raised {type(error).__name__}: {describe(error)}")
             raise
 
     def decide(self, step: str, condition: Callable[..., Any], **arguments: Any) -> Any:
