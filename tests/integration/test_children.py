@@ -229,7 +229,9 @@ def test_check_deploy_knows_the_saga_of_a_child(store: SqlStore) -> None:
     stuck_tree(store)
     changed = Saga("trip", _step("pack"), Child("stay", Saga("hostel", _step("bed"))), _step("leave"))
     found = {flight.name: flight.problems for flight in check(an_app(store, changed))}
-    assert any("'stay' was the child saga hotel 1 and is hostel 1" in problem for problem in found["trip"])
+    assert any(
+        "'stay' was the child saga hotel 1 and is the child saga hostel 1" in problem for problem in found["trip"]
+    )
     assert any("no saga of this name" in problem for problem in found["hotel"])
 
 
@@ -237,7 +239,14 @@ def test_check_deploy_knows_completed_children_that_may_have_to_compensate(store
     asks = Wait("answer", bool, timeout=60, on_timeout=COMPENSATE)
     saga = Saga("trip", Child("stay", hotel()), asks)
     Inline(store).start(saga)
-    changed = Saga("trip", Child("stay", Saga("hotel", _step("room"), _step("view"))), asks)
+    changed = Saga("trip", Child("stay", Saga("hotel", _step("view"), _step("room"))), asks)
     found = {flight.name: flight.problems for flight in check(an_app(store, changed))}
     assert found["trip"] == ()
     assert any("'view' is new" in problem for problem in found["hotel"])
+
+
+def test_what_is_new_behind_its_last_step_is_nothing_to_a_completed_child(store: SqlStore) -> None:
+    asks = Wait("answer", bool, timeout=60, on_timeout=COMPENSATE)
+    Inline(store).start(Saga("trip", Child("stay", hotel()), asks))
+    changed = Saga("trip", Child("stay", Saga("hotel", _step("room"), _step("view"))), asks)
+    assert [flight.problems for flight in check(an_app(store, changed))] == [(), ()]

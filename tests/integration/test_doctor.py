@@ -297,7 +297,7 @@ def test_work_that_waits(rig: Rig) -> None:
     with store.engine.begin() as connection:
         connection.execute(stuck)
         connection.execute(still)
-        connection.execute(old.values(created_at=now - timedelta(days=3), outline='[{"step": "one"}]'))
+        connection.execute(old.values(created_at=now - timedelta(days=3), outline='[{"step": "other"}]'))
         for _ in range(2):
             connection.execute(insert(schema.dead_letters), {**letter, "created_at": now})
     codes = found(rig.sagas, timeout=0.2)

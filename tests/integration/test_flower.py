@@ -521,10 +521,10 @@ def test_every_saga_of_the_rig_is_drawn_and_versions_that_differ_are_told(rig: R
     with Session(store.engine) as session, session.begin():
         session.connection().exec_driver_sql(
             "update sagas_saga set outline = %s, next_check_at = null where id = %s",
-            ('[{"step": "one"}, {"step": "gone"}]', handle.id),
+            ('[{"step": "gone"}, {"step": "one"}]', handle.id),
         )
     assert "its steps differ" in client.get("/sagas/definitions").text
     page = client.get(f"/sagas/saga/{handle.id}").text
-    assert "its steps were [one &gt; gone]" in page
+    assert "its steps were [gone &gt; one]" in page
     assert ">gone</text>" in page  # drawn as it was started
     assert json.loads(client.get(f"/api/sagas/{handle.id}").text)["allowed_actions"] == []
