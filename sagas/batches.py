@@ -28,10 +28,10 @@ __all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "as_message", "grouped", "plans_o
 logger = logging.getLogger(__name__)
 
 #: Seconds that the function of a step took last time, at most, for the step to stay in a batch.
-_QUICK = 0.02
+_QUICK = 0.01
 
 #: Sagas of a batch whose checkpoints are on their way at the same time, where the store has them share commits.
-SIDE_BY_SIDE = 16
+SIDE_BY_SIDE = 8
 
 #: Seconds after which a worker begins no more sagas of a batch, and lets the broker choose again.
 _LONGEST = 5.0

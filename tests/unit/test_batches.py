@@ -111,13 +111,13 @@ def test_only_what_was_quick_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert not turns.is_quick("line.a"), "nobody knows"
     assert turns.is_quick("line.a", alone=True), "and nobody is held up"
-    take("line.a", 0.01)
+    take("line.a", 0.005)
     assert turns.is_quick("line.a")
     take("line.a", 0.5)
     assert not turns.is_quick("line.a")
     assert not turns.is_quick("line.a", alone=True)
     with pytest.raises(ZeroDivisionError):
-        take("line.a", 0.01, lambda: 1 / 0)
+        take("line.a", 0.005, lambda: 1 / 0)
     assert turns.is_quick("line.a"), "how it ends says nothing about how long it takes"
     now[0] += 10
     assert not turns.is_quick("line.a"), "the batch has been at it for long enough"
