@@ -59,7 +59,7 @@ def test_five_hundred_wait_in_one_loop(rig: Rig) -> None:
     ends, threads, longest = asyncio.run(main())
     assert ends == [DONE] * 500
     assert threads <= 4
-    assert longest < 5
+    assert longest < 20  # a call that blocks for each of them would take minutes
 
 
 def test_each_call_has_its_twin(rig: Rig) -> None:
