@@ -546,7 +546,8 @@ class Ledger:
         self.file = folder / "ledger"
 
     def of(self, saga_id: str, *events: str) -> list[Effect]:
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        written = self.file.read_text() if self.file.exists() else ""
+        lines = written[: written.rfind("\n") + 1].splitlines()  # a worker may be writing the last one
         effects = [Effect(**json.loads(line)) for line in lines]
         return [e for e in effects if e.saga == saga_id and e.event in (events or ("do", "undo"))]
 
