@@ -45,8 +45,8 @@ class Batches:
     `concurrency`: how many functions of one batch run at a time.
     """
 
-    size: int = 50
-    concurrency: int = 1
+    size: int
+    concurrency: int
 
 
 # -- the message ------------------------------------------------------------------------------------------------------

@@ -90,10 +90,10 @@ _TOLD = {"FAILURE": "failed", "RETRY": "retried"}
 class Canvas:
     """Renders plans into Celery's primitives, and owns the tasks that they are made of."""
 
-    def __init__(self, app: Celery, orchestrator: Orchestrator, batches: Batches | None = None) -> None:
+    def __init__(self, app: Celery, orchestrator: Orchestrator, batches: Batches) -> None:
         self.app = app
         self.orchestrator = orchestrator
-        self.batches = Batches() if batches is None else batches
+        self.batches = batches
         self._took: dict[str, float] = {}  # seconds of the last function of each task that ran in a batch
         orchestrator.send = self.dispatch_or_leave
         orchestrator.send_many = self.dispatch_many
@@ -184,13 +184,8 @@ class Canvas:
         """Send plans that differ by nothing but their saga's id: in one message, if it is of use."""
         plan = alike[0]
         task, stage = self._first_task(plan), plan.stages[0]
-        if (
-            len(alike) == 1
-            or stage.joined
-            or plan.direction is Direction.BACKWARD
-            or task.rate_limit
-            or _is_timed(task)
-        ):
+        by_itself = len(alike) == 1 or stage.joined or plan.direction is Direction.BACKWARD
+        if by_itself or task.rate_limit or _is_timed(task):
             for each in alike:
                 first, *rest = self.render(each)
                 _send(first, rest, producer=producer)
@@ -293,7 +288,7 @@ class Canvas:
             return self._follow_on(task, next_, rest, until)
         # It was here before, and its worker may have died between the checkpoint and sending what comes next. Of two
         # messages for one step, on the other hand, the second must not send that once more.
-        again = bool(task.request.delivery_info.get("redelivered") or task.request.retries)
+        again = _came_before(task.request)
         if task.request.chord and again and next_.verdict in (Verdict.CONTINUE, Verdict.SETTLED, Verdict.GO_AWAY):
             joined = self._ask(task, lambda: self.orchestrator.join(saga_id, step, epoch))
             if joined.verdict is not Verdict.GO_AWAY:
@@ -403,7 +398,7 @@ class Canvas:
             raise Ignore("a worker that has the code will take them")
         plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
         request, first = task.request, self._first_task(plans[0]).name
-        again = bool(request.delivery_info.get("redelivered") or request.retries)
+        again = _came_before(request)
         left = run_batch(
             plans,
             lambda plan, alone: self._carry(request, plan, turns, again=again, alone=alone),
@@ -491,6 +486,11 @@ def _pipelined(producer: Producer) -> AbstractContextManager[object]:
     """Have a producer send in batches where its transport can: Redis's, since kombu 5.7."""
     batch: AbstractContextManager[object] = producer.batch() if hasattr(producer, "batch") else nullcontext()
     return batch
+
+
+def _came_before(request: Any) -> bool:
+    """Tell whether the message of a request has been delivered before."""
+    return bool(request.delivery_info.get("redelivered") or request.retries)
 
 
 def _is_timed(task: Task) -> bool:

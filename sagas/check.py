@@ -91,8 +91,7 @@ def _flight(sagas: Sagas, queries: Queries, found: Sequence[InFlight], values: i
 
 
 def _absence(sagas: Sagas, flight: InFlight) -> str:
-    versions = ", ".join(str(version) for name, version in sorted(sagas.orchestrator.sagas) if name == flight.name)
-    if versions:
+    if versions := sagas.orchestrator.sagas.versions(flight.name):
         return f"this code has only version {versions}: keep version {flight.version} registered until they are gone"
     return "this code has no saga of this name: keep it registered until they are gone"
 

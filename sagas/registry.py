@@ -43,8 +43,12 @@ class Definitions(dict[tuple[str, int], Saga]):
             )
         return saga
 
+    def versions(self, name: str) -> str:
+        """Return the versions of a saga that the running code has, for people."""
+        return ", ".join(str(version) for other, version in sorted(self) if other == name)
+
     def _absence(self, name: str) -> str:
-        known = ", ".join(str(version) for other, version in sorted(self) if other == name)
+        known = self.versions(name)
         has = f"only version {known} of it" if known else "no saga of this name"
         return f"the running code has {has}. Deploy code that still has this version; until then nothing of it is run"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import Connection, Engine, RowMapping, Select
 
@@ -22,6 +22,9 @@ class Connections:
 
     `timeout`: seconds after which a database that does not answer counts as gone.
     """
+
+    #: Whether a thread may use one on behalf of others. A framework's may belong to its thread.
+    are_shared: ClassVar[bool] = True
 
     def __init__(self, engine: Engine, timeout: float) -> None:
         self.engine = engine

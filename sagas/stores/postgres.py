@@ -8,16 +8,17 @@ for whatever reason, its caller asks SQLAlchemy in the ordinary way, and hears f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from sqlalchemy import ARRAY, String, Table, bindparam, func, select
 from sqlalchemy.types import TypeDecorator
 
-from sagas.errors import StoreUnavailable
+from sagas.errors import StoreRefused, StoreUnavailable
 from sagas.stores import schema, statements
 from sagas.stores.connections import Connections
+from sagas.stores.drivers import autocommitting
 from sagas.stores.gathering import Gathering
 from sagas.stores.rows import SAGA_FIELDS, Row
 
@@ -47,9 +48,6 @@ class FastPath:
         self._connections = connections
         self._engine = connections.engine
         self._timeout = timeout
-        dialect = statements.DIALECTS["postgresql"]
-        self._sagas, self._steps = self._text(_SAGAS), self._text(_STEPS)
-        self._insert = self._text(dialect.insert_or_keep, column_keys=SAGA_FIELDS)
         self._saves: dict[int, str] = {}  # by how many steps they write
         self._loading = Gathering(self._load_all, most=_MOST)
         self._saving = Gathering(self._save_all, most=_MOST)
@@ -58,7 +56,7 @@ class FastPath:
     def of(cls, connections: Connections, timeout: float) -> FastPath | None:
         """Return it for psycopg's connections that the store opens by itself. A framework's have rules of their own."""
         has_psycopg = connections.engine.dialect.driver == "psycopg"
-        return cls(connections, timeout) if has_psycopg and type(connections) is Connections else None
+        return cls(connections, timeout) if has_psycopg and connections.are_shared else None
 
     def load(self, saga_id: str) -> Loaded | None:
         """Return the rows of a saga and its steps. None where that did not work, or where there is none."""
@@ -73,7 +71,7 @@ class FastPath:
 
     def insert(self, row: Mapping[str, Any]) -> bool:
         """Store a new saga. False where that did not work, as when there is one of its name and key."""
-        bound = _decorated(schema.sagas)
+        bound = _DECORATED[schema.sagas.name]
         values = {
             name: bound[name].process_bind_param(value, self._engine.dialect) if name in bound else value
             for name, value in row.items()
@@ -105,7 +103,7 @@ class FastPath:
         cursor = driver.execute(statement, {"ids": ids})
         names = [column.name for column in cursor.description]
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
-        for name, kind in _decorated(table).items():
+        for name, kind in _DECORATED[table.name].items():
             for row in rows:
                 row[name] = kind.process_result_value(row[name], self._engine.dialect)
         return list(rows)
@@ -136,31 +134,30 @@ class FastPath:
     # -- one at a time ------------------------------------------------------------------------------------------
 
     def _attempt(self, ask: Callable[[Any], T], otherwise: T) -> T:
-        began, errors = time.monotonic(), self._engine.dialect.loaded_dbapi.Error
+        began = time.monotonic()
         try:
-            with self._connections.translated(), self._driver() as driver:
+            with self._connections.translated(), autocommitting(self._engine) as driver:
                 return ask(driver)
         except StoreUnavailable:
             if time.monotonic() - began < self._timeout:
                 return otherwise
             raise  # it would take as long once more to hear the same
-        except (errors, UnicodeError):
+        except (StoreRefused, UnicodeError):
             return otherwise
 
-    @contextmanager
-    def _driver(self) -> Iterator[Any]:
-        """Borrow a connection of the pool's, on which each statement commits."""
-        pooled = self._engine.raw_connection()
-        driver: Any = pooled.driver_connection
-        try:
-            driver.autocommit = True
-            yield driver
-            driver.autocommit = False
-        except BaseException:
-            pooled.invalidate()
-            raise
-        finally:
-            pooled.close()
+    # -- statements, written out when they are first used -------------------------------------------------------
+
+    @cached_property
+    def _sagas(self) -> str:
+        return self._text(_SAGAS)
+
+    @cached_property
+    def _steps(self) -> str:
+        return self._text(_STEPS)
+
+    @cached_property
+    def _insert(self) -> str:
+        return self._text(statements.DIALECTS["postgresql"].insert_or_keep, column_keys=SAGA_FIELDS)
 
     def _save(self, steps: int) -> str:
         if steps not in self._saves:
@@ -171,11 +168,7 @@ class FastPath:
         return str(statement.compile(dialect=self._engine.dialect, **options))
 
 
-def _decorated(table: Table) -> Mapping[str, TypeDecorator[Any]]:
-    """Return the types of those columns whose values are converted on their way."""
-    return _DECORATED[table.name]
-
-
+#: By table, the types of those columns whose values are converted on their way.
 _DECORATED: Mapping[str, Mapping[str, TypeDecorator[Any]]] = {
     table.name: {column.name: column.type for column in table.c if isinstance(column.type, TypeDecorator)}
     for table in (schema.sagas, schema.steps)

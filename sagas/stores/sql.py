@@ -480,5 +480,5 @@ def _wakes_parent(before: SagaRecord, after: SagaRecord) -> bool:
 
 def _is_file(connections: Connections) -> bool:
     """Tell whether all threads share one SQLite file. One in memory is its thread's; a framework has its own rules."""
-    own = type(connections) is Connections
-    return own and connections.dialect == "sqlite" and connections.engine.url.database not in (None, "", ":memory:")
+    in_memory = connections.engine.url.database in (None, "", ":memory:")
+    return connections.are_shared and connections.dialect == "sqlite" and not in_memory

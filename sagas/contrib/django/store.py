@@ -27,6 +27,8 @@ T = TypeVar("T")
 class _DjangoConnections(Connections):
     """Django's own connections, with errors as Django raises them."""
 
+    are_shared = False
+
     @contextmanager
     def translated(self, *, limited: bool = True) -> Iterator[None]:
         with for_django(), super().translated(limited=limited):
