@@ -223,6 +223,10 @@ class StepRecord:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     child_id: str | None = None  #: the saga that it started, of a node that starts one
+    heartbeat_at: datetime | None = None  #: when its attempt last reported that it goes on, or began to be watched
+    heartbeat_details: str | None = None  #: JSON that an attempt reported last, for the next one to resume from
+    progress_done: int | None = None  #: how far the attempt has come, as it says
+    progress_total: int | None = None  #: of how many; None where it does not know
 
     @property
     def name(self) -> str:
