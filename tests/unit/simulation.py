@@ -154,13 +154,14 @@ class World:
         if self.reporting is not None and after.step(self.reporting[0]).owner == self.reporting[1]:
             name, _, report = self.reporting
             self.heard[name], self.details[name] = self.now, report.details
-        for name, heard in self.heard.items():
-            step, limit = after.step(name), self.saga.steps[name].step.heartbeat_timeout
-            assert limit is not None
-            if step.status is StepStatus.RUNNING and step.held and was.step(name).owner == step.owner:
-                assert step.lease_until is not None
-                if step.lease_until > heard + timedelta(seconds=limit):
-                    raise self.wrong(f"{name} may be silent until {step.lease_until}, and was last heard at {heard}")
+        for name, step in after.steps.items():
+            limit = self.saga.steps[name].step.heartbeat_timeout
+            if limit is None or step.status is not StepStatus.RUNNING or step.lease_until is None:
+                continue
+            if step.owner != was.step(name).owner:  # it is claimed
+                self.heard[name] = self.now
+            if step.lease_until > self.heard[name] + timedelta(seconds=limit):
+                raise self.wrong(f"{name} may be silent until {step.lease_until}, last heard at {self.heard[name]}")
         if was.status is not after.status:
             self.tell(f"the saga is {after.status}: {after.error or ''}")
         self.record = replace(after, revision=was.revision + 1)
@@ -239,11 +240,6 @@ class World:
         change = yield from self._ask(check)
         if change.verdict is Verdict.ACT:
             self.began.setdefault(name, change.record.step(name).started_at or self.now)
-            if (
-                change.record.direction is Direction.FORWARD
-                and self.saga.steps[name].step.heartbeat_timeout is not None
-            ):
-                self.heard[name] = self.now
             if change.record.step(name).heartbeat_details != self.details.get(name):
                 raise self.wrong(f"{name} begins without what was reported last: {self.details.get(name)}")
             yield
