@@ -245,7 +245,7 @@ def test_the_exit_code_says_how_it_ended(operations: Operations, run: Run) -> No
         watched = run("watch", saga, "--timeout", "0s")
         assert watched.exit_code == code
         names, *changes = [line.split("\t") for line in watched.stdout.splitlines()]
-        assert names == ["at", "step", "status", "failures", "lost", "error"]
+        assert names == ["at", "step", "status", "failures", "lost", "progress", "error"]
         assert changes[-1][1:3] == ["", operations.store.load(saga).status]
         objects = [json.loads(line) for line in run("watch", saga, "--timeout", "0s", "--json").stdout.splitlines()]
         assert [each["status"] for each in objects] == [change[2] for change in changes]
