@@ -180,6 +180,7 @@ class WhatIsShown(_Pages):
         steps = page.context["steps"]
         assert [(step["name"], step["attempts"]) for step in steps] == [("reserve", 1), ("charge", 2), ("confirm", "")]
         assert steps[2]["badge"] == ""
+        assert "1200 / 3000" in page.content.decode()
         assert "not started" in page.content.decode()
 
     def test_dates_are_those_of_django(self) -> None:
