@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, false, func, null, select, union, union_all
 
 from sagas.checkpoints import FINISHED, SagaStatus, StepStatus, node_of
+from sagas.opening import ENDED_EARLY
 from sagas.stores import schema
 from sagas.stores.codecs import STEP_PAYLOADS
 from sagas.stores.filters import Filter
@@ -167,7 +168,7 @@ def may_be_undone() -> Select[Any]:
 
 def standing(name: str, version: int, outline: str) -> Select[Any]:
     """Where those of one outline stand, and which waits ahead have their signals."""
-    early = (_steps.kind == "wait") & (_steps.status == StepStatus.DONE) & (_steps.started_seq == 0)
+    early = (_steps.kind == "wait") & (_steps.started_seq == 0) & _steps.status.in_(ENDED_EARLY)
     undone_with_parent = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
         select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
     )

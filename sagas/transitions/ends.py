@@ -16,6 +16,7 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
+from sagas.opening import is_early
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 
 __all__ = [
@@ -172,13 +173,19 @@ def after_step(
         if over:
             case = case.on(replace(case.record, stage_ready_at=case.now))
         outline, case = case.record.outline, _finished(case)
-        is_changed = case.record.outline != outline  # the chain on its way leads to what was ahead before
-        if over and verdict is Verdict.CONTINUE and (is_changed or not case.goes_on(stage)):
+        # The chain on its way leads to what was ahead before, and to each stage in turn.
+        is_left = case.record.outline != outline or _is_skipped(case, stage)
+        if over and verdict is Verdict.CONTINUE and (is_left or not case.goes_on(stage)):
             verdict = Verdict.DISPATCH
         change = case.done(verdict)
     if len(stage) > 1 and verdict is not Verdict.DISPATCH:  # in a chord a failure is data: the join raises it
         verdict = Verdict.CLOSED if over else Verdict.PARTED
     return replace(change, verdict=verdict, note=note, history=history + change.history, dead_letters=letters)
+
+
+def _is_skipped(case: Case, stage: tuple[StepRecord, ...]) -> bool:
+    """Tell whether nothing is to be done at the stage after this one: the signals that it waits for came early."""
+    return case.forward and bool(case.stage) and case.stage[0].stage > stage[0].stage + 1
 
 
 def _finished(case: Case) -> Case:
@@ -271,7 +278,7 @@ def compensate(case: Case, why: str, actor: str | None = None) -> Change:
     """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
     history = (case.entry(HistoryKind.COMPENSATION_STARTED, None, why, actor),)
     for step in case.record.steps.values():
-        if step.started_seq:
+        if step.started_seq or is_early(step):
             case = case.set(_to_undo(case, step))
     case = case.status(
         SagaStatus.COMPENSATING,
@@ -286,10 +293,10 @@ def compensate(case: Case, why: str, actor: str | None = None) -> Change:
 
 
 def _to_undo(case: Case, step: StepRecord) -> StepRecord:
-    """Return a step that has begun as it is when its saga begins to undo."""
+    """Return a step that has begun, or whose signal came early, as it is when its saga begins to undo."""
     if step.status is StepStatus.PENDING:
         step = step.move(StepStatus.IN_DOUBT)
-    nothing_to_undo = case.node(step).compensation is None or case.is_undecided(step)
+    nothing_to_undo = case.node(step).compensation is None or case.is_undecided(step) or is_early(step)
     began = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.DONE, StepStatus.IN_DOUBT)
     if nothing_to_undo and step.status in began:
         step = released(step, StepStatus.COMPENSATED, case.now)

@@ -94,7 +94,16 @@ class NothingMaskedIsTold(_Pages):
             for field in model._meta.concrete_fields
             if isinstance(field, PayloadField)
         ]
-        assert {name for _, name in found} == {"input", "result", "body", "headers", "data", "metadata", "state"}
+        assert {name for _, name in found} == {
+            "input",
+            "result",
+            "heartbeat_details",
+            "body",
+            "headers",
+            "data",
+            "metadata",
+            "state",
+        }
         for model, name in found:
             for lookup in {*models.TextField().get_lookups(), "length"} - {"isnull"}:
                 self.assertRaises(FieldError, model._default_manager.filter, **{f"{name}__{lookup}": "x"})
