@@ -95,4 +95,5 @@ def leave_to_parent(client: object) -> None:
 
 
 def milliseconds(seconds: float) -> int:
+    """Return a duration as librdkafka takes it."""
     return round(seconds * 1000)

@@ -61,4 +61,5 @@ def publishers_headers(message: Message, headers: Mapping[str, str]) -> dict[str
 
 
 def body_of(message: Message) -> bytes:
+    """Return the body of a record; empty where it is null."""
     return message.value() or b""

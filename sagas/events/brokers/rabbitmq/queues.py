@@ -36,10 +36,12 @@ def queues_of(queue: str) -> dict[str, dict[str, str]]:
 
 
 def is_queue_missing(connection: Connection, queue: str) -> bool:
+    """Tell whether RabbitMQ has no queue of that name."""
     return _is_missing(connection, partial(Channel.queue_declare, queue=queue, passive=True))
 
 
 def is_exchange_missing(connection: Connection, exchange: str) -> bool:
+    """Tell whether RabbitMQ has no exchange of that name."""
     return _is_missing(connection, partial(Channel.exchange_declare, exchange=exchange, type="topic", passive=True))
 
 

@@ -86,6 +86,7 @@ def is_another(error: AMQPError) -> bool:
 
 
 def said(error: AMQPError) -> str:
+    """Return what RabbitMQ said, or else what the client did."""
     return str(error.reply_text or error)
 
 
