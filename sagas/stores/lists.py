@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Select, case, false, func, null, select, u
 from sagas.checkpoints import FINISHED, SagaStatus, StepStatus, node_of
 from sagas.opening import ENDED_EARLY
 from sagas.stores import schema
+from sagas.stores.codecs import STEP_PAYLOADS
 from sagas.stores.filters import Filter
 from sagas.text import is_clean
 
@@ -115,7 +116,7 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 def steps_of(ids: list[str]) -> Select[Any]:
     """The steps of these sagas, without their payloads."""
-    columns = [column for column in _steps if column is not _steps.result and column is not _steps.input]
+    columns = [column for column in _steps if column.name not in STEP_PAYLOADS]
     return select(*columns).where(_steps.saga_id.in_(ids)).order_by(_steps.saga_id, _steps.seq)
 
 

@@ -102,15 +102,17 @@ def _not_yet(case: Case, step: StepRecord, failure: Failure) -> Change | None:
 
 
 def expire(case: Case, step: StepRecord) -> Change:
-    """A claim has died: its time was up, or its worker stopped renewing it."""
+    """A claim has died: its time was up, its function fell silent, or its worker stopped renewing it."""
     assert step.deadline is not None
+    node, silent_until = case.node(step), case.silent_until(step)
     if step.deadline <= case.now:
-        timeout = case.node(step).step.timeout
-        node = case.node(step)
-        retry = node.compensation_retry if step.status is StepStatus.COMPENSATING else node.retry
-        said = f"no answer within {timeout:g} s"
-        return failed(case, step, Failure(Outcome.FAILED, said, retry=retry.policy_for(TimeoutError())))
-    return lose(case, step)
+        said = f"no answer within {node.step.timeout:g} s"
+    elif silent_until is not None and silent_until <= case.now:
+        said = f"no heartbeat within {node.step.heartbeat_timeout:g} s"
+    else:
+        return lose(case, step)
+    retry = node.compensation_retry if step.status is StepStatus.COMPENSATING else node.retry
+    return failed(case, step, Failure(Outcome.FAILED, said, retry=retry.policy_for(TimeoutError())))
 
 
 def lose(case: Case, step: StepRecord) -> Change:
