@@ -29,7 +29,6 @@ class Mailbox:
     claim: Claim | None
     following: str | None
     next: Next | None = None
-    is_refused: bool = False  #: whether this worker does not have the code, or the key, for the saga
     runner: Runner | None = None  #: who runs it instead of a worker
     error: BaseException | None = None  #: what kept that one from running it
     turn: Turn = nullcontext  #: what its function waits for

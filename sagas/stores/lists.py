@@ -42,6 +42,11 @@ SUMMARY = [column for column in _sagas if column is not _sagas.input]
 
 _UNFINISHED = tuple(status for status in SagaStatus if status not in FINISHED)
 
+#: It is a completed child in a tree that is not finished.
+_MAY_BE_UNDONE = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
+    select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
+)
+
 #: A saga does not stand at a step of one of these, whichever way it goes.
 SETTLED = (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.SKIPPED)
 
@@ -159,24 +164,17 @@ def in_flight() -> Select[Any]:
 
 def may_be_undone() -> Select[Any]:
     """The completed children that their parents may still have to compensate, in the same way."""
-    return (
-        _by_definition()
-        .join(_root, _root.c.id == _sagas.root_id)
-        .where(_root.c.status.in_(_UNFINISHED), _sagas.status == SagaStatus.COMPLETED)
-    )
+    return _by_definition().where(_MAY_BE_UNDONE)
 
 
 def standing(name: str, version: int, outline: str) -> Select[Any]:
     """Where those of one outline stand, and which waits ahead have their signals."""
     early = (_steps.kind == "wait") & (_steps.started_seq == 0) & _steps.status.in_(ENDED_EARLY)
-    undone_with_parent = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
-        select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
-    )
     mine = (
         _sagas.name == name,
         _sagas.version == version,
         _sagas.outline == outline,
-        _sagas.status.in_(_UNFINISHED) | undone_with_parent,
+        _sagas.status.in_(_UNFINISHED) | _MAY_BE_UNDONE,
     )
     begun = case((_sagas.dispatches > 0, 0), else_=-1)
     at = (
