@@ -37,6 +37,10 @@ class Bound:
 
     timeout: float  #: seconds after which an async function is cancelled
 
+    @property
+    def takes_context(self) -> bool:
+        return any(source.kind == "context" for source in self.sources.values())
+
     def __call__(self, **arguments: Any) -> Any:
         return finish(self.function(**arguments), self.timeout)
 
@@ -188,6 +192,7 @@ class Binder:
             return self._bind_each(step, number, fields, results, where, past_pivot=past_pivot)
         what = "input" if isinstance(step, Child) else "action"
         action = self._bind_function(step, step.action, f"{where}, {what}", fields, results, own=False)
+        _check_reports(step, action, where)
         compensation, key = None, None
         if isinstance(step, Child):
             action = self._bind_child(step, action, where)
@@ -421,6 +426,14 @@ def _check_absence(name: str, hint: Any, given: Any, where: str, *, may_be_absen
         )
 
 
+def _check_reports(step: Node, action: Bound, where: str) -> None:
+    if step.heartbeat_timeout is not None and not action.takes_context:
+        raise DefinitionError(
+            f"{where}: heartbeat_timeout= is for an action that reports: give {describe(step.action)} a parameter that "
+            "is annotated StepContext, and have it call heartbeat()"
+        )
+
+
 def _list_of(type_: Any) -> Any:
     made: Any = list
     return made[type_]
@@ -452,6 +465,7 @@ def _item_step(each: Each, where: str, past_pivot: bool) -> Step:
         timeout=item.timeout,
         start_timeout=item.start_timeout,
         retry=item.retry or UNTIL_DONE,
+        heartbeat_timeout=item.heartbeat_timeout,
         queue=item.queue,
         max_deliveries=item.max_deliveries,
     )

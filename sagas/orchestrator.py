@@ -36,7 +36,8 @@ from sagas.errors import (
     TerminalError,
 )
 from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, Turn, failure_of
-from sagas.leases import Leases
+from sagas.heartbeats import Report
+from sagas.leases import Leases, Standing
 from sagas.observers import SUCCEEDED, Attempt, Observers
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
@@ -180,23 +181,23 @@ class Orchestrator:
 
     def _act_and_record(self, claim: Claim, following: str | None, turn: Turn) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
-        seen = Attempt(claim.record, name)
+        seen, resources = Attempt(claim.record, name), ExitStack()
+        attempt = Execution(
+            claim,
+            self.definition(claim.record, name),
+            resources,
+            self.store,
+            self.events,
+            limits=self.limits,
+            lease=self.timing.lease,
+            turn=turn,
+        )
         with (
-            self._leases.held(saga_id, name, owner),
+            self._leases.held(saga_id, name, owner, attempt.reports),
             within(claim.record.cause(name)),
-            ExitStack() as resources,
+            resources,
             self.observers.during(seen),
         ):
-            attempt = Execution(
-                claim,
-                self.definition(claim.record, name),
-                resources,
-                self.store,
-                self.events,
-                limits=self.limits,
-                lease=self.timing.lease,
-                turn=turn,
-            )
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
                 if not attempt.decide():
@@ -509,6 +510,7 @@ class Orchestrator:
 
     def _recorded(self, case: Case, attempt: Execution, owner: str, outcome: _Outcome) -> Change:
         """Decide what an attempt that has ended does to its saga."""
+        case = transitions.reported(case, attempt.name, owner, attempt.heartbeats.latest)
         match outcome:
             case Failure():
                 return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
@@ -540,9 +542,12 @@ class Orchestrator:
         if record.next_check_at is not None and record.direction is Direction.FORWARD and record.error != error:
             self.store.save(record, replace(record, error=error))
 
-    def _renew(self, saga_id: str, name: str, owner: str) -> bool:
-        next_ = self.change(saga_id, lambda case: transitions.renew(case, name, owner), step=name)
-        return next_.verdict is Verdict.ACT
+    def _renew(self, saga_id: str, name: str, owner: str, report: Report | None) -> Standing:
+        next_ = self.change(saga_id, lambda case: transitions.renew(case, name, owner, report), step=name)
+        if next_.verdict is not Verdict.ACT:
+            return Standing.LOST
+        acts = next_.record.step(name).status is StepStatus.RUNNING
+        return Standing.UNWANTED if acts and next_.record.direction is Direction.BACKWARD else Standing.WANTED
 
     @staticmethod
     def _insist(write: Callable[[], Next], patience: float) -> Next:

@@ -233,9 +233,23 @@ def sqlstate(said: BaseException | None) -> str | None:
     return code
 
 
-def _says(said: BaseException, known: Collection[Any], words: str | None = None) -> bool:
+def _says(said: BaseException, known: Collection[Any], *words: str) -> bool:
     codes = _codes(said)
-    return not codes.isdisjoint(known) or (words is not None and any(words in str(code) for code in codes))
+    return not codes.isdisjoint(known) or any(each in str(code) for each in words for code in codes)
+
+
+def lacks_tables(error: BaseException | None) -> bool:
+    """Tell whether a database that did answer said that a table or a column is not there."""
+    if isinstance(error, StoreUnavailable | StoreRefused):  # what SQLite says of it is an OperationalError
+        error = error.__cause__
+    said = error.orig if isinstance(error, DBAPIError) else error
+    if said is None:
+        return False
+    return _says(said, _NOT_THERE, *(("no such table", "no such column") if _is_sqlites(said) else ()))
+
+
+def _is_sqlites(said: BaseException) -> bool:
+    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
 
 
 def may_not(said: BaseException) -> bool:
@@ -264,6 +278,9 @@ ON_DELETE = (
 )
 GRANT = "The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
 
+#: A table or a column is not there: PostgreSQL's, then MySQL's and MariaDB's.
+_NOT_THERE = ("42P01", "42703", 1146, 1054)
+
 #: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
 _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
 
@@ -277,25 +294,6 @@ _ENDED = ("25P03",)
 _FAILED = "25P02"
 
 _LONGEST = 1_000
-
-
-def lacks_tables(error: BaseException | None) -> bool:
-    """Tell whether a database that did answer said that a table or a column is not there."""
-    if isinstance(error, StoreUnavailable | StoreRefused):  # what SQLite says of it is an OperationalError
-        error = error.__cause__
-    said = error.orig if isinstance(error, DBAPIError) else error
-    if said is None:
-        return False
-    first = said.args[0] if said.args else None
-    return (
-        (sqlstate(said) or sqlstate(said.__cause__)) in ("42P01", "42703")  # PostgreSQL
-        or first in (1054, 1146)  # MySQL, MariaDB
-        or (_is_sqlites(said) and str(first).startswith(("no such table", "no such column")))
-    )
-
-
-def _is_sqlites(said: BaseException) -> bool:
-    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
 
 
 @contextmanager

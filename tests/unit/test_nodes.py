@@ -321,6 +321,24 @@ def test_a_wait_that_begins_with_a_question(world: World, inline: Inline) -> Non
     assert world.log == ["first", "mail", "withdraw", "undo first: FIRST"]
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_wait_that_never_asked_is_not_compensated(world: World, inline: Inline, reached: bool) -> None:
+    """Its signal came before `begin` was called: in an earlier stage, or beside a step of its own."""
+
+    def first(step: StepContext) -> None:
+        SagaHandle(step.saga_id, inline).signal("asked", True, id="a")
+
+    options: Any = {"begin": lambda: world.log.append("mail"), "compensation": lambda: world.log.append("withdraw")}
+    nodes: Any = Step("first", first, compensation=None), Wait("asked", bool, timeout=DAY, **options)
+    stages = (Parallel(*nodes),) if reached else nodes
+    world.fail = {"last": [TerminalError("no")]}
+    handle = inline.start(Saga("order", *stages, world.step("last")))
+    assert handle.status is SagaStatus.COMPENSATED
+    assert world.log == ["last", "undo last: None"]
+    assert statuses(handle)["asked"] == "COMPENSATED"
+    assert handle.record.updated_at - handle.record.created_at < timedelta(seconds=10), "it waited for recovery"
+
+
 def test_two_waits_at_once(world: World, inline: Inline) -> None:
     def both(a: int, b: int) -> int:
         return a + b
