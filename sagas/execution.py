@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.binding import Bound, BoundStep, Source
+from sagas.binding import BoundStep
 from sagas.causes import Cause
 from sagas.checkpoints import Direction, SagaRecord
 from sagas.context import StepContext
@@ -30,6 +30,7 @@ from sagas.functions import refuse_unfinished
 from sagas.heartbeats import Heartbeats
 from sagas.nodes import Sleep
 from sagas.opening import is_undecided
+from sagas.parameters import Bound, Source
 from sagas.redaction import Redaction
 from sagas.results import result_of
 from sagas.retries import Retry

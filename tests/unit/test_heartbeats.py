@@ -233,8 +233,8 @@ class Store:
 
 def test_what_is_reported_often_is_stored_now_and_then() -> None:
     store, heartbeats = Store(), Heartbeats(timeout=1)  # stored every 250 ms
+    began = time.monotonic()
     with Leases(60, store.renew).held("s", "load", "me", heartbeats):
-        began = time.monotonic()
         number = 0
         while len(store.reports) < 3:
             assert time.monotonic() - began < 20
