@@ -26,10 +26,13 @@ def autocommitting(engine: Engine) -> Iterator[Any]:
         yield driver
         driver.autocommit = False
     except engine.dialect.loaded_dbapi.Error as error:
-        lost = engine.dialect.is_disconnect(error, driver, None)
+        # What is raised in the middle of a pipeline need not say that the connection is gone.
+        lost = driver.broken or engine.dialect.is_disconnect(error, driver, None)
         if lost:
             connection.invalidate(error)
             engine.dispose()  # the others in the pool are as old, and likely lost too
+        elif driver.info.transaction_status:  # it is not idle: 0
+            connection.invalidate(error)
         else:
             driver.autocommit = False
         raise DBAPIError.instance(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text
+from psycopg import Rollback
+from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.orm import Session
 
-from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus
+from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus, StoreUnavailable
 from sagas.stores import schema, statements
 from tests.contract.test_store import STEP, record
-from tests.servers import wait_for
+from tests.servers import Postgres, wait_for
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "pgbouncer"])
@@ -174,3 +176,86 @@ def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
     assert store._fast._save_all(saves) == [True, True, True]
     assert store._fast._save_all(saves) == [False, False, False]
     assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]
+
+
+# -- a save that was acknowledged is there ---------------------------------------------------------------------------
+
+
+def hammer(store: SqlStore) -> Iterator[str]:
+    """Save from many threads while the database ends their sessions; yield what is wrong with what they were told."""
+    sagas = [store.insert(record(number)) for number in range(1, 13)]
+    told = dict.fromkeys((saga.id for saga in sagas), 0)  # saves that succeeded
+    unknown = dict.fromkeys(told, 0)  # those of which nothing was heard
+    over, operator = threading.Event(), create_engine(store.engine.url)
+
+    def save_again_and_again(saga_id: str) -> None:
+        while not over.is_set():
+            try:
+                before = store.load(saga_id)
+                step = replace(before.steps.get("a", STEP), node="a", lost=before.step("a").lost + 1)
+                if store.save(before, before.with_step(step)) is not None:
+                    told[saga_id] += 1
+                else:  # nobody else saves it: this very save was stored, and its answer lost
+                    unknown[saga_id] += 1
+            except StoreUnavailable:
+                unknown[saga_id] += 1
+
+    with ThreadPoolExecutor(len(sagas)) as pool:
+        running = [pool.submit(save_again_and_again, saga.id) for saga in sagas]
+        try:
+            ended, give_up = 0, time.monotonic() + 60
+            with operator.connect() as connection:
+                while (ended < 20 or sum(told.values()) < 500) and time.monotonic() < give_up:
+                    over.wait(0.1)
+                    ended += len(connection.execute(_END_SESSIONS).all())
+                    connection.rollback()
+        finally:
+            over.set()
+            operator.dispose()
+        for each in running:
+            each.result(30)
+    assert sum(told.values()) >= 500, "many were saved"
+    for saga in sagas:
+        stored = store.load(saga.id).step("a").lost
+        if not told[saga.id] <= stored <= told[saga.id] + unknown[saga.id]:
+            yield f"{saga.id}: {told[saga.id]} saves were acknowledged, {unknown[saga.id]} not, {stored} are stored"
+
+
+_END_SESSIONS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> "
+    "pg_backend_pid() AND backend_type = 'client backend' AND random() < 0.3"
+)
+
+
+def test_an_acknowledged_save_is_stored_whatever_happens_to_the_sessions(postgres: Postgres) -> None:
+    store = SqlStore(postgres.database())
+    store.upgrade()
+    assert list(hammer(store)) == []
+    store.engine.dispose()
+
+
+def test_a_save_that_is_acknowledged_before_its_commit_is_noticed(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the check: the bug is planted, and seen."""
+    store = SqlStore(postgres.database())
+    store.upgrade()
+    assert store._fast is not None
+    attempt = store._fast._attempt
+
+    def hopeful(ask: Any, otherwise: Any) -> Any:
+        won: list[Any] = []
+
+        def asked(driver: Any) -> Any:
+            with suppress(Rollback), driver.transaction():
+                won.append(ask(driver))
+                if len(won[0]) > 1:
+                    raise Rollback  # its commit fails
+            return won[0]
+
+        said = attempt(asked, None) if isinstance(otherwise, list) else attempt(ask, otherwise)
+        return won[0] if said is None and won else otherwise if said is None else said
+
+    monkeypatch.setattr(store._fast, "_attempt", hopeful)
+    assert list(hammer(store))
+    store.engine.dispose()

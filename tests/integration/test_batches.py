@@ -133,3 +133,24 @@ def test_a_worker_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig) 
     for handle in handles:
         rig.assert_done(handle, 120)
         rig.assert_explained(handle)
+
+
+def test_a_batch_that_is_delivered_again_after_its_commits_does_nothing_twice(make_rig: MakeRig) -> None:
+    """Its worker died between the last commit and the acknowledgement: Redis gives the message to another one."""
+    rig = make_rig("redis", "postgres")
+    handles = start(rig, *[{}] * 30)
+    queue = rig.settings["options"]["task_default_queue"]
+    with redis.Redis.from_url(rig.settings["broker"]) as client:
+        [sent] = client.lrange(queue, 0, -1)  # type: ignore[misc, unused-ignore]
+        worker = rig.worker(concurrency=2)
+        for handle in handles:
+            rig.assert_done(handle, 60)
+        restored = json.loads(sent)
+        restored["properties"]["delivery_info"]["redelivered"] = True
+        restored["properties"]["delivery_tag"] = "restored"
+        client.lpush(queue, json.dumps(restored))
+    wait_for(lambda: worker.output().count("30 sagas") == 2, 30, "it is through with it again")
+    for handle in handles:
+        assert rig.ledger.story(handle.id) == ["one", "two", "three"]
+        assert handle.history == []
+    wait_for(lambda: not messages(rig), 10, "and nothing of it is left")
