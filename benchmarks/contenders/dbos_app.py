@@ -19,6 +19,7 @@ def launch(database: str, steps: int) -> Any:
     DBOS(
         config={
             "name": "bench",
+            "executor_id": f"bench-{os.getpid()}",  # its limit of workflows at once is for each executor
             "system_database_url": database,
             "sys_db_pool_size": 20,
             "application_version": VERSION,

@@ -1,4 +1,4 @@
-"""DBOS Transact with its queue: one process publishes, others work.
+"""DBOS Transact with its queue: one process publishes, two work.
 
 Settings: a process runs 8 workflows at once and looks for more every 20 ms (the default is 1 s).
 """
@@ -14,8 +14,8 @@ from benchmarks.processes import Program
 
 
 class Contender(PostgresBased):
-    note = "one worker process; queue of worker_concurrency 8, polled every 20 ms (its default is 1 s)"
-    processes: ClassVar[int] = int(os.environ.get("BENCH_DBOS_PROCESSES", "1"))
+    note = "2 worker processes; queue of worker_concurrency 8, polled every 20 ms (its default is 1 s)"
+    processes: ClassVar[int] = int(os.environ.get("BENCH_DBOS_PROCESSES", "2"))
     unfinished = "select exists (select from dbos.workflow_status where status in ('ENQUEUED', 'PENDING'))"
     failed = "select count(*) from dbos.workflow_status where status not in ('ENQUEUED', 'PENDING', 'SUCCESS')"
 
