@@ -1,7 +1,7 @@
 """Sagas for Celery: steps with compensations, checkpointed in SQL, that finish or are undone."""
 
 from sagas.app import Sagas
-from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepRecord, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, SagaSummary, StepProgress, StepRecord, StepStatus
 from sagas.children import Child
 from sagas.context import StepContext
 from sagas.definition import Saga
@@ -24,6 +24,7 @@ from sagas.errors import (
     SagaNotFound,
     SignalRefused,
     StartError,
+    StepCancelled,
     StepFailed,
     StoreRefused,
     StoreUnavailable,
@@ -70,6 +71,7 @@ __all__ = [
     "SagaRecord",
     "SagaSummary",
     "StepRecord",
+    "StepProgress",
     # what can go wrong
     "SagaError",
     "DefinitionError",
@@ -92,5 +94,6 @@ __all__ = [
     "StoreUnavailable",
     "PayloadUnreadable",
     "UnserialisableResult",
+    "StepCancelled",
     "StepFailed",
 ]

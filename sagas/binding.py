@@ -1,52 +1,29 @@
-"""What fills each parameter of a saga's functions, decided and checked when the saga is defined."""
+"""Nodes in their places in a saga: checked, and their functions bound, when the saga is defined."""
 
 from __future__ import annotations
 
-import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sagas.children import Child, compensate_child, result_type
-from sagas.context import StepContext
 from sagas.each import Each
 from sagas.errors import DefinitionError, DuplicateName, UnboundParameter
-from sagas.functions import Look, allows_none, bare, describe, finish, look_at
+from sagas.functions import bare, describe
 from sagas.kinds import type_name
 from sagas.nodes import COMPENSATE, UNSAID, Node, Parallel, Pivot, Sleep, Step, Wait
+from sagas.parameters import Bound, Scope, Source, input_fields
 from sagas.retries import UNTIL_DONE, Retry
-from sagas.values import NO_TYPE, check_type, dump, field_names, may_be_absent
+from sagas.values import NO_TYPE, check_type, dump, field_names
 
 if TYPE_CHECKING:
     from sagas.definition import Saga
 
-__all__ = ["Binder", "Bound", "BoundStep", "Source"]
+__all__ = ["Binder", "BoundStep"]
 
 #: Makes the saga that runs an action for one item, from its name, its step, and the types of what the action asks for.
 _SagaOfItems = Callable[[str, Step, Mapping[str, Any]], "Saga"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A function together with where each of its parameters comes from."""
-
-    function: Callable[..., Any]
-    sources: Mapping[str, Source]
-    returns: Any
-
-    timeout: float  #: seconds after which an async function is cancelled
-
-    def __call__(self, **arguments: Any) -> Any:
-        return finish(self.function(**arguments), self.timeout)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    kind: typing.Literal["context", "input", "field", "step", "own", "item"]
-    name: str = ""
-    type: Any = NO_TYPE  #: the type that the consumer declares
-    has_default: bool = False  #: of a field that may be absent: then the parameter's own default applies
 
 
 class BoundStep:
@@ -116,7 +93,7 @@ class Binder:
 
     def bind(self, stages: tuple[Node | Parallel, ...]) -> Iterator[tuple[BoundStep, ...]]:
         """Yield the nodes of each stage, bound. Raises `DefinitionError` for the first that cannot work."""
-        fields = self._input_fields()
+        fields = input_fields(self._input, self._saga)
         results: dict[str, bool] = {}  # of earlier stages: node name -> whether its result may be absent
         names: set[str] = set()
         pivot: str | None = None
@@ -126,83 +103,52 @@ class Binder:
                     f"saga {self._saga!r}: {stage!r} is no node: a Step, Pivot, Wait, Sleep, Child, Each or Parallel"
                 )
             steps = stage.steps if isinstance(stage, Parallel) else (stage,)
-            bound = []
+            scope, bound = Scope(self._input, fields, results), []
             for step in steps:
                 where = f"saga {self._saga!r}, step {step.name!r}"
                 if step.name in names:
                     raise DuplicateName(f"{where}: another step has this name")
-                if step.name in fields:
-                    raise DuplicateName(
-                        f"{where}: a field of the input has this name, so a parameter could mean either"
-                    )
-                if step.name in ("result", "step"):
-                    raise DefinitionError(f"{where}: the name is taken; compensations receive their own result by it")
                 names.add(step.name)
+                _check_name(step.name, fields, where)
                 if step.is_pivot and pivot:
                     raise DefinitionError(f"{where}: a saga has one pivot, and {pivot!r} is it")
-                self._check_compensation(step, pivot, where)
-                if isinstance(step, Child | Each) and step.saga and step.saga.pivot is not None and pivot is None:
-                    raise DefinitionError(
-                        f"{where}: its saga {step.saga.name!r} has the pivot {step.saga.pivot.name!r}, from where on "
-                        f"it cannot be undone, and {self._saga!r} may still need to undo it there. Put the child after "
-                        f"a pivot of {self._saga!r}, or use a saga without a pivot"
-                    )
-                bound.append(self._bind_step(step, number, fields, results, where, past_pivot=pivot is not None))
+                _check_compensation(step, pivot, where)
+                if pivot is None:
+                    self._check_child(step, where)
+                bound.append(self._bind_step(step, number, scope, where, past_pivot=pivot is not None))
             if isinstance(stage, Pivot):
                 pivot = stage.name
             results.update({step.name: _may_be_absent(step) for step in bound})
             yield tuple(bound)
 
-    @staticmethod
-    def _check_compensation(step: Node, pivot: str | None, where: str) -> None:
-        undoable = step.compensation not in (UNSAID, None)
-        if step.is_pivot and step.when is not None:
-            raise DefinitionError(f"{where}: a pivot is never conditional: the saga commits itself there")
-        if step.is_pivot and step.patience is not None:
-            raise DefinitionError(f"{where}: a pivot cannot be deferred")
-        if pivot and isinstance(step, Wait) and step.on_timeout is COMPENSATE:
+    def _check_child(self, step: Node, where: str) -> None:
+        """Refuse sagas with a pivot of their own before that of this saga."""
+        if isinstance(step, Child | Each) and step.saga and step.saga.pivot is not None:
             raise DefinitionError(
-                f"{where}: it comes after the pivot {pivot!r}, where nothing is compensated: give on_timeout= a value "
-                "to go on with"
+                f"{where}: its saga {step.saga.name!r} has the pivot {step.saga.pivot.name!r}, from where on "
+                f"it cannot be undone, and {self._saga!r} may still need to undo it there. Put the child after "
+                f"a pivot of {self._saga!r}, or use a saga without a pivot"
             )
-        if step.is_pivot and undoable:
-            raise DefinitionError(f"{where}: a pivot is never undone, so it takes no compensation")
-        if pivot and undoable:
-            raise DefinitionError(
-                f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation"
-            )
-        if step.compensation is UNSAID and not (step.is_pivot or pivot or isinstance(step, Child | Each)):
-            raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
 
-    def _bind_step(
-        self,
-        step: Node,
-        number: int,
-        fields: Mapping[str, Any],
-        results: Mapping[str, bool],
-        where: str,
-        *,
-        past_pivot: bool,
-    ) -> BoundStep:
+    def _bind_step(self, step: Node, number: int, scope: Scope, where: str, *, past_pivot: bool) -> BoundStep:
         if isinstance(step, Each):
-            return self._bind_each(step, number, fields, results, where, past_pivot=past_pivot)
+            return self._bind_each(step, number, scope, where, past_pivot=past_pivot)
         what = "input" if isinstance(step, Child) else "action"
-        action = self._bind_function(step, step.action, f"{where}, {what}", fields, results, own=False)
+        action = scope.bind(step.action, f"{where}, {what}", timeout=step.timeout)
+        _check_reports(step, action, where)
         compensation, key = None, None
         if isinstance(step, Child):
             action = self._bind_child(step, action, where)
             if not past_pivot:
                 compensation = Bound(compensate_child, {}, None, step.timeout)
             if step.key is not None:
-                key = self._bind_function(step, step.key, f"{where}, key", fields, results, own=False)
+                key = scope.bind(step.key, f"{where}, key", timeout=step.timeout)
         if step.compensation not in (UNSAID, None):
             assert step.compensation is not None
-            compensation = self._bind_function(
-                step, step.compensation, f"{where}, compensation", fields, results, own=True
-            )
+            compensation = scope.bind(step.compensation, f"{where}, compensation", timeout=step.timeout, own=True)
         when = None
         if step.when is not None:
-            when = self._bind_function(step, step.when, f"{where}, when", fields, results, own=False)
+            when = scope.bind(step.when, f"{where}, when", timeout=step.timeout)
         if isinstance(step, Wait):
             action = replace(action, returns=_payload_type(step, where))
         elif isinstance(step, Sleep):
@@ -212,26 +158,17 @@ class Binder:
         child = step.saga if isinstance(step, Child) else None
         return BoundStep(step, number, action, compensation, when, key, past_pivot=past_pivot, child=child)
 
-    def _bind_each(
-        self,
-        each: Each,
-        number: int,
-        fields: Mapping[str, Any],
-        results: Mapping[str, bool],
-        where: str,
-        *,
-        past_pivot: bool,
-    ) -> BoundStep:
-        over, when = self._bind_over(each, fields, results, where), None
+    def _bind_each(self, each: Each, number: int, scope: Scope, where: str, *, past_pivot: bool) -> BoundStep:
+        over, when = _bind_over(each, scope, where), None
         if each.when is not None:
-            when = self._bind_function(each, each.when, f"{where}, when", fields, results, own=False)
+            when = scope.bind(each.when, f"{where}, when", timeout=each.timeout)
         if each.item is None:
             assert each.saga is not None
             child, functions = each.saga, [each.input]
             given: Callable[..., Any] = each.input or _item
         else:
             child, functions, given = None, [each.item.action, each.item.compensation], _packed
-        sources, hints = self._item_sources([f for f in functions if callable(f)], fields, results, where)
+        sources, hints = scope.of_items([f for f in functions if callable(f)], where)
         if child is None:
             child = self._saga_of_items(f"{self._saga}.{each.name}", _item_step(each, where, past_pivot), hints)
             one = child.steps[each.name].action.returns
@@ -250,50 +187,6 @@ class Binder:
             child=child,
             items=Bound(given, sources, NO_TYPE, each.timeout),
         )
-
-    def _bind_over(self, each: Each, fields: Mapping[str, Any], results: Mapping[str, bool], where: str) -> Bound:
-        """Return what gives the items."""
-        if callable(each.over):
-            return self._bind_function(each, each.over, f"{where}, over", fields, results, own=False)
-        if each.over in fields:
-            source = Source("field", each.over)
-        elif each.over in results:
-            if results[each.over]:
-                raise DefinitionError(
-                    f"{where}: over={each.over!r} may be absent, since that node has when=. Give over= a function that "
-                    "returns a list in any case"
-                )
-            source = Source("step", each.over, list)
-        else:
-            raise UnboundParameter(
-                f"{where}: over={each.over!r} is neither a field of the input nor an earlier node. "
-                f"There is: {', '.join([*fields, *results]) or '(nothing yet)'}; or give a function"
-            )
-        return Bound(each.action, {"items": source}, NO_TYPE, each.timeout)
-
-    def _item_sources(
-        self,
-        functions: list[Callable[..., Any]],
-        fields: Mapping[str, Any],
-        results: Mapping[str, bool],
-        where: str,
-    ) -> tuple[dict[str, Source], dict[str, Any]]:
-        """Return what fills the parameters of the functions of one item, and the types that they declare."""
-        sources, hints = {"item": Source("item")}, {"item": Any}
-        for given in functions:
-            look = _look_at(given, where)
-            for parameter in look.parameters.values():
-                name, hint = parameter.name, look.hints.get(parameter.name, NO_TYPE)
-                if bare(hint) is StepContext or name == "result":
-                    continue
-                if name != "item":
-                    source = self._source(parameter, hint, given, where, fields, results, own=False)
-                    if source is None:
-                        continue
-                    sources[name] = source
-                if hints.get(name, Any) is Any:
-                    hints[name] = Any if hint is NO_TYPE else hint
-        return sources, hints
 
     def _bind_child(self, child: Child, given: Bound, where: str) -> Bound:
         """Return what makes the input of a child saga. Raises `DefinitionError` where that takes another type."""
@@ -317,108 +210,60 @@ class Binder:
             )
         return replace(given, returns=result_type(child.saga))
 
-    def _bind_function(
-        self,
-        step: Node,
-        given: Callable[..., Any],
-        where: str,
-        fields: Mapping[str, Any],
-        results: Mapping[str, bool],
-        *,
-        own: bool,
-    ) -> Bound:
-        look = _look_at(given, where)
-        sources: dict[str, Source] = {}
-        for parameter in look.parameters.values():
-            hint = look.hints.get(parameter.name, NO_TYPE)
-            source = self._source(parameter, hint, given, where, fields, results, own=own)
-            if source is not None:
-                sources[parameter.name] = source
-        returns = look.hints.get("return", NO_TYPE)
-        if returns in (typing.NoReturn, typing.Never):  # it always raises
-            returns = None
-        if not own:
-            try:
-                check_type(returns)
-            except (TypeError, NotImplementedError, NameError) as error:
-                raise DefinitionError(f"{where}: what {describe(given)} returns cannot be kept: {error}") from error
-        return Bound(given, sources, returns, step.timeout)
 
-    def _source(
-        self,
-        parameter: inspect.Parameter,
-        hint: Any,
-        given: Callable[..., Any],
-        where: str,
-        fields: Mapping[str, Any],
-        results: Mapping[str, bool],
-        *,
-        own: bool,
-    ) -> Source | None:
-        """Return what fills a parameter; None where only its default does."""
-        name = parameter.name
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise DefinitionError(
-                f"{where}: {describe(given)} has the parameter {parameter}; "
-                "parameters are filled by name, one by one. A decorator keeps those of its function by "
-                "functools.wraps"
-            )
-        if bare(hint) is StepContext:
-            return Source("context")
-        if own and name == "result":
-            return Source("own", type=hint)
-        if self._input is not None and bare(hint) is self._input:
-            return Source("input")
-        if name in fields:
-            return self._field(parameter, hint, given, where)
-        if name in results:
-            _check_absence(name, hint, given, where, may_be_absent=results[name])
-            return Source("step", name, hint)
-        if parameter.default is parameter.empty:
-            offers = [*fields, *results, *(["result"] if own else [])]
-            raise UnboundParameter(
-                f"{where}: nothing can fill the parameter {name!r} of {describe(given)}. "
-                f"It may name one of: {', '.join(offers) or '(nothing yet)'}; or be annotated StepContext"
-            )
-        return None
-
-    def _field(self, parameter: inspect.Parameter, hint: Any, given: Callable[..., Any], where: str) -> Source:
-        has_default = parameter.default is not parameter.empty
-        if may_be_absent(self._input, parameter.name) and not has_default and not allows_none(hint):
-            raise DefinitionError(
-                f"{where}: the field {parameter.name!r} of the input may be absent, and then nothing can fill that "
-                f"parameter of {describe(given)}: give it a default, or a type that allows None"
-            )
-        return Source("field", parameter.name, has_default=has_default)
-
-    def _input_fields(self) -> Mapping[str, bool]:
-        if self._input is None:
-            return {}
-        try:
-            fields = field_names(self._input)
-            check_type(self._input)
-        except (TypeError, NotImplementedError, NameError) as error:
-            raise DefinitionError(f"saga {self._saga!r}: the input type cannot be used: {error}") from error
-        return fields
+def _check_name(name: str, fields: Mapping[str, Any], where: str) -> None:
+    if name in fields:
+        raise DuplicateName(f"{where}: a field of the input has this name, so a parameter could mean either")
+    if name in ("result", "step"):
+        raise DefinitionError(f"{where}: the name is taken; compensations receive their own result by it")
 
 
-def _look_at(given: Any, where: str) -> Look:
-    if not callable(given):
-        raise DefinitionError(f"{where}: {given!r} is not a function or a Celery task")
-    try:
-        return look_at(given)
-    except TypeError as error:
-        raise DefinitionError(f"{where}: {error}") from error
-    except NameError as error:
-        raise DefinitionError(f"{where}: an annotation of {describe(given)} cannot be read: {error}") from error
-
-
-def _check_absence(name: str, hint: Any, given: Any, where: str, *, may_be_absent: bool) -> None:
-    if may_be_absent and not allows_none(hint):
+def _check_compensation(step: Node, pivot: str | None, where: str) -> None:
+    undoable = step.compensation not in (UNSAID, None)
+    if step.is_pivot and step.when is not None:
+        raise DefinitionError(f"{where}: a pivot is never conditional: the saga commits itself there")
+    if step.is_pivot and step.patience is not None:
+        raise DefinitionError(f"{where}: a pivot cannot be deferred")
+    if pivot and isinstance(step, Wait) and step.on_timeout is COMPENSATE:
         raise DefinitionError(
-            f"{where}: the result of {name!r} may be absent, since that node has when=. Give the "
-            f"parameter of {describe(given)} a type that allows None"
+            f"{where}: it comes after the pivot {pivot!r}, where nothing is compensated: give on_timeout= a value "
+            "to go on with"
         )
+    if step.is_pivot and undoable:
+        raise DefinitionError(f"{where}: a pivot is never undone, so it takes no compensation")
+    if pivot and undoable:
+        raise DefinitionError(f"{where}: it comes after the pivot {pivot!r} and is never undone; drop its compensation")
+    if step.compensation is UNSAID and not (step.is_pivot or pivot or isinstance(step, Child | Each)):
+        raise DefinitionError(f"{where}: say what undoes it, or compensation=None when nothing needs undoing")
+
+
+def _check_reports(step: Node, action: Bound, where: str) -> None:
+    if step.heartbeat_timeout is not None and not action.takes_context:
+        raise DefinitionError(
+            f"{where}: heartbeat_timeout= is for an action that reports: give {describe(step.action)} a parameter that "
+            "is annotated StepContext, and have it call heartbeat()"
+        )
+
+
+def _bind_over(each: Each, scope: Scope, where: str) -> Bound:
+    """Return what gives the items."""
+    if callable(each.over):
+        return scope.bind(each.over, f"{where}, over", timeout=each.timeout)
+    if each.over in scope.fields:
+        source = Source("field", each.over)
+    elif each.over in scope.results:
+        if scope.results[each.over]:
+            raise DefinitionError(
+                f"{where}: over={each.over!r} may be absent, since that node has when=. Give over= a function that "
+                "returns a list in any case"
+            )
+        source = Source("step", each.over, list)
+    else:
+        raise UnboundParameter(
+            f"{where}: over={each.over!r} is neither a field of the input nor an earlier node. "
+            f"There is: {', '.join([*scope.fields, *scope.results]) or '(nothing yet)'}; or give a function"
+        )
+    return Bound(each.action, {"items": source}, NO_TYPE, each.timeout)
 
 
 def _list_of(type_: Any) -> Any:
@@ -452,6 +297,7 @@ def _item_step(each: Each, where: str, past_pivot: bool) -> Step:
         timeout=item.timeout,
         start_timeout=item.start_timeout,
         retry=item.retry or UNTIL_DONE,
+        heartbeat_timeout=item.heartbeat_timeout,
         queue=item.queue,
         max_deliveries=item.max_deliveries,
     )

@@ -43,7 +43,8 @@ from sagas.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.mailbox import HEADER, Mailbox, mailbox_of
+from sagas.inline_steps import InlineSteps, is_timed
+from sagas.mailbox import Mailbox, mailbox_of
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, Stage
 from sagas.task_names import BATCH, FAIL, JOIN, task_id, task_name
@@ -60,6 +61,10 @@ _STORE_PAUSE = 5
 
 #: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
 _LONGEST_FOLLOW_ON = 5.0
+
+#: How often workers pass a message on that they do not have the code for, and the seconds before the first time. That
+#: doubles each time.
+_MOST_PASSES, _FIRST_PASS = 8, 0.1
 
 #: What the tasks of sagas rely on, whatever their base class, the configuration or `task_annotations` say: messages may
 #: come twice, and are never tried again by Celery, for attempts are counted in SQL.
@@ -83,9 +88,6 @@ _FIXED: Mapping[str, Any] = {
 #: What the helpers must not be held up by, or ended by, either.
 _UNLIMITED: Mapping[str, Any] = {"rate_limit": None, "time_limit": None, "soft_time_limit": None}
 
-#: How a task's end is called in Celery's events, by its state.
-_TOLD = {"FAILURE": "failed", "RETRY": "retried"}
-
 
 class Canvas:
     """Renders plans into Celery's primitives, and owns the tasks that they are made of."""
@@ -100,9 +102,7 @@ class Canvas:
         orchestrator.follow_up = self._follow_up
         self._joins = Joins(app)
         self._owners: dict[str, str] = {}  # task name -> saga name
-        self._queues: frozenset[str] = frozenset()  # that this process, being a worker, serves
-        self._sends_events = False
-        self._routes: dict[str, str] = {}
+        self.inline = InlineSteps(app, self.queue_of)
         self._routable: set[Saga] = set()
         self._task(JOIN, self._join, **_UNLIMITED)
         self._task(FAIL, self._fail, **_UNLIMITED)
@@ -148,6 +148,12 @@ class Canvas:
                 "name one that is there, or leave task_create_missing_queues on"
             ) from error
 
+    def queue_of(self, name: str, queue: str | None = None) -> str:
+        """Return the queue that Celery sends a task to. Raises its `QueueNotFound`."""
+        named = queue or getattr(self.app.tasks[name], "queue", None)
+        routed = self.app.amqp.router.route({"queue": named} if named else {}, name)["queue"]
+        return str(getattr(routed, "name", routed))
+
     # -- sending ------------------------------------------------------------------------------------------------
 
     def dispatch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
@@ -185,7 +191,7 @@ class Canvas:
         plan = alike[0]
         task, stage = self._first_task(plan), plan.stages[0]
         by_itself = len(alike) == 1 or stage.joined or plan.direction is Direction.BACKWARD
-        if by_itself or task.rate_limit or _is_timed(task):
+        if by_itself or task.rate_limit or is_timed(task):
             for each in alike:
                 first, *rest = self.render(each)
                 _send(first, rest, producer=producer)
@@ -281,8 +287,8 @@ class Canvas:
             }
             mailbox.next = self._ask(task, lambda: perform(saga_id, step, epoch, **options))
             return self._answer(mailbox.next, saga_id, step)
-        rest, until = ([] if _is_timed(task) else task.request.chain or []), time.monotonic() + _LONGEST_FOLLOW_ON
-        following = self._following(rest, until)
+        rest, until = ([] if is_timed(task) else task.request.chain or []), time.monotonic() + _LONGEST_FOLLOW_ON
+        following = self.inline.following(rest, until)
         next_ = self._ask(task, lambda: perform(saga_id, step, epoch, following=following))
         if next_.claim is not None:
             return self._follow_on(task, next_, rest, until)
@@ -307,86 +313,13 @@ class Canvas:
         dispatches = mailbox.next.verdict is Verdict.DISPATCH  # that is for who carries it
         return str(Verdict.DISPATCH.value) if dispatches else self._answer(mailbox.next, saga_id, step)
 
-    # -- following on: the next step in the same worker ---------------------------------------------------------
-
-    def prepare(self, *, queues: Iterable[str], sends_events: bool) -> None:
-        """Tell a worker's canvas, before its pool is started, what the worker serves."""
-        self._queues = frozenset(queues)
-        self._sends_events = sends_events
-
-    def _following(self, rest: list[Any], until: float) -> str | None:
-        """Return the next step of the chain, if this worker serves its queue and is not at it for too long."""
-        if not rest or time.monotonic() > until:
-            return None
-        signature = rest[-1]
-        task = self.app.tasks.get(signature["task"])
-        if signature["subtask_type"] or task is None or task.rate_limit or _is_timed(task):
-            return None
-        queue = signature["options"].get("queue") or self._routed_to(task.name)
-        step: str | None = signature["kwargs"].get("step")
-        return step if queue in self._queues else None
-
-    def _routed_to(self, name: str) -> str:
-        if name not in self._routes:
-            self._routes[name] = self.queue_of(name)
-        return self._routes[name]
-
-    def queue_of(self, name: str, queue: str | None = None) -> str:
-        """Return the queue that Celery sends a task to. Raises its `QueueNotFound`."""
-        named = queue or getattr(self.app.tasks[name], "queue", None)
-        routed = self.app.amqp.router.route({"queue": named} if named else {}, name)["queue"]
-        return str(getattr(routed, "name", routed))
-
     def _follow_on(self, task: Task, next_: Next, rest: list[Any], until: float) -> str:
-        """Run the steps that are claimed already, each as the task that it is, without the broker."""
-        while next_.claim is not None:
-            signature = rest.pop()
-            mailbox = Mailbox(next_.claim, self._following(rest, until))
-            self._run_here(task.request, signature, mailbox)
-            if mailbox.next is None or mailbox.next.verdict is not Verdict.CONTINUE:
-                task.request.chain = None  # it failed, or waits: its own task has seen to what comes of that
-                return str(Verdict.PARTED.value)
-            next_ = mailbox.next
+        """Run the step that is claimed already, and those after it, and leave what is left to the chain of the task."""
+        last = self.inline.run(task.request, rest, next_.claim, lambda: self.inline.following(rest, until))
+        if last is None or last.verdict is not Verdict.CONTINUE:
+            task.request.chain = None  # it failed, or waits: its own task has seen to what comes of that
+            return str(Verdict.PARTED.value)
         return str(Verdict.CONTINUE.value)
-
-    def _run_here(self, outer: Any, signature: Any, mailbox: Mailbox) -> None:
-        """Run a task through Celery's own tracer: signals, logs, errbacks, and events if somebody watches.
-
-        `outer`: the request of the task that runs it.
-        """
-        options = signature["options"]
-        request = {
-            "id": options["task_id"],
-            "task": signature["task"],
-            "root_id": outer.root_id,
-            "parent_id": outer.id,
-            "correlation_id": options["task_id"],
-            "errbacks": options["link_error"],
-            "hostname": outer.hostname,
-            "delivery_info": outer.delivery_info,
-            "retries": 0,
-            HEADER: mailbox,
-        }
-        about = {key: request[key] for key in ("root_id", "parent_id", "retries")}
-        kwargs = repr(signature["kwargs"])
-        self._tell(request, "received", name=request["task"], args="()", kwargs=kwargs, eta=None, expires=None, **about)
-        self._tell(request, "started")
-        trace = self.app.tasks[signature["task"]].__trace__
-        result, info, runtime, _ = trace(options["task_id"], (), signature["kwargs"], request)
-        if info is None:
-            self._tell(request, "succeeded", result=repr(result), runtime=runtime)
-        elif info.state in _TOLD:
-            self._tell(request, _TOLD[info.state], exception=repr(info.retval), traceback=None)
-
-    def _tell(self, request: dict[str, Any], kind: str, **fields: Any) -> None:
-        """Tell Flower what a worker's main process tells of the tasks that it receives."""
-        if not self._sends_events:
-            return
-        try:
-            with self.app.events.default_dispatcher(hostname=request["hostname"]) as events:
-                events.send(f"task-{kind}", uuid=request["id"], **fields)
-        except Exception as error:  # noqa: BLE001 - nothing that is only shown may fail a step
-            logger.warning("event task-%s of %s was not sent: %r", kind, request["id"], error)
 
     # -- a batch ------------------------------------------------------------------------------------------------
 
@@ -394,8 +327,9 @@ class Canvas:
         """Carry the sagas of a batch, and send those on their way that this worker does not carry to their ends."""
         saga = self.orchestrator.sagas.get((message["saga"], message["version"]))
         if saga is None:
-            logger.error("saga %(saga)r version %(version)s: a batch came, and the running code has none", message)
-            raise Ignore("a worker that has the code will take them")
+            error = "saga {saga!r} version {version}: a batch came, and the running code has none".format(**message)
+            logger.error(error)
+            raise self._passed_on(task, DefinitionMissing(error))
         plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
         request, first = task.request, self._first_task(plans[0]).name
         again = _came_before(request)
@@ -411,19 +345,15 @@ class Canvas:
 
     def _carry(self, request: Any, plan: Plan, turns: Turns, *, again: bool, alone: bool) -> None:
         """Run the steps of one saga of a batch for as long as they are quick, and send what is left of its chain."""
-        rest, claim, goes_on = self.render(plan)[::-1], None, True
-        while goes_on:
-            signature = rest.pop()
-            following = self._following(rest, turns.until)
-            if rest and not turns.is_quick(rest[-1]["task"], alone=alone):
-                following = None
-            mailbox = Mailbox(claim, following, turn=partial(turns.of, signature["task"]))
-            self._run_here(request, signature, mailbox)
-            next_ = mailbox.next
-            if next_ is None or not (next_.verdict is Verdict.CONTINUE or (again and next_.verdict is Verdict.SETTLED)):
-                return  # it failed, waits, or is another worker's
-            claim = next_.claim
-            goes_on = claim is not None
+        rest = self.render(plan)[::-1]
+
+        def following() -> str | None:
+            stays = not rest or turns.is_quick(rest[-1]["task"], alone=alone)
+            return self.inline.following(rest, turns.until) if stays else None
+
+        last = self.inline.run(request, rest, None, following, lambda task: partial(turns.of, task))
+        if last is None or not (last.verdict is Verdict.CONTINUE or (again and last.verdict is Verdict.SETTLED)):
+            return  # it failed, waits, or is another worker's
         if rest:
             _send(rest[-1], rest[:-1][::-1])
 
@@ -448,11 +378,22 @@ class Canvas:
         except (DefinitionMissing, PayloadUnreadable) as error:
             # Not a failure of the saga: a worker with the right code, or the right key, can bring it on.
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            raise Ignore from error
+            raise self._passed_on(task, error) from error
         except SagaNotFound as error:
             logger.warning("a message for a saga that is gone: %s", error)
             raise Ignore from error
         return answer
+
+    @staticmethod
+    def _passed_on(task: Task, error: Exception) -> Exception:
+        """Give a message back to its queue, for a worker with other code, or leave it to recovery after some tries.
+
+        During a deployment, workers with the old and with the new code read the same queues.
+        """
+        told: Exception = Ignore(str(error))
+        if mailbox_of(task) is None and (passes := task.request.retries) < _MOST_PASSES:
+            told = task.retry(exc=error, countdown=_FIRST_PASS * 2**passes, throw=False)
+        return told
 
     def _answer(self, next_: Next, saga_id: str, step: str) -> str:
         """Turn a verdict into what Celery understands: a return lets the chain go on, `Ignore` ends it in silence."""
@@ -491,8 +432,3 @@ def _pipelined(producer: Producer) -> AbstractContextManager[object]:
 def _came_before(request: Any) -> bool:
     """Tell whether the message of a request has been delivered before."""
     return bool(request.delivery_info.get("redelivered") or request.retries)
-
-
-def _is_timed(task: Task) -> bool:
-    """Tell whether Celery limits the time of a task: that is of one message, so it is for one step alone."""
-    return bool(task.time_limit or task.soft_time_limit)

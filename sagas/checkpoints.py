@@ -29,6 +29,7 @@ __all__ = [
     "SagaRecord",
     "SagaStatus",
     "SagaSummary",
+    "StepProgress",
     "StepRecord",
     "StepStatus",
     "node_of",
@@ -198,6 +199,24 @@ def node_of(step: str) -> str:
     return step.partition(":")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """How far a step has come, as it says itself.
+
+    >>> str(StepProgress(300, 1200)), str(StepProgress(300))
+    ('300 of 1,200 (25 %)', '300')
+    """
+
+    done: int
+    total: int | None = None  #: None where the step does not know
+
+    def __str__(self) -> str:
+        if self.total is None:
+            return f"{self.done:,}"
+        share = f" ({self.done * 100 // self.total} %)" if self.total else ""
+        return f"{self.done:,} of {self.total:,}{share}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """One step of one saga. Times are UTC."""
@@ -223,6 +242,10 @@ class StepRecord:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     child_id: str | None = None  #: the saga that it started, of a node that starts one
+    heartbeat_at: datetime | None = None  #: when its attempt last reported that it goes on, or began to be watched
+    heartbeat_details: str | None = None  #: JSON that an attempt reported last, for the next one to resume from
+    progress_done: int | None = None  #: how far the attempt has come, as it says
+    progress_total: int | None = None  #: of how many; None where it does not know
 
     @property
     def name(self) -> str:
@@ -241,6 +264,11 @@ class StepRecord:
             return 0
         one_more = self.held or self.status in (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.IN_DOUBT)
         return self.failures + self.lost + one_more
+
+    @property
+    def progress(self) -> StepProgress | None:
+        """How far it has come; None for a step that does not report it."""
+        return None if self.progress_done is None else StepProgress(self.progress_done, self.progress_total)
 
     @property
     def held(self) -> bool:

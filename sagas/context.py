@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sagas.errors import NotAllowed
+from sagas.heartbeats import Heartbeats
+from sagas.values import NO_TYPE, load
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -30,6 +32,7 @@ class StepContext:
     _open_session: Callable[[], Session] = field(repr=False)
     _emit: Callable[[Any, str | None], None] = field(repr=False)
     _token: str | None = field(default=None, repr=False)
+    _heartbeats: Heartbeats = field(default_factory=Heartbeats, repr=False)
 
     @property
     def now(self) -> datetime:
@@ -63,6 +66,39 @@ class StepContext:
         are refused. For a part that may fail, use a savepoint: `with step.session.begin_nested():`.
         """
         return self._open_session()
+
+    def heartbeat(self, details: Any = None) -> None:
+        """Report that the step goes on. Call it as often as you like: it is stored every 2 seconds at most.
+
+        `details`: where another attempt would resume, of at most 64 kB as JSON. It gets the last of them as
+        `heartbeat_details`. Left out, the details that were reported before stay.
+
+        Raises `StepCancelled` when the saga no longer wants what this attempt does: it compensates, or another attempt
+        has taken over. Raises `PayloadTooLarge` for longer details, and `TypeError` for what is not JSON.
+
+        >>> def import_rows(rows: list[str], step: StepContext) -> None:
+        ...     for number in range(step.heartbeat_details or 0, len(rows)):
+        ...         print(rows[number])
+        ...         step.heartbeat(number + 1)
+        """
+        self._heartbeats.report(details)
+
+    @property
+    def heartbeat_details(self) -> Any:
+        """What an earlier attempt reported last, as plain JSON values; None where it reported nothing.
+
+        A compensation gets what the action reported last and, once it has reported details of its own, those.
+        """
+        before = self._heartbeats.before
+        return None if before is None else load(before, NO_TYPE)
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Report how far the step has come, for people to see. It is a heartbeat, too.
+
+        `done`, `total`: in units of your choice; leave out a total that you do not know. Raises `StepCancelled`, as
+        `heartbeat` does, and `ValueError` for negative numbers.
+        """
+        self._heartbeats.progress(done, total)
 
     def emit(self, message: Any, *, key: str | None = None) -> None:
         """Publish an event, or send a command, if and only if this step succeeds.

@@ -30,7 +30,8 @@ class Each(Node):
     `key`: a function that receives `item` and returns its stable name; left out, that is its position.
     `input`: for a `Saga`, a function that receives `item` and returns the saga's input; left out, the input is the
         item.
-    `retry`, `compensation_retry`, `timeout`, `start_timeout`, `queue`, `max_deliveries`: of each item, as of a `Step`.
+    `retry`, `compensation_retry`, `timeout`, `start_timeout`, `heartbeat_timeout`, `queue`, `max_deliveries`: of each
+        item, as of a `Step`.
     `when`: run the node only if this function returns true; otherwise the result is None.
 
     The result for later steps is the list of the items' results, in order, with None for an item that failed. If the
@@ -58,6 +59,7 @@ class Each(Node):
         start_timeout: float | timedelta | None = None,
         retry: Retry | None = None,
         compensation_retry: Retry | None = None,
+        heartbeat_timeout: float | timedelta | None = None,
         queue: str | None = None,
         max_deliveries: int = 5,
     ) -> None:
@@ -90,6 +92,7 @@ class Each(Node):
                 start_timeout=start_timeout,
                 retry=retry,
                 compensation_retry=compensation_retry,
+                heartbeat_timeout=heartbeat_timeout,
                 queue=queue,
                 max_deliveries=max_deliveries,
             )

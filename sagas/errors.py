@@ -27,6 +27,7 @@
     ├── PayloadUnreadable        a stored input or result cannot be decrypted; nothing was run
     ├── UnserialisableResult     what a step returned cannot be kept
     ├── StepFailed               a step failed for good; the saga compensates
+    ├── StepCancelled            a heartbeat found that the saga no longer wants this attempt
     └── EventError               something about events and commands
         ├── InvalidMessage         it is not what its type declares, or no envelope at all
         ├── UnknownType            a stored event is of a type that was not given to its store
@@ -78,6 +79,7 @@ __all__ = [
     "SchemaRefused",
     "SignalRefused",
     "StartError",
+    "StepCancelled",
     "StepFailed",
     "StepSignal",
     "StoreRefused",
@@ -202,6 +204,14 @@ class UnserialisableResult(SagaError):
 
 class StepFailed(SagaError):
     """A step failed for good. Raised in its Celery task, so that link_error fires and Flower shows it."""
+
+
+class StepCancelled(SagaError):
+    """A heartbeat found that the saga no longer wants what this attempt does, and says why.
+
+    The saga compensates, or another attempt has taken over. Clean up and let the error pass: what the attempt did is
+    compensated.
+    """
 
 
 class EventError(SagaError):

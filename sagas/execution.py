@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sagas.binding import BoundStep, Source
+from sagas.binding import BoundStep
 from sagas.causes import Cause
 from sagas.checkpoints import Direction, SagaRecord
 from sagas.context import StepContext
@@ -27,8 +27,10 @@ from sagas.errors import (
     UnserialisableResult,
 )
 from sagas.functions import refuse_unfinished
+from sagas.heartbeats import Heartbeats
 from sagas.nodes import Sleep
 from sagas.opening import is_undecided
+from sagas.parameters import Bound, Source
 from sagas.redaction import Redaction
 from sagas.results import result_of
 from sagas.retries import Retry
@@ -98,14 +100,30 @@ class Execution:
         self.resources = resources
         self.session: Session | None = None
         self.messages: list[Mapping[str, Any]] = []  #: rows of the outbox, for when it succeeds
+        self.heartbeats = Heartbeats(
+            record.step(name).heartbeat_details,
+            about=f"saga {record.name!r} ({record.id}), step {name!r}",
+            timeout=self.step.step.heartbeat_timeout if self.direction is Direction.FORWARD else None,
+        )
         self._token = claim.token if self.step.gives_token and self.direction is Direction.FORWARD else None
         self._store = store
         self._events = events
         self._limits = limits
         self._lease = lease
         self._turn = turn
+        self._transaction = ExitStack()
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
+
+    @property
+    def bound(self) -> Bound | None:
+        """The function that it calls. None where there is none to call."""
+        return self.step.action if self.direction is Direction.FORWARD else self.step.compensation
+
+    @property
+    def reports(self) -> Heartbeats | None:
+        """What its function may report; None where that has nothing to report with."""
+        return self.heartbeats if self.bound is not None and self.bound.takes_context else None
 
     @property
     def retry(self) -> Retry:
@@ -126,7 +144,7 @@ class Execution:
 
     def act(self) -> str | Waiting | Begun | None:
         """Call the function with what it asks for; return its result as JSON, or what the step waits for."""
-        bound = self.step.action if self.direction is Direction.FORWARD else self.step.compensation
+        bound = self.bound
         returned = self._call(bound)
         if self.direction is Direction.BACKWARD:
             refuse_unfinished(returned)  # whatever else it returns is of no use to anybody
@@ -268,6 +286,7 @@ class Execution:
             _open_session=self.open_session,
             _token=self._token,
             _emit=self._emit,
+            _heartbeats=self.heartbeats,
         )
 
     def _emit(self, message: Any, key: str | None) -> None:
@@ -289,8 +308,14 @@ class Execution:
         if self.session is None:
             who = f"saga {self.saga.name!r}, step {self.name!r}"
             limit = self.step.step.timeout + self._lease
-            self.session = self.resources.enter_context(self._store.transaction(who, limit))
+            self._transaction = self.resources.enter_context(ExitStack())
+            self.session = self._transaction.enter_context(self._store.transaction(who, limit))
         return self.session
+
+    def commit(self) -> None:
+        """Commit the transaction of `step.session`. The next function that asks for a session begins another one."""
+        self._transaction.close()
+        self.session = None
 
 
 def failure_of(error: BaseException, redaction: Redaction, execution: Execution) -> Failure:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, SagaRecord, SagaStatus, StepProgress
 from sagas.durations import seconds
 from sagas.errors import SagaNotCompleted, StartError, StoreUnavailable, WaitTimeout
 from sagas.waiting import FIRST_LOOK, LAST_LOOK
@@ -96,6 +96,11 @@ class SagaHandle:
     def history(self) -> Sequence[HistoryEntry]:
         """What happened beside the plain way forward, oldest first: failures, compensation, operators, answers."""
         return self._operations.history(self.id)
+
+    @property
+    def progress(self) -> Mapping[str, StepProgress]:
+        """How far the steps have come that report it by `step.progress()`, by step name."""
+        return {name: step.progress for name, step in self.record.steps.items() if step.progress is not None}
 
     @property
     def result(self) -> Mapping[str, Any]:

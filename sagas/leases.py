@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import threading
@@ -9,20 +10,64 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-__all__ = ["Leases"]
+from sagas.heartbeats import Heartbeats, Report
+
+__all__ = ["Leases", "Standing"]
 
 logger = logging.getLogger(__name__)
+
+
+class Standing(enum.Enum):
+    """How a claim stands."""
+
+    WANTED = "wanted"  #: it is alive, and the saga waits for what comes of it
+    UNWANTED = "unwanted"  #: it is alive, and the saga compensates: whatever comes of it is undone
+    LOST = "lost"  #: another attempt has taken over, or the step was given up
+
+
+#: What a step learns of a claim that does not stand well.
+_CANCELLED = {
+    Standing.UNWANTED: "the saga compensates, so what this attempt does is undone. Stop",
+    Standing.LOST: "this attempt was given up: it took too long, or was silent for too long, or its worker could not "
+    "reach the database. Stop: what it does is done again, or undone",
+}
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A claim that is held here."""
+
+    saga_id: str
+    step: str
+    owner: str
+    heartbeats: Heartbeats | None  #: of a function that may report; None of one that cannot
+    renew_at: float  #: on the monotonic clock, as `look_at`
+    look_at: float  #: when to see whether there is something to store
+    stored: int = 0  #: reports that are stored, or are history with those that are
+
+    @property
+    def report(self) -> Report | None:
+        """What has been reported and is not stored."""
+        latest = self.heartbeats.latest if self.heartbeats is not None else None
+        return latest if latest is not None and latest.count > self.stored else None
+
+    def rest(self) -> None:
+        """Look at it again after a while."""
+        self.look_at = self.renew_at
+        if self.heartbeats is not None:
+            self.look_at = min(time.monotonic() + self.heartbeats.pause, self.renew_at)
 
 
 class Leases:
     """Renews every claim that has been held for a third of its lease, from one thread per process.
 
-    `renew(saga_id, step, owner)` returns whether the claim is still ours. Most steps are faster than a third of the
-    lease, and cost only an entry in a dictionary.
+    The same thread stores what functions report meanwhile. `renew(saga_id, step, owner, report)` returns how the claim
+    stands. Most steps are faster than a third of the lease, and cost only an entry in a dictionary.
     """
 
-    def __init__(self, lease: float, renew: Callable[[str, str, str], bool]) -> None:
+    def __init__(self, lease: float, renew: Callable[[str, str, str, Report | None], Standing]) -> None:
         self._pause = lease / 3
         self._renew = renew
         self.reset()
@@ -30,20 +75,23 @@ class Leases:
 
     def reset(self) -> None:
         """Drop all claims."""
-        self._claims: dict[str, tuple[str, str, float]] = {}
+        self._claims: dict[str, _Claim] = {}
         self._changed = threading.Condition()
-        self._idle = False  # whether the thread waits for a notification only
+        self._wakes_at: float | None = None  # when the thread looks by itself; None while it waits for a notification
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:
-        """Keep a claim alive for as long as the block runs."""
+    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:
+        """Keep a claim alive for as long as the block runs. `heartbeats`: what its function may report."""
+        renew_at = time.monotonic() + self._pause
+        claim = _Claim(saga_id, step, owner, heartbeats, renew_at, renew_at)
+        claim.rest()
         with self._changed:
-            self._claims[owner] = (saga_id, step, time.monotonic() + self._pause)
+            self._claims[owner] = claim
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sagas-leases", daemon=True)
                 self._thread.start()
-            if self._idle:  # otherwise it wakes before this claim is due, because all leases have the same length
+            elif self._wakes_at is None or claim.look_at < self._wakes_at:
                 self._changed.notify()
         try:
             yield
@@ -55,29 +103,34 @@ class Leases:
         while True:
             with self._changed:
                 now = time.monotonic()
-                due = [(owner, *claim) for owner, claim in self._claims.items() if claim[2] <= now]
+                due = [claim for claim in self._claims.values() if claim.look_at <= now]
                 if not due:
-                    next_due = min((claim[2] for claim in self._claims.values()), default=None)
-                    self._idle = next_due is None
-                    self._changed.wait(None if next_due is None else next_due - now)
-                    self._idle = False
+                    self._wakes_at = min((claim.look_at for claim in self._claims.values()), default=None)
+                    self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
+                    self._wakes_at = now
                     continue
-            for owner, saga_id, step, _ in due:
-                self._renew_one(saga_id, step, owner)
+            for claim in due:
+                self._look_at(claim)
 
-    def _renew_one(self, saga_id: str, step: str, owner: str) -> None:
+    def _look_at(self, claim: _Claim) -> None:
+        report = claim.report
+        if report is None and claim.renew_at > time.monotonic():
+            claim.rest()
+            return
         try:
-            alive = self._renew(saga_id, step, owner)
+            standing = self._renew(claim.saga_id, claim.step, claim.owner, report)
         except Exception as error:  # noqa: BLE001 - the database is unavailable: the lease may last until it is back
-            logger.warning("saga %s, step %s: the claim could not be renewed: %r", saga_id, step, error)
-            alive = True
-        with self._changed:
-            if owner not in self._claims:
-                return
-            if alive:
-                self._claims[owner] = (saga_id, step, time.monotonic() + self._pause)
-            else:
-                del self._claims[owner]
+            logger.warning("saga %s, step %s: the claim could not be renewed: %r", claim.saga_id, claim.step, error)
+            standing, report = Standing.WANTED, None
+        if report is not None:
+            claim.stored = report.count
+        if claim.heartbeats is not None and standing is not Standing.WANTED:
+            claim.heartbeats.cancel(_CANCELLED[standing])
+        claim.renew_at = time.monotonic() + self._pause
+        claim.rest()
+        if standing is Standing.LOST:
+            with self._changed:
+                self._claims.pop(claim.owner, None)
 
 
 _ALL: weakref.WeakSet[Leases] = weakref.WeakSet()

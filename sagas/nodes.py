@@ -24,6 +24,9 @@ _NAME_LENGTH = 100
 #: In bytes, too. AMQP has no room for more.
 _QUEUE_NAME_LENGTH = 255
 
+#: Seconds: a heartbeat is stored within a quarter of the timeout, and the database takes its time.
+_LEAST_SILENCE = 1.0
+
 #: Stands for "the author said nothing", which before the pivot is an error.
 UNSAID: Any = object()
 
@@ -47,6 +50,8 @@ class Node:
     patience: float | None = None
     #: Seconds for which the action may answer "not yet"; None where it does not poll.
     poll_timeout: float | None = None
+    #: Seconds for which the action may go without a heartbeat; None where it need not report.
+    heartbeat_timeout: float | None = None
     retry: Retry | None = None
     compensation_retry: Retry | None = None
 
@@ -119,6 +124,8 @@ class Step(Node):
     `poll_timeout`: seconds (or a timedelta) from its first attempt for which the action may answer "not yet", by
         raising `RetryableError(after=...)`. It is called again after that time, and that counts as no failure. When
         `poll_timeout` is over, the step is given up as in doubt.
+    `heartbeat_timeout`: seconds (or a timedelta) for which the action may go without `step.heartbeat()`, where `step`
+        is the context. After that, the attempt counts as failed, though it may still be running.
     `queue`: the Celery queue of the service that owns the step; left out, Celery routes the task by its name.
     `max_deliveries`: how many workers may die or be lost at this step before it is given up as in doubt.
     `when`: run the step only if this function returns true. Its parameters are filled as those of the action. It is
@@ -142,6 +149,7 @@ class Step(Node):
         retry: Retry | None = None,
         compensation_retry: Retry | None = None,
         poll_timeout: float | timedelta | None = None,
+        heartbeat_timeout: float | timedelta | None = None,
         queue: str | None = None,
         max_deliveries: int = 5,
         when: Callable[..., Any] | None = None,
@@ -162,6 +170,8 @@ class Step(Node):
         self.poll_timeout = (
             None if poll_timeout is None else seconds(poll_timeout, f"step {name!r}: poll_timeout", DefinitionError)
         )
+        if heartbeat_timeout is not None:
+            self.heartbeat_timeout = self._checked_silence(heartbeat_timeout)
         self.retry = retry
         self.compensation_retry = compensation_retry
         if deferred != (deadline is not None):
@@ -174,6 +184,15 @@ class Step(Node):
             raise DefinitionError(f"step {name!r}: result= is for deferred=True; annotate what the action returns")
         self.result = result
         self.patience = None if deadline is None else seconds(deadline, f"step {name!r}: deadline", DefinitionError)
+
+    def _checked_silence(self, given: float | timedelta) -> float:
+        limit = seconds(given, f"step {self.name!r}: heartbeat_timeout", DefinitionError)
+        if not _LEAST_SILENCE <= limit < self.timeout:
+            raise DefinitionError(
+                f"step {self.name!r}: heartbeat_timeout is {limit:g} s; it must be at least {_LEAST_SILENCE:g} s, and "
+                f"less than timeout={self.timeout:g} s, which ends every attempt"
+            )
+        return limit
 
 
 class Pivot(Step):

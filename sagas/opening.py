@@ -15,14 +15,27 @@ from sagas.changes import Place, is_new_at
 from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
 from sagas.definition import Saga
 
-__all__ = ["current_stage", "goes_back", "goes_on", "is_early", "is_undecided", "opened", "place_of", "settled"]
+__all__ = [
+    "ENDED_EARLY",
+    "current_stage",
+    "goes_back",
+    "goes_on",
+    "is_early",
+    "is_undecided",
+    "opened",
+    "place_of",
+    "settled",
+]
 
 RecordT = TypeVar("RecordT", bound=SagaSummary)
 
 #: With these a step needs nothing more, going forward.
 _FORWARD_SETTLED = frozenset({StepStatus.DONE, StepStatus.SKIPPED})
 
-#: With these a step has something to undo, if it has a compensation.
+#: What becomes of a wait whose signal came before it began.
+ENDED_EARLY = frozenset({StepStatus.DONE, StepStatus.COMPENSATED})
+
+#: With these a step that has begun has something to undo, if it has a compensation.
 _TO_UNDO = frozenset(
     {StepStatus.DONE, StepStatus.FAILED, StepStatus.IN_DOUBT, StepStatus.COMPENSATING, StepStatus.STUCK}
 )
@@ -84,8 +97,8 @@ def _opened(node: BoundStep, steps: Mapping[str, StepRecord], now: datetime) -> 
 
 
 def is_early(step: StepRecord) -> bool:
-    """Tell whether a step has its result though its stage has not been reached: a signal came early."""
-    return step.kind == "wait" and step.status is StepStatus.DONE and not step.started_seq
+    """Tell whether a step is a wait that never began, because its signal had come before."""
+    return step.kind == "wait" and not step.started_seq and step.status in ENDED_EARLY
 
 
 def goes_on(saga: Saga, number: int) -> bool:
@@ -125,7 +138,7 @@ def settled(saga: Saga, step: StepRecord, direction: Direction) -> bool:
         return False  # its action is still at work: what it leaves behind is not known yet
     if step.status is StepStatus.WAITING:
         return False  # its child saga compensates
-    never_began = is_undecided(saga, step) or (step.status is StepStatus.FAILED and not step.started_seq)
+    never_began = not step.started_seq or is_undecided(saga, step)
     return saga.steps[step.node].compensation is None or never_began or step.status not in _TO_UNDO
 
 

@@ -33,9 +33,11 @@ from sagas.errors import (
     NotAllowed,
     PayloadTooLarge,
     StoreUnavailable,
+    TerminalError,
 )
 from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, Turn, failure_of
-from sagas.leases import Leases
+from sagas.heartbeats import Report
+from sagas.leases import Leases, Standing
 from sagas.observers import SUCCEEDED, Attempt, Observers
 from sagas.plan import Plan, plan
 from sagas.redaction import Redaction
@@ -179,28 +181,28 @@ class Orchestrator:
 
     def _act_and_record(self, claim: Claim, following: str | None, turn: Turn) -> Next:
         saga_id, name, owner = claim.record.id, claim.name, claim.owner
-        seen = Attempt(claim.record, name)
+        seen, resources = Attempt(claim.record, name), ExitStack()
+        attempt = Execution(
+            claim,
+            self.definition(claim.record, name),
+            resources,
+            self.store,
+            self.events,
+            limits=self.limits,
+            lease=self.timing.lease,
+            turn=turn,
+        )
         with (
-            self._leases.held(saga_id, name, owner),
+            self._leases.held(saga_id, name, owner, attempt.reports),
             within(claim.record.cause(name)),
-            ExitStack() as resources,
+            resources,
             self.observers.during(seen),
         ):
-            attempt = Execution(
-                claim,
-                self.definition(claim.record, name),
-                resources,
-                self.store,
-                self.events,
-                limits=self.limits,
-                lease=self.timing.lease,
-                turn=turn,
-            )
             try:
                 resources.enter_context(self.store.attempt(attempt.open_session))
                 if not attempt.decide():
                     result: _Outcome = SKIPPED
-                elif attempt.is_undecided and (kept := self._keep_decision(claim)).verdict is not Verdict.ACT:
+                elif attempt.is_undecided and (kept := self._keep_decision(attempt, claim)).verdict is not Verdict.ACT:
                     return kept
                 elif attempt.undoes_child:
                     family.undo(self, attempt)
@@ -268,12 +270,28 @@ class Orchestrator:
             return replace(next_, claim=Claim(next_.record, following, next_owner, token))
         return next_
 
-    def _keep_decision(self, claim: Claim) -> Next:
-        """Keep that the condition of a step said yes, before its action is called."""
-        return self._insist(
-            lambda: self.change(claim.record.id, lambda case: transitions.decided(case, claim.name, claim.owner)),
-            self.timing.lease,
-        )
+    def _keep_decision(self, attempt: Execution, claim: Claim) -> Next:
+        """Keep that the condition of a step said yes, before its action is called.
+
+        A condition that used `step.session` shares its transaction with its answer. It ends here: on SQLite nobody else
+        can write until then, and its locks should not outlive the question.
+        """
+        saga_id, session = claim.record.id, attempt.session
+        told: list[Callable[[], object]] = []
+
+        def keep(case: Case) -> Change:
+            kept = transitions.decided(case, claim.name, claim.owner)
+            if session is not None and kept.verdict is not Verdict.ACT:
+                raise TerminalError(f"rolled back: {kept.note}")
+            return kept
+
+        if session is None:
+            return self._insist(lambda: self.change(saga_id, keep), self.timing.lease)
+        next_ = self.change(saga_id, keep, session=session, told=told)
+        attempt.commit()
+        for tell in told:
+            tell()
+        return next_
 
     def _record_within(self, attempt: Execution, owner: str, result: _Outcome, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""
@@ -492,6 +510,7 @@ class Orchestrator:
 
     def _recorded(self, case: Case, attempt: Execution, owner: str, outcome: _Outcome) -> Change:
         """Decide what an attempt that has ended does to its saga."""
+        case = transitions.reported(case, attempt.name, owner, attempt.heartbeats.latest)
         match outcome:
             case Failure():
                 return transitions.fail(case, attempt.name, owner, attempt.direction, outcome)
@@ -523,9 +542,12 @@ class Orchestrator:
         if record.next_check_at is not None and record.direction is Direction.FORWARD and record.error != error:
             self.store.save(record, replace(record, error=error))
 
-    def _renew(self, saga_id: str, name: str, owner: str) -> bool:
-        next_ = self.change(saga_id, lambda case: transitions.renew(case, name, owner), step=name)
-        return next_.verdict is Verdict.ACT
+    def _renew(self, saga_id: str, name: str, owner: str, report: Report | None) -> Standing:
+        next_ = self.change(saga_id, lambda case: transitions.renew(case, name, owner, report), step=name)
+        if next_.verdict is not Verdict.ACT:
+            return Standing.LOST
+        acts = next_.record.step(name).status is StepStatus.RUNNING
+        return Standing.UNWANTED if acts and next_.record.direction is Direction.BACKWARD else Standing.WANTED
 
     @staticmethod
     def _insist(write: Callable[[], Next], patience: float) -> Next:

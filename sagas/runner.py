@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaSummary, StepStatus
 from sagas.endings import interruptible
+from sagas.heartbeats import Heartbeats
 from sagas.leases import Leases
 from sagas.opening import current_stage, settled
 from sagas.orchestrator import Next, Orchestrator
@@ -162,5 +163,5 @@ class _Orchestrator(Orchestrator):
 
 class _Leases(Leases):
     @contextmanager
-    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:  # noqa: ARG002
+    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:  # noqa: ARG002
         yield

@@ -7,8 +7,9 @@ are cleaned once, where they enter: an unwritable character must not change the 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["clean", "describe", "is_clean"]
+__all__ = ["clean", "describe", "is_clean", "quoted"]
 
 #: NUL and lone surrogates. Python's strings contain only unpaired surrogates, so each one is lone.
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
@@ -45,3 +46,12 @@ def describe(error: BaseException) -> str:
         return str(error)
     except Exception as second:  # noqa: BLE001 - the exception's own code may raise anything
         return f"({type(second).__name__} while reading the text of {type(error).__name__})"
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names for an error message.
+
+    >>> quoted(["tea", "milk"]), quoted([])
+    ("'tea', 'milk'", 'none')
+    """
+    return ", ".join(map(repr, names)) or "none"

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -39,6 +39,7 @@ from sagas import (
     Sleep,
     SqlStore,
     Step,
+    StepCancelled,
     StepContext,
     TerminalError,
     Wait,
@@ -103,7 +104,7 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
         case "hang":
             time.sleep(60)
         case "slow":
-            wait_for((Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists, 30, pause=0.02)
+            _until_told(step)
         case "second":
             time.sleep(1)
         case "away" if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
@@ -123,7 +124,7 @@ def _die() -> None:
 
 def _write(event: str, what: str, step: StepContext, known: Receipt | None = None) -> None:
     line = {
-        "saga": step.saga_id, "event": event, "step": step.step, "attempt": step.attempt, "key": step.idempotency_key,
+        "saga": step.saga_id, "event": event, "what": what, "step": step.step, "attempt": step.attempt, "key": step.idempotency_key,
         "pid": os.getpid(), "at": time.time(), "known": None if known is None else known.step,
     }  # fmt: skip
     logger.info("%s %s", event, what)
@@ -213,6 +214,66 @@ def sagas() -> list[Saga]:
     )
     polls = Saga("polls", _step("one"), _asking(poll_timeout=4), _step("three"), input=Faults)
     return [line, full, waits, long, short, nobody, once, later, served, awaits, polls]
+
+
+#: Rows of an import.
+ROWS = 20
+
+
+def imports() -> Saga:
+    """A long step that reports each row. `load`: "silent" for one that stops reporting until it may go on."""
+
+    def load(faults: dict[str, str], step: StepContext) -> int:
+        for row in _rows(faults, step):
+            time.sleep(0.15)
+            _report(row, step)
+        act("load", {}, step)
+        return ROWS
+
+    return _importing("imports", load)
+
+
+def imports_async() -> Saga:
+    """The same, in an event loop."""
+
+    async def load(faults: dict[str, str], step: StepContext) -> int:
+        for row in _rows(faults, step):
+            await asyncio.sleep(0.15)
+            _report(row, step)
+        act("load", {}, step)
+        return ROWS
+
+    return _importing("imports_async", load)
+
+
+def _importing(name: str, load: Callable[..., Any]) -> Saga:
+    def unload(faults: dict[str, str], step: StepContext, result: int | None) -> None:
+        _write("unload", str(step.heartbeat_details), step)
+        act("load.compensate", {}, step)
+
+    options: dict[str, Any] = {"retry": QUICK, "compensation_retry": QUICK, "timeout": 30, "heartbeat_timeout": 1.5}
+    return Saga(name, _step("one"), Step("load", load, compensation=unload, **options), input=Faults)
+
+
+def _rows(faults: dict[str, str], step: StepContext) -> Iterator[int]:
+    for row in range(step.heartbeat_details or 0, ROWS):
+        _write("row", str(row), step)
+        if faults.get("load") == "silent" and step.attempt == 1 and row == ROWS // 2:
+            _until_told(step)
+        yield row
+
+
+def _report(row: int, step: StepContext) -> None:
+    try:
+        step.progress(row + 1, ROWS)
+        step.heartbeat(row + 1)
+    except StepCancelled:
+        _write("cancelled", str(row), step)
+        raise
+
+
+def _until_told(step: StepContext) -> None:
+    wait_for((Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists, 30, pause=0.02)
 
 
 #: As long as brokers take it.
@@ -344,6 +405,10 @@ def changed_ahead() -> Saga:
 
 def changed_behind() -> Saga:
     return Saga("changing", _step("new"), _step("one"), Wait("answer", bool, timeout=600), _step("two"), input=Faults)
+
+
+def reordered() -> Saga:
+    return Saga("changing", _step("two"), Wait("answer", bool, timeout=600), _step("one"), input=Faults)
 
 
 def long_names() -> Saga:
@@ -531,6 +596,7 @@ class Effect:
 
     saga: str
     event: str
+    what: str
     step: str
     attempt: int
     key: str

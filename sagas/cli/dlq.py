@@ -12,7 +12,7 @@ from sagas.cli.command import agree
 from sagas.cli.options import signed
 from sagas.cli.tables import AS_JSON, show
 from sagas.errors import SagaError
-from sagas.events.deadletters import EventDeadLetter
+from sagas.events.letters import EventDeadLetter
 
 __all__ = ["dlq"]
 

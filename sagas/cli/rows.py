@@ -105,6 +105,8 @@ def _step(step: StepRecord, result: Any) -> Mapping[str, Any]:
         "due_at": step.due_at,
         "owner": step.owner,
         "lease_until": step.lease_until,
+        "heartbeat_at": step.heartbeat_at,
+        "progress": None if step.progress is None else {"done": step.progress.done, "total": step.progress.total},
         "result": result,
         "error": step.error,
     }

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sagas.checkpoints import SagaStatus
+from sagas.checkpoints import SagaStatus, StepProgress
 from sagas.cli.tables import ago, readable
 from sagas.operations import pretty
 
@@ -240,6 +240,10 @@ def _about(step: Mapping[str, Any], now: datetime) -> list[Text]:
     about = []
     if step["owner"]:
         about.append(Text(f"held by {step['owner']} until {_moment(step['lease_until'])}", "dim"))
+    if step["progress"] is not None:
+        since = step["heartbeat_at"] if step["owner"] else None
+        when = "" if since is None else f", reported {ago(now - since)} ago"
+        about.append(Text(f"{StepProgress(**step['progress'])}{when}", "cyan"))
     if step["due_at"] is not None and step["due_at"] > now and step["status"] != "WAITING":
         about.append(Text(f"retried in {ago(step['due_at'] - now)}", "dim"))
     if step["result"] is not None:

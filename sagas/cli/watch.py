@@ -176,7 +176,7 @@ class _Lines:
         _warn(error)
 
 
-_FIELDS = ("at", "step", "status", "failures", "lost", "error")
+_FIELDS = ("at", "step", "status", "failures", "lost", "progress", "error")
 
 
 def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[str, Any]]:
@@ -185,10 +185,12 @@ def _changes(before: SagaSummary | None, record: SagaSummary) -> Iterator[dict[s
 
     for step in in_order(record):
         old = StepRecord(node=step.node) if before is None else before.step(step.name)
-        if (old.status, old.attempt, old.error) != (step.status, step.attempt, step.error):
-            yield change(step.name, step.status.value, step.failures, step.lost, step.error)
+        seen = old.status, old.attempt, old.progress, old.error
+        if seen != (step.status, step.attempt, step.progress, step.error):
+            progress = None if step.progress is None else str(step.progress)
+            yield change(step.name, step.status.value, step.failures, step.lost, progress, step.error)
     if before is None or (before.status, before.error) != (record.status, record.error):
-        yield change(None, record.status.value, None, None, record.error)
+        yield change(None, record.status.value, None, None, None, record.error)
 
 
 class _Page:

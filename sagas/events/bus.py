@@ -15,22 +15,25 @@ from sagas.causes import Cause
 from sagas.checkpoints import SagaRecord
 from sagas.definition import Saga
 from sagas.durations import seconds, whole_number
-from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NoHandler, NotAllowed, NotOwner
+from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NotAllowed
 from sagas.events import outbox
 from sagas.events.bindings import Bindings, Difference
 from sagas.events.breakers import CircuitBreakers
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.cloudevents import Wire
-from sagas.events.consumer import Admits, Consumer, Consumers, Runner
-from sagas.events.deadletters import DeadLetters, EventDeadLetter
+from sagas.events.consumer import Admits, Consumer, Consumers
+from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.events.givenup import collect
 from sagas.events.guards import default_guards
-from sagas.events.inbox import HANDLING, Call, Inbox, Outcome
+from sagas.events.inbox import Call, Inbox, Outcome
+from sagas.events.letters import EventDeadLetter
 from sagas.events.lifecycle import lifecycle_events
 from sagas.events.messages import Kind, MessageType, type_of
+from sagas.events.ownership import Ownership
 from sagas.events.projections import Projection, Projections
 from sagas.events.relay import Relay
+from sagas.events.runners import Runner
 from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
@@ -38,6 +41,7 @@ from sagas.events.waits import EventSignals, event_waits, queue_of
 from sagas.observers import Observers
 from sagas.stores.engines import forget_after_fork
 from sagas.stores.sessions import AnySession, own_session
+from sagas.text import quoted
 
 if TYPE_CHECKING:
     from sagas.app import Sagas
@@ -98,6 +102,7 @@ class Events:
             if service.name in self.services:
                 raise DuplicateName(f"there are two services named {service.name!r}. Rename one of them")
             self.services = {**self.services, service.name: service}
+        self._ownership = Ownership(self.services)
         self.engine = engine
         self.broker = broker
         self.exchange = exchange
@@ -190,8 +195,8 @@ class Events:
         Raises `NotOwner` if no service of this process owns the event, and `DefinitionError` inside a handler that does
         not declare that it emits the event.
         """
-        declared = self._publishable(event, Kind.EVENT)
-        self._check_owned(declared)
+        declared = self._ownership.publishable(event, Kind.EVENT)
+        self._ownership.check_owner(declared)
         envelope = Envelope.wrap(
             event,
             source=declared.context,
@@ -221,11 +226,11 @@ class Events:
         and has no handler for the command. If no queue exists for a service elsewhere, the command becomes a dead
         letter in the sender's database when the relay sends it.
         """
-        declared = self._publishable(command, Kind.COMMAND)
-        queue = self._queue_of(declared)
+        declared = self._ownership.publishable(command, Kind.COMMAND)
+        queue = self._ownership.queue_of(declared)
         envelope = Envelope.wrap(
             command,
-            source=source or self._sender(declared),
+            source=source or self._ownership.sender_of(declared),
             key=key,
             correlation_id=correlation_id,
             cause=cause,
@@ -248,11 +253,11 @@ class Events:
         trace if no span is active. `source`: the publisher, if it is not the owner. Raises as `publish` and `send` do.
         """
         declared, queue = type_of(message), None
-        self._publishable(message, declared.kind)
+        self._ownership.publishable(message, declared.kind)
         if declared.kind is Kind.COMMAND:
-            queue, source = self._queue_of(declared), source or SAGAS
+            queue, source = self._ownership.queue_of(declared), source or SAGAS
         elif source is None:
-            self._check_owned(declared)
+            self._ownership.check_owner(declared)
         return self._row(message, key=key, cause=cause, source=source or declared.context, queue=queue)
 
     def _row(self, message: Any, *, key: str, cause: Cause, source: str, queue: str | None = None) -> Mapping[str, Any]:
@@ -276,52 +281,6 @@ class Events:
     def _emit(self, message: Any, session: Session, *, key: str | None) -> Envelope:
         give = self.publish if type_of(message).kind is Kind.EVENT else self.send
         return give(message, session, key=key)
-
-    def _publishable(self, message: Any, kind: Kind) -> MessageType:
-        if isinstance(message, type):
-            raise DefinitionError(f"{message.__qualname__} is the class of a message. Pass an instance")
-        declared = type_of(message)
-        if declared.kind is not kind:
-            verb = "send" if declared.kind is Kind.COMMAND else "publish"
-            raise DefinitionError(f"{declared.name!r} is a {declared.kind}. Use Events.{verb}")
-        handler = HANDLING.get()
-        if handler is not None and declared not in handler.emits:
-            raise DefinitionError(
-                f"service {handler.service!r}, handler {handler.name!r}: it does not declare that it emits "
-                f"{declared.name!r}. Add emits=[{declared.cls.__name__}] to its decorator: the flow is drawn and "
-                "checked from these declarations"
-            )
-        return declared
-
-    def _check_owned(self, declared: MessageType) -> None:
-        if declared.context not in self.services:
-            raise NotOwner(
-                f"event {declared.name!r} belongs to service {declared.context!r}, and this process has "
-                f"{_names(self.services)}. Only its owner publishes an event. Send a command to have it act"
-            )
-
-    def _queue_of(self, declared: MessageType) -> str:
-        """Return the command queue of the receiving service."""
-        if declared.context in self.services and not self._receives(declared):
-            raise NoHandler(
-                f"command {declared.name!r}: service {declared.context!r} belongs to this process and has no handler "
-                f"for {declared.topic}. Declare one with @{declared.context}.handles({declared.cls.__name__})"
-            )
-        return f"{declared.context}.commands"
-
-    def _receives(self, declared: MessageType) -> bool:
-        subscriptions = self.services[declared.context].subscriptions
-        return any(declared.topic in s.handlers for s in subscriptions if s.is_for_commands)
-
-    def _sender(self, declared: MessageType) -> str:
-        handler = HANDLING.get()
-        if handler is not None:
-            return handler.service
-        if len(self.services) == 1:
-            return next(iter(self.services))
-        raise DefinitionError(
-            f"command {declared.name!r}: this process has {_names(self.services)}. Name the sender with source="
-        )
 
     def _write(self, session: AnySession, envelope: Envelope, queue: str | None) -> None:
         own = own_session(session)
@@ -411,7 +370,7 @@ class Events:
         ours = {subscription.queue: subscription for subscription in self.subscriptions}
         wanted = list(ours) if queues is None else list(queues)
         if unknown := [queue for queue in wanted if queue not in ours]:
-            raise ConfigurationError(f"there is no queue {unknown[0]!r}. The queues are: {_names(ours)}")
+            raise ConfigurationError(f"there is no queue {unknown[0]!r}. The queues are: {quoted(ours)}")
         alone = threading.Lock()
         return Consumers(
             Consumer(
@@ -502,7 +461,3 @@ def _reason(reason: str) -> str:
     if not reason.strip():
         raise NotAllowed("give a reason, for those who look at this later")
     return reason
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"

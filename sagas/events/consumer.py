@@ -16,28 +16,28 @@ import secrets
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from sagas.errors import BrokerUnavailable, InvalidMessage, QueueMismatch, SagaError, StoreUnavailable
+from sagas.errors import BrokerUnavailable, QueueMismatch, SagaError, StoreUnavailable
 from sagas.events import leases, redeliveries
 from sagas.events.breakers import BreakerState, CircuitBreaker
-from sagas.events.brokers import Broker, Delivery, Reader
-from sagas.events.deadletters import DeadLetters, replay_of
+from sagas.events.brokers import Broker, Reader
+from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.events.inbox import MOST_BEGUN, Call, End, Outcome
-from sagas.events.incoming import read
+from sagas.events.lanes import Job, Lanes
+from sagas.events.letters import replay_of
+from sagas.events.runners import Runner
 from sagas.events.services import Subscription
 from sagas.observers import Observers
 from sagas.text import describe
 
-__all__ = ["Admits", "Consumer", "Consumers", "InProcess", "InThread", "Runner"]
+__all__ = ["Admits", "Consumer", "Consumers"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,90 +59,6 @@ class Admits(Protocol):
 
     def admit(self, envelope: Envelope, subscription: Subscription) -> Any:
         """Return a decision: ADMIT, THROTTLE for `seconds`, or DEAD_LETTER for a `reason`."""
-
-
-class Runner(Protocol):
-    """Where handlers run."""
-
-    def submit(self, call: Call) -> Future[Outcome]:
-        """Handle a delivery, now or as soon as there is room. The future fails if the handler was cut off."""
-
-
-class InProcess:
-    """Runs handlers in threads of this process."""
-
-    def __init__(self, handle: Callable[[Call], Outcome], executor: Executor) -> None:
-        self._handle = handle
-        self._executor = executor
-
-    def submit(self, call: Call) -> Future[Outcome]:
-        return self._executor.submit(self._handle, call)
-
-
-class InThread:
-    """Runs handlers in the thread that reads their queue, one at a time."""
-
-    def __init__(self, handle: Callable[[Call], Outcome]) -> None:
-        self._handle = handle
-
-    def submit(self, call: Call) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
-        future.set_result(self._handle(call))
-        return future
-
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """A message that was received and is not acknowledged yet."""
-
-    delivery: Delivery
-    envelope: Envelope | None  #: None if the message is not one
-    reader: Reader
-    attempts: int = 0  #: failed attempts
-    lost: int = 0
-    begun: int | None = None  #: how often other processes began it without ending it; None: not looked up yet
-    due: float = 0.0  #: the earliest time to begin, by the monotonic clock
-    running: bool = False
-    admitted: bool = False
-    alone: bool = False  #: whether it holds the lock `alone`, so that no other redelivered message runs
-    verdict: str | None = None  #: why it becomes a dead letter, once the database accepts that
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether it was delivered or begun before without an outcome."""
-        return self.delivery.deliveries > 1 or self.lost > 0
-
-    @property
-    def lane(self) -> object:
-        """What it stays in order with: the messages of its key, or only itself."""
-        key = self.delivery.key if self.envelope is None else self.envelope.key
-        return key or self
-
-    @property
-    def name(self) -> str:
-        return "a message" if self.envelope is None else f"{self.envelope.event_type} {self.envelope.event_id}"
-
-
-@dataclass(slots=True)
-class _Lanes:
-    """The received messages: a line for each key, of which only the first may run. Messages without a key are alone."""
-
-    lines: dict[object, deque[_Job]] = field(default_factory=dict)
-
-    def add(self, job: _Job) -> None:
-        self.lines.setdefault(job.lane, deque()).append(job)
-
-    def remove(self, job: _Job) -> None:
-        line = self.lines[job.lane]
-        line.remove(job)
-        if not line:
-            del self.lines[job.lane]
-
-    def heads(self) -> Iterator[_Job]:
-        return (line[0] for line in list(self.lines.values()))
-
-    def jobs(self) -> list[_Job]:
-        return [job for line in self.lines.values() for job in line]
 
 
 class Consumer:
@@ -195,8 +111,8 @@ class Consumer:
         self._collect = collect
         self._collect_at = 0.0  # the earliest time, by the monotonic clock
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
-        self._lanes = _Lanes()
-        self._ended: queue.SimpleQueue[tuple[_Job, Future[Outcome]]] = queue.SimpleQueue()
+        self._lanes = Lanes()
+        self._ended: queue.SimpleQueue[tuple[Job, Future[Outcome]]] = queue.SimpleQueue()
         self._reader: Reader | None = None
         self._leased_until = 0.0  # by the monotonic clock
         self._ask_again_at = 0.0  # for the lease, after the database was unavailable
@@ -311,7 +227,7 @@ class Consumer:
         if not self._lanes.lines:  # none of the messages that caused the pause are left
             self._pause = 0.0
         for delivery in received:
-            self._lanes.add(_job(delivery, self._reader))
+            self._lanes.add(Job.of(delivery, self._reader))
 
     def _declare_queue(self) -> None:
         """Declare everything. A mismatch of another queue is reported by the consumer of that queue."""
@@ -403,7 +319,7 @@ class Consumer:
         for job, event_id in unknown.items():
             job.begun = begun.get(event_id, 0)
 
-    def _admitted(self, job: _Job) -> bool:
+    def _admitted(self, job: Job) -> bool:
         """Ask the guards once for each message. A person has already decided on replays."""
         assert job.envelope is not None
         if job.admitted or self._guards is None or replay_of(job.envelope) is not None:
@@ -417,7 +333,7 @@ class Consumer:
             job.admitted = True
         return job.admitted
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         call = Call(
             queue=self.queue,
             topic=job.delivery.topic,
@@ -435,7 +351,7 @@ class Consumer:
             while True:
                 self._finish(*self._ended.get_nowait())
 
-    def _finish(self, job: _Job, future: Future[Outcome]) -> None:
+    def _finish(self, job: Job, future: Future[Outcome]) -> None:
         job.running = False
         if job.alone:
             job.alone = False
@@ -462,7 +378,7 @@ class Consumer:
             case End.DEFERRED:
                 self._rest(outcome.error)
 
-    def _failed(self, job: _Job, outcome: Outcome) -> None:
+    def _failed(self, job: Job, outcome: Outcome) -> None:
         retry = self.subscription.retry
         job.attempts += 1
         job.begun = 0  # this attempt ended, so its handler did not die
@@ -478,19 +394,19 @@ class Consumer:
             self.queue, job.name, job.attempts, retry.max_attempts, delay, outcome.error,
         )  # fmt: skip
 
-    def _lost(self, job: _Job, outcome: Outcome) -> None:
+    def _lost(self, job: Job, outcome: Outcome) -> None:
         job.lost += 1
         if job.lost > MOST_BEGUN:
             self._dead_letter(job, f"its process died {job.lost} times while handling it: {outcome.error}")
             return
         job.due = time.monotonic() + self.subscription.retry.delay_after(job.lost, job.name)
 
-    def _dead_letter(self, job: _Job, error: str) -> None:
+    def _dead_letter(self, job: Job, error: str) -> None:
         """Make it a dead letter, now or when the database is available again. It is not handled any more."""
         job.verdict = error
         self._file(job)
 
-    def _file(self, job: _Job) -> bool:
+    def _file(self, job: Job) -> bool:
         """File a message as a dead letter. Return False if that has to wait."""
         assert job.verdict is not None
         try:
@@ -518,20 +434,10 @@ class Consumer:
         self._done(job)
         return True
 
-    def _done(self, job: _Job) -> None:
+    def _done(self, job: Job) -> None:
         self._lanes.remove(job)
         job.reader.ack(job.delivery)
         self._pause = 0.0
-
-
-def _job(delivery: Delivery, reader: Reader) -> _Job:
-    try:
-        return _Job(delivery, read(delivery.body, delivery.headers), reader)
-    except InvalidMessage as error:
-        return _Job(delivery, None, reader, verdict=str(error))
-    except Exception as error:
-        logger.exception("a message of %s could not be read because of a bug in celery-sagas", delivery.queue)
-        return _Job(delivery, None, reader, verdict=f"{type(error).__name__}: {describe(error)}")
 
 
 class Consumers:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import enum
-import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Select, delete, func, insert, select, update
 
-from sagas.errors import InvalidMessage, NotAllowed
+from sagas.errors import NotAllowed
 from sagas.events import redeliveries
 from sagas.events.brokers import Delivery
 from sagas.events.envelope import Envelope
 from sagas.events.incoming import read
+from sagas.events.letters import REPLAY_OF, EventDeadLetter, EventResolution, replay_of, stored
 from sagas.events.messages import Kind, event
 from sagas.events.outbox import write
 from sagas.stores import schema
@@ -26,13 +24,7 @@ from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import begun
 from sagas.text import clean, is_clean
 
-__all__ = ["CommandFailed", "DeadLetters", "EventDeadLetter", "EventResolution"]
-
-#: The metadata entry of a replayed message: the id of its dead letter.
-REPLAY_OF = "replayOf"
-
-#: Our header that says how a body that is not text is encoded.
-_ENCODING = "sagas-body"
+__all__ = ["CommandFailed", "DeadLetters"]
 
 #: Our header with the key of an unreadable message, if it does not fit in its column.
 _KEY = "sagas-key"
@@ -64,37 +56,6 @@ class CommandFailed:
     receiver: str
     error: str
     attempts: int  #: 0 if it was refused, or if nobody received it
-
-
-class EventResolution(enum.StrEnum):
-    """What became of the dead letter of a message."""
-
-    REPLAYING = "replaying"  #: sent again, and not handled yet
-    REPLAYED = "replayed"
-    DISCARDED = "discarded"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventDeadLetter:
-    """A message that one subscriber could not handle, the error, and its resolution."""
-
-    id: int
-    queue: str  #: the subscriber's queue; empty if the broker rejected the message for everyone
-    event_id: str  #: empty if the body is not an envelope
-    type: str
-    version: int
-    key: str | None
-    correlation_id: str
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-    error: str
-    attempts: int
-    behind: int | None  #: in an ordered queue: the dead letter with the same key that it is parked behind
-    created_at: datetime
-    resolved_at: datetime | None
-    resolution: str | None  #: an `EventResolution`
-    reason: str | None
-    actor: str | None
 
 
 class DeadLetters:
@@ -155,7 +116,7 @@ class DeadLetters:
         )
         # A message from another source or with other content is another message.
         rows = connection.execute(open_.with_for_update()).mappings().all()
-        known = next((letter for letter in map(_letter, rows) if _is_of(letter, envelope)), None)
+        known = next((letter for letter in map(EventDeadLetter.of, rows) if letter.is_of(envelope)), None)
         if known is not None:
             again = update(schema.event_dead_letters).where(_TABLE.id == known.id)
             connection.execute(
@@ -229,18 +190,9 @@ class DeadLetters:
 
     @staticmethod
     def _insert(connection: Connection, *, headers: Mapping[str, str], body: bytes, error: str, **values: Any) -> int:
-        try:
-            text = body.decode()
-            readable = is_clean(text)
-        except UnicodeDecodeError:
-            readable = False
-        if not readable:
-            text = base64.b64encode(body).decode()
-            headers = {**headers, _ENCODING: "base64"}
         row = {
             **values,
-            "headers": json.dumps(dict(headers)),
-            "body": text,
+            **stored(body, headers),
             "error": clean(error, _LONGEST_ERROR),
             "created_at": datetime.now(UTC),
         }
@@ -286,7 +238,7 @@ class DeadLetters:
 
     def _rows(self, query: Select[Any]) -> list[EventDeadLetter]:
         with reading(self._engine) as connection:
-            return [_letter(row) for row in connection.execute(query).mappings()]
+            return [EventDeadLetter.of(row) for row in connection.execute(query).mappings()]
 
     # -- resolving ----------------------------------------------------------------------------------------------
 
@@ -313,7 +265,7 @@ class DeadLetters:
             self.follow()
         sent: list[EventDeadLetter] = []
         for letter in letters:
-            if _envelope(letter) is None or letter.resolved_at is not None or self._parked(letter):
+            if letter.envelope() is None or letter.resolved_at is not None or self._parked(letter):
                 continue
             if not dry_run:
                 if rate is not None and sent:
@@ -326,7 +278,7 @@ class DeadLetters:
         return sent
 
     def _check_read(self, letter: EventDeadLetter) -> None:
-        envelope = _envelope(letter)
+        envelope = letter.envelope()
         if letter.queue in self._tracked or not letter.queue or envelope is None or letter.resolved_at is not None:
             return
         service, _, purpose = letter.queue.partition(".")
@@ -374,13 +326,13 @@ class DeadLetters:
         query = _of_key(queue, key).where(_TABLE.behind.is_not(None), _TABLE.resolution.is_(None)).limit(1)
         row = connection.execute(query.with_for_update()).mappings().first()
         if row is not None:
-            letter = _letter(row)
+            letter = EventDeadLetter.of(row)
             self._send(connection, letter, reason=f"after dead letter {letter.behind}", actor=actor)
 
     def first(self, connection: Connection, queue: str, key: str) -> EventDeadLetter | None:
         """Return the oldest open dead letter of a key, and lock it against resolution in this transaction."""
         row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
-        return None if row is None else _letter(row)
+        return None if row is None else EventDeadLetter.of(row)
 
     def discarded(self, connection: Connection, queue: str, envelope: Envelope) -> bool:
         """Return whether a person discarded a message that is still on its way."""
@@ -443,12 +395,6 @@ class DeadLetters:
         connection.execute(mark.values(values))
 
 
-def replay_of(envelope: Envelope) -> int | None:
-    """Return the id of the dead letter that a message replays."""
-    letter = envelope.metadata.get(REPLAY_OF)
-    return letter if type(letter) is int and 0 < letter < 2**63 else None  # any producer may have set it
-
-
 def _columns(envelope: Envelope) -> dict[str, Any]:
     return {
         "event_id": envelope.event_id,
@@ -457,19 +403,6 @@ def _columns(envelope: Envelope) -> dict[str, Any]:
         "key": envelope.key,
         "correlation_id": envelope.correlation_id,
     }
-
-
-def _envelope(letter: EventDeadLetter) -> Envelope | None:
-    try:
-        return read(letter.body, letter.headers)
-    except InvalidMessage:
-        return None
-
-
-def _is_of(letter: EventDeadLetter, envelope: Envelope) -> bool:
-    """Return whether a dead letter holds this message."""
-    theirs = _envelope(letter)
-    return theirs is not None and envelope.is_same(theirs)
 
 
 def _actor(actor: str | None) -> str | None:
@@ -491,10 +424,3 @@ def _failure(command: Envelope, error: str, attempts: int) -> Envelope:
 def _of_key(queue: str, key: str) -> Select[Any]:
     where = (_TABLE.queue == queue, _TABLE.key == key, _TABLE.resolved_at.is_(None))
     return select(schema.event_dead_letters).where(*where).order_by(_TABLE.id)
-
-
-def _letter(row: RowMapping) -> EventDeadLetter:
-    headers = json.loads(row["headers"])
-    encoded = headers.pop(_ENCODING, None) == "base64"
-    body = base64.b64decode(row["body"]) if encoded else row["body"].encode()
-    return EventDeadLetter(**{**row, "headers": headers, "body": body})

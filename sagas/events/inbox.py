@@ -32,10 +32,11 @@ from sagas.errors import (
 )
 from sagas.events import redeliveries
 from sagas.events.bindings import Bindings
-from sagas.events.deadletters import DeadLetters, replay_of
+from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.events.incoming import read
 from sagas.events.leases import is_mine
+from sagas.events.letters import replay_of
 from sagas.events.messages import any_version
 from sagas.events.services import Handler, HandlerContext, Subscription
 from sagas.observers import Handling, Observers

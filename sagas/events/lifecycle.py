@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sagas.checkpoints import SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import Direction, SagaRecord, SagaStatus, StepStatus
 from sagas.events.messages import event
 
 __all__ = [
@@ -106,7 +106,8 @@ _STEP_ENDS: Mapping[StepStatus, Callable[..., Any]] = {
 def lifecycle_events(before: SagaRecord, after: SagaRecord) -> Iterator[Any]:
     """Yield the events for a change of a saga's record, in order. Pure."""
     of: dict[str, Any] = {"saga_id": after.id, "name": after.name, "key": after.key}
-    if before.status is SagaStatus.PENDING and any(step.started_seq for step in after.steps.values()):
+    has_begun = after.direction is Direction.FORWARD or any(step.started_seq for step in after.steps.values())
+    if before.status is SagaStatus.PENDING and after.status is not before.status and has_begun:
         yield SagaStarted(**of, version=after.version)
     for step in after.steps.values():
         if step.status in _STEP_ENDS and step.status is not before.step(step.name).status:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from sagas.events.bus import Events
-from sagas.events.consumer import InProcess
+from sagas.events.runners import InProcess
 
 __all__ = ["run", "until_signalled"]
 

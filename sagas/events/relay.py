@@ -26,8 +26,9 @@ from sagas.errors import (
 )
 from sagas.events.brokers import Broker, Outgoing
 from sagas.events.cloudevents import PREFIX, Wire, written
-from sagas.events.deadletters import DeadLetters, replay_of
+from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
+from sagas.events.letters import replay_of
 from sagas.events.messages import topic
 from sagas.observers import Observers
 from sagas.stores import schema

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from sagas.errors import PayloadUnreadable
 
-__all__ = ["AS_STORED", "MARK", "PLAIN", "Codec", "input_of", "own_input_of", "result_of"]
+__all__ = ["AS_STORED", "MARK", "PLAIN", "STEP_PAYLOADS", "Codec", "input_of", "result_of"]
 
 #: What encoded text begins with. No JSON does, so the two are never taken for each other.
 MARK = "~"
@@ -33,7 +34,7 @@ def input_of(saga_id: str) -> str:
     return f"{saga_id}:input"
 
 
-def own_input_of(saga_id: str, step: str) -> str:
+def _own_input_of(saga_id: str, step: str) -> str:
     """Return what the input of a step's own is called to a codec."""
     return f"{saga_id}:input:{step}"
 
@@ -41,6 +42,19 @@ def own_input_of(saga_id: str, step: str) -> str:
 def result_of(saga_id: str, step: str) -> str:
     """Return what the result of a step is called to a codec."""
     return f"{saga_id}:result:{step}"
+
+
+def _details_of(saga_id: str, step: str) -> str:
+    """Return what the details of a step's heartbeat are called to a codec."""
+    return f"{saga_id}:details:{step}"
+
+
+#: The payloads of a step, by the name of their column: what each of them is called to a codec.
+STEP_PAYLOADS: Mapping[str, Callable[[str, str], str]] = {
+    "input": _own_input_of,
+    "result": result_of,
+    "heartbeat_details": _details_of,
+}
 
 
 class _Plain:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sagas.errors import ConfigurationError, PayloadUnreadable
 from sagas.stores.codecs import MARK
+from sagas.text import quoted
 
 __all__ = ["AesGcm"]
 
@@ -39,7 +40,7 @@ class AesGcm:
 
     def __init__(self, keys: Mapping[str, bytes], *, current: str, reads_plain: bool = False) -> None:
         if current not in keys:
-            raise ConfigurationError(f"current={current!r} is none of the keys: {_known(keys)}")
+            raise ConfigurationError(f"current={current!r} is none of the keys: {quoted(sorted(keys))}")
         self._keys: dict[str, AESGCM] = {}
         for key_id, key in keys.items():
             if not _KEY_ID.fullmatch(key_id):
@@ -52,7 +53,7 @@ class AesGcm:
         self.reads_plain = reads_plain
 
     def __repr__(self) -> str:
-        return f"AesGcm(keys {_known(self._keys)}; current {self.current!r})"
+        return f"AesGcm(keys {quoted(sorted(self._keys))}; current {self.current!r})"
 
     def encode(self, text: str, about: str) -> str:
         nonce = os.urandom(_NONCE)
@@ -70,7 +71,7 @@ class AesGcm:
         key_id, _, sealed_text = text.removeprefix(_PREFIX).partition(":")
         if not text.startswith(_PREFIX) or key_id not in self._keys:
             raise PayloadUnreadable(
-                f"{about} is encrypted with the key {key_id[:40]!r}, and there is only {_known(self._keys)}: "
+                f"{about} is encrypted with the key {key_id[:40]!r}, and there is only {quoted(sorted(self._keys))}: "
                 "keep old keys until `sagas db reencrypt` has gone through"
             )
         try:
@@ -84,7 +85,3 @@ class AesGcm:
 
     def is_current(self, stored: str) -> bool:
         return stored.startswith(f"{_PREFIX}{self.current}:")
-
-
-def _known(keys: Mapping[str, object]) -> str:
-    return ", ".join(map(repr, sorted(keys))) or "none"

@@ -36,6 +36,7 @@ __all__ = [
     "sqlstate",
     "teach_sqlite",
     "translated",
+    "spare",
 ]
 
 T = TypeVar("T")
@@ -233,9 +234,23 @@ def sqlstate(said: BaseException | None) -> str | None:
     return code
 
 
-def _says(said: BaseException, known: Collection[Any], words: str | None = None) -> bool:
+def _says(said: BaseException, known: Collection[Any], *words: str) -> bool:
     codes = _codes(said)
-    return not codes.isdisjoint(known) or (words is not None and any(words in str(code) for code in codes))
+    return not codes.isdisjoint(known) or any(each in str(code) for each in words for code in codes)
+
+
+def lacks_tables(error: BaseException | None) -> bool:
+    """Tell whether a database that did answer said that a table or a column is not there."""
+    if isinstance(error, StoreUnavailable | StoreRefused):  # what SQLite says of it is an OperationalError
+        error = error.__cause__
+    said = error.orig if isinstance(error, DBAPIError) else error
+    if said is None:
+        return False
+    return _says(said, _NOT_THERE, *(("no such table", "no such column") if _is_sqlites(said) else ()))
+
+
+def _is_sqlites(said: BaseException) -> bool:
+    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
 
 
 def may_not(said: BaseException) -> bool:
@@ -264,6 +279,9 @@ ON_DELETE = (
 )
 GRANT = "The role of this connection may not do that: grant it SELECT, INSERT, UPDATE and DELETE"
 
+#: A table or a column is not there: PostgreSQL's, then MySQL's and MariaDB's.
+_NOT_THERE = ("42P01", "42703", 1146, 1054)
+
 #: No such privilege, a transaction that only reads: PostgreSQL's, then MySQL's and MariaDB's.
 _MAY_NOT = ("42501", "25006", 1142, 1290, 1792, 1836)
 
@@ -279,30 +297,25 @@ _FAILED = "25P02"
 _LONGEST = 1_000
 
 
-def lacks_tables(error: BaseException | None) -> bool:
-    """Tell whether a database that did answer said that a table or a column is not there."""
-    if isinstance(error, StoreUnavailable | StoreRefused):  # what SQLite says of it is an OperationalError
-        error = error.__cause__
-    said = error.orig if isinstance(error, DBAPIError) else error
-    if said is None:
-        return False
-    first = said.args[0] if said.args else None
-    return (
-        (sqlstate(said) or sqlstate(said.__cause__)) in ("42P01", "42703")  # PostgreSQL
-        or first in (1054, 1146)  # MySQL, MariaDB
-        or (_is_sqlites(said) and str(first).startswith(("no such table", "no such column")))
-    )
-
-
-def _is_sqlites(said: BaseException) -> bool:
-    return isinstance(said, sqlite3.Error) or isinstance(said.__cause__, sqlite3.Error)  # Django's has it as its cause
-
-
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
     with refused(), translated(engine), engine.connect() as connection:
-        yield connection.execution_options(**{READ_ONLY: True})
+        yield spare(connection).execution_options(**{READ_ONLY: True})
+
+
+def spare(connection: Connection) -> Connection:
+    """Return a connection that was just opened. Raises `ConfigurationError` where a transaction is open on it.
+
+    All connections of a thread to a SQLite database in memory are one: to end this one would undo what the caller of
+    the library has written and not committed.
+    """
+    if connection.dialect.name == "sqlite" and getattr(connection.connection.dbapi_connection, "in_transaction", False):
+        raise ConfigurationError(
+            "a transaction is open in this thread, and a SQLite database in memory has one connection for each thread: "
+            "what the transaction has written would be lost. Commit it first, or use a file: sqlite:///shop.db"
+        )
+    return connection
 
 
 def database_now(dialect: str) -> Any:

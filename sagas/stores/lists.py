@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, false, func, null, select, union, union_all
 
 from sagas.checkpoints import FINISHED, SagaStatus, StepStatus, node_of
+from sagas.opening import ENDED_EARLY
 from sagas.stores import schema
+from sagas.stores.codecs import STEP_PAYLOADS
 from sagas.stores.filters import Filter
 from sagas.text import is_clean
 
@@ -39,6 +41,11 @@ _root = schema.sagas.alias("root")
 SUMMARY = [column for column in _sagas if column is not _sagas.input]
 
 _UNFINISHED = tuple(status for status in SagaStatus if status not in FINISHED)
+
+#: It is a completed child in a tree that is not finished.
+_MAY_BE_UNDONE = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
+    select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
+)
 
 #: A saga does not stand at a step of one of these, whichever way it goes.
 SETTLED = (StepStatus.DONE, StepStatus.COMPENSATED, StepStatus.SKIPPED)
@@ -109,7 +116,7 @@ def listed(where: Filter, *, limit: int, before: str | None, after: str | None) 
 
 def steps_of(ids: list[str]) -> Select[Any]:
     """The steps of these sagas, without their payloads."""
-    columns = [column for column in _steps if column is not _steps.result and column is not _steps.input]
+    columns = [column for column in _steps if column.name not in STEP_PAYLOADS]
     return select(*columns).where(_steps.saga_id.in_(ids)).order_by(_steps.saga_id, _steps.seq)
 
 
@@ -157,24 +164,17 @@ def in_flight() -> Select[Any]:
 
 def may_be_undone() -> Select[Any]:
     """The completed children that their parents may still have to compensate, in the same way."""
-    return (
-        _by_definition()
-        .join(_root, _root.c.id == _sagas.root_id)
-        .where(_root.c.status.in_(_UNFINISHED), _sagas.status == SagaStatus.COMPLETED)
-    )
+    return _by_definition().where(_MAY_BE_UNDONE)
 
 
 def standing(name: str, version: int, outline: str) -> Select[Any]:
     """Where those of one outline stand, and which waits ahead have their signals."""
-    early = (_steps.kind == "wait") & (_steps.status == StepStatus.DONE) & (_steps.started_seq == 0)
-    undone_with_parent = (_sagas.status == SagaStatus.COMPLETED) & _sagas.root_id.in_(
-        select(_root.c.id).where(_root.c.status.in_(_UNFINISHED))
-    )
+    early = (_steps.kind == "wait") & (_steps.started_seq == 0) & _steps.status.in_(ENDED_EARLY)
     mine = (
         _sagas.name == name,
         _sagas.version == version,
         _sagas.outline == outline,
-        _sagas.status.in_(_UNFINISHED) | undone_with_parent,
+        _sagas.status.in_(_UNFINISHED) | _MAY_BE_UNDONE,
     )
     begun = case((_sagas.dispatches > 0, 0), else_=-1)
     at = (

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 from sagas.checkpoints import step_name
 from sagas.errors import NotAllowed, PayloadUnreadable, StoreUnavailable
 from sagas.stores import audit, schema
-from sagas.stores.codecs import input_of, own_input_of, result_of
+from sagas.stores.codecs import STEP_PAYLOADS, input_of
 from sagas.stores.engines import reading
 from sagas.stores.protocols import OperatorStore
 
@@ -31,7 +31,7 @@ _INPUT = (
 _OF_STEP = (
     update(schema.steps)
     .where(_steps.saga_id == bindparam("_id"), _steps.seq == bindparam("_seq"))
-    .values(input=bindparam("_input"), result=bindparam("_result"))
+    .values({column: bindparam(f"_{column}") for column in STEP_PAYLOADS})
 )
 
 
@@ -42,7 +42,7 @@ class _Stale:
     saga_id: str
     revision: int
     input: str
-    steps: Mapping[int, tuple[str | None, str | None]]  #: by number: the input and the result of a step
+    steps: Mapping[int, Mapping[str, str | None]]  #: by number: the payloads of a step by the names of their columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,9 @@ def _stale(store: OperatorStore, ids: Sequence[str], unreadable: dict[str, Paylo
     with reading(store.engine) as connection:
         columns = select(_sagas.id, _sagas.revision, _sagas.input).where(_sagas.id.in_(ids))
         rows = connection.execute(columns).mappings().all()
-        query = select(_steps.saga_id, _steps.seq, _steps.node, _steps.item, _steps.input, _steps.result)
-        with_payload = query.where(_steps.saga_id.in_(ids), or_(_steps.input.is_not(None), _steps.result.is_not(None)))
+        payloads = [_steps[column] for column in STEP_PAYLOADS]
+        query = select(_steps.saga_id, _steps.seq, _steps.node, _steps.item, *payloads)
+        with_payload = query.where(_steps.saga_id.in_(ids), or_(*(column.is_not(None) for column in payloads)))
         steps: dict[str, list[RowMapping]] = {}
         for step in connection.execute(with_payload).mappings():
             steps.setdefault(step["saga_id"], []).append(step)
@@ -134,13 +135,13 @@ def _stale(store: OperatorStore, ids: Sequence[str], unreadable: dict[str, Paylo
         written = {}
         for step in steps.get(row["id"], ()):
             name = step_name(step["node"], step["item"])
-            own = None if step["input"] is None else again(step["input"], own_input_of(row["id"], name))
-            result = None if step["result"] is None else again(step["result"], result_of(row["id"], name))
-            if own is not None or result is not None:
-                written[step["seq"]] = (
-                    step["input"] if own is None else own,
-                    step["result"] if result is None else result,
-                )
+            anew = {
+                column: text
+                for column, about in STEP_PAYLOADS.items()
+                if step[column] is not None and (text := again(step[column], about(row["id"], name))) is not None
+            }
+            if anew:
+                written[step["seq"]] = {column: anew.get(column, step[column]) for column in STEP_PAYLOADS}
         if written or input_ is not None:
             found.append(_Stale(row["id"], row["revision"], row["input"] if input_ is None else input_, written))
     return found
@@ -157,8 +158,8 @@ def _write(connection: Connection, stale: Sequence[_Stale]) -> set[str]:
         if each.saga_id in ids and connection.execute(_INPUT, values).rowcount == 1:
             done.add(each.saga_id)
             steps += [
-                {"_id": each.saga_id, "_seq": seq, "_input": own, "_result": result}
-                for seq, (own, result) in each.steps.items()
+                {"_id": each.saga_id, "_seq": seq, **{f"_{column}": text for column, text in payloads.items()}}
+                for seq, payloads in each.steps.items()
             ]
     if steps:
         connection.execute(_OF_STEP, steps)

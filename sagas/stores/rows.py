@@ -19,7 +19,7 @@ from sagas.checkpoints import (
     StepStatus,
     step_name,
 )
-from sagas.stores.codecs import Codec, input_of, own_input_of, result_of
+from sagas.stores.codecs import STEP_PAYLOADS, Codec, input_of
 
 __all__ = [
     "FIXED_FIELDS",
@@ -72,7 +72,7 @@ STEP_FIELDS = _fields(StepRecord)
 HISTORY_FIELDS = _fields(HistoryEntry)
 LETTER_FIELDS = _fields(DeadLetter)
 _SUMMARY_FIELDS = tuple(name for name in SAGA_FIELDS if name != "input")
-_SUMMARY_STEP_FIELDS = tuple(name for name in STEP_FIELDS if name not in ("input", "result"))
+_SUMMARY_STEP_FIELDS = tuple(name for name in STEP_FIELDS if name not in STEP_PAYLOADS)
 
 
 def row_of(record: Any, fields: Sequence[str]) -> dict[str, Any]:
@@ -107,10 +107,9 @@ def _step_of(saga_id: str, row: Row, codec: Codec) -> StepRecord:
     values = _pick(row, STEP_FIELDS)
     values["status"] = StepStatus(row["status"])
     name = step_name(row["node"], row["item"])
-    if row["result"] is not None:
-        values["result"] = codec.decode(row["result"], result_of(saga_id, name))
-    if row["input"] is not None:
-        values["input"] = codec.decode(row["input"], own_input_of(saga_id, name))
+    for column, about in STEP_PAYLOADS.items():
+        if values[column] is not None:
+            values[column] = codec.decode(values[column], about(saga_id, name))
     return StepRecord(**values)
 
 

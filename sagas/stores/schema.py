@@ -206,6 +206,10 @@ steps = Table(
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     Column("child_id", String(36)),
+    Column("heartbeat_at", UtcDateTime),
+    Column("heartbeat_details", LongText),
+    Column("progress_done", BigInteger),
+    Column("progress_total", BigInteger),
     **MYSQL_OPTIONS,
 )
 

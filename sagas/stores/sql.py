@@ -30,10 +30,10 @@ from sagas.durations import seconds
 from sagas.errors import ConfigurationError, KeyConflict, SagaError, SagaNotFound
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
-from sagas.stores.codecs import PLAIN, Codec, input_of, own_input_of, result_of
+from sagas.stores.codecs import PLAIN, STEP_PAYLOADS, Codec, input_of
 from sagas.stores.commits import Commits
 from sagas.stores.connections import Connections
-from sagas.stores.engines import open_engine
+from sagas.stores.engines import open_engine, spare
 from sagas.stores.filters import Filter
 from sagas.stores.gathering import Gathering
 from sagas.stores.items import SqlItems
@@ -191,7 +191,8 @@ class SqlStore:
         self._clock.ask()  # twice if need be: the pool may hold connections from before the database's restart
         with ExitStack() as ends:
             with self.connections.translated():
-                connection = ends.enter_context(self.engine.begin())
+                connection = ends.enter_context(self.engine.connect())
+                ends.enter_context(spare(connection).begin())
                 if self.connections.owns(connection):  # the caller's iterable may take its time between two chunks
                     ends.callback(limit_idle(connection, unheard=UNHEARD))
             yield connection
@@ -353,10 +354,9 @@ class SqlStore:
             if step == before.steps.get(name):
                 continue
             row = {"saga_id": after.id, **row_of(step, STEP_FIELDS)}
-            if step.result is not None:
-                row["result"] = self.codec.encode(step.result, result_of(after.id, name))
-            if step.input is not None:
-                row["input"] = self.codec.encode(step.input, own_input_of(after.id, name))
+            for column, about in STEP_PAYLOADS.items():
+                if row[column] is not None:
+                    row[column] = self.codec.encode(row[column], about(after.id, name))
             rows.append(row)
         return rows
 

@@ -220,6 +220,18 @@ class Case:
         """Tell whether the claim on a step has run out."""
         return step.lease_until is not None and step.lease_until <= self.now
 
+    def silent_until(self, step: StepRecord) -> datetime | None:
+        """Say until when an action that is at work may go without a heartbeat. None where it need not report."""
+        limit = self.node(step).step.heartbeat_timeout
+        if limit is None or step.heartbeat_at is None or step.status is not StepStatus.RUNNING:
+            return None
+        return step.heartbeat_at + timedelta(seconds=limit)
+
+    def leased(self, step: StepRecord) -> StepRecord:
+        """Return a step that is held, with a lease from now on: no longer than its attempt may take, or be silent."""
+        limits = self.now + timedelta(seconds=self.timing.lease), step.deadline, self.silent_until(step)
+        return replace(step, lease_until=min(filter(None, limits)))
+
     @property
     def waiting(self) -> list[StepRecord]:
         """The steps of the current stage that a worker could begin now."""

@@ -16,6 +16,7 @@ from sagas.checkpoints import (
     StepRecord,
     StepStatus,
 )
+from sagas.opening import is_early
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 
 __all__ = [
@@ -101,15 +102,17 @@ def _not_yet(case: Case, step: StepRecord, failure: Failure) -> Change | None:
 
 
 def expire(case: Case, step: StepRecord) -> Change:
-    """A claim has died: its time was up, or its worker stopped renewing it."""
+    """A claim has died: its time was up, its function fell silent, or its worker stopped renewing it."""
     assert step.deadline is not None
+    node, silent_until = case.node(step), case.silent_until(step)
     if step.deadline <= case.now:
-        timeout = case.node(step).step.timeout
-        node = case.node(step)
-        retry = node.compensation_retry if step.status is StepStatus.COMPENSATING else node.retry
-        said = f"no answer within {timeout:g} s"
-        return failed(case, step, Failure(Outcome.FAILED, said, retry=retry.policy_for(TimeoutError())))
-    return lose(case, step)
+        said = f"no answer within {node.step.timeout:g} s"
+    elif silent_until is not None and silent_until <= case.now:
+        said = f"no heartbeat within {node.step.heartbeat_timeout:g} s"
+    else:
+        return lose(case, step)
+    retry = node.compensation_retry if step.status is StepStatus.COMPENSATING else node.retry
+    return failed(case, step, Failure(Outcome.FAILED, said, retry=retry.policy_for(TimeoutError())))
 
 
 def lose(case: Case, step: StepRecord) -> Change:
@@ -170,13 +173,19 @@ def after_step(
         if over:
             case = case.on(replace(case.record, stage_ready_at=case.now))
         outline, case = case.record.outline, _finished(case)
-        is_changed = case.record.outline != outline  # the chain on its way leads to what was ahead before
-        if over and verdict is Verdict.CONTINUE and (is_changed or not case.goes_on(stage)):
+        # The chain on its way leads to what was ahead before, and to each stage in turn.
+        is_left = case.record.outline != outline or _is_skipped(case, stage)
+        if over and verdict is Verdict.CONTINUE and (is_left or not case.goes_on(stage)):
             verdict = Verdict.DISPATCH
         change = case.done(verdict)
     if len(stage) > 1 and verdict is not Verdict.DISPATCH:  # in a chord a failure is data: the join raises it
         verdict = Verdict.CLOSED if over else Verdict.PARTED
     return replace(change, verdict=verdict, note=note, history=history + change.history, dead_letters=letters)
+
+
+def _is_skipped(case: Case, stage: tuple[StepRecord, ...]) -> bool:
+    """Tell whether nothing is to be done at the stage after this one: the signals that it waits for came early."""
+    return case.forward and bool(case.stage) and case.stage[0].stage > stage[0].stage + 1
 
 
 def _finished(case: Case) -> Case:
@@ -269,7 +278,7 @@ def compensate(case: Case, why: str, actor: str | None = None) -> Change:
     """Begin to undo. What is at work is waited for; what was between two attempts is in doubt."""
     history = (case.entry(HistoryKind.COMPENSATION_STARTED, None, why, actor),)
     for step in case.record.steps.values():
-        if step.started_seq:
+        if step.started_seq or is_early(step):
             case = case.set(_to_undo(case, step))
     case = case.status(
         SagaStatus.COMPENSATING,
@@ -284,10 +293,10 @@ def compensate(case: Case, why: str, actor: str | None = None) -> Change:
 
 
 def _to_undo(case: Case, step: StepRecord) -> StepRecord:
-    """Return a step that has begun as it is when its saga begins to undo."""
+    """Return a step that has begun, or whose signal came early, as it is when its saga begins to undo."""
     if step.status is StepStatus.PENDING:
         step = step.move(StepStatus.IN_DOUBT)
-    nothing_to_undo = case.node(step).compensation is None or case.is_undecided(step)
+    nothing_to_undo = case.node(step).compensation is None or case.is_undecided(step) or is_early(step)
     began = (StepStatus.RUNNING, StepStatus.WAITING, StepStatus.DONE, StepStatus.IN_DOUBT)
     if nothing_to_undo and step.status in began:
         step = released(step, StepStatus.COMPENSATED, case.now)

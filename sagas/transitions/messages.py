@@ -6,11 +6,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sagas.checkpoints import Direction, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
+from sagas.heartbeats import Report
 from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
 
-__all__ = ["claim", "decided", "fail", "join", "renew", "report", "skip", "succeed", "wait"]
+__all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "skip", "succeed", "wait"]
 
 
 def claim(case: Case, name: str, epoch: int, owner: str, digest: str | None = None) -> Change:
@@ -55,17 +56,20 @@ def _no_turn(case: Case, name: str) -> Change | None:
 
 
 def _granted(case: Case, step: StepRecord, owner: str, history: tuple[HistoryEntry, ...]) -> Change:
-    deadline = case.now + timedelta(seconds=case.node(step).step.timeout)
+    node = case.node(step).step
+    first_undo = not case.forward and step.status is not StepStatus.COMPENSATING
     step = step.move(
         StepStatus.RUNNING if case.forward else StepStatus.COMPENSATING,
         owner=owner,
-        lease_until=min(case.now + timedelta(seconds=case.timing.lease), deadline),
-        deadline=deadline,
+        deadline=case.now + timedelta(seconds=node.timeout),
+        heartbeat_at=case.now if case.forward and node.heartbeat_timeout is not None else None,
+        progress_done=None if first_undo else step.progress_done,
+        progress_total=None if first_undo else step.progress_total,
         due_at=None,
         started_seq=step.started_seq or 1 + max(each.started_seq for each in case.record.steps.values()),
         started_at=step.started_at or case.now,
     )
-    case = case.set(step, idle_checks=0, error=None if case.forward else case.record.error)
+    case = case.set(case.leased(step), idle_checks=0, error=None if case.forward else case.record.error)
     if case.record.status is SagaStatus.PENDING:
         case = case.status(SagaStatus.RUNNING)
     return case.done(Verdict.ACT, history=history)
@@ -129,14 +133,30 @@ def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failu
     return failed(case, step, failure)
 
 
-def renew(case: Case, name: str, owner: str) -> Change:
-    """The holder of a claim is alive and still at work. It may not outlive its deadline."""
+def renew(case: Case, name: str, owner: str, report: Report | None = None) -> Change:
+    """The holder of a claim is alive and still at work. It may not outlive its deadline.
+
+    `report`: what its function has reported since. Without that, a function that has to is not known to go on.
+    """
     step = case.record.step(name)
     if step.owner != owner:
         return case.refuse("its claim was taken over")
-    assert step.deadline is not None
-    lease_until = min(case.now + timedelta(seconds=case.timing.lease), step.deadline)
-    return case.set(replace(step, lease_until=lease_until)).done(Verdict.ACT)
+    if report is not None:
+        case = reported(case, name, owner, report)
+        step = replace(case.record.step(name), heartbeat_at=case.now)
+    return case.set(case.leased(step)).done(Verdict.ACT)
+
+
+def reported(case: Case, name: str, owner: str, report: Report | None) -> Case:
+    """Return the case with what an attempt that holds its claim has reported."""
+    step = case.record.step(name)
+    if report is None or step.owner != owner:
+        return case
+    if report.details is not None:
+        step = replace(step, heartbeat_details=report.details)
+    if report.done is not None:
+        step = replace(step, progress_done=report.done, progress_total=report.total)
+    return case.set(step)
 
 
 def join(case: Case, name: str, epoch: int) -> Change:

@@ -129,6 +129,7 @@ def rewound(record: SagaRecord, now: datetime) -> SagaRecord:
             # A timer may be set to a time of day: rather late than early.
             due_at=step.due_at if step.kind == "timer" else back(step.due_at),
             sent_at=back(step.sent_at),
+            heartbeat_at=back(step.heartbeat_at),
             started_at=None if step.started_at is None else min(step.started_at, now),
         )
         for name, step in record.steps.items()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
-from sagas.opening import is_early
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 from sagas.transitions.ends import after_step, end_failed, late_success, move_on, released
 
@@ -100,10 +99,5 @@ def ended(case: Case, step: StepRecord, **changes: object) -> Change:
     """What a step waited for has come."""
     if case.record.status is SagaStatus.PENDING:  # it begins with a wait, so that no worker has begun it
         case = case.status(SagaStatus.RUNNING)
-    early = is_early(step)
     step = released(step, StepStatus.DONE, case.now, error=None, due_at=None, **changes)
-    if not step.started_seq and not early:  # a signal that came before the step had begun
-        number = 1 + max(each.started_seq for each in case.record.steps.values())
-        step = replace(step, started_seq=number, started_at=case.now)
-    case = case.set(step)
-    return after_step(case, step, Verdict.CONTINUE)
+    return after_step(case.set(step), step, Verdict.CONTINUE)

@@ -10,8 +10,8 @@ from typing import Any
 from celery import bootsteps, current_app, signals
 
 from sagas.events.bus import Events
-from sagas.events.consumer import InThread, Runner
 from sagas.events.inbox import Call, Outcome
+from sagas.events.runners import InThread, Runner
 from sagas.worker.recovery import pool_of
 
 __all__ = ["EventsStep"]

@@ -44,7 +44,7 @@ class RecoveryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Celery's time limits apply to a whole task: with them, each step runs as its own task.
         if parent.app.sagas.run_next_inline and not (parent.time_limit or parent.soft_time_limit):
             queues = parent.app.amqp.queues.consume_from
-            parent.app.sagas.canvas.prepare(queues=queues, sends_events=parent.task_events)
+            parent.app.sagas.canvas.inline.prepare(queues=queues, sends_events=parent.task_events)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002
         self._recovery.start()

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parent.parent.parent
 PUBLIC = """
 Saga Step Parallel Pivot Wait Sleep Child Each COMPENSATE Retry NEVER StepContext TerminalError RetryableError
 Sagas SqlStore Schedule SagaHandle Completion StartResult StartStatus
-SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord
+SagaStatus StepStatus Direction SagaRecord SagaSummary StepRecord StepProgress
 SagaError DefinitionError UnboundParameter DuplicateName ConfigurationError StartError InvalidInput PayloadTooLarge
 KeyConflict SagaNotFound AmbiguousSaga DefinitionMissing NotAllowed SignalRefused InvalidToken
 SagaNotCompleted WaitTimeout StoreRefused StoreUnavailable
-PayloadUnreadable UnserialisableResult StepFailed
+PayloadUnreadable UnserialisableResult StepCancelled StepFailed
 """.split()
 
 

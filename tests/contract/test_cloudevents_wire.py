@@ -26,7 +26,7 @@ from sagas.errors import ConfigurationError
 from sagas.events import Envelope, Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Delivery, Outgoing
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.events.consumer import InProcess
+from sagas.events.runners import InProcess
 from tests.contract.broker_of import broker_of, take
 from tests.servers import wait_for
 

@@ -15,7 +15,7 @@ from sagas import NotAllowed, Retry, SqlStore, TerminalError
 from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.events.consumer import InThread
+from sagas.events.runners import InThread
 from sagas.stores import schema
 from tests.contract.broker_of import broker_of
 from tests.servers import wait_for

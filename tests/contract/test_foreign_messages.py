@@ -35,8 +35,8 @@ from sagas.events.brokers.kafka import KafkaBroker
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.brokers.redis_streams import RedisBroker
-from sagas.events.consumer import InProcess
 from sagas.events.outbox import outbox_row, shard_of
+from sagas.events.runners import InProcess
 from sagas.stores import schema
 from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 

@@ -16,7 +16,7 @@ from sagas.events import Events, HandlerContext, Service, event
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
-from sagas.events.consumer import InProcess
+from sagas.events.runners import InProcess
 from tests.contract.broker_of import bodies, broker_of, message, take
 from tests.servers import RabbitMQ, wait_for
 

@@ -23,7 +23,7 @@ from sagas.errors import ConfigurationError, KeyConflict, NotAllowed, PayloadUnr
 from sagas.stores import Codec, Filter, reencryption, retention, schema
 from sagas.stores.archive import Archive, load_archive
 from sagas.stores.audit import audit
-from sagas.stores.codecs import AS_STORED, PLAIN
+from sagas.stores.codecs import AS_STORED, PLAIN, STEP_PAYLOADS
 from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import Progress, reencrypt
 from sagas.stores.retention import Expired, count_expired, purge
@@ -57,7 +57,8 @@ def add(store: SqlStore, number: int, *, days: float, status: SagaStatus = SagaS
             correlation_id="c", input=f'{{"card":"4111-{number}"}}', created_at=at, updated_at=at, stage_ready_at=at,
         )
     )  # fmt: skip
-    step = StepRecord(node="a", seq=1, status=StepStatus.DONE, started_seq=1, result=f'"receipt-{number}"')
+    payloads: dict[str, Any] = dict.fromkeys(STEP_PAYLOADS, f'"receipt-{number}"')
+    step = StepRecord(node="a", seq=1, status=StepStatus.DONE, started_seq=1, **payloads)
     entry = HistoryEntry(at=at, what="x", epoch=1, detail="ü💶")
     letter = DeadLetter(saga_id=stored.id, step="a", direction=Direction.FORWARD, error="e", created_at=at)
     after = replace(stored, status=status, **more).with_step(step)
@@ -266,7 +267,8 @@ def test_an_archive_that_cannot_be_written_keeps_the_sagas(store: SqlStore, tmp_
 def stored(store: SqlStore) -> list[str]:
     with store.engine.connect() as connection:
         inputs = connection.execute(select(schema.sagas.c.input)).scalars().all()
-        return [*inputs, *connection.execute(select(schema.steps.c.result)).scalars().all()]
+        steps = connection.execute(select(*(schema.steps.c[column] for column in STEP_PAYLOADS)))
+        return [*inputs, *(payload for step in steps for payload in step)]
 
 
 def with_codec(store: SqlStore, codec: Codec) -> SqlStore:

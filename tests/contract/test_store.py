@@ -32,7 +32,7 @@ from sagas import (
 )
 from sagas.checkpoints import DeadLetter, HistoryEntry, HistoryKind, SagaSummary
 from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schema
-from sagas.stores.codecs import PLAIN
+from sagas.stores.codecs import PLAIN, STEP_PAYLOADS
 from sagas.stores.encryption import AesGcm
 from sagas.stores.engines import lacks_tables
 from sagas.stores.postgres import FastPath
@@ -470,8 +470,9 @@ def test_a_database_that_does_not_answer() -> None:
         store = SqlStore(url)
         with pytest.raises(StoreUnavailable):
             store.load("x")
-        with pytest.raises(StoreUnavailable):
-            store.now()
+        if store.dialect != "sqlite":  # whose clock is that of this machine
+            with pytest.raises(StoreUnavailable):
+                store.now()
 
 
 def test_a_database_that_cannot_hold_sagas() -> None:
@@ -509,12 +510,8 @@ def test_every_field_that_a_rule_can_change_survives_a_save(any_store: Any, way:
         for field in fields(SagaRecord)
         if field.name not in FIXED_FIELDS | {"revision", "steps"}
     }
-    step = StepRecord(
-        **{
-            field.name: _other(getattr(StepRecord(node="pay", item=1), field.name), field.name)
-            for field in fields(StepRecord)
-        }
-    )
+    begun = StepRecord(node="pay", item=1, progress_done=1, progress_total=2)
+    step = StepRecord(**{field.name: _other(getattr(begun, field.name), field.name) for field in fields(StepRecord)})
     after = replace(first, **changed, steps={step.name: step})
     entry = HistoryEntry(**{f.name: _other(3 if f.name == "epoch" else "", f.name) for f in fields(HistoryEntry)})
     if way == "in a session":
@@ -555,7 +552,8 @@ def test_lists_read_no_payloads(store: SqlStore) -> None:
     event.listen(store.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
     sealed.queries.select(with_steps=True)
     assert statements
-    assert not any(".input" in text_ or ".result" in text_ for text_ in statements)
+    columns = ["sagas_saga.input", *(f"sagas_step.{column}" for column in STEP_PAYLOADS)]
+    assert not any(payload in text_ for payload in columns for text_ in statements)
 
 
 def test_a_saga_that_cannot_be_read_is_put_off(store: SqlStore) -> None:

@@ -18,8 +18,8 @@ from sagas.events.brokers import Broker
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.choreography import graph, problems
-from sagas.events.consumer import InProcess
 from sagas.events.guards import StormGuard
+from sagas.events.runners import InProcess
 from sagas.stores import schema
 from tests.servers import RabbitMQ, wait_for
 

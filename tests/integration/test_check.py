@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from sagas import Parallel, Pivot, Saga, Sagas, SagaStatus, SqlStore, Step
+from sagas import Parallel, Pivot, Saga, Sagas, SagaStatus, SqlStore, Step, Wait, transitions
 from sagas.check import Flight, check, differences
 from sagas.errors import ConfigurationError
 from sagas.stores.encryption import AesGcm
@@ -98,6 +98,24 @@ def test_the_same_code_goes_on(store: SqlStore) -> None:
     assert flight.statuses == (SagaStatus.PENDING, SagaStatus.RUNNING)
     assert only(check(code(store, order()), values=1)).read == 1
     assert only(check(code(store, order()), values=0)).read == 0
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_signal_that_came_early_leaves_the_saga_where_it_is(store: SqlStore, cancel: bool) -> None:
+    def waits(*later: str) -> Saga:
+        steps = (Step(name, nothing, compensation=nothing) for name in later)
+        return Saga("order", Step("a", nothing, compensation=nothing), *steps, Wait("w", int, timeout=60))
+
+    saga = waits()
+    old = code(store, saga)
+    handle = old.start(saga)
+    handle.signal("w", 1)
+    old.orchestrator.change(handle.id, lambda case: transitions.claim(case, "a", 1, "worker"))
+    if cancel:
+        old.cancel(handle.id, "no")
+    new = code(store, waits("b"))
+    assert only(check(new)).ok
+    assert new.orchestrator.definition(store.load(handle.id)).outline == new.orchestrator.sagas["order", 1].outline
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from sagas.events import Events
 from sagas.events.brokers.memory import MemoryBroker
 from sagas.events.brokers.rabbitmq import RabbitBroker
 from sagas.events.choreography import compared, graph, observed
-from sagas.events.consumer import InProcess
 from sagas.events.guards import StormGuard
+from sagas.events.runners import InProcess
 from sagas.events.trace import Entry, trace
 from sagas.stores import schema
 from sagas.testing import Inline, rehearse

@@ -132,6 +132,18 @@ def test_parent_and_children_are_shown_with_a_link_both_ways(rig: Rig, open_flow
     )
 
 
+def test_progress_is_shown(rig: Rig, open_flower: FlowerProcess) -> None:
+    handle, client, store = stuck(rig), Client(open_flower.url), rig.sagas.store
+    record = store.load(handle.id)
+    step = replace(record.step("pivot"), heartbeat_at=store.now(), progress_done=300, progress_total=1200)
+    assert store.save(record, record.with_step(step)) is not None
+    steps = {each["name"]: each for each in client.get(f"/api/sagas/{handle.id}").json()["steps"]}
+    assert steps["pivot"]["progress"] == {"done": 300, "total": 1200}
+    assert steps["pivot"]["heartbeat_at"] is not None
+    assert steps["one"]["progress"] is None
+    assert "300 of 1,200 (25 %)" in client.get(f"/sagas/saga/{handle.id}").text
+
+
 def test_the_list_is_paged_and_filtered(rig: Rig, open_flower: FlowerProcess, untouched: SagaHandle) -> None:
     client = Client(open_flower.url)
     for query in (

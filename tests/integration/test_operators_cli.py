@@ -18,7 +18,7 @@ import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
 
-from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step
+from sagas import Pivot, Retry, Saga, Sagas, SagaStatus, SqlStore, Step, StepStatus
 from sagas.cli import actions
 from sagas.cli.sagas import sagas as group
 from sagas.errors import StoreUnavailable
@@ -245,10 +245,35 @@ def test_the_exit_code_says_how_it_ended(operations: Operations, run: Run) -> No
         watched = run("watch", saga, "--timeout", "0s")
         assert watched.exit_code == code
         names, *changes = [line.split("\t") for line in watched.stdout.splitlines()]
-        assert names == ["at", "step", "status", "failures", "lost", "error"]
+        assert names == ["at", "step", "status", "failures", "lost", "progress", "error"]
         assert changes[-1][1:3] == ["", operations.store.load(saga).status]
         objects = [json.loads(line) for line in run("watch", saga, "--timeout", "0s", "--json").stdout.splitlines()]
         assert [each["status"] for each in objects] == [change[2] for change in changes]
+
+
+def test_progress_is_shown(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, saga = operations.store, stuck(operations, at_pivot)
+    summary, done = operations.queries.summary, iter((1000, 2000, 3000))
+
+    def next_look(saga_id: str) -> Any:
+        if (now := next(done, None)) is None:
+            raise KeyboardInterrupt
+        record = store.load(saga)
+        [step] = [step for step in record.steps.values() if step.status is StepStatus.STUCK]
+        step = replace(step, heartbeat_at=store.now(), progress_done=now, progress_total=3000)
+        assert store.save(record, replace(record.with_step(step), status=SagaStatus.RUNNING)) is not None
+        return summary(saga_id)
+
+    monkeypatch.setattr(operations.queries, "summary", next_look)
+    told = run("watch", saga, "--interval", "0s")
+    assert told.exit_code == 130
+    _, *changes = [line.split("\t") for line in told.stdout.splitlines()]
+    assert [change[5] for change in changes if change[5]] == [
+        "1,000 of 3,000 (33 %)", "2,000 of 3,000 (66 %)", "3,000 of 3,000 (100 %)",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    shown = json.loads(run("show", saga, "--json").stdout)["steps"]
+    assert {"done": 3000, "total": 3000} in [step["progress"] for step in shown]
 
 
 def test_a_list_is_told_by_its_changes(operations: Operations, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,23 @@ import pytest
 from celery import Celery
 from sqlalchemy.orm import Session
 
-from sagas import Saga, SagaHandle, SagaNotFound, Sagas, SignalRefused, SqlStore, Step, Wait
+from sagas import (
+    Parallel,
+    Saga,
+    SagaHandle,
+    SagaNotFound,
+    Sagas,
+    SagaStatus,
+    SignalRefused,
+    SqlStore,
+    Step,
+    StepContext,
+    StepStatus,
+    TerminalError,
+    Wait,
+)
 from sagas.cli.signal import signal
+from sagas.testing import Inline
 from tests.conftest import MakeRig
 from tests.terminal import invoke
 
@@ -47,6 +62,29 @@ def test_in_the_callers_transaction(sagas: Sagas[SqlStore]) -> None:
     assert status(handle) == "DONE"
     with pytest.raises(SignalRefused, match="'a'"), Session(sagas.store.engine) as session:
         sagas.signal("asks", "k", "approval", 8, id="b", session=session)
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_wait_that_never_asked_is_not_compensated(sagas: Sagas[SqlStore], reached: bool) -> None:
+    """Its signal came before its stage was reached, or before a worker called `begin`."""
+    inline, log = Inline(sagas.store), list[str]()
+
+    def first(step: StepContext) -> None:
+        inline.send_signal(step.saga_id, "approval", 7)
+
+    def refuse() -> None:
+        raise TerminalError("no")
+
+    asks = Wait(
+        "approval", int, timeout=60, begin=lambda: log.append("mail"), compensation=lambda: log.append("withdraw")
+    )
+    nodes: Any = Step("first", first, compensation=None), asks
+    stages = (Parallel(*nodes),) if reached else nodes
+    handle = inline.start(Saga("never_asks", *stages, Step("last", refuse, compensation=None)))
+    assert handle.status is SagaStatus.COMPENSATED
+    assert log == []
+    step = sagas.store.load(handle.id).step("approval")
+    assert (step.status, step.result) == (StepStatus.COMPENSATED, "7")
 
 
 def test_to_a_saga_that_was_started_in_the_same_transaction(sagas: Sagas[SqlStore]) -> None:

@@ -26,11 +26,13 @@ from sagas import (
     SignalRefused,
     Sleep,
     Step,
+    StepContext,
     StepStatus,
     Wait,
     transitions,
 )
 from sagas.checkpoints import FINISHED, HistoryKind
+from sagas.heartbeats import Report
 from sagas.opening import is_undecided
 from sagas.plan import Stage, plan
 from sagas.transitions import SKIPPED, Change, Failure, Outcome, Repair, Signal, Timing, Verdict, Waiting
@@ -46,9 +48,13 @@ class Violation(AssertionError):
 def nothing() -> None: ...
 
 
+def reports(step: StepContext) -> None: ...
+
+
 def _step(name: str, *, undo: bool = True, **options: Any) -> Step:
     retry = Retry(max_attempts=2, delay=1, jitter=0)
-    return Step(name, nothing, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3, **options)  # fmt: skip
+    action = reports if "heartbeat_timeout" in options else nothing
+    return Step(name, action, compensation=nothing if undo else None, retry=retry, compensation_retry=retry, timeout=40, max_deliveries=3, **options)  # fmt: skip
 
 
 def _perhaps() -> bool: ...  # type: ignore[empty-body]
@@ -58,10 +64,11 @@ SAGAS = [
     Saga("line", _step("a"), _step("b"), _step("c")),
     Saga("wide", _step("a"), Parallel(_step("l"), _step("r"), _step("n", undo=False)), _step("z")),
     Saga("poll", _step("a"), _step("ask", poll_timeout=30), _step("b")),
+    Saga("reports", _step("a"), Parallel(_step("l", heartbeat_timeout=6), _step("r", heartbeat_timeout=25)), _step("b")),
     Saga("pivot", _step("a"), Parallel(_step("l"), _step("r")), Pivot("p", nothing, timeout=40), Step("z", nothing, timeout=40)),
     Saga(
-        "waits", _step("a"), _step("m", when=_perhaps), Wait("w", int, timeout=60), _step("d", deferred=True, deadline=50),
-        Sleep("t", 20), _step("z"),
+        "waits", _step("a"), _step("m", when=_perhaps), Wait("w", int, timeout=60, begin=nothing, compensation=nothing),
+        _step("d", deferred=True, deadline=50), Sleep("t", 20), _step("z"),
     ),
     Saga(
         "waits_wide", _step("a"),
@@ -106,11 +113,15 @@ class World:
         self.landed: dict[str, int] = {}
         self.late: set[str] = set()  # landed after the saga had turned back: whoever undid them is void, and goes on
         self.began: dict[str, datetime] = {}  # when a step was claimed for the first time
+        self.claimed: set[str] = set()  # steps whose actions were claimed
         self.story: list[str] = []
         self.asked: list[str] = []  # deferred steps that have asked: somebody may complete them, more than once
         self.completed: dict[str, str] = {}  # the result that was accepted
         self.signalled: str | None = None  # the signal that was accepted
         self.decided: set[str] = set()  # conditions whose yes was stored
+        self.heard: dict[str, datetime] = {}  # when a step that reports was claimed, or last reported
+        self.details: dict[str, str | None] = {}  # what it last reported
+        self.reporting: tuple[str, str, Report] | None = None  # what the change under way reports
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
 
@@ -137,10 +148,25 @@ class World:
             before = was.step(name)
             if step.status is before.status:
                 continue
+            if step.status is StepStatus.RUNNING:
+                self.claimed.add(name)
+            if step.status is StepStatus.COMPENSATING and name not in self.claimed:
+                raise self.wrong(f"{name} is undone, and had not begun")
             if step.kind == "timer" and step.status is StepStatus.DONE and before.due_at and before.due_at > self.now:
                 raise self.wrong(f"{name} woke at {self.now}, before {before.due_at}")
             if name == "w" and step.status is StepStatus.FAILED and self.signalled is not None:
                 raise self.wrong(f"the signal {self.signalled} was accepted, and its wait timed out")
+        if self.reporting is not None and after.step(self.reporting[0]).owner == self.reporting[1]:
+            name, _, report = self.reporting
+            self.heard[name], self.details[name] = self.now, report.details
+        for name, step in after.steps.items():
+            limit = self.saga.steps[name].step.heartbeat_timeout
+            if limit is None or step.status is not StepStatus.RUNNING or step.lease_until is None:
+                continue
+            if step.owner != was.step(name).owner:  # it is claimed
+                self.heard[name] = self.now
+            if step.lease_until > self.heard[name] + timedelta(seconds=limit):
+                raise self.wrong(f"{name} may be silent until {step.lease_until}, last heard at {self.heard[name]}")
         if was.status is not after.status:
             self.tell(f"the saga is {after.status}: {after.error or ''}")
         self.record = replace(after, revision=was.revision + 1)
@@ -152,11 +178,13 @@ class World:
             before = self.record
             yield None
             opened = self.case(before).record
+            self.reporting = None
             change: Change = decide(opened)
             if change.record is opened:
                 yield change
                 return
             saved = self.save(before, change.record)
+            self.reporting = None
             if saved is None:
                 continue
             if not self.calm and self.dice.random() < 0.03:
@@ -217,6 +245,8 @@ class World:
         change = yield from self._ask(check)
         if change.verdict is Verdict.ACT:
             self.began.setdefault(name, change.record.step(name).started_at or self.now)
+            if change.record.step(name).heartbeat_details != self.details.get(name):
+                raise self.wrong(f"{name} begins without what was reported last: {self.details.get(name)}")
             yield
             direction = change.record.direction
             self._begin(actor, name, change.record)
@@ -233,6 +263,8 @@ class World:
                         return
                     self.decided.add(name)
                     yield
+            if direction is Direction.FORWARD and self.saga.steps[name].step.heartbeat_timeout is not None:
+                yield from self._report(actor, name, owner)
             if outcome is not SKIPPED:
                 outcome = self._act(name, direction, late=actor.late)
             if isinstance(outcome, str) and self.saga.steps[name].step.waits:
@@ -272,6 +304,24 @@ class World:
                 self.broker.append(Message("fail", name, message.epoch))
             case Verdict.DISPATCH:
                 self.dispatch()
+
+    def _report(self, actor: Actor, name: str, owner: str) -> Iterator[None]:
+        """Report now and then, or fall silent; the lease is renewed all the same."""
+        for number in range(self.dice.randrange(6)):
+            yield
+            report = Report(details=f"{owner}:{number}") if self.dice.random() < 0.6 else None
+
+            def renew(record: SagaRecord, report: Report | None = report) -> Change:
+                self.reporting = None if report is None else (name, owner, report)
+                return transitions.renew(self.case(record), name, owner, report)
+
+            change = yield from self._ask(renew)
+            if change.verdict is not Verdict.ACT:
+                return  # it was given up, and its function may go on
+            lease = change.record.step(name).lease_until
+            assert lease is not None
+            assert actor.acting is not None
+            actor.acting = (*actor.acting[:2], lease)
 
     def _judge_poll(self, name: str, owner: str, change: Change) -> None:
         """Who polls is neither given up before its time is over, nor asked again after it."""
@@ -535,7 +585,9 @@ class World:
         acted = {
             name for name, step in self.record.steps.items() if step.status is StepStatus.DONE and step.kind == "step"
         }
-        if self.record.status is SagaStatus.COMPLETED and standing != acted:
+        # A wait may end without having asked.
+        waits = {name for name, step in self.record.steps.items() if step.kind == "wait"}
+        if self.record.status is SagaStatus.COMPLETED and standing - waits != acted:
             raise self.wrong(f"it is COMPLETED, and of its effects {acted} only {standing} stand")
         if self.record.status is SagaStatus.COMPLETED and set(self.record.steps) != set(self.saga.steps):
             raise self.wrong(f"it is COMPLETED, and has opened only {set(self.record.steps)}")

@@ -42,7 +42,8 @@ from sagas.checkpoints import AT_REST, FINISHED
 from sagas.children import descendants
 from sagas.creation import Limits, new_record
 from sagas.endings import ProcessEnd
-from sagas.leases import Leases
+from sagas.heartbeats import Heartbeats
+from sagas.leases import Leases, Standing
 from sagas.orchestrator import Next, Orchestrator
 from sagas.plan import Plan, plan
 from sagas.testing.memory import MemoryStore
@@ -127,7 +128,7 @@ class _Store(MemoryStore):
 
 class _NoLeases(Leases):
     @contextmanager
-    def held(self, saga_id: str, step: str, owner: str) -> Iterator[None]:
+    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:
         yield
 
 
@@ -153,7 +154,7 @@ class World:
         self.engine = Orchestrator(
             cast("Any", self.store), timing=Timing(lease=10, redispatch_after=10), max_payload=10_000
         )
-        self.engine._leases = _NoLeases(10, lambda *_: True)
+        self.engine._leases = _NoLeases(10, lambda *_: Standing.WANTED)
         self.engine.send = self.send
         self.saga = self.dice.choice(sagas)
         for each in (self.saga, *descendants(self.saga)):

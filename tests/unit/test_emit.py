@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sagas import (
     Step,
     StepContext,
     TerminalError,
+    Wait,
 )
 from sagas.events import event
 from sagas.events.lifecycle import (
@@ -153,6 +155,16 @@ def test_the_life_of_a_saga_that_is_undone() -> None:
     assert isinstance(compensated, SagaCompensated)
     assert turned_back.error == compensated.error == "step 'b' failed: no"
     assert compensated.saga_id == handle.id
+
+
+@pytest.mark.parametrize("options", [{}, {"begin": nothing, "compensation": None}])
+def test_the_life_of_a_saga_that_begins_with_a_wait(options: dict[str, Any]) -> None:
+    inline = Inline()
+    wait = Wait("paid", bool, timeout=1000, **options)
+    handle = inline.start(Saga("order", wait, Pivot("a", nothing), publish_lifecycle=True))
+    inline.advance(handle, timedelta(seconds=90))
+    handle.signal("paid", True)
+    assert _names(inline.emitted) == ["SagaStarted", "StepCompleted paid", "StepCompleted a", "SagaCompleted"]
 
 
 def test_the_life_of_a_saga_that_gets_stuck() -> None:

@@ -32,8 +32,8 @@ from sagas.errors import (
 from sagas.events import CommandFailed, Envelope, Events, HandlerContext, Service, command, event, inbox, leases
 from sagas.events.brokers import Outgoing
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.events.consumer import InProcess, InThread
 from sagas.events.inbox import MOST_BEGUN, Call, End
+from sagas.events.runners import InProcess, InThread
 from sagas.stores import schema
 from tests.servers import wait_for
 

@@ -8,7 +8,7 @@ from confluent_kafka import OFFSET_INVALID, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagas.events.brokers.kafka import Partition
+from sagas.events.brokers.kafka.partition import Partition
 
 #: What one reader does: how many it reads at a time, which of those it acknowledges, and how often it goes on.
 LIFE = st.lists(st.tuples(st.integers(1, 5), st.sets(st.integers(0, 30))), max_size=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -98,6 +98,11 @@ def statuses(handle: SagaHandle) -> dict[str, str]:
     return {name: step.status.value for name, step in handle.record.steps.items()}
 
 
+class Named(TypedDict):
+    condition: int
+    over: int
+
+
 # -- when -------------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +144,14 @@ def test_a_condition_that_fails_fails_its_node_without_effect(world: World, inli
     assert handle.status is SagaStatus.COMPENSATED
     assert "step 'second' failed" in str(handle.error)
     assert world.log == ["first", "undo first: FIRST"]
+
+
+def test_parameters_of_a_condition_may_have_any_name(world: World, inline: Inline) -> None:
+    def is_first(step: StepContext, condition: int, over: int) -> bool:
+        return step.attempt == condition == over
+
+    saga = Saga("order", world.step("first", when=is_first), input=Named)
+    assert inline.start(saga, {"condition": 1, "over": 1}).result["first"] == "FIRST"
 
 
 def test_a_stage_of_conditions(world: World, inline: Inline) -> None:
@@ -306,6 +319,24 @@ def test_a_wait_that_begins_with_a_question(world: World, inline: Inline) -> Non
     inline.advance(handle, 3 * DAY)
     assert handle.status is SagaStatus.COMPENSATED
     assert world.log == ["first", "mail", "withdraw", "undo first: FIRST"]
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_wait_that_never_asked_is_not_compensated(world: World, inline: Inline, reached: bool) -> None:
+    """Its signal came before `begin` was called: in an earlier stage, or beside a step of its own."""
+
+    def first(step: StepContext) -> None:
+        SagaHandle(step.saga_id, inline).signal("asked", True, id="a")
+
+    options: Any = {"begin": lambda: world.log.append("mail"), "compensation": lambda: world.log.append("withdraw")}
+    nodes: Any = Step("first", first, compensation=None), Wait("asked", bool, timeout=DAY, **options)
+    stages = (Parallel(*nodes),) if reached else nodes
+    world.fail = {"last": [TerminalError("no")]}
+    handle = inline.start(Saga("order", *stages, world.step("last")))
+    assert handle.status is SagaStatus.COMPENSATED
+    assert world.log == ["last", "undo last: None"]
+    assert statuses(handle)["asked"] == "COMPENSATED"
+    assert handle.record.updated_at - handle.record.created_at < timedelta(seconds=10), "it waited for recovery"
 
 
 def test_two_waits_at_once(world: World, inline: Inline) -> None:

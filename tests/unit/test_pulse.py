@@ -53,7 +53,6 @@ def test_a_fork_has_a_thread_of_its_own() -> None:
     child = os.fork()
     if child == 0:
         try:
-            heartbeat.reset()
             own = Reader()
             heartbeat.add(own)
             wait_for(lambda: own.beats > 2, 10)

@@ -14,6 +14,7 @@ import pytest
 
 from sagas import StepStatus, transitions
 from sagas.checkpoints import StepRecord
+from sagas.heartbeats import Report
 from sagas.transitions import Case, ends, messages, waits
 from tests.unit.simulation import Violation, World, simulate
 
@@ -89,6 +90,19 @@ def no_early_signal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(transitions, "signal", forget)
 
 
+def no_memory_of_a_beginning(patch: pytest.MonkeyPatch) -> None:
+    """A wait whose signal came before it began is taken for one that has asked."""
+    signal = transitions.signal
+
+    def begun(case: Case, name: str, sent: Any) -> Any:
+        change = signal(case, name, sent)
+        step = change.record.step(name)
+        record = change.record.with_step(replace(step, started_seq=step.started_seq or 99))
+        return change if change.record is case.record else replace(change, record=record)
+
+    patch.setattr(transitions, "signal", begun)
+
+
 def no_end_of_a_wait(patch: pytest.MonkeyPatch) -> None:
     """A deferred step that has ended can be completed again."""
     patch.setattr(waits, "_OPEN", (*waits._OPEN, StepStatus.DONE))
@@ -142,10 +156,26 @@ def polls_for_ever(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def no_limit_to_silence(patch: pytest.MonkeyPatch) -> None:
+    """A function that has fallen silent keeps its claim for as long as its worker lives."""
+    patch.setattr(Case, "silent_until", lambda self, step: None)
+
+
+def renewed_is_heard(patch: pytest.MonkeyPatch) -> None:
+    """That the worker lives counts as a heartbeat of the function."""
+    renew = transitions.renew
+    patch.setattr(transitions, "renew", lambda case, name, owner, report: renew(case, name, owner, report or Report()))
+
+
+def no_details(patch: pytest.MonkeyPatch) -> None:
+    """What an attempt reported is not kept for the next."""
+    patch.setattr(messages, "reported", lambda case, name, owner, report: case)
+
+
 CUTS: list[Patch] = [
     no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt,
-    no_early_signal, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion, no_doubt_of_what_waits, no_patience,
-    polls_fail, polls_for_ever,
+    no_early_signal, no_memory_of_a_beginning, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion,
+    no_doubt_of_what_waits, no_patience, polls_fail, polls_for_ever, no_limit_to_silence, renewed_is_heard, no_details,
 ]  # fmt: skip
 ROUNDS = 3000
 

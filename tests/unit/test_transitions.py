@@ -9,12 +9,24 @@ from typing import Any
 
 import pytest
 
-from sagas import Direction, NotAllowed, Parallel, Pivot, Retry, Saga, SagaRecord, SagaStatus, Step, StepStatus
+from sagas import (
+    Direction,
+    NotAllowed,
+    Parallel,
+    Pivot,
+    Retry,
+    Saga,
+    SagaRecord,
+    SagaStatus,
+    Step,
+    StepStatus,
+    Wait,
+)
 from sagas.checkpoints import FINISHED, SAGA_MOVES, STEP_MOVES
 from sagas.plan import plan
-from sagas.transitions import Case, Change, Failure, Outcome, Repair, Timing, Verdict
+from sagas.transitions import Case, Change, Failure, Outcome, Repair, Signal, Timing, Verdict
 
-from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, succeed  # isort: skip  # fmt: skip
+from sagas.transitions import cancel, claim, examine, fail, join, not_sent, redispatch, repair, report, rewound, signal, succeed  # isort: skip  # fmt: skip
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMING = Timing(lease=30, redispatch_after=30)
@@ -89,6 +101,9 @@ class Game:
             assert self.claim(name) is Verdict.ACT, self.last
             verdict = self.succeed(name)
         return verdict
+
+    def signal(self, name: str) -> Verdict:
+        return self.take(signal(self.case, name, Signal(id="s", payload="true", by='{"id": "s"}')))
 
     def recover(self) -> Verdict:
         return self.take(examine(self.case))
@@ -522,6 +537,41 @@ def test_a_late_end_of_a_stuck_pivot_is_told_to_the_person_who_decides() -> None
     game.fail("p", Outcome.FAILED, late)
     assert game.last is not None
     assert [entry.what for entry in game.last.history] == ["late outcome"]
+
+
+ASKS = Saga("asks", step("a"), Wait("w", bool, timeout=60, begin=nothing, compensation=nothing), step("b"))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_wait_whose_signal_came_before_it_began_is_not_undone(is_open: bool) -> None:
+    game = Game(ASKS)
+    if is_open:
+        game.do("a")
+        assert game.signal("w") is Verdict.DISPATCH
+    else:
+        assert game.signal("w") is Verdict.GO_AWAY
+        assert game.do("a") is Verdict.DISPATCH, "the message that is on its way to the wait would lead no further"
+    assert left(ASKS, game.record) == (("b",),)
+    game.claim("b")
+    game.fail("b", Outcome.TERMINAL)
+    assert left(ASKS, game.record) == (("b",), ("a",))
+    assert game.status("w") is StepStatus.COMPENSATED
+    game.do("b", "a")
+    assert game.ended() is SagaStatus.COMPENSATED
+
+
+@pytest.mark.parametrize("between_attempts", [False, True])
+def test_a_wait_whose_signal_came_after_it_began_is_undone(between_attempts: bool) -> None:
+    """Its function was at work, or had failed: it may have asked."""
+    game = Game(ASKS)
+    game.do("a")
+    game.claim("w")
+    if between_attempts:
+        game.fail("w")
+    game.signal("w")
+    game.claim("b")
+    game.fail("b", Outcome.TERMINAL)
+    assert left(ASKS, game.record) == (("b",), ("w",), ("a",))
 
 
 @pytest.mark.parametrize("outcome", LATE)

@@ -440,6 +440,7 @@ def _step(step: StepRecord, result: str) -> dict[str, Any]:
         "name": step.name,
         "badge": _badge(step.status) if begun or step.status is not StepStatus.PENDING else "",
         "attempts": step.attempts or "",
+        "progress": step.progress,
         "started": step.started_at and local(step.started_at),
         "finished": step.finished_at and local(step.finished_at),
         "due": local(step.due_at) if step.due_at and not (step.held or step.child_id) else None,

@@ -148,6 +148,10 @@ class Step(_SeveralColumns):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     child_id = _name(36, null=True)
+    heartbeat_at = models.DateTimeField(null=True)
+    heartbeat_details = PayloadField(null=True)
+    progress_done = models.BigIntegerField(null=True)
+    progress_total = models.BigIntegerField(null=True)
 
     class Meta(_ReadOnly.Meta):
         db_table = "sagas_step"

@@ -140,6 +140,10 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
                 "attempts": step.attempts,
                 "failures": step.failures,
                 "lost": step.lost,
+                "heartbeat_at": None if step.heartbeat_at is None else step.heartbeat_at.isoformat(),
+                "progress": None
+                if step.progress is None
+                else {"done": step.progress.done, "total": step.progress.total},
                 "result": operations.shown(found.payloads.results.get(step.name)),
                 "error": step.error,
                 "started_at": None if step.started_at is None else step.started_at.isoformat(),

@@ -90,7 +90,10 @@ class Broker(Protocol):
     """Carries messages. Safe to use from any thread; it connects when needed, and reconnects after a fork."""
 
     lease: float  #: seconds of silence after which a reader counts as dead, and others receive its messages
-    max_message_size: int  #: in bytes; a larger body is refused before it is sent
+
+    @property
+    def max_message_size(self) -> int:
+        """In bytes. A larger body is refused before it is sent."""
 
     def declare(self, topology: Topology) -> Sequence[str]:
         """Create what is missing of the topology and return what was created. Existing objects stay, known or not.

@@ -303,8 +303,7 @@ class RedisBroker:
         self.client.close()
 
     def after_fork(self) -> None:
-        self.dead.clear()
-        self.heartbeat.reset()  # redis-py itself handles the fork
+        self.dead.clear()  # redis-py itself handles the fork
 
     @contextmanager
     def asked(self) -> Iterator[None]:

@@ -53,14 +53,16 @@ class _Beating(Protocol):
 class Heartbeat:
     """A thread that sends heartbeats for readers while their own threads handle what they received.
 
-    The thread ends when no reader is left. A reader that is dropped without being closed counts as gone.
+    The thread ends when no reader is left. A reader that is dropped without being closed counts as gone, and in a fork
+    all of them do.
     """
 
     def __init__(self, lease: float) -> None:
         self._pause = lease / 3
-        self.reset()
+        self.after_fork()
+        in_forks(self)
 
-    def reset(self) -> None:
+    def after_fork(self) -> None:
         """Forget all readers."""
         self._readers: weakref.WeakSet[_Beating] = weakref.WeakSet()
         self._lock = threading.Lock()

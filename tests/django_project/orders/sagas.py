@@ -74,6 +74,7 @@ def charge(number: str, card: str, fault: str, step: StepContext) -> str:
     if fault == "declined":
         raise TerminalError("card declined")
     if fault == "broken_charge":
+        step.progress(1200, 3000)
         raise RuntimeError("the bank is away")
     return f"charged {number}"
 

@@ -865,7 +865,7 @@ def _end(pid: int) -> None:
 
 
 def _here(handle: Any) -> Any:
-    from sagas.events.consumer import InThread
+    from sagas.events.runners import InThread
 
     def and_close(call: Any) -> Any:
         try:

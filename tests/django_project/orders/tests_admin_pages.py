@@ -94,7 +94,16 @@ class NothingMaskedIsTold(_Pages):
             for field in model._meta.concrete_fields
             if isinstance(field, PayloadField)
         ]
-        assert {name for _, name in found} == {"input", "result", "body", "headers", "data", "metadata", "state"}
+        assert {name for _, name in found} == {
+            "input",
+            "result",
+            "heartbeat_details",
+            "body",
+            "headers",
+            "data",
+            "metadata",
+            "state",
+        }
         for model, name in found:
             for lookup in {*models.TextField().get_lookups(), "length"} - {"isnull"}:
                 self.assertRaises(FieldError, model._default_manager.filter, **{f"{name}__{lookup}": "x"})
@@ -180,6 +189,7 @@ class WhatIsShown(_Pages):
         steps = page.context["steps"]
         assert [(step["name"], step["attempts"]) for step in steps] == [("reserve", 1), ("charge", 2), ("confirm", "")]
         assert steps[2]["badge"] == ""
+        assert "1200 / 3000" in page.content.decode()
         assert "not started" in page.content.decode()
 
     def test_dates_are_those_of_django(self) -> None:
