@@ -7,8 +7,10 @@ for whatever reason, its caller asks SQLAlchemy in the ordinary way, and hears f
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -37,6 +39,43 @@ _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A statement as PostgreSQL takes it, with `$1` for a parameter, and the names of its parameters in their order.
+
+    Of a statement with names for its parameters, psycopg would look for them in its text each time that it is executed:
+    it remembers where they are for no more than 50 of them.
+
+    >>> statement = Prepared.of("SELECT %(a)s::TEXT, %(b)s, %(a)s, '100 %%'")
+    >>> statement
+    Prepared(text="SELECT $1::TEXT, $2, $1, '100 %'", names=('a', 'b'))
+    >>> statement.values({"a": 1, "b": 2})
+    [1, 2]
+    """
+
+    text: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Prepared:
+        """Return a statement that SQLAlchemy has written out for psycopg."""
+        numbers: dict[str, int] = {}
+
+        def numbered(found: re.Match[str]) -> str:
+            if (name := found["name"]) is None:
+                return "%"
+            return f"${numbers.setdefault(name, len(numbers) + 1)}"
+
+        return cls(_PARAMETER.sub(numbered, text), tuple(numbers))
+
+    def values(self, named: Mapping[str, Any]) -> list[Any]:
+        """Return the parameters in their order."""
+        return [named[name] for name in self.names]
+
+
+_PARAMETER = re.compile(r"%(?:\((?P<name>[^)]+)\)s|%)")
+
+
 class FastPath:
     """Prepared statements, for many callers at once. Safe to use from any thread.
 
@@ -48,7 +87,9 @@ class FastPath:
         self._connections = connections
         self._engine = connections.engine
         self._timeout = timeout
-        self._saves: dict[int, str] = {}  # by how many steps they write
+        driver: Any = connections.engine.dialect.loaded_dbapi
+        self._cursor: Callable[[Any], Any] = driver.RawCursor
+        self._saves: dict[int, Prepared] = {}  # by how many steps they write
         self._loading = Gathering(self._load_all, most=_MOST)
         self._saving = Gathering(self._save_all, most=_MOST)
 
@@ -78,7 +119,7 @@ class FastPath:
         }
 
         def insert(driver: Any) -> bool:
-            return bool(driver.execute(self._insert, values).rowcount == 1)
+            return bool(self._execute(driver, self._insert, values).rowcount == 1)
 
         # Not shared with others: it may have to wait for a transaction that is storing the same key.
         return self._attempt(insert, False)
@@ -99,8 +140,11 @@ class FastPath:
         found: dict[str, Loaded] = self._attempt(load, {})
         return [found.get(saga_id) for saga_id in saga_ids]
 
-    def _rows(self, driver: Any, statement: str, table: Table, ids: Sequence[str]) -> list[Row]:
-        cursor = driver.execute(statement, {"ids": ids})
+    def _execute(self, driver: Any, statement: Prepared, values: Mapping[str, Any]) -> Any:
+        return self._cursor(driver).execute(statement.text, statement.values(values))
+
+    def _rows(self, driver: Any, statement: Prepared, table: Table, ids: Sequence[str]) -> list[Row]:
+        cursor = self._execute(driver, statement, {"ids": ids})
         names = [column.name for column in cursor.description]
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
@@ -111,7 +155,7 @@ class FastPath:
     def _save_all(self, saves: Sequence[tuple[Mapping[str, Any], int]]) -> Sequence[bool]:
         if len(saves) == 1:
             ((values, steps),) = saves
-            return [self._attempt(lambda driver: driver.execute(self._save(steps), values).rowcount > 0, False)]
+            return [self._attempt(lambda driver: self._execute(driver, self._save(steps), values).rowcount > 0, False)]
         numbers: dict[int, list[int]] = {}  # of the saves that write so many steps
         for number, (_, steps) in enumerate(saves):
             numbers.setdefault(steps, []).append(number)
@@ -121,8 +165,9 @@ class FastPath:
             # The transaction is for what psycopg refuses to send in the middle of it: what it has sent must not commit.
             with driver.pipeline(), driver.transaction():
                 for steps, of_them in numbers.items():
-                    cursor = driver.cursor()
-                    cursor.executemany(self._save(steps), [saves[number][0] for number in of_them], returning=True)
+                    cursor, statement = self._cursor(driver), self._save(steps)
+                    given = [statement.values(saves[number][0]) for number in of_them]
+                    cursor.executemany(statement.text, given, returning=True)
                     for number in of_them:
                         won[number] = cursor.rowcount > 0
                         cursor.nextset()
@@ -148,24 +193,24 @@ class FastPath:
     # -- statements, written out when they are first used -------------------------------------------------------
 
     @cached_property
-    def _sagas(self) -> str:
-        return self._text(_SAGAS)
+    def _sagas(self) -> Prepared:
+        return self._prepared(_SAGAS)
 
     @cached_property
-    def _steps(self) -> str:
-        return self._text(_STEPS)
+    def _steps(self) -> Prepared:
+        return self._prepared(_STEPS)
 
     @cached_property
-    def _insert(self) -> str:
-        return self._text(statements.DIALECTS["postgresql"].insert_or_keep, column_keys=SAGA_FIELDS)
+    def _insert(self) -> Prepared:
+        return self._prepared(statements.DIALECTS["postgresql"].insert_or_keep, column_keys=SAGA_FIELDS)
 
-    def _save(self, steps: int) -> str:
+    def _save(self, steps: int) -> Prepared:
         if steps not in self._saves:
-            self._saves[steps] = self._text(statements.save_at_once(steps, if_free=True))
+            self._saves[steps] = self._prepared(statements.save_at_once(steps, if_free=True))
         return self._saves[steps]
 
-    def _text(self, statement: Any, **options: Any) -> str:
-        return str(statement.compile(dialect=self._engine.dialect, **options))
+    def _prepared(self, statement: Any, **options: Any) -> Prepared:
+        return Prepared.of(str(statement.compile(dialect=self._engine.dialect, **options)))
 
 
 #: By table, the types of those columns whose values are converted on their way.
