@@ -420,6 +420,8 @@ def _send(first: Signature, rest: Sequence[Signature], **options: Any) -> None:
     As `celery.chain` is sent, but without the copies that it makes of everything first: the rest travels in the first
     message, and each worker sends the next.
     """
+    if not isinstance(first, Chord):  # what Flower shows of its arguments; Celery's own way to write them is slow
+        options |= {"argsrepr": "()", "kwargsrepr": repr(first.kwargs)}
     first.apply_async(chain=rest[::-1], **options)
 
 

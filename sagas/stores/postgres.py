@@ -145,7 +145,7 @@ class FastPath:
 
     def _rows(self, driver: Any, statement: Prepared, table: Table, ids: Sequence[str]) -> list[Row]:
         cursor = self._execute(driver, statement, {"ids": ids})
-        names = [column.name for column in cursor.description]
+        names = table.c.keys()  # psycopg takes as long to tell them as to fetch the rows
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
             for row in rows:
