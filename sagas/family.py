@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sagas import transitions
-from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus, StepRecord, StepStatus, tells_parent
+from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus, StepRecord, StepStatus, replace, tells_parent
 from sagas.each import Each
 from sagas.errors import DefinitionMissing, PayloadUnreadable, SagaNotFound, StoreRefused, StoreUnavailable
 from sagas.execution import LONGEST_ERROR, Execution

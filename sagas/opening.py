@@ -6,13 +6,12 @@ From then on the record owns them. They are what runs, what is undone, and what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from sagas.binding import BoundStep
 from sagas.changes import Place, is_new_at
-from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, Direction, SagaSummary, StepRecord, StepStatus, replace
 from sagas.definition import Saga
 
 __all__ = [

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import uuid_utils
 
 from sagas import family, fan_out, tokens, transitions
 from sagas.causes import within
-from sagas.checkpoints import AT_REST, Direction, SagaRecord, SagaSummary, StepStatus, tells_parent
+from sagas.checkpoints import AT_REST, Direction, SagaRecord, SagaSummary, StepStatus, replace, tells_parent
 from sagas.creation import LONGEST_KEY, Limits
 from sagas.definition import Saga
 from sagas.endings import ends_process
@@ -89,7 +89,7 @@ _AWAIT_CHILD = _AwaitChild()
 _Outcome = str | Failure | Waiting | Begun | Skipped | _AwaitChild | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Next:
     """What the messenger does now."""
 

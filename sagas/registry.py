@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 from sagas.changes import ADVICE, describe_place, misfits
-from sagas.checkpoints import FINISHED, Direction, SagaSummary
+from sagas.checkpoints import FINISHED, Direction, SagaSummary, replace
 from sagas.definition import Saga
 from sagas.errors import DefinitionMissing, DuplicateName
 from sagas.opening import place_of

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sagas.checkpoints import SagaRecord
+from sagas.checkpoints import SagaRecord, replace
 from sagas.creation import new_record
 from sagas.definition import Saga
 from sagas.errors import KeyConflict

@@ -6,13 +6,12 @@ Nobody reads all of them at once. `sagas_fan_out` holds the number of the next i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, insert, select, update
 
-from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus
+from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus, replace
 from sagas.errors import KeyConflict
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -23,6 +22,7 @@ from sagas.checkpoints import (
     SagaRecord,
     SagaStatus,
     SagaSummary,
+    replace,
     tells_parent,
 )
 from sagas.commands import command

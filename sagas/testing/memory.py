@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +18,7 @@ from sagas.checkpoints import (
     SagaStatus,
     SagaSummary,
     StepStatus,
+    replace,
     tells_parent,
 )
 from sagas.errors import ConfigurationError, KeyConflict, SagaNotFound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sagas.binding import BoundStep
@@ -18,6 +18,7 @@ from sagas.checkpoints import (
     SagaStatus,
     StepRecord,
     StepStatus,
+    replace,
 )
 from sagas.definition import Saga
 from sagas.opening import current_stage, goes_back, goes_on, is_undecided, opened, settled
@@ -99,7 +100,7 @@ class Skipped(enum.Enum):
 SKIPPED = Skipped.SKIPPED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Change:
     """The record to store (the very same object when nothing changed), and what to do then."""
 
@@ -150,7 +151,7 @@ class Case:
 
     def set(self, step: StepRecord, **changes: object) -> Case:
         """Return the case with a step as it is now, and with changes to the saga."""
-        return self.on(replace(self.record.with_step(step), **changes))  # type: ignore[arg-type]
+        return self.on(replace(self.record.with_step(step), **changes))
 
     def node(self, step: StepRecord) -> BoundStep:
         """Return what the definition says of a step."""

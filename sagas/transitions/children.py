@@ -8,10 +8,10 @@ the child.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sagas.checkpoints import Direction, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import Direction, SagaStatus, StepRecord, StepStatus, replace
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 from sagas.transitions.ends import after_step, compensate, end_failed, released
 from sagas.transitions.messages import fail

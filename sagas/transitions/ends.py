@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sagas.checkpoints import (
@@ -15,6 +14,7 @@ from sagas.checkpoints import (
     SagaStatus,
     StepRecord,
     StepStatus,
+    replace,
 )
 from sagas.opening import is_early
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict

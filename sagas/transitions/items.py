@@ -7,10 +7,9 @@ may be in progress; the end of one begins the next. The step counts them, and re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import timedelta
 
-from sagas.checkpoints import Direction, Items, StepRecord, StepStatus
+from sagas.checkpoints import Direction, Items, StepRecord, StepStatus, replace
 from sagas.each import Each
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
 from sagas.transitions.children import again_at

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
-from sagas.checkpoints import Direction, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import Direction, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus, replace
 from sagas.heartbeats import Report
 from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import replace
 
-from sagas.checkpoints import AT_REST, HistoryKind, Resolution, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryKind, Resolution, SagaStatus, StepRecord, StepStatus, replace
 from sagas.errors import NotAllowed
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.ends import compensate, settle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
 
 from sagas.checkpoints import (
@@ -14,6 +13,7 @@ from sagas.checkpoints import (
     SagaRecord,
     StepRecord,
     StepStatus,
+    replace,
 )
 from sagas.transitions.case import Case, Change, Verdict
 from sagas.transitions.children import Children, look

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus
+from sagas.checkpoints import AT_REST, HistoryEntry, HistoryKind, SagaStatus, StepRecord, StepStatus, replace
 from sagas.errors import SignalRefused
 from sagas.nodes import COMPENSATE, Wait
 from sagas.transitions.case import Case, Change, Failure, Outcome, Verdict
