@@ -70,8 +70,8 @@ logger = logging.getLogger(__name__)
 #: Seconds for which a message insists on a database that does not answer, before it is put off.
 _CLAIM_PATIENCE = 3.0
 
-#: A step that comes to one of these has done what it was asked for.
-_SUCCEEDED = (StepStatus.DONE, StepStatus.COMPENSATED)
+#: A step that comes to one of these has done what it was asked for, or has asked somebody else.
+_SUCCEEDED = (StepStatus.DONE, StepStatus.WAITING, StepStatus.COMPENSATED)
 
 #: The verdicts whose messenger needs to know what is left.
 _PLANNED = (Verdict.DISPATCH, Verdict.ACT, Verdict.OVERDUE)
@@ -297,6 +297,8 @@ class Orchestrator:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:
+            if attempt.was_completed(case.record):
+                return transitions.return_late(case)
             if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
                 raise Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
             return self._recorded(case, attempt, owner, result)
@@ -502,7 +504,8 @@ class Orchestrator:
         rows: list[Mapping[str, Any]] = []
         if emitted is not None and emitted.messages:
             status = after.step(emitted.name).status
-            if status in _SUCCEEDED and before.step(emitted.name).status is not status:
+            is_new = before.step(emitted.name).status is not status or emitted.was_completed(before)
+            if status in _SUCCEEDED and is_new:
                 rows += emitted.messages
         if saga.publish_lifecycle and self.events is not None:
             rows += self.events.lifecycle(before, after)
