@@ -18,7 +18,8 @@ from sqlalchemy import Engine, MetaData, Table, insert, inspect
 from sagas import Parallel, Pivot, Retry, Saga, SagaStatus, SqlStore, Step, StepStatus
 from sagas.checkpoints import SagaRecord
 from sagas.runner import Runner
-from sagas.stores import migrate, schema
+from sagas.stores import migrate
+from sagas.stores.columns import UtcDateTime
 from sagas.transitions import Repair, Timing
 
 ROWS: dict[str, list[dict[str, Any]]] = json.loads(
@@ -88,7 +89,7 @@ def _write(engine: Engine) -> None:
                 if name != "sagas_saga":
                     typed.pop("id", None)  # the database counts
                 for column in times:
-                    table.c[column].type = schema.UtcDateTime()
+                    table.c[column].type = UtcDateTime()
                 connection.execute(insert(table), typed)
 
 
