@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +29,6 @@ from sagas import (
 from sagas.checkpoints import StepStatus
 
 Make = Callable[..., Sagas]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    made = SqlStore(f"sqlite:///{tmp_path / 'x.db'}")
-    made.upgrade()
-    yield made
-    made.engine.dispose()
 
 
 @pytest.fixture
