@@ -16,6 +16,7 @@ from tasks.expenses import pay_expense
 from tasks.orders import place_order
 from tasks.transfers import transfer_money
 from tasks.trips import book_trip
+from tasks.wholesale import wholesale_order
 
 __all__ = ["app", "sagas", "store"]
 
@@ -53,7 +54,7 @@ tables.ShopSession.configure(bind=store.engine)
 sagas = Sagas(
     app,
     store,
-    [place_order, transfer_money, book_stay, bill_all, book_trip, pay_expense],
+    [place_order, transfer_money, book_stay, bill_all, book_trip, pay_expense, wholesale_order],
     lease=settings.lease,
     redispatch_after=settings.redispatch_after,
     recovery_interval=settings.recovery_interval,

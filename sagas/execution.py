@@ -111,6 +111,7 @@ class Execution:
         self._limits = limits
         self._lease = lease
         self._turn = turn
+        self._transaction = ExitStack()
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
 
@@ -307,8 +308,14 @@ class Execution:
         if self.session is None:
             who = f"saga {self.saga.name!r}, step {self.name!r}"
             limit = self.step.step.timeout + self._lease
-            self.session = self.resources.enter_context(self._store.transaction(who, limit))
+            self._transaction = self.resources.enter_context(ExitStack())
+            self.session = self._transaction.enter_context(self._store.transaction(who, limit))
         return self.session
+
+    def commit(self) -> None:
+        """Commit the transaction of `step.session`. The next function that asks for a session begins another one."""
+        self._transaction.close()
+        self.session = None
 
 
 def failure_of(error: BaseException, redaction: Redaction, execution: Execution) -> Failure:

@@ -33,6 +33,7 @@ from sagas.errors import (
     NotAllowed,
     PayloadTooLarge,
     StoreUnavailable,
+    TerminalError,
 )
 from sagas.execution import LONGEST_ERROR, Claim, Execution, Fenced, Publisher, Turn, failure_of
 from sagas.heartbeats import Report
@@ -201,7 +202,7 @@ class Orchestrator:
                 resources.enter_context(self.store.attempt(attempt.open_session))
                 if not attempt.decide():
                     result: _Outcome = SKIPPED
-                elif attempt.is_undecided and (kept := self._keep_decision(claim)).verdict is not Verdict.ACT:
+                elif attempt.is_undecided and (kept := self._keep_decision(attempt, claim)).verdict is not Verdict.ACT:
                     return kept
                 elif attempt.undoes_child:
                     family.undo(self, attempt)
@@ -269,12 +270,28 @@ class Orchestrator:
             return replace(next_, claim=Claim(next_.record, following, next_owner, token))
         return next_
 
-    def _keep_decision(self, claim: Claim) -> Next:
-        """Keep that the condition of a step said yes, before its action is called."""
-        return self._insist(
-            lambda: self.change(claim.record.id, lambda case: transitions.decided(case, claim.name, claim.owner)),
-            self.timing.lease,
-        )
+    def _keep_decision(self, attempt: Execution, claim: Claim) -> Next:
+        """Keep that the condition of a step said yes, before its action is called.
+
+        A condition that used `step.session` shares its transaction with its answer. It ends here: on SQLite nobody else
+        can write until then, and its locks should not outlive the question.
+        """
+        saga_id, session = claim.record.id, attempt.session
+        told: list[Callable[[], object]] = []
+
+        def keep(case: Case) -> Change:
+            kept = transitions.decided(case, claim.name, claim.owner)
+            if session is not None and kept.verdict is not Verdict.ACT:
+                raise TerminalError(f"rolled back: {kept.note}")
+            return kept
+
+        if session is None:
+            return self._insist(lambda: self.change(saga_id, keep), self.timing.lease)
+        next_ = self.change(saga_id, keep, session=session, told=told)
+        attempt.commit()
+        for tell in told:
+            tell()
+        return next_
 
     def _record_within(self, attempt: Execution, owner: str, result: _Outcome, seen: Attempt) -> Next:
         """Record a success in the transaction of its effect, or undo both."""

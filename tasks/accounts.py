@@ -3,12 +3,13 @@
 from decimal import Decimal
 
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from sagas import StepContext, TerminalError
 from tasks import faults, ledger
 from tasks.tables import Account
 
-__all__ = ["credit", "debit", "undo_credit", "undo_debit"]
+__all__ = ["credit", "debit", "pay_in", "undo_credit", "undo_debit"]
 
 
 def debit(transfer_id: str, source: str, amount: Decimal, step: StepContext) -> str:
@@ -48,6 +49,13 @@ def undo_credit(transfer_id: str, target: str, amount: Decimal, step: StepContex
         # The owner may already have spent it. A compensation has to succeed, so the balance may become negative.
         _move(step, target, -amount)
         ledger.reverse(step, "credit undone")
+
+
+def pay_in(session: Session, reference: str, name: str, amount: Decimal, number: str) -> None:
+    """Deposit money that comes from outside, in the caller's transaction. `number`: of the bank's entry."""
+    account = update(Account).where(Account.name == name)
+    session.execute(account.values(balance=Account.balance + ledger.cents(amount)))
+    ledger.enter(session, reference, "paid in", f"accounts/{name}", key=number, amount=amount)
 
 
 def _move(step: StepContext, name: str, amount: Decimal, *, at_least: int | None = None) -> bool:

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from sagas import StepContext, TerminalError
 from tasks.tables import Entry, Operation
 
-__all__ = ["Net", "begin", "cents", "changed", "net", "number", "post", "reverse", "undo"]
+__all__ = ["Net", "begin", "cents", "changed", "enter", "net", "number", "post", "reverse", "undo"]
 
 #: How many references one query asks for.
 _PAGE = 500
@@ -80,12 +80,26 @@ def post(
     step: StepContext, reference: str, entry: str, account: str, *, amount: Decimal = Decimal(0), quantity: int = 0
 ) -> None:
     """Add a line to the ledger. The account is `participant/name`."""
-    step.session.add(
+    enter(step.session, reference, entry, account, key=step.idempotency_key, amount=amount, quantity=quantity)
+
+
+def enter(
+    session: Session,
+    reference: str,
+    entry: str,
+    account: str,
+    *,
+    key: str,
+    amount: Decimal = Decimal(0),
+    quantity: int = 0,
+) -> None:
+    """Add a line to the ledger for something that no step does, such as a customer's payment."""
+    session.add(
         Entry(
             participant=account.partition("/")[0],
             entry=entry,
             reference=reference,
-            key=step.idempotency_key,
+            key=key,
             account=account,
             amount=cents(amount),
             quantity=quantity,

@@ -1,9 +1,11 @@
 """The shop's messages to customers."""
 
+from decimal import Decimal
+
 from sagas import StepContext
 from tasks import faults, ledger
 
-__all__ = ["apologize", "confirm"]
+__all__ = ["apologize", "confirm", "remind"]
 
 
 def confirm(order_id: str, customer: str, create_shipment: str, step: StepContext) -> str:
@@ -23,4 +25,14 @@ def apologize(order_id: str, customer: str, reason: str, step: StepContext) -> s
     if operation.answer is None:
         ledger.post(step, order_id, "apologized", "notifications/messages")
         operation.answer = f"Dear {customer}, {order_id} is cancelled: {reason}"
+    return operation.answer
+
+
+def remind(order_id: str, customer: str, amount: Decimal, step: StepContext) -> str:
+    """Remind the customer of an invoice. Returns the text of the message."""
+    faults.check(step, order_id, "notifications.remind")
+    operation = ledger.begin(step, order_id)
+    if operation.answer is None:
+        ledger.post(step, order_id, "reminded", "notifications/messages", quantity=1)
+        operation.answer = f"Dear {customer}, please pay {amount} for {order_id}"
     return operation.answer

@@ -8,6 +8,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 __all__ = [
     "Account",
     "Base",
+    "CarrierRequest",
     "Entry",
     "Invoice",
     "Night",
@@ -103,6 +104,17 @@ class TransferOrder(Base):
     reference: Mapped[str] = mapped_column(primary_key=True)
     token: Mapped[str]
     amount: Mapped[int]  #: cents
+
+
+class CarrierRequest(Base):
+    """The carrier: an order that it was asked to collect, and the token it calls back with."""
+
+    __tablename__ = "shop_carrier_requests"
+
+    reference: Mapped[str] = mapped_column(primary_key=True)
+    address: Mapped[str]
+    token: Mapped[str]
+    tracking: Mapped[str | None]  #: None until the carrier has accepted
 
 
 class PlannedFault(Base):

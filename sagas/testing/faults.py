@@ -92,6 +92,8 @@ class Faults:
         self.empty: set[str] = set()
         #: What functions raised that is neither `TerminalError` nor `RetryableError`.
         self.raised: list[str] = []
+        #: How many faults have happened.
+        self.happened = 0
         #: How often the result of a call was lost on purpose.
         self.lost: Counter[Call] = Counter()
 
@@ -113,6 +115,7 @@ class Faults:
     def take(self, call: Call) -> Fault | None:
         """Return the next fault that happens at a call."""
         fault = next((fault for fault in self.pending if fault.hits(call)), None)
+        self.happened += fault is not None
         if fault is not None and fault.times is not None:
             fault.times -= 1
             if not fault.times:
@@ -145,10 +148,10 @@ class Faults:
                 self.raised.append(f"the {what} of {call.step!r} raised {type(error).__name__}: {describe(error)}")
             raise
 
-    def decide(self, step: str, condition: Callable[..., Any], **arguments: Any) -> Any:
+    def decide(self, step: str, condition: Callable[..., Any], /, **arguments: Any) -> Any:
         """Ask a condition, unless its answer is given."""
         return self.decisions[step] if step in self.decisions else condition(**arguments)
 
-    def list_items(self, step: str, over: Callable[..., Any], **arguments: Any) -> Any:
+    def list_items(self, step: str, over: Callable[..., Any], /, **arguments: Any) -> Any:
         """Return the items of an `Each`."""
         return [] if step in self.empty else over(**arguments)

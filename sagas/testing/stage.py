@@ -96,6 +96,7 @@ class Stage:
         self._findings: list[str] = []
         self._scenario = Scenario(step="-", failure="", ends=frozenset())
         self._unanswered: list[tuple[str, StepRecord]] = []
+        self._cancelled = False
         inline.around = self._watch
         inline.meanwhile = self._interfere
 
@@ -143,7 +144,8 @@ class Stage:
         faults.heal()
         faults.lost.clear()
         faults.raised.clear()
-        self._findings, self._unanswered, self._scenario = [], [], scenario
+        faults.happened = 0
+        self._findings, self._unanswered, self._scenario, self._cancelled = [], [], scenario, False
         faults.decisions.update(scenario.decisions)
         if scenario.empty:
             faults.empty.add(scenario.empty)
@@ -266,6 +268,7 @@ class Stage:
         if not done or root.direction is Direction.BACKWARD or root.status in AT_REST:
             return False
         self.inline.cancel(family, "cancelled, in rehearsal")
+        self._cancelled = True
         return True
 
     # -- judging --------------------------------------------------------------------------------------------------
@@ -278,6 +281,8 @@ class Stage:
         def row(verdict: Judgement, detail: str) -> Row:
             return Row(scenario.step, scenario.failure, status, verdict, detail)
 
+        if self._is_missed:
+            return row(Judgement.WRONG_END, f"the run did not come to this failure: {error or 'no error'}")
         if status not in scenario.ends:
             wanted = " or ".join(sorted(scenario.ends))
             return row(Judgement.WRONG_END, f"it should end {wanted}: {error or 'no error'}")
@@ -300,7 +305,7 @@ class Stage:
 
     def _undo_again(self, handle: SagaHandle) -> None:
         """Compensate once more what the scenario names, where it is compensated."""
-        if self._scenario.undo_again is None:
+        if self._scenario.undo_again is None or self._is_missed:
             return
         step, item = self._scenario.undo_again
         if item is not None:
@@ -310,6 +315,14 @@ class Stage:
             once = self._snapshot()
             self.inline.undo_again(handle, step)
             self._expect_no_change("compensation", once)
+
+    @property
+    def _is_missed(self) -> bool:
+        """Whether the saga ended before what the scenario is about: it then says nothing about that."""
+        scenario = self._scenario
+        if scenario.compensate_after and not self._cancelled:
+            return True
+        return bool(scenario.faults) and not self.inline.faults.happened
 
     def _expect_no_change(self, what: str, before: object) -> None:
         if (after := self._snapshot()) != before:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sagas import SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.approvals import Approvals
 from sagas.operations import Operations
-from sagas.webhooks import Webhook, WebhookRequest
+from sagas.webhooks import Webhook, WebhookAnswer, WebhookRequest
 from tasks import faults, ledger, tables
 from tasks.expenses import Expense, pay_expense
 from tests import forks
@@ -48,12 +48,15 @@ class Bank:
             return session.scalars(query).one_or_none()
 
     def answer(self, token: str, body: dict[str, Any]) -> int:
+        return self.post(token, body).status
+
+    def post(self, token: str, body: dict[str, Any]) -> WebhookAnswer:
         raw = json.dumps(body).encode()
         request = WebhookRequest(
             path_token=token, content_type="application/json", content_length=len(raw), client="bank",
             read=lambda most: raw[:most],
         )  # fmt: skip
-        return self.hook.receive(self.sagas, request).status
+        return self.hook.receive(self.sagas, request)
 
 
 @pytest.fixture

@@ -40,12 +40,30 @@ def uncount(step: StepContext) -> None:
     step.session.execute(text("delete from effect where n = :key"), {"key": step.idempotency_key})
 
 
+def count_and_agree(step: StepContext) -> bool:
+    count(step)
+    return True
+
+
+def count_and_refuse(step: StepContext) -> bool:
+    count(step)
+    return False
+
+
+def count_slowly_and_agree(step: StepContext) -> bool:
+    count_slowly(step)
+    return True
+
+
 RETRY = Retry(delay=0.01)
 SAGAS = [
     Saga("once", Step("count", count, compensation=uncount)),
     Saga("again", Step("count", count_then_fail, compensation=uncount, retry=RETRY)),
     Saga("slow", Step("count", count_slowly, compensation=uncount), Step("never", count, compensation=uncount)),
     Saga("wrong", Step("wrong", wrong, compensation=uncount, retry=RETRY)),
+    Saga("agreed", Step("count", count_then_fail, compensation=uncount, retry=RETRY, when=count_and_agree)),
+    Saga("refused", Step("count", count, compensation=uncount, when=count_and_refuse)),
+    Saga("asked", Step("count", count, compensation=None, when=count_slowly_and_agree)),
 ]
 
 
@@ -112,3 +130,23 @@ def test_an_error_of_the_database_is_the_steps_own(sagas: Sagas) -> None:
     assert [entry.what for entry in sagas.store.queries.history(handle.id)] == ["step failed"] * 3 + [
         "compensation started"
     ]
+
+
+def test_a_condition_shares_its_transaction_with_its_answer(sagas: Sagas) -> None:
+    """It ends with the answer: on SQLite, keeping a yes would otherwise wait for a lock that this step holds itself."""
+    agreed, refused = SAGAS[4].start(), SAGAS[5].start()
+    assert agreed.wait(60) is SagaStatus.COMPLETED
+    assert agreed.record.step("count").attempt == 2
+    assert refused.wait(60) is SagaStatus.COMPLETED
+    assert refused.record.step("count").status == "SKIPPED"
+    assert effects(agreed, sagas) == 3, "two of conditions, and one of an action whose first attempt was rolled back"
+
+
+@pytest.mark.parametrize("sagas", ["postgres"], indirect=True)
+def test_a_late_yes_is_rolled_back(sagas: Sagas) -> None:
+    handle = SAGAS[6].start()
+    wait_for(lambda: handle.record.step("count").held, 60)
+    handle.cancel()
+    turned.set()
+    assert handle.wait(60) is SagaStatus.COMPENSATED
+    assert effects(handle, sagas) == 0

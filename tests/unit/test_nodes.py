@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -98,6 +98,11 @@ def statuses(handle: SagaHandle) -> dict[str, str]:
     return {name: step.status.value for name, step in handle.record.steps.items()}
 
 
+class Named(TypedDict):
+    condition: int
+    over: int
+
+
 # -- when -------------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +144,14 @@ def test_a_condition_that_fails_fails_its_node_without_effect(world: World, inli
     assert handle.status is SagaStatus.COMPENSATED
     assert "step 'second' failed" in str(handle.error)
     assert world.log == ["first", "undo first: FIRST"]
+
+
+def test_parameters_of_a_condition_may_have_any_name(world: World, inline: Inline) -> None:
+    def is_first(step: StepContext, condition: int, over: int) -> bool:
+        return step.attempt == condition == over
+
+    saga = Saga("order", world.step("first", when=is_first), input=Named)
+    assert inline.start(saga, {"condition": 1, "over": 1}).result["first"] == "FIRST"
 
 
 def test_a_stage_of_conditions(world: World, inline: Inline) -> None:

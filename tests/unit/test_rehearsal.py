@@ -324,3 +324,22 @@ def test_all_kinds_of_nodes_in_a_database(world: World, tmp_path: Path) -> None:
     assert rehearsal.ok, rehearsal.table()
     assert store.queries.count() == 0
     store.engine.dispose()
+
+
+def test_runs_that_do_not_come_to_their_failure_say_nothing_about_it(world: World) -> None:
+    """What the saga needs is used up after three runs: the others are compensated before their failure."""
+    left = [0] * 3
+
+    def take() -> None:
+        if not left:
+            raise TerminalError("sold out")
+        left.pop()
+
+    each = Each("e", lambda item: item, compensation=lambda: None, over=lambda: [1])
+    saga = Saga("s", Step("take", take, compensation=None), each, world.step("later"))
+    rehearsal = rehearse(saga)
+    assert {row.verdict for row in rehearsal.rows if row.step in ("e:0", "later")} == {Judgement.WRONG_END}
+    assert (
+        "e:0, compensated twice: the run did not come to this failure: step 'take' failed: sold out"
+        in rehearsal.table()
+    )
