@@ -163,7 +163,7 @@ def test_what_keeps_a_task_from_running_is_said(make: Make) -> None:
 def test_a_database_that_is_away_is_said(make: Make, store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     saga = Saga("greet", Step("hello", lambda: "hi", compensation=None))
     make(saga)
-    monkeypatch.setattr("sagas.orchestrator._CLAIM_PATIENCE", 0.1)
+    monkeypatch.setattr("sagas.attempts.CLAIM_PATIENCE", 0.1)
 
     def away(*_: Any, **__: Any) -> Any:
         raise StoreUnavailable("away")
