@@ -63,6 +63,10 @@ _STORE_PAUSE = 5
 #: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
 _LONGEST_FOLLOW_ON = 5.0
 
+#: How often workers pass a message on that they do not have the code for, and the seconds before the first time. That
+#: doubles each time.
+_MOST_PASSES, _FIRST_PASS = 8, 0.1
+
 #: What the tasks of sagas rely on, whatever their base class, the configuration or `task_annotations` say: messages may
 #: come twice, and are never tried again by Celery, for attempts are counted in SQL.
 _FIXED: Mapping[str, Any] = {
@@ -324,8 +328,9 @@ class Canvas:
         """Carry the sagas of a batch, and send those on their way that this worker does not carry to their ends."""
         saga = self.orchestrator.sagas.get((message["saga"], message["version"]))
         if saga is None:
-            logger.error("saga %(saga)r version %(version)s: a batch came, and the running code has none", message)
-            raise Ignore("a worker that has the code will take them")
+            error = "saga {saga!r} version {version}: a batch came, and the running code has none".format(**message)
+            logger.error(error)
+            raise self._passed_on(task, DefinitionMissing(error))
         plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
         request, first = task.request, self._first_task(plans[0]).name
         again = _came_before(request)
@@ -374,11 +379,22 @@ class Canvas:
         except (DefinitionMissing, PayloadUnreadable) as error:
             # Not a failure of the saga: a worker with the right code, or the right key, can bring it on.
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            raise Ignore from error
+            raise self._passed_on(task, error) from error
         except SagaNotFound as error:
             logger.warning("a message for a saga that is gone: %s", error)
             raise Ignore from error
         return answer
+
+    @staticmethod
+    def _passed_on(task: Task, error: Exception) -> Exception:
+        """Give a message back to its queue, for a worker with other code, or leave it to recovery after some tries.
+
+        During a deployment, workers with the old and with the new code read the same queues.
+        """
+        told: Exception = Ignore(str(error))
+        if mailbox_of(task) is None and (passes := task.request.retries) < _MOST_PASSES:
+            told = task.retry(exc=error, countdown=_FIRST_PASS * 2**passes, throw=False)
+        return told
 
     def _answer(self, next_: Next, saga_id: str, step: str) -> str:
         """Turn a verdict into what Celery understands: a return lets the chain go on, `Ignore` ends it in silence."""

@@ -52,6 +52,9 @@ _STORE_PATIENCE = 3
 #: Seconds for which a saga that cannot be dealt with is left alone at first, and at most.
 _FIRST_REST, _LONGEST_REST = 10.0, 60.0
 
+#: The same, at first, for one that another worker may have the code for: its recovery is kept off for as long.
+_ANOTHERS_REST = 1.0
+
 #: So many sagas that cannot be dealt with are remembered.
 _MOST_RESTS = 10_000
 
@@ -206,7 +209,7 @@ class Recovery:
             logger.warning("saga %s could not be looked at: %s", saga_id, error)
         except (DefinitionMissing, PayloadUnreadable) as error:
             logger.error("%s", error)  # noqa: TRY400 - the message is the whole story
-            self._leave_alone(saga_id, str(error))
+            self._leave_alone(saga_id, str(error), _ANOTHERS_REST)
         except Exception as error:
             logger.exception("saga %s could not be looked at", saga_id)
             self._leave_alone(saga_id, f"{type(error).__name__}: {describe(error)}")
@@ -214,11 +217,11 @@ class Recovery:
             look.silent = 0
             self._rests.pop(saga_id, None)
 
-    def _leave_alone(self, saga_id: str, why: str) -> None:
+    def _leave_alone(self, saga_id: str, why: str, first: float = _FIRST_REST) -> None:
         """Look at a saga less and less often while nothing can be done about it, so that others get their turn."""
         if len(self._rests) >= _MOST_RESTS:
             self._rests.clear()
-        rest = self._rests[saga_id] = min(2 * self._rests.get(saga_id, _FIRST_REST / 2), _LONGEST_REST)
+        rest = self._rests[saga_id] = min(2 * self._rests.get(saga_id, first / 2), _LONGEST_REST)
         name = "unknown"
         try:
             name = self._orchestrator.store.postpone(saga_id, rest, clean(why)) or name

@@ -407,6 +407,10 @@ def changed_behind() -> Saga:
     return Saga("changing", _step("new"), _step("one"), Wait("answer", bool, timeout=600), _step("two"), input=Faults)
 
 
+def reordered() -> Saga:
+    return Saga("changing", _step("two"), Wait("answer", bool, timeout=600), _step("one"), input=Faults)
+
+
 def long_names() -> Saga:
     names = ("ä" * 50, "b" * 100, "ü" * 50)
     first, left, right = (_step(name, queue=LONG_QUEUE) for name in names)

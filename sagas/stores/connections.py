@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, Select
 
 from sagas.errors import StoreUnavailable
-from sagas.stores.engines import READ_ONLY, forget_after_fork, refused, translated
+from sagas.stores.engines import READ_ONLY, forget_after_fork, refused, spare, translated
 from sagas.stores.transactions import check
 
 __all__ = ["Connections"]
@@ -48,7 +48,7 @@ class Connections:
 
         def attempt() -> T:
             with self.translated(), self.engine.connect() as connection:
-                return ask(connection.execution_options(**options))
+                return ask(spare(connection).execution_options(**options))
 
         return self.again_if_stale(attempt)
 
@@ -63,7 +63,7 @@ class Connections:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Open a transaction that ends with the block, and that the database ends if it hears no more of us."""
-        with self.translated(), self.engine.begin() as connection:
+        with self.translated(), self.engine.connect() as connection, spare(connection).begin():
             self.free_if_lost(connection)
             yield connection
             check(connection, "a transaction of the engine")
@@ -72,7 +72,7 @@ class Connections:
     def autocommitting(self) -> Iterator[Connection]:
         """Open a connection on which each statement is a transaction of its own."""
         with self.translated(), self.engine.connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield spare(connection).execution_options(isolation_level="AUTOCOMMIT")
 
     def free_if_lost(self, connection: Connection) -> None:
         """Have the database end this transaction if it hears no more of us: its locks would hold the others up."""

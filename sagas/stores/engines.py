@@ -36,6 +36,7 @@ __all__ = [
     "sqlstate",
     "teach_sqlite",
     "translated",
+    "spare",
 ]
 
 T = TypeVar("T")
@@ -300,7 +301,21 @@ _LONGEST = 1_000
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a connection that only reads: on SQLite it takes no lock."""
     with refused(), translated(engine), engine.connect() as connection:
-        yield connection.execution_options(**{READ_ONLY: True})
+        yield spare(connection).execution_options(**{READ_ONLY: True})
+
+
+def spare(connection: Connection) -> Connection:
+    """Return a connection that was just opened. Raises `ConfigurationError` where a transaction is open on it.
+
+    All connections of a thread to a SQLite database in memory are one: to end this one would undo what the caller of
+    the library has written and not committed.
+    """
+    if connection.dialect.name == "sqlite" and getattr(connection.connection.dbapi_connection, "in_transaction", False):
+        raise ConfigurationError(
+            "a transaction is open in this thread, and a SQLite database in memory has one connection for each thread: "
+            "what the transaction has written would be lost. Commit it first, or use a file: sqlite:///shop.db"
+        )
+    return connection
 
 
 def database_now(dialect: str) -> Any:

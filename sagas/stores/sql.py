@@ -33,7 +33,7 @@ from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import PLAIN, STEP_PAYLOADS, Codec, input_of
 from sagas.stores.commits import Commits
 from sagas.stores.connections import Connections
-from sagas.stores.engines import open_engine
+from sagas.stores.engines import open_engine, spare
 from sagas.stores.filters import Filter
 from sagas.stores.gathering import Gathering
 from sagas.stores.items import SqlItems
@@ -191,7 +191,8 @@ class SqlStore:
         self._clock.ask()  # twice if need be: the pool may hold connections from before the database's restart
         with ExitStack() as ends:
             with self.connections.translated():
-                connection = ends.enter_context(self.engine.begin())
+                connection = ends.enter_context(self.engine.connect())
+                ends.enter_context(spare(connection).begin())
                 if self.connections.owns(connection):  # the caller's iterable may take its time between two chunks
                     ends.callback(limit_idle(connection, unheard=UNHEARD))
             yield connection

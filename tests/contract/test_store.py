@@ -466,8 +466,9 @@ def test_a_database_that_does_not_answer() -> None:
         store = SqlStore(url)
         with pytest.raises(StoreUnavailable):
             store.load("x")
-        with pytest.raises(StoreUnavailable):
-            store.now()
+        if store.dialect != "sqlite":  # whose clock is that of this machine
+            with pytest.raises(StoreUnavailable):
+                store.now()
 
 
 def test_a_database_that_cannot_hold_sagas() -> None:

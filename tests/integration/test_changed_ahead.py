@@ -64,6 +64,46 @@ def test_they_compensate_what_the_old_code_did_and_the_new(old: Rig, deployed: R
     assert deployed.ledger.story(handle.id) == ["one", "new", "-two", "-new", "-one"]
 
 
+@pytest.mark.parametrize("parts", [("redis", "postgres"), ("rabbitmq", "mariadb")], ids="-".join)
+def test_while_both_codes_run_each_saga_finds_a_worker_of_its_own(
+    make_rig: MakeRig, request: pytest.FixtureRequest, parts: tuple[str, str]
+) -> None:
+    """Both serve the same queue, and both recover. What stands beyond the change needs the code that it began with."""
+    old = make_rig(*parts)
+    old.configure(more=["changing"], redispatch_after=20.0)  # longer than it may take: no message is sent again
+    old.worker()
+    theirs = waiting(old, 4)
+    new = Rig(old.settings["broker"], old.settings["database"], old.folder)
+    request.addfinalizer(new.close)
+    new.configure(more=["reordered"], redispatch_after=20.0)
+    new.worker()
+    ours = [new.start("changing") for _ in range(4)]
+    for handle in theirs:
+        handle.signal("answer", True)
+    for handle in ours:
+        handle.signal("answer", True)
+    for handle in theirs:
+        old.assert_done(handle, 18)
+        assert old.ledger.story(handle.id) == ["one", "two"]
+    for handle in ours:
+        new.assert_done(handle, 18)
+        assert new.ledger.story(handle.id) == ["two", "one"]
+
+
+def test_a_message_that_nobody_has_the_code_for_is_passed_on_only_for_a_while(old: Rig, deployed: Rig) -> None:
+    worker = old.worker()
+    (handle,) = waiting(old, 1)
+    worker.stop()
+    handle.signal("answer", True)
+    deployed.configure(more=["changed_behind"])
+    worker = deployed.worker()
+    wait_for(lambda: worker.output().count("step 'new' is new") >= 9, 60, "it was passed on eight times")
+    wait_for(lambda: "step 'new' is new" in (handle.error or ""), 20, "the saga says what it waits for")
+    worker.stop()
+    old.worker()
+    old.assert_done(handle, 90)
+
+
 def test_a_change_behind_is_refused_by_the_engine_and_the_check_alike(old: Rig, deployed: Rig) -> None:
     worker = old.worker()
     (handle,) = waiting(old, 1)

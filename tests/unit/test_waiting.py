@@ -105,8 +105,10 @@ def test_a_waiter_that_is_cancelled_leaves_the_others() -> None:
         with pytest.raises(asyncio.CancelledError):
             await gone
         store.asked.clear()
-        await asyncio.sleep(0.3)
-        assert set().union(*store.asked) == {"b"}
+        async with asyncio.timeout(20):
+            while len(store.asked) < 4:  # noqa: ASYNC110 - the store tells nobody
+                await asyncio.sleep(0.01)
+        assert set().union(*store.asked[1:]) == {"b"}, "the first may have been on its way when the waiter left"
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await waiters.end("c", None)
