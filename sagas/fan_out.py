@@ -23,13 +23,16 @@ def tell_items(engine: Engine, item: SagaRecord) -> None:
     """An item came to rest: begin the next, or have the one before it compensated; after the last, look at the saga."""
     assert item.parent_id is not None
     assert item.parent_step is not None
+    completed = item.status is SagaStatus.COMPLETED
+    if completed and _begin(engine, item):  # as a rule, without a look at the parent
+        return
     parent, name = _parent(engine, item.parent_id), item.parent_step
     failed = parent.direction is Direction.FORWARD and item.status is SagaStatus.COMPENSATED
     if failed or item.status is SagaStatus.STUCK:
         parent = _look(engine, parent.id, name)
     going_on = parent.step(name).status is StepStatus.WAITING and item.status is not SagaStatus.STUCK
     if going_on and parent.direction is Direction.FORWARD:
-        going_on = _begin(engine, item)
+        going_on = not completed and _begin(engine, item)
     elif going_on:
         going_on = _undo_next(engine, parent, name, 1)
     if not going_on:
@@ -63,8 +66,7 @@ def _begin(engine: Engine, ended: SagaRecord) -> bool:
     begun = engine.store.items.begin_next(ended, engine.timing.redispatch_after)
     if begun is None:
         return False
-    item = engine.store.load(begun)
-    engine.send(plan(engine.definition(item), item))
+    engine.send(plan(engine.definition(begun), begun))
     return True
 
 

@@ -6,12 +6,13 @@ Nobody reads all of them at once. `sagas_fan_out` holds the number of the next i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, insert, select, update
 
-from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus
+from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus
 from sagas.errors import KeyConflict
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
@@ -25,6 +26,10 @@ _sagas, _fan_outs = schema.sagas.c, schema.fan_outs.c
 
 #: Items that one statement stores.
 _CHUNK = 500
+
+_AT_REST = _sagas.status.in_([status.value for status in AT_REST])
+#: An item that is at rest is not looked at any more once its parent knows of it.
+_UNLESS_AT_REST = case((_AT_REST, None), else_=_sagas.next_check_at)
 
 _UNFINISHED = (SagaStatus.PENDING.value, SagaStatus.RUNNING.value)
 
@@ -110,11 +115,11 @@ class SqlItems:
         rows = self._connections.rows(select(_sagas.parent_item, _sagas.id).where(*failed))
         return {row["parent_item"]: row["id"] for row in rows}
 
-    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
-        """Begin the next item in the place of one that has ended, if the saga goes forward. Returns its id.
+    def begin_next(self, ended: SagaRecord, patience: float) -> SagaRecord | None:
+        """Begin the next item in the place of one that has ended, if the step waits for its items. Returns it.
 
-        None where there are no more, and where its place was passed on before. `patience`: seconds after which recovery
-        looks at the next.
+        With that, the parent knows of the one that has ended: see `told`. None where there are no more, and where its
+        place was passed on before. `patience`: seconds after which recovery looks at the next.
         """
         parent_id, step = ended.parent_id, ended.parent_step
         assert parent_id is not None
@@ -123,31 +128,31 @@ class SqlItems:
         with self._connections.writing() as connection:
             if self._locked(connection, parent_id, Direction.FORWARD) is None:
                 return None
-            number = self._next_item(connection, parent_id, step)
-            if number is None:
-                return None
-            place = _sagas.id == ended.id, _sagas.place_passed.is_(None)
-            if not connection.execute(update(schema.sagas).where(*place).values(place_passed=1)).rowcount:
+            if (number := self._next_of_waiting(connection, parent_id, step)) is None:
                 return None
             mine = *_of(parent_id, step), _sagas.parent_item == number
-            begun: str | None = connection.execute(select(_sagas.id).where(*mine)).scalar()
-            if begun is not None:
-                values = {
-                    "next_check_at": now + timedelta(seconds=patience),
-                    "stage_ready_at": now,
-                    "updated_at": now,
-                    "dispatches": 1,
-                    "revision": schema.sagas.c.revision + 1,
-                }
-                connection.execute(update(schema.sagas).where(_sagas.id == begun).values(**values))
-                self._move(connection, parent_id, step, number + 1)
-            return begun
+            row = connection.execute(select(schema.sagas).where(*mine)).mappings().one_or_none()
+            if row is None:
+                return None
+            place = _sagas.id == ended.id, _sagas.place_passed.is_(None)
+            passed = update(schema.sagas).where(*place).values(place_passed=1, next_check_at=_UNLESS_AT_REST)
+            if not connection.execute(passed).rowcount:
+                return None
+            values = {
+                "next_check_at": now + timedelta(seconds=patience),
+                "stage_ready_at": now,
+                "updated_at": now,
+                "dispatches": 1,
+                "revision": row["revision"] + 1,
+            }
+            connection.execute(update(schema.sagas).where(_sagas.id == row["id"]).values(**values))
+            self._move(connection, parent_id, step, number + 1)
+        return replace(saga_of(row, [], self._codec), **values)  # no step of it has been opened
 
     def told(self, item_id: str) -> None:
         """Note that the parent knows of an item that is at rest."""
-        at_rest = _sagas.id == item_id, _sagas.status.in_([status.value for status in AT_REST])
         with self._connections.writing() as connection:
-            connection.execute(update(schema.sagas).where(*at_rest).values(next_check_at=None))
+            connection.execute(update(schema.sagas).where(_sagas.id == item_id, _AT_REST).values(next_check_at=None))
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         """Return the ids of the last items that have begun and were not told to compensate, last first."""
@@ -216,6 +221,15 @@ class SqlItems:
     @staticmethod
     def _next_item(connection: Connection, parent_id: str, step: str) -> int | None:
         mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
+        number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
+        return number
+
+    @staticmethod
+    def _next_of_waiting(connection: Connection, parent_id: str, step: str) -> int | None:
+        """Return the number of the next item of a step that waits for its items. The parent is locked."""
+        steps = schema.steps.c
+        waits = steps.saga_id == parent_id, steps.node == step, steps.status == StepStatus.WAITING.value
+        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step, select(steps.seq).where(*waits).exists()
         number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
         return number
 

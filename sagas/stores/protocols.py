@@ -41,11 +41,11 @@ class ItemStore(Protocol):
     def failed(self, parent_id: str, step: str) -> Mapping[int, str] | None:
         """Return the ids of the items that have failed, by number. None where the step has made no items yet."""
 
-    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
-        """Begin the next item in the place of one that has ended, if the saga goes forward. Returns its id.
+    def begin_next(self, ended: SagaRecord, patience: float) -> SagaRecord | None:
+        """Begin the next item in the place of one that has ended, if the step waits for its items. Returns it.
 
-        None where there are no more, and where its place was passed on before. `patience`: seconds after which recovery
-        looks at the next.
+        With that, the parent knows of the one that has ended: see `told`. None where there are no more, and where its
+        place was passed on before. `patience`: seconds after which recovery looks at the next.
         """
 
     def told(self, item_id: str) -> None:

@@ -205,6 +205,11 @@ class _MemoryItems:
     def _goes(self, saga_id: str, direction: Direction) -> bool:
         return any(each.id == saga_id and each.direction is direction for each in self._store.records)
 
+    def _waits(self, saga_id: str, step: str) -> bool:
+        """Tell whether a step of a saga that goes forward waits for its items."""
+        sagas = [each for each in self._store.records if each.id == saga_id and each.direction is Direction.FORWARD]
+        return any(step in each.steps and each.step(step).status is StepStatus.WAITING for each in sagas)
+
     def _of(self, parent_id: str, step: str) -> list[SagaRecord]:
         mine = [
             each
@@ -226,27 +231,26 @@ class _MemoryItems:
         failed = (each for each in self._of(parent_id, step) if each.status is SagaStatus.COMPENSATED)
         return {each.parent_item or 0: each.id for each in failed}
 
-    def begin_next(self, ended: SagaRecord, patience: float) -> str | None:
+    def begin_next(self, ended: SagaRecord, patience: float) -> SagaRecord | None:
         parent_id, step = ended.parent_id or "", ended.parent_step or ""
-        if not self._goes(parent_id, Direction.FORWARD) or ended.id in self._passed:
+        if not self._waits(parent_id, step) or ended.id in self._passed:
             return None
-        self._passed.add(ended.id)
         number = self._next[parent_id, step]
         for item in self._of(parent_id, step)[number : number + 1]:
             now = self._store.now()
-            due = now + timedelta(seconds=patience)
-            self._store.replace(
-                replace(
-                    item,
-                    dispatches=1,
-                    stage_ready_at=now,
-                    updated_at=now,
-                    next_check_at=due,
-                    revision=item.revision + 1,
-                )
+            begun = replace(
+                item,
+                dispatches=1,
+                stage_ready_at=now,
+                updated_at=now,
+                next_check_at=now + timedelta(seconds=patience),
+                revision=item.revision + 1,
             )
+            self._store.replace(begun)
+            self._passed.add(ended.id)
             self._next[parent_id, step] = number + 1
-            return item.id
+            self.told(ended.id)
+            return begun
         return None
 
     def told(self, item_id: str) -> None:

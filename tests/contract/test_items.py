@@ -174,16 +174,26 @@ def test_a_key_of_another_saga_stores_no_item(store: Store) -> None:
 def test_the_end_of_an_item_begins_the_next_one_once(store: Store) -> None:
     fan_out(store, 4, 2)
     first, second = end(store, 0), end(store, 1)
-    assert store.items.begin_next(first, 30) == "item-002"
+    begun = store.items.begin_next(first, 30)
+    assert begun == store.load("item-002")
     assert store.items.begin_next(first, 30) is None, "its place was passed on"
-    begun = store.load("item-002")
     assert begun.dispatches == 1
     assert begun.next_check_at - begun.stage_ready_at == timedelta(seconds=30)
     assert begun.updated_at == begun.stage_ready_at
     assert begun.revision == 2, "whoever read it before has to read it anew"
-    assert store.items.begin_next(second, 30) == "item-003"
+    assert store.items.begin_next(second, 30).id == "item-003"
     assert store.items.begin_next(end(store, 2), 30) is None, "there are no more"
     assert store.items.count("parent", "e").waiting == 0
+    due = [store.load(f"item-{number:03}").next_check_at is not None for number in range(4)]
+    assert due == [False, False, True, True], "whose place was passed on is told; of the last, the saga has to know"
+
+
+def test_an_item_that_is_not_at_rest_stays_due(store: Store) -> None:
+    fan_out(store, 2, 1)
+    ended = end(store, 0, COMPENSATED)
+    change(store, "item-000", status=SagaStatus.COMPENSATING)  # its action came late, and is undone once more
+    assert store.items.begin_next(ended, 30) is not None
+    assert store.load("item-000").next_check_at is not None
 
 
 def test_no_item_begins_where_the_saga_compensates_or_is_gone(store: Store) -> None:
@@ -192,6 +202,10 @@ def test_no_item_begins_where_the_saga_compensates_or_is_gone(store: Store) -> N
     turn(store)
     assert store.items.begin_next(ended, 30) is None
     assert store.items.count("parent", "e").waiting == 2
+    change(store, "parent", direction=Direction.FORWARD, status=RUNNING)
+    step = store.load("parent").step("e")
+    change(store, "parent", steps={"e": replace(step, status=StepStatus.FAILED)})  # a sibling of it is at work still
+    assert store.items.begin_next(ended, 30) is None
     stranger = replace(ended, id="stranger", parent_id="nobody")
     assert store.items.begin_next(stranger, 30) is None
 
@@ -273,14 +287,14 @@ def test_two_ends_begin_two_items(sql: SqlStore) -> None:
     fan_out(sql, 12, 6)
     ended = [end(sql, number) for number in range(6)]
     begun = at_once(*(lambda each=each: sql.items.begin_next(each, 30) for each in ended))
-    assert sorted(begun) == [f"item-{number:03}" for number in range(6, 12)]
+    assert sorted(each.id for each in begun) == [f"item-{number:03}" for number in range(6, 12)]
 
 
 def test_one_end_that_two_workers_report_begins_one_item(sql: SqlStore) -> None:
     fan_out(sql, 12, 1)
     ended = end(sql, 0)
     begun = at_once(*(lambda: sql.items.begin_next(ended, 30) for _ in range(4)))
-    assert sorted(begun, key=str) == [None, None, None, "item-001"]
+    assert [each.id for each in begun if each is not None] == ["item-001"]
     assert sql.items.count("parent", "e") == Items(waiting=10, working=1, completed=1)
 
 
@@ -294,7 +308,7 @@ def test_an_item_has_begun_or_never_will(sql: SqlStore) -> None:
         sql.items.close("parent", "e")
 
     def begin(mine: list[SagaRecord]) -> list[str]:
-        return [begun for each in mine if (begun := sql.items.begin_next(each, 30)) is not None]
+        return [begun.id for each in mine if (begun := sql.items.begin_next(each, 30)) is not None]
 
     *begun, _ = at_once(lambda: begin(ended[::2]), lambda: begin(ended[1::2]), compensate)
     ids = [each for some in begun for each in some]

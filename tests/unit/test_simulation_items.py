@@ -63,7 +63,7 @@ def begun_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item that reports its end twice makes room for two."""
     begin = memory._MemoryItems.begin_next
 
-    def forget(items: Any, ended: SagaRecord, patience: float) -> str | None:
+    def forget(items: Any, ended: SagaRecord, patience: float) -> SagaRecord | None:
         items._passed.discard(ended.id)
         return begin(items, ended, patience)
 
