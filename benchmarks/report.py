@@ -27,7 +27,7 @@ __all__ = ["Report", "median", "ratio", "spread"]
 DOCUMENT = ROOT / "docs" / "performance.md"
 PACKAGES = (
     "celery-sagas", "celery", "kombu", "redis", "confluent-kafka", "sqlalchemy", "psycopg", "dbos", "restate-sdk",
-    "temporalio", "eventsourcing", "faststream",
+    "absurd-sdk", "oban", "temporalio", "eventsourcing", "faststream",
 )  # fmt: skip
 SERVERS = (
     ("postgres", "--version"),

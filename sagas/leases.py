@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sagas.heartbeats import Heartbeats, Report
 
-__all__ = ["Leases", "Standing"]
+__all__ = ["Leases", "Standing", "Unrenewed"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,14 @@ class Leases:
         if standing is Standing.LOST:
             with self._changed:
                 self._claims.pop(claim.owner, None)
+
+
+class Unrenewed(Leases):
+    """Holds claims that no thread renews, where nobody is there who could take one over."""
+
+    @contextmanager
+    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:  # noqa: ARG002
+        yield
 
 
 _ALL: weakref.WeakSet[Leases] = weakref.WeakSet()

@@ -12,13 +12,14 @@ WORKFLOW = "bench_workflow"
 VERSION = "bench"
 
 
-def dispatch(database: str, steps: int) -> Any:
+def launch(database: str, steps: int) -> Any:
     """Start DBOS in this process, with PostgreSQL's defaults and room for every thread; return the workflow."""
     from dbos import DBOS  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415 - only where it runs
 
     DBOS(
         config={
             "name": "bench",
+            "executor_id": f"bench-{os.getpid()}",  # its limit of workflows at once is for each executor
             "system_database_url": database,
             "sys_db_pool_size": 20,
             "application_version": VERSION,
@@ -35,12 +36,12 @@ def dispatch(database: str, steps: int) -> Any:
         return sum(durable() for _ in range(steps))
 
     made = DBOS.workflow(name=WORKFLOW)(workflow)
-    DBOS.dispatch()
+    DBOS.launch()
     return made
 
 
 if __name__ == "__main__":
-    dispatch(sys.argv[1], int(sys.argv[2]))
+    launch(sys.argv[1], int(sys.argv[2]))
     from dbos import DBOS  # type: ignore[import-not-found, unused-ignore]
 
     DBOS.register_queue(

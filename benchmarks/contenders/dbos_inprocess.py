@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.contenders import Base
-from benchmarks.contenders.dbos_app import dispatch
+from benchmarks.contenders.dbos_app import launch
 from tests.servers import Postgres
 
 
@@ -20,7 +20,7 @@ class Contender(Base):
 
     def setup(self) -> None:
         self.server = Postgres(fsync=True).start()
-        self._workflow = dispatch(self.server.database().replace("+psycopg", ""), self.steps)
+        self._workflow = launch(self.server.database().replace("+psycopg", ""), self.steps)
         self._threads = ThreadPoolExecutor(8)
 
     def run(self, n: int) -> float:

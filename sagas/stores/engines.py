@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, literal_c
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
 
 from sagas.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from sagas.stores import schema
+from sagas.stores.columns import UtcDateTime
 from sagas.text import clean, describe
 
 __all__ = [
@@ -59,7 +59,7 @@ _CONNECT_ARGS: Mapping[str, Mapping[str, Any]] = {
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
 READ_ONLY = "sagas_read_only"
 
-_UTC = schema.UtcDateTime()
+_UTC = UtcDateTime()
 _MYSQL_NOW = literal_column("UTC_TIMESTAMP(6)", type_=_UTC)
 _NOW: Mapping[str, Any] = {
     "postgresql": func.clock_timestamp(type_=_UTC),

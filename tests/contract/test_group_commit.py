@@ -16,19 +16,14 @@ from sqlalchemy.orm import Session
 from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus
 from sagas.stores import schema, statements
 from tests.contract.test_store import STEP, record
+from tests.databases import migrated_store
 from tests.servers import wait_for
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "pgbouncer"])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
-    else:
-        url = request.getfixturevalue(request.param).database()
-    store = SqlStore(url)
-    store.upgrade()
-    yield store
-    store.engine.dispose()
+    with migrated_store(request, request.param, tmp_path_factory.mktemp("store")) as store:
+        yield store
 
 
 @pytest.fixture

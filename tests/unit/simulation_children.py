@@ -10,8 +10,7 @@ import functools
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -42,9 +41,9 @@ from sagas.checkpoints import AT_REST, FINISHED
 from sagas.children import descendants
 from sagas.creation import Limits, new_record
 from sagas.endings import ProcessEnd
-from sagas.heartbeats import Heartbeats
-from sagas.leases import Leases, Standing
-from sagas.orchestrator import Next, Orchestrator
+from sagas.engine import Next
+from sagas.leases import Unrenewed
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, plan
 from sagas.testing.memory import MemoryStore
 from sagas.transitions import Repair, Timing, Verdict
@@ -126,12 +125,6 @@ class _Store(MemoryStore):
         return list(self._records.values())
 
 
-class _NoLeases(Leases):
-    @contextmanager
-    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:
-        yield
-
-
 @dataclass(frozen=True)
 class Message:
     left: Plan
@@ -152,9 +145,8 @@ class World:
         self.retried: set[tuple[str | None, str | None]] = set()  # steps whose child may have a successor
         self.store = _Store(self)
         self.engine = Orchestrator(
-            cast("Any", self.store), timing=Timing(lease=10, redispatch_after=10), max_payload=10_000
+            cast("Any", self.store), timing=Timing(lease=10, redispatch_after=10), max_payload=10_000, leases=Unrenewed
         )
-        self.engine._leases = _NoLeases(10, lambda *_: Standing.WANTED)
         self.engine.send = self.send
         self.saga = self.dice.choice(sagas)
         for each in (self.saga, *descendants(self.saga)):
