@@ -54,8 +54,8 @@ __all__ = ["Orchestrator"]
 
 logger = logging.getLogger(__name__)
 
-#: A step that comes to one of these has done what it was asked for.
-_SUCCEEDED = (StepStatus.DONE, StepStatus.COMPENSATED)
+#: A step that comes to one of these has done what it was asked for, or has asked somebody else.
+_SUCCEEDED = (StepStatus.DONE, StepStatus.WAITING, StepStatus.COMPENSATED)
 
 #: The verdicts whose messenger needs to know what is left.
 _PLANNED = (Verdict.DISPATCH, Verdict.ACT, Verdict.OVERDUE)
@@ -303,7 +303,8 @@ class Orchestrator:
         rows: list[Mapping[str, Any]] = []
         if emitted is not None and emitted.messages:
             status = after.step(emitted.name).status
-            if status in _SUCCEEDED and before.step(emitted.name).status is not status:
+            is_new = before.step(emitted.name).status is not status or emitted.was_completed(before)
+            if status in _SUCCEEDED and is_new:
                 rows += emitted.messages
         if saga.publish_lifecycle and self.events is not None:
             rows += self.events.lifecycle(before, after)

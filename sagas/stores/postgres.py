@@ -35,6 +35,10 @@ _MOST = 100
 _IDS = bindparam("ids", type_=ARRAY(String))
 _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
+#: One saga is asked for by `=`. PostgreSQL keeps the plan of a prepared statement until it has analysed the table: made
+#: for an empty table, that of `any` scans the table, and would go on doing so while it grows.
+_SAGA = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
+_STEPS_OF_ONE = select(schema.steps).where(schema.steps.c.saga_id == bindparam("id")).order_by(schema.steps.c.seq)
 
 
 class FastPath:
@@ -89,18 +93,19 @@ class FastPath:
         # The sagas before their steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
         def load(driver: Any) -> dict[str, Loaded]:
-            sagas = self._rows(driver, self._sagas, schema.sagas, list(set(saga_ids)))
+            sagas = self._rows(driver, schema.sagas, list(set(saga_ids)))
             begun = [row["id"] for row in sagas if row["revision"] > 1]
             steps: dict[str, list[Row]] = {row["id"]: [] for row in sagas}
-            for row in self._rows(driver, self._steps, schema.steps, begun) if begun else ():
+            for row in self._rows(driver, schema.steps, begun) if begun else ():
                 steps[row["saga_id"]].append(row)
             return {row["id"]: (row, steps[row["id"]]) for row in sagas}
 
         found: dict[str, Loaded] = self._attempt(load, {})
         return [found.get(saga_id) for saga_id in saga_ids]
 
-    def _rows(self, driver: Any, statement: str, table: Table, ids: Sequence[str]) -> list[Row]:
-        cursor = driver.execute(statement, {"ids": ids})
+    def _rows(self, driver: Any, table: Table, ids: Sequence[str]) -> list[Row]:
+        one, many = self._loads[table.name]
+        cursor = driver.execute(one, {"id": ids[0]}) if len(ids) == 1 else driver.execute(many, {"ids": ids})
         names = [column.name for column in cursor.description]
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
@@ -148,12 +153,12 @@ class FastPath:
     # -- statements, written out when they are first used -------------------------------------------------------
 
     @cached_property
-    def _sagas(self) -> str:
-        return self._text(_SAGAS)
-
-    @cached_property
-    def _steps(self) -> str:
-        return self._text(_STEPS)
+    def _loads(self) -> Mapping[str, tuple[str, str]]:
+        """By table: of one saga, and of many."""
+        return {
+            schema.sagas.name: (self._text(_SAGA), self._text(_SAGAS)),
+            schema.steps.name: (self._text(_STEPS_OF_ONE), self._text(_STEPS)),
+        }
 
     @cached_property
     def _insert(self) -> str:

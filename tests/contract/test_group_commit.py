@@ -17,7 +17,7 @@ from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus
 from sagas.stores import schema, statements
 from tests.contract.test_store import STEP, record
 from tests.databases import migrated_store
-from tests.servers import wait_for
+from tests.servers import Postgres, wait_for
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "pgbouncer"])
@@ -169,3 +169,20 @@ def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
     assert store._fast._save_all(saves) == [True, True, True]
     assert store._fast._save_all(saves) == [False, False, False]
     assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]
+
+
+def test_the_plan_of_a_load_does_not_depend_on_how_empty_the_tables_were(postgres: Postgres) -> None:
+    """A plan that is made for empty tables is kept while they grow, until PostgreSQL has analysed them."""
+    store = SqlStore(postgres.database())
+    store.upgrade()
+    assert store._fast is not None
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+        for table, (statement, _) in store._fast._loads.items():
+            prepared = statement.replace("%(id)s", "$1")
+            assert "$1" in prepared
+            connection.exec_driver_sql(f"PREPARE load_{table} (varchar) AS {prepared}")
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE load_{table} ('an id')").scalars())
+            assert "Index Scan" in plan
+            assert "Seq Scan" not in plan
+    store.engine.dispose()
