@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.pool import SingletonThreadPool
 
 from sagas.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from sagas.stores.columns import UtcDateTime
@@ -310,7 +311,8 @@ def spare(connection: Connection) -> Connection:
     All connections of a thread to a SQLite database in memory are one: to end this one would undo what the caller of
     the library has written and not committed.
     """
-    if connection.dialect.name == "sqlite" and getattr(connection.connection.dbapi_connection, "in_transaction", False):
+    is_shared = isinstance(connection.engine.pool, SingletonThreadPool)
+    if is_shared and getattr(connection.connection.dbapi_connection, "in_transaction", False):
         raise ConfigurationError(
             "a transaction is open in this thread, and a SQLite database in memory has one connection for each thread: "
             "what the transaction has written would be lost. Commit it first, or use a file: sqlite:///shop.db"

@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from unittest.mock import patch
 
+import pytest
+
 from sagas import (
     COMPENSATE,
     Child,
@@ -36,6 +38,7 @@ from sagas import (
     TerminalError,
     Wait,
     signals,
+    transitions,
 )
 from sagas.checkpoints import AT_REST, FINISHED
 from sagas.children import descendants
@@ -46,7 +49,7 @@ from sagas.leases import Unrenewed
 from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, plan
 from sagas.testing.memory import MemoryStore
-from sagas.transitions import Repair, Timing, Verdict
+from sagas.transitions import Case, Change, Repair, Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -433,6 +436,18 @@ def simulate(seed: int, length: int = 120, sagas: Sequence[Saga] = SAGAS) -> Wor
     finally:
         WORLD.pop()
     return world
+
+
+def completed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child, or an item, that is COMPLETED is not undone."""
+    original = transitions.undo
+
+    def only_unfinished(case: Case, why: str) -> Change:
+        if case.record.status is SagaStatus.COMPLETED:
+            return case.refuse("it is COMPLETED")
+        return original(case, why)
+
+    monkeypatch.setattr(transitions, "undo", only_unfinished)
 
 
 if __name__ == "__main__":
