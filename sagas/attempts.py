@@ -18,7 +18,7 @@ from sagas.engine import CLAIM_PATIENCE, Engine, Next, insist
 from sagas.errors import KeyConflict, TerminalError
 from sagas.execution import Claim, Execution, Fenced, Turn, failure_of
 from sagas.heartbeats import Report
-from sagas.leases import Leases, Standing
+from sagas.leases import ClaimStatus, Leases
 from sagas.observers import SUCCEEDED, Attempt
 from sagas.redaction import Redaction
 from sagas.transitions import SKIPPED, Begun, Case, Change, Failure, Outcome, Skipped, Verdict, Waiting
@@ -251,12 +251,12 @@ class Attempts:
             case _:
                 return transitions.await_child(case, name, owner, family.children(self._engine.store, case))
 
-    def _renew(self, saga_id: str, name: str, owner: str, report: Report | None) -> Standing:
+    def _renew(self, saga_id: str, name: str, owner: str, report: Report | None) -> ClaimStatus:
         next_ = self._engine.change(saga_id, lambda case: transitions.renew(case, name, owner, report), step=name)
         if next_.verdict is not Verdict.ACT:
-            return Standing.LOST
+            return ClaimStatus.LOST
         acts = next_.record.step(name).status is StepStatus.RUNNING
-        return Standing.UNWANTED if acts and next_.record.direction is Direction.BACKWARD else Standing.WANTED
+        return ClaimStatus.UNWANTED if acts and next_.record.direction is Direction.BACKWARD else ClaimStatus.WANTED
 
 
 def _digest(case: Case, name: str, digest: str) -> str | None:
