@@ -20,11 +20,12 @@ from sagas.checkpoints import HistoryEntry, SagaRecord, SagaStatus, StepStatus
 from sagas.children import descendants
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
+from sagas.engine import Next
 from sagas.errors import ConfigurationError, SagaNotFound
 from sagas.handle import SagaHandle, StartResult
 from sagas.nodes import Wait
 from sagas.observers import Observer, Observers
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.recovery import Recovery
 from sagas.scheduler import Scheduler
 from sagas.schedules import Schedule

@@ -33,6 +33,7 @@ from sagas.chords import CLOSED, Chord, Joins
 from sagas.definition import Saga
 from sagas.eager import Eager
 from sagas.endings import ends_process
+from sagas.engine import Next
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -45,7 +46,7 @@ from sagas.errors import (
 )
 from sagas.inline_steps import InlineSteps, is_timed
 from sagas.mailbox import Mailbox, mailbox_of
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, Stage
 from sagas.task_names import BATCH, FAIL, JOIN, task_id, task_name
 from sagas.threads import THREADS, is_in_loop

@@ -9,9 +9,10 @@ from celery import Celery
 
 from sagas.checkpoints import SagaStatus
 from sagas.endings import meant
+from sagas.engine import Next
 from sagas.errors import ConfigurationError, StepSignal
 from sagas.mailbox import HEADER, Mailbox
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan
 from sagas.runner import Runner
 from sagas.task_names import task_id, task_name

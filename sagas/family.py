@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sagas import transitions
-from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus, StepRecord, StepStatus, replace, tells_parent
+from sagas.checkpoints import AT_REST, SagaRecord, SagaStatus, StepStatus, replace, tells_parent
 from sagas.each import Each
+from sagas.engine import Engine
 from sagas.errors import DefinitionMissing, PayloadUnreadable, SagaNotFound, StoreRefused, StoreUnavailable
 from sagas.execution import LONGEST_ERROR, Execution
 from sagas.fan_out import tell_items, undo_items
@@ -19,7 +20,6 @@ from sagas.text import clean
 from sagas.transitions import Begun, Case, Child, Children, Verdict
 
 if TYPE_CHECKING:
-    from sagas.orchestrator import Orchestrator
     from sagas.stores import CheckpointStore
 
 __all__ = ["children", "tell", "traced", "undo", "waits_for"]
@@ -34,17 +34,17 @@ def waits_for(record: SagaRecord, child: SagaRecord) -> bool:
     return step.child_id == child.id or (child.parent_item is not None and step.status is StepStatus.WAITING)
 
 
-def traced(engine: Orchestrator, begun: Begun) -> Begun:
+def traced(engine: Engine, begun: Begun) -> Begun:
     """Return children that are about to be stored with the trace that they belong to."""
     return Begun([_traced(engine, child) for child in begun.children])
 
 
-def _traced(engine: Orchestrator, child: SagaRecord) -> SagaRecord:
+def _traced(engine: Engine, child: SagaRecord) -> SagaRecord:
     with engine.observers.during(Start(child)) as start:
         return replace(child, traceparent=start.traceparent)
 
 
-def tell(engine: Orchestrator, before: SagaRecord, after: SagaRecord, begun: Sequence[SagaRecord]) -> None:
+def tell(engine: Engine, before: SagaRecord, after: SagaRecord, begun: Sequence[SagaRecord]) -> None:
     """Send the messages of children that were stored, and look at the parent of a saga that came to rest.
 
     Whatever fails here is left to recovery: the child, or the step of the parent, is due.
@@ -88,7 +88,7 @@ def children(store: CheckpointStore, case: Case) -> Children:
     return found
 
 
-def undo(engine: Orchestrator, attempt: Execution) -> None:
+def undo(engine: Engine, attempt: Execution) -> None:
     """Have the child saga of a step compensate, whatever it has come to."""
     parent = attempt.record
     if isinstance(attempt.step.step, Each):
@@ -104,8 +104,3 @@ def undo(engine: Orchestrator, attempt: Execution) -> None:
         return  # the rule says what comes of that
     if undone.verdict is Verdict.DISPATCH and undone.plan:
         engine.send(undone.plan)
-
-
-def has_result(step: StepRecord) -> bool:
-    """Tell whether a step has a result that others may ask for."""
-    return step.status in (StepStatus.DONE, StepStatus.SKIPPED) and step.kind != "timer"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sagas import transitions
 from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, SagaSummary, StepStatus
 from sagas.each import Each
+from sagas.engine import Engine
 from sagas.errors import SagaNotFound
 from sagas.plan import plan
 from sagas.stores import CheckpointStore
 from sagas.transitions import Case, Counts, Verdict
-
-if TYPE_CHECKING:
-    from sagas.orchestrator import Orchestrator
 
 __all__ = ["counts", "tell_items", "undo_items"]
 
@@ -23,7 +19,7 @@ def counts(store: CheckpointStore, case: Case) -> Counts:
     return {name: store.items.count(case.record.id, name) for name in transitions.due_items(case)}
 
 
-def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
+def tell_items(engine: Engine, item: SagaRecord) -> None:
     """An item came to rest: begin the next, or have the one before it compensated; after the last, look at the saga."""
     assert item.parent_id is not None
     assert item.parent_step is not None
@@ -44,14 +40,14 @@ def tell_items(engine: Orchestrator, item: SagaRecord) -> None:
     engine.store.items.told(item.id)
 
 
-def _parent(engine: Orchestrator, parent_id: str) -> SagaSummary:
+def _parent(engine: Engine, parent_id: str) -> SagaSummary:
     """Return a parent without its payloads: its input may hold all the items, and each of them asks for it."""
     for parent in engine.store.summaries([parent_id]):
         return parent
     raise SagaNotFound(f"there is no saga with the id {parent_id!r}")
 
 
-def undo_items(engine: Orchestrator, parent: SagaRecord, name: str) -> None:
+def undo_items(engine: Engine, parent: SagaRecord, name: str) -> None:
     """Have the items of a step compensate: at once those that are on their way, then the others, last first."""
     engine.store.items.close(parent.id, name)
     for item_id in engine.store.items.unfinished(parent.id, name):
@@ -59,13 +55,13 @@ def undo_items(engine: Orchestrator, parent: SagaRecord, name: str) -> None:
     _undo_next(engine, parent, name, _concurrency(engine, parent, name))
 
 
-def _concurrency(engine: Orchestrator, record: SagaRecord, name: str) -> int:
+def _concurrency(engine: Engine, record: SagaRecord, name: str) -> int:
     node = engine.definition(record).steps[record.step(name).node].step
     assert isinstance(node, Each)
     return node.max_concurrency
 
 
-def _begin(engine: Orchestrator, ended: SagaRecord) -> bool:
+def _begin(engine: Engine, ended: SagaRecord) -> bool:
     """Begin the next item in the place of one that has ended. False where there is none."""
     begun = engine.store.items.begin_next(ended, engine.timing.redispatch_after)
     if begun is None:
@@ -74,7 +70,7 @@ def _begin(engine: Orchestrator, ended: SagaRecord) -> bool:
     return True
 
 
-def _undo_next(engine: Orchestrator, parent: SagaSummary, name: str, count: int) -> bool:
+def _undo_next(engine: Engine, parent: SagaSummary, name: str, count: int) -> bool:
     """Have the last items compensate, until so many are at it. False where there are none."""
     at_it = 0
     while at_it < count and (ids := engine.store.items.undo_next(parent.id, name, count - at_it)):
@@ -82,7 +78,7 @@ def _undo_next(engine: Orchestrator, parent: SagaSummary, name: str, count: int)
     return at_it > 0
 
 
-def _undo(engine: Orchestrator, parent: SagaSummary, item_id: str) -> bool:
+def _undo(engine: Engine, parent: SagaSummary, item_id: str) -> bool:
     """Have an item compensate, whatever it has come to. Return whether that takes more than this."""
     why = f"its parent {parent.name!r} ({parent.id}) compensates: {parent.error}"
     try:
@@ -94,7 +90,7 @@ def _undo(engine: Orchestrator, parent: SagaSummary, item_id: str) -> bool:
     return undone.record.status not in AT_REST
 
 
-def _look(engine: Orchestrator, parent_id: str, name: str) -> SagaSummary:
+def _look(engine: Engine, parent_id: str, name: str) -> SagaSummary:
     """See whether the items of a step are at their ends."""
     items: Items = engine.store.items.count(parent_id, name)
     seen = engine.change(parent_id, lambda case: transitions.items_ended(case, name, items))

@@ -13,9 +13,9 @@ from typing import Any
 
 from celery import Celery, Task
 
+from sagas.engine import Next
 from sagas.execution import Claim, Turn
 from sagas.mailbox import HEADER, Mailbox
-from sagas.orchestrator import Next
 
 __all__ = ["InlineSteps", "is_timed"]
 

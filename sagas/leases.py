@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from sagas.heartbeats import Heartbeats, Report
 
-__all__ = ["Leases", "Standing"]
+__all__ = ["ClaimStatus", "Leases", "Unrenewed"]
 
 logger = logging.getLogger(__name__)
 
 
-class Standing(enum.Enum):
+class ClaimStatus(enum.Enum):
     """How a claim stands."""
 
     WANTED = "wanted"  #: it is alive, and the saga waits for what comes of it
@@ -29,9 +29,9 @@ class Standing(enum.Enum):
 
 #: What a step learns of a claim that does not stand well.
 _CANCELLED = {
-    Standing.UNWANTED: "the saga compensates, so what this attempt does is undone. Stop",
-    Standing.LOST: "this attempt was given up: it took too long, or was silent for too long, or its worker could not "
-    "reach the database. Stop: what it does is done again, or undone",
+    ClaimStatus.UNWANTED: "the saga compensates, so what this attempt does is undone. Stop",
+    ClaimStatus.LOST: "this attempt was given up: it took too long, or was silent for too long, or its worker could "
+    "not reach the database. Stop: what it does is done again, or undone",
 }
 
 
@@ -67,7 +67,7 @@ class Leases:
     stands. Most steps are faster than a third of the lease, and cost only an entry in a dictionary.
     """
 
-    def __init__(self, lease: float, renew: Callable[[str, str, str, Report | None], Standing]) -> None:
+    def __init__(self, lease: float, renew: Callable[[str, str, str, Report | None], ClaimStatus]) -> None:
         self._pause = lease / 3
         self._renew = renew
         self.reset()
@@ -118,19 +118,27 @@ class Leases:
             claim.rest()
             return
         try:
-            standing = self._renew(claim.saga_id, claim.step, claim.owner, report)
+            status = self._renew(claim.saga_id, claim.step, claim.owner, report)
         except Exception as error:  # noqa: BLE001 - the database is unavailable: the lease may last until it is back
             logger.warning("saga %s, step %s: the claim could not be renewed: %r", claim.saga_id, claim.step, error)
-            standing, report = Standing.WANTED, None
+            status, report = ClaimStatus.WANTED, None
         if report is not None:
             claim.stored = report.count
-        if claim.heartbeats is not None and standing is not Standing.WANTED:
-            claim.heartbeats.cancel(_CANCELLED[standing])
+        if claim.heartbeats is not None and status is not ClaimStatus.WANTED:
+            claim.heartbeats.cancel(_CANCELLED[status])
         claim.renew_at = time.monotonic() + self._pause
         claim.rest()
-        if standing is Standing.LOST:
+        if status is ClaimStatus.LOST:
             with self._changed:
                 self._claims.pop(claim.owner, None)
+
+
+class Unrenewed(Leases):
+    """Holds claims that no thread renews, where nobody is there who could take one over."""
+
+    @contextmanager
+    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:  # noqa: ARG002
+        yield
 
 
 _ALL: weakref.WeakSet[Leases] = weakref.WeakSet()

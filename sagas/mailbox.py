@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from celery import Task
 
+from sagas.engine import Next
 from sagas.execution import Claim, Turn
-from sagas.orchestrator import Next
 from sagas.runner import Runner
 
 __all__ = ["HEADER", "Mailbox", "mailbox_of"]

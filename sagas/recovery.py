@@ -20,8 +20,9 @@ from kombu.exceptions import OperationalError
 from sagas.canvas import Canvas
 from sagas.checkpoints import SagaRecord
 from sagas.endings import ends_process
+from sagas.engine import Next
 from sagas.errors import DefinitionMissing, PayloadUnreadable, StoreRefused, StoreUnavailable
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan
 from sagas.probes import Advice, Overdue, Queue
 from sagas.scheduler import Scheduler

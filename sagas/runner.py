@@ -5,17 +5,16 @@ Where nothing can happen until later (a retry, the end of a dead worker's lease,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from sagas.checkpoints import AT_REST, SagaRecord, SagaSummary, StepStatus
 from sagas.endings import interruptible
-from sagas.heartbeats import Heartbeats
-from sagas.leases import Leases
+from sagas.engine import Next
+from sagas.leases import Unrenewed
 from sagas.opening import current_stage, settled
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan
 from sagas.stores import CheckpointStore
 from sagas.transitions import Timing, Verdict
@@ -39,8 +38,8 @@ class Runner:
         self, store: CheckpointStore, *, timing: Timing, deliver: Deliver | None = None, **options: Any
     ) -> None:
         self._clocked = _Clocked(store)
-        self.orchestrator: Orchestrator = _Orchestrator(
-            cast("CheckpointStore", self._clocked), timing=timing, **options
+        self.orchestrator = Orchestrator(
+            cast("CheckpointStore", self._clocked), timing=timing, leases=Unrenewed, **options
         )
         self._deliver = self._perform if deliver is None else deliver
         #: Called before the clock moves on to when a saga is due. True where it did something to that saga.
@@ -151,17 +150,3 @@ class _Clocked:
 
     def move_to(self, moment: datetime) -> None:
         self._skipped += max(moment - self.now() + _A_MOMENT, timedelta())
-
-
-class _Orchestrator(Orchestrator):
-    """The engine's own, without the thread that renews claims: nobody is there who could take one over."""
-
-    def __init__(self, store: CheckpointStore, *, timing: Timing, **options: Any) -> None:
-        super().__init__(store, timing=timing, **options)
-        self._leases = _Leases(timing.lease, self._renew)
-
-
-class _Leases(Leases):
-    @contextmanager
-    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:  # noqa: ARG002
-        yield

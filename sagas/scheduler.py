@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sagas import starts
 from sagas.canvas import Canvas
 from sagas.checkpoints import Direction
+from sagas.engine import Next
 from sagas.errors import (
     ConfigurationError,
     DefinitionMissing,
@@ -26,7 +27,7 @@ from sagas.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.schedules import Schedule
 from sagas.stores import SqlStore
 from sagas.stores import schedules as stored

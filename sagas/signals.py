@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sagas import tokens, transitions
 from sagas.checkpoints import StepRecord
+from sagas.engine import Next
 from sagas.errors import InvalidInput, InvalidToken, PayloadTooLarge, SagaNotFound, SignalRefused
 from sagas.nodes import Wait
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.text import clean, is_clean
 from sagas.transitions import Case, Change, Signal, Verdict
 from sagas.values import NO_TYPE, convert, dump

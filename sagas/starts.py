@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sagas.checkpoints import SagaRecord, replace
 from sagas.creation import new_record
 from sagas.definition import Saga
+from sagas.engine import Next
 from sagas.errors import KeyConflict
 from sagas.observers import Start
-from sagas.orchestrator import Next, Orchestrator
+from sagas.orchestrator import Orchestrator
 from sagas.plan import plan
 from sagas.transitions import Verdict
 from sagas.values import load, same

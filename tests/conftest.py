@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 from sagas import Saga, SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.checkpoints import FINISHED
 from tests import forks
+from tests.databases import database_url
 from tests.rig import TAKEOVERS, Faults, Ledger, Worker, app_of
 from tests.servers import Kafka, MariaDB, PgBouncer, Postgres, RabbitMQ, Redis, wait_for
 
@@ -93,6 +95,25 @@ def rabbitmq() -> Iterator[RabbitMQ]:
 def kafka() -> Iterator[Kafka]:
     with Kafka() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database to copy: to make the tables takes longer than most tests."""
+    file = tmp_path_factory.mktemp("tables") / "sagas.db"
+    store = SqlStore(f"sqlite:///{file}")
+    store.upgrade()
+    store.engine.dispose()
+    return file
+
+
+@pytest.fixture
+def store(_tables: Path, tmp_path: Path) -> Iterator[SqlStore]:
+    """A store on SQLite with its tables, and nothing in them."""
+    shutil.copy(_tables, tmp_path / "sagas.db")
+    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
+    yield store
+    store.engine.dispose()
 
 
 class Rig:
@@ -205,12 +226,7 @@ def make_rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
             "rabbitmq": lambda: request.getfixturevalue("rabbitmq").url,
             "filesystem": lambda: "filesystem://",
         }
-        databases: dict[str, Callable[[], str]] = {
-            "postgres": lambda: request.getfixturevalue("postgres").database(),
-            "mariadb": lambda: request.getfixturevalue("mariadb").database(),
-            "sqlite": lambda: f"sqlite:///{tmp_path / 'sagas.db'}",
-        }
-        rig = Rig(brokers[broker](), databases[database](), tmp_path)
+        rig = Rig(brokers[broker](), database_url(request, database, tmp_path), tmp_path)
         made.append(rig)
         return rig
 

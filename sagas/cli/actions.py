@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from sagas.cli.cells import readable
 from sagas.cli.command import INTERRUPTED, Command, Refusal, agree
 from sagas.cli.listing import show_sagas
 from sagas.cli.options import Where, filters, signed
 from sagas.cli.rows import row
-from sagas.cli.tables import AS_JSON, document, line, readable, terminal
+from sagas.cli.tables import AS_JSON, document, line, terminal
 from sagas.errors import SagaError
 from sagas.operations import ActionResult, Operations
 from sagas.operator_actions import Action

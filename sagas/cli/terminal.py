@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sagas.checkpoints import SagaStatus, StepProgress
-from sagas.cli.tables import ago, readable
+from sagas.cli.cells import ago, readable
 from sagas.operations import pretty
 
 __all__ = [

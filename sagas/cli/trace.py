@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from sagas.cli.cells import readable
 from sagas.cli.command import Refusal
-from sagas.cli.tables import AS_JSON, readable
+from sagas.cli.tables import AS_JSON
 from sagas.events.trace import Entry, trace, walk
 
 __all__ = ["show_trace"]

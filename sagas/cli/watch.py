@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import click
 
 from sagas.checkpoints import AT_REST, SagaStatus, SagaSummary, StepRecord
+from sagas.cli.cells import plain
 from sagas.cli.command import INTERRUPTED, Command
 from sagas.cli.listing import counted
 from sagas.cli.options import DURATION, Where, filters
 from sagas.cli.rows import described, in_order, row
-from sagas.cli.tables import line, plain, terminal
+from sagas.cli.tables import line, terminal
 from sagas.commands import command
 from sagas.errors import StoreUnavailable
 from sagas.operations import Operations

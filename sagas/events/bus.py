@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -37,14 +37,11 @@ from sagas.events.runners import Runner
 from sagas.events.schema_registry import SchemaRegistry
 from sagas.events.services import Service, Subscription
 from sagas.events.store import EventStore
-from sagas.events.waits import EventSignals, event_waits, queue_of
+from sagas.events.waits import EventSignals, Signalled, event_waits, queue_of
 from sagas.observers import Observers
 from sagas.stores.engines import forget_after_fork
 from sagas.stores.sessions import AnySession, own_session
 from sagas.text import quoted
-
-if TYPE_CHECKING:
-    from sagas.app import Sagas
 
 __all__ = ["SAGAS", "Events"]
 
@@ -158,7 +155,7 @@ class Events:
 
     # -- sagas that wait for events -------------------------------------------------------------------------------
 
-    def connect(self, sagas: Sagas[Any]) -> None:
+    def connect(self, sagas: Signalled) -> None:
         """Say whose sagas receive the events that they wait for. `Sagas` calls this."""
         self._signals.connect(sagas)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.definition import Saga
 from sagas.errors import ConfigurationError, SagaNotFound, SignalRefused, TerminalError
@@ -20,11 +20,41 @@ from sagas.values import field_of
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from sagas.app import Sagas
+    from sagas.stores import CheckpointStore
+    from sagas.stores.sessions import AnySession
 
-__all__ = ["EventSignals", "event_waits", "queue_of"]
+__all__ = ["EventSignals", "Signalled", "event_waits", "queue_of"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Defined(Protocol):
+    @property
+    def sagas(self) -> Mapping[tuple[str, int], Saga]: ...
+
+
+class Signalled(Protocol):
+    """The sagas of an app, as far as events need to know them. `Sagas` is what they get."""
+
+    @property
+    def orchestrator(self) -> _Defined:
+        """What has the definitions."""
+
+    @property
+    def store(self) -> CheckpointStore:
+        """Where the sagas are kept."""
+
+    def send_signal(
+        self,
+        saga_id: str,
+        name: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,  # noqa: A002
+        sender: str | None = None,
+        session: AnySession | None = None,
+    ) -> None:
+        """Send a signal to a saga by its id."""
 
 
 def event_waits(sagas: Iterable[Saga]) -> Mapping[tuple[str, str], Sequence[type]]:
@@ -52,9 +82,9 @@ class EventSignals:
 
     def __init__(self, observers: Observers) -> None:
         self._observers = observers
-        self._sagas: Sagas[Any] | None = None
+        self._sagas: Signalled | None = None
 
-    def connect(self, sagas: Sagas[Any]) -> None:
+    def connect(self, sagas: Signalled) -> None:
         """Say whose sagas wait. Raises `ConfigurationError` if that was said of other sagas."""
         if self._sagas not in (None, sagas):
             raise ConfigurationError(

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.pool import SingletonThreadPool
 
 from sagas.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from sagas.stores import schema
+from sagas.stores.columns import UtcDateTime
 from sagas.text import clean, describe
 
 __all__ = [
@@ -59,7 +60,7 @@ _CONNECT_ARGS: Mapping[str, Mapping[str, Any]] = {
 #: Marks a connection that only reads, so that SQLite does not take its write lock.
 READ_ONLY = "sagas_read_only"
 
-_UTC = schema.UtcDateTime()
+_UTC = UtcDateTime()
 _MYSQL_NOW = literal_column("UTC_TIMESTAMP(6)", type_=_UTC)
 _NOW: Mapping[str, Any] = {
     "postgresql": func.clock_timestamp(type_=_UTC),
@@ -310,7 +311,8 @@ def spare(connection: Connection) -> Connection:
     All connections of a thread to a SQLite database in memory are one: to end this one would undo what the caller of
     the library has written and not committed.
     """
-    if connection.dialect.name == "sqlite" and getattr(connection.connection.dbapi_connection, "in_transaction", False):
+    is_shared = isinstance(connection.engine.pool, SingletonThreadPool)
+    if is_shared and getattr(connection.connection.dbapi_connection, "in_transaction", False):
         raise ConfigurationError(
             "a transaction is open in this thread, and a SQLite database in memory has one connection for each thread: "
             "what the transaction has written would be lost. Commit it first, or use a file: sqlite:///shop.db"

@@ -227,8 +227,9 @@ class SqlItems:
     def _next_of_waiting(connection: Connection, parent_id: str, step: str) -> int | None:
         """Return the number of the next item of a step that waits for its items. The parent is locked."""
         steps = schema.steps.c
-        waits = steps.saga_id == parent_id, steps.node == step, steps.status == StepStatus.WAITING.value
-        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step, select(steps.seq).where(*waits).exists()
+        # No EXISTS: for its first row, PostgreSQL would rather scan a table that it has not analysed yet.
+        status = select(steps.status).where(steps.saga_id == parent_id, steps.node == step).scalar_subquery()
+        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step, status == StepStatus.WAITING.value
         number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
         return number
 

@@ -37,6 +37,10 @@ _MOST = 100
 _IDS = bindparam("ids", type_=ARRAY(String))
 _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
+#: One saga is asked for by `=`. PostgreSQL keeps the plan of a prepared statement until it has analysed the table: made
+#: for an empty table, that of `any` scans the table, and would go on doing so while it grows.
+_SAGA = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
+_STEPS_OF_ONE = select(schema.steps).where(schema.steps.c.saga_id == bindparam("id")).order_by(schema.steps.c.seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +134,10 @@ class FastPath:
         # The sagas before their steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
         def load(driver: Any) -> dict[str, Loaded]:
-            sagas = self._rows(driver, self._sagas, schema.sagas, list(set(saga_ids)))
+            sagas = self._rows(driver, schema.sagas, list(set(saga_ids)))
             begun = [row["id"] for row in sagas if row["revision"] > 1]
             steps: dict[str, list[Row]] = {row["id"]: [] for row in sagas}
-            for row in self._rows(driver, self._steps, schema.steps, begun) if begun else ():
+            for row in self._rows(driver, schema.steps, begun) if begun else ():
                 steps[row["saga_id"]].append(row)
             return {row["id"]: (row, steps[row["id"]]) for row in sagas}
 
@@ -143,8 +147,12 @@ class FastPath:
     def _execute(self, driver: Any, statement: Prepared, values: Mapping[str, Any]) -> Any:
         return self._cursor(driver).execute(statement.text, statement.values(values))
 
-    def _rows(self, driver: Any, statement: Prepared, table: Table, ids: Sequence[str]) -> list[Row]:
-        cursor = self._execute(driver, statement, {"ids": ids})
+    def _rows(self, driver: Any, table: Table, ids: Sequence[str]) -> list[Row]:
+        one, many = self._loads[table.name]
+        if len(ids) == 1:
+            cursor = self._execute(driver, one, {"id": ids[0]})
+        else:
+            cursor = self._execute(driver, many, {"ids": ids})
         names = table.c.keys()  # psycopg takes as long to tell them as to fetch the rows
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
@@ -193,12 +201,12 @@ class FastPath:
     # -- statements, written out when they are first used -------------------------------------------------------
 
     @cached_property
-    def _sagas(self) -> Prepared:
-        return self._prepared(_SAGAS)
-
-    @cached_property
-    def _steps(self) -> Prepared:
-        return self._prepared(_STEPS)
+    def _loads(self) -> Mapping[str, tuple[Prepared, Prepared]]:
+        """By table: of one saga, and of many."""
+        return {
+            schema.sagas.name: (self._prepared(_SAGA), self._prepared(_SAGAS)),
+            schema.steps.name: (self._prepared(_STEPS_OF_ONE), self._prepared(_STEPS)),
+        }
 
     @cached_property
     def _insert(self) -> Prepared:

@@ -363,10 +363,14 @@ class SqlStore:
     def attempt(self, open_session: Callable[[], Session]) -> AbstractContextManager[object]:  # noqa: ARG002
         return nullcontext()
 
+    def session_of_step(self) -> Session:
+        """Return the session that becomes the `step.session` of an attempt."""
+        return Session(self.engine)
+
     @contextmanager
     def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
         # What a step does wrong in here is the step's own failure, and stays what it is.
-        session = Session(self.engine)
+        session = self.session_of_step()
         try:
             with Lent(session, self.engine, who, most=limit) as lent:
                 yield session

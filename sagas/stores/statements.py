@@ -15,6 +15,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sagas.checkpoints import DeadLetter, SagaRecord, StepStatus
 from sagas.stores import schema
+from sagas.stores.columns import UtcDateTime
 from sagas.stores.rows import LETTER_FIELDS, MUTABLE_FIELDS, row_of
 
 __all__ = [
@@ -63,9 +64,7 @@ WAKE_PARENT = (
     .where(schema.sagas.c.id == bindparam("_parent"))
     .values(
         revision=schema.sagas.c.revision + 1,
-        next_check_at=case(
-            (schema.sagas.c.next_check_at.is_(None), None), else_=bindparam("_now", type_=schema.UtcDateTime)
-        ),
+        next_check_at=case((schema.sagas.c.next_check_at.is_(None), None), else_=bindparam("_now", type_=UtcDateTime)),
     )
 )
 
@@ -76,7 +75,7 @@ WAKE_PARENT_STEP = (
         schema.steps.c.child_id == bindparam("_child"),
         schema.steps.c.status == StepStatus.WAITING.value,
     )
-    .values(due_at=bindparam("_now", type_=schema.UtcDateTime))
+    .values(due_at=bindparam("_now", type_=UtcDateTime))
 )
 
 

@@ -22,11 +22,11 @@ from sagas.checkpoints import Direction, HistoryEntry, SagaRecord, SagaStatus, S
 from sagas.definition import InputT, Saga
 from sagas.durations import seconds, whole_number
 from sagas.each import Each
+from sagas.engine import Next
 from sagas.errors import ConfigurationError, NotAllowed
 from sagas.events import Events, type_of
 from sagas.events.lifecycle import lifecycle_events
 from sagas.handle import SagaHandle, StartResult
-from sagas.orchestrator import Next
 from sagas.plan import Plan
 from sagas.runner import Runner
 from sagas.signals import Completion

@@ -8,7 +8,19 @@ it can be driven through any order of events in a test.
 from sagas.transitions.case import SKIPPED, Begun, Case, Change, Failure, Outcome, Skipped, Timing, Verdict, Waiting
 from sagas.transitions.children import Child, Children, await_child, begin, due_children, undo
 from sagas.transitions.items import Counts, await_items, begin_items, due_items, items_ended
-from sagas.transitions.messages import claim, decided, fail, join, renew, report, reported, skip, succeed, wait
+from sagas.transitions.messages import (
+    claim,
+    decided,
+    fail,
+    join,
+    renew,
+    report,
+    reported,
+    return_late,
+    skip,
+    succeed,
+    wait,
+)
 from sagas.transitions.operators import Repair, cancel, repair, resume
 from sagas.transitions.time import examine, not_sent, redispatch, rewound
 from sagas.transitions.waits import Signal, complete, fail_deferred, signal
@@ -51,6 +63,7 @@ __all__ = [
     "report",
     "reported",
     "resume",
+    "return_late",
     "rewound",
     "signal",
     "skip",

@@ -10,7 +10,7 @@ from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
 
-__all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "skip", "succeed", "wait"]
+__all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "return_late", "skip", "succeed", "wait"]
 
 
 def claim(case: Case, name: str, epoch: int, owner: str, digest: str | None = None) -> Change:
@@ -122,6 +122,14 @@ def wait(case: Case, name: str, owner: str, until: datetime) -> Change:
         return case.refuse(f"its claim was taken over, or it has ended; the step is {step.status}")
     step = released(step, StepStatus.WAITING, None, opened_at=step.opened_at or case.now, due_at=until, error=None)
     return case.set(step).done(Verdict.PARTED)
+
+
+def return_late(case: Case) -> Change:
+    """The function of a step has returned that another system had completed: what it wrote counts, as the step does.
+
+    The write makes it lose a race against whoever has the saga compensate.
+    """
+    return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "it was completed before it had returned")
 
 
 def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failure) -> Change:

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from sagas import SqlStore
 from sagas.stores import schema
+from tests.databases import migrated_store
 
 TABLES = (
     schema.stored_events,
@@ -23,17 +23,12 @@ TABLES = (
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "postgres through SQLAlchemy", "mariadb"])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    url = (
-        f"sqlite:///{tmp_path_factory.mktemp('events') / 'events.db'}"
-        if request.param == "sqlite"
-        else request.getfixturevalue(request.param.partition(" ")[0]).database()
-    )
-    kept = SqlStore(url)
-    kept.upgrade()
-    engine = through_sqlalchemy(url) if "SQLAlchemy" in request.param else kept.engine
-    yield engine
-    engine.dispose()
-    kept.engine.dispose()
+    kind = request.param.partition(" ")[0]
+    with migrated_store(request, kind, tmp_path_factory.mktemp("events")) as kept:
+        url = kept.engine.url.render_as_string(hide_password=False)
+        engine = through_sqlalchemy(url) if "SQLAlchemy" in request.param else kept.engine
+        yield engine
+        engine.dispose()
 
 
 def through_sqlalchemy(url: str) -> Engine:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,14 +135,6 @@ def wired(request: pytest.FixtureRequest) -> Iterator[Wired]:
 
     yield Wired(kind, broker, exchange, purpose, put)
     broker.close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'events.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 def as_cloudevent(kind: str, delivery: Delivery) -> CloudEvent:

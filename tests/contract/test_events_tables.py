@@ -19,6 +19,7 @@ from sagas.events import Envelope, Events, HandlerContext, Service, event, lease
 from sagas.events.brokers import Outgoing
 from sagas.events.inbox import Call, End
 from sagas.stores import schema
+from tests.databases import database_url
 
 
 @event("books.page.turned")
@@ -66,10 +67,7 @@ class Recording:
 
 @pytest.fixture(params=["sqlite", "postgres", "mariadb"])
 def events(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Events]:
-    url = f"sqlite:///{tmp_path / 'e.db'}"
-    if request.param != "sqlite":
-        url = request.getfixturevalue(request.param).database()
-    store = SqlStore(url)
+    store = SqlStore(database_url(request, request.param, tmp_path))
     store.upgrade()
     with store.engine.begin() as connection:
         connection.execute(text("create table effect (n integer)"))

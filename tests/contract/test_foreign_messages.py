@@ -38,6 +38,7 @@ from sagas.events.brokers.redis_streams import RedisBroker
 from sagas.events.outbox import outbox_row, shard_of
 from sagas.events.runners import InProcess
 from sagas.stores import schema
+from tests.databases import database_url
 from tests.servers import Kafka, MariaDB, Postgres, RabbitMQ, Redis, wait_for
 
 INPUTS = int(os.environ.get("SAGAS_FUZZ", "60"))
@@ -364,7 +365,7 @@ def test_a_body_is_an_envelope_that_can_be_kept_or_none(body: bytes) -> None:
 def test_a_damaged_row_of_the_outbox_is_a_dead_letter_and_the_others_are_sent(
     kind: str, request: pytest.FixtureRequest, tmp_path: Any
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'e.db'}" if kind == "sqlite" else request.getfixturevalue(kind).database()
+    url = database_url(request, kind, tmp_path)
     events, _, queue = _events(MemoryBroker(), url)
     damaged: list[str] = []
     for number, body in enumerate(UNSTORABLE):

@@ -18,19 +18,14 @@ from sqlalchemy.orm import Session
 from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus, StoreUnavailable
 from sagas.stores import schema, statements
 from tests.contract.test_store import STEP, record
+from tests.databases import migrated_store
 from tests.servers import Postgres, wait_for
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "pgbouncer"])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
-    else:
-        url = request.getfixturevalue(request.param).database()
-    store = SqlStore(url)
-    store.upgrade()
-    yield store
-    store.engine.dispose()
+    with migrated_store(request, request.param, tmp_path_factory.mktemp("store")) as store:
+        yield store
 
 
 @pytest.fixture
@@ -258,4 +253,20 @@ def test_a_save_that_is_acknowledged_before_its_commit_is_noticed(
 
     monkeypatch.setattr(store._fast, "_attempt", hopeful)
     assert list(hammer(store))
+    store.engine.dispose()
+
+
+def test_the_plan_of_a_load_does_not_depend_on_how_empty_the_tables_were(postgres: Postgres) -> None:
+    """A plan that is made for empty tables is kept while they grow, until PostgreSQL has analysed them."""
+    store = SqlStore(postgres.database())
+    store.upgrade()
+    assert store._fast is not None
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+        for table, (statement, _) in store._fast._loads.items():
+            assert "$1" in statement.text
+            connection.exec_driver_sql(f"PREPARE load_{table} (varchar) AS {statement.text}")
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE load_{table} ('an id')").scalars())
+            assert "Index Scan" in plan
+            assert "Seq Scan" not in plan
     store.engine.dispose()

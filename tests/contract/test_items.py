@@ -23,6 +23,7 @@ from sagas import (
 from sagas.checkpoints import Items
 from sagas.stores import schema
 from sagas.testing.memory import MemoryStore
+from tests.databases import database_url
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 COMPLETED, COMPENSATED, RUNNING = SagaStatus.COMPLETED, SagaStatus.COMPENSATED, SagaStatus.RUNNING
@@ -42,9 +43,7 @@ def migrated(
 
     def of(kind: str) -> SqlStore:
         if kind not in stores:
-            file = f"sqlite:///{tmp_path_factory.mktemp('items') / 'store.db'}"
-            url = file if kind == "sqlite" else request.getfixturevalue(kind).database()
-            stores[kind] = SqlStore(url)
+            stores[kind] = SqlStore(database_url(request, kind, tmp_path_factory.mktemp("items")))
             stores[kind].upgrade()
         with stores[kind].engine.begin() as connection:
             for table in (schema.fan_outs, schema.sagas):

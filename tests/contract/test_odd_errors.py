@@ -17,6 +17,7 @@ from sagas.stores.encryption import AesGcm
 from sagas.stores.reencryption import reencrypt
 from sagas.testing import Inline
 from sagas.text import is_clean
+from tests.databases import migrated_store
 
 
 class Unreadable(Exception):
@@ -39,14 +40,8 @@ ODD: dict[str, Any] = {
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('odd') / 'odd.db'}"
-    else:
-        url = request.getfixturevalue(request.param).database()
-    made = SqlStore(url)
-    made.upgrade()
-    yield made
-    made.engine.dispose()
+    with migrated_store(request, request.param, tmp_path_factory.mktemp("odd")) as store:
+        yield store
 
 
 def run(store: SqlStore, error: BaseException) -> tuple[Any, int]:

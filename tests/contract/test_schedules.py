@@ -34,6 +34,7 @@ from sagas.schedule_operations import ScheduleAction, ScheduleOperations
 from sagas.stores import audit, schema
 from sagas.stores import schedules as stored
 from sagas.testing.memory import MemoryStore
+from tests.databases import database_url
 
 
 @dataclass
@@ -43,8 +44,7 @@ class Day:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("schedules") / "store.db"
-    found = f"sqlite:///{path}" if request.param == "sqlite" else request.getfixturevalue(request.param).database()
+    found = database_url(request, request.param, tmp_path_factory.mktemp("schedules"))
     store = SqlStore(found)
     store.upgrade()
     store.engine.dispose()

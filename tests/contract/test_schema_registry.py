@@ -23,6 +23,7 @@ from sagas.events.schema_registry.confluent import ConfluentSchemaRegistry
 from sagas.events.schema_registry.glue import GlueSchemaRegistry
 from sagas.events.schema_registry.sql import SqlSchemaRegistry
 from tests import forks
+from tests.databases import database_url, migrated_store
 from tests.rig import ROOT
 from tests.schema_server import Refused, SchemaServer
 
@@ -87,11 +88,8 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SchemaR
     if request.param == "glue":
         yield GlueSchemaRegistry("shop", client=request.getfixturevalue("glue"), formats=FORMATS)
         return
-    url = f"sqlite:///{tmp_path / 'r.db'}"
-    store = SqlStore(url if request.param == "sqlite" else request.getfixturevalue(request.param).database())
-    store.upgrade()
-    yield SqlSchemaRegistry(store.engine, formats=FORMATS)
-    store.engine.dispose()
+    with migrated_store(request, request.param, tmp_path) as store:
+        yield SqlSchemaRegistry(store.engine, formats=FORMATS)
 
 
 def test_an_empty_one(registry: SchemaRegistry) -> None:
@@ -263,7 +261,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres", "mariadb"])
 def test_two_processes_register_at_once(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> None:
-    url = f"sqlite:///{tmp_path / 'r.db'}" if database == "sqlite" else request.getfixturevalue(database).database()
+    url = database_url(request, database, tmp_path)
     store = SqlStore(url)
     store.upgrade()
     command = [sys.executable, "-c", REGISTERS, url]

@@ -29,6 +29,7 @@ from sagas import (
 from sagas.stores import bulk, schema
 from sagas.stores.codecs import PLAIN
 from sagas.stores.encryption import AesGcm
+from tests.databases import migrated_store
 
 STARTED, EXISTING, REFUSED = StartStatus.STARTED, StartStatus.EXISTING, StartStatus.REFUSED
 
@@ -42,14 +43,9 @@ class Order:
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb", "postgres encrypted"])
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
     database, _, encrypted = request.param.partition(" ")
-    if database == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('many') / 'store.db'}"
-    else:
-        url = request.getfixturevalue(database).database()
-    store = SqlStore(url, codec=AesGcm({"k": bytes(32)}, current="k") if encrypted else PLAIN)
-    store.upgrade()
-    yield store
-    store.engine.dispose()
+    codec = AesGcm({"k": bytes(32)}, current="k") if encrypted else PLAIN
+    with migrated_store(request, database, tmp_path_factory.mktemp("many"), codec) as store:
+        yield store
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from sagas.stores.engines import lacks_tables
 from sagas.stores.postgres import FastPath
 from sagas.stores.rows import FIXED_FIELDS
 from sagas.testing.memory import MemoryStore
+from tests.databases import migrated_store
 
 HOUR = timedelta(hours=1)
 
@@ -52,14 +53,9 @@ WAYS = [*DATABASES, "pgbouncer", *(f"{name} encrypted" for name in DATABASES), "
 def migrated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
     """A database with the tables, one for all tests: migrating takes longer than they do."""
     database, _, way = request.param.partition(" ")
-    if database == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
-    else:
-        url = request.getfixturevalue(database).database()
-    store = SqlStore(url, codec=AesGcm({"k": bytes(32)}, current="k") if way == "encrypted" else PLAIN)
-    store.upgrade()
-    yield store
-    store.engine.dispose()
+    codec = AesGcm({"k": bytes(32)}, current="k") if way == "encrypted" else PLAIN
+    with migrated_store(request, database, tmp_path_factory.mktemp("store"), codec) as store:
+        yield store
 
 
 @pytest.fixture

@@ -16,20 +16,15 @@ from sagas.events import Envelope, command, event, outbox
 from sagas.events.choreography import Heard, observed
 from sagas.events.trace import Entry, trace
 from sagas.stores import schema
+from tests.databases import migrated_store
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('story') / 'story.db'}"
-    else:
-        url = request.getfixturevalue(request.param).database()
-    store = SqlStore(url)
-    store.upgrade()
-    yield store
-    store.engine.dispose()
+    with migrated_store(request, request.param, tmp_path_factory.mktemp("story")) as store:
+        yield store
 
 
 @event("orders.order.placed")

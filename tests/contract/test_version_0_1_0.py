@@ -18,8 +18,10 @@ from sqlalchemy import Engine, MetaData, Table, insert, inspect
 from sagas import Parallel, Pivot, Retry, Saga, SagaStatus, SqlStore, Step, StepStatus
 from sagas.checkpoints import SagaRecord
 from sagas.runner import Runner
-from sagas.stores import migrate, schema
+from sagas.stores import migrate
+from sagas.stores.columns import UtcDateTime
 from sagas.transitions import Repair, Timing
+from tests.databases import database_url
 
 ROWS: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parents[1] / "data" / "version_0_1_0.json").read_text()
@@ -66,9 +68,7 @@ class Agency:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres", "mariadb"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
-    path = tmp_path_factory.mktemp("old") / "old.db"
-    kind = request.param
-    kept = SqlStore(f"sqlite:///{path}" if kind == "sqlite" else request.getfixturevalue(kind).database())
+    kept = SqlStore(database_url(request, request.param, tmp_path_factory.mktemp("old")))
     migrate.upgrade(kept.engine, "0007")
     _write(kept.engine)
     kept.upgrade()
@@ -88,7 +88,7 @@ def _write(engine: Engine) -> None:
                 if name != "sagas_saga":
                     typed.pop("id", None)  # the database counts
                 for column in times:
-                    table.c[column].type = schema.UtcDateTime()
+                    table.c[column].type = UtcDateTime()
                 connection.execute(insert(table), typed)
 
 

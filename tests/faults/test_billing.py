@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -19,29 +13,8 @@ from sagas.stores import schedules as stored
 from sagas.stores import schema
 from tasks import faults, tables
 from tasks.billing import nightly_billing
-from tests import forks
-from tests.rig import ROOT
 from tests.servers import Postgres, Redis, wait_for
-
-
-@contextmanager
-def shop(redis: Redis, url: str, folder: Path, queues: str = "shop,payments") -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of the shop."""
-    environment = {
-        **os.environ, "BROKER_URL": redis.url, "SAGAS_DATABASE_URL": url, "SAGAS_LEASE": "1",
-        "SAGAS_REDISPATCH_AFTER": "1", "SAGAS_RECOVERY_INTERVAL": "0.2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", queues, "-c", "1", "-l", "INFO"]
-    with (folder / "worker.log").open("ab") as log:
-        process = forks.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
+from tests.shop import shop
 
 
 def test_each_order_is_billed_once(redis_server: Redis, postgres: Postgres, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sagas import SqlStore
 from sagas.events import Projections
 from sagas.stores.schema import stored_events
 from tests import forks, tail
+from tests.databases import database_url
 from tests.rig import ROOT
 from tests.servers import wait_for
 
@@ -23,7 +24,7 @@ EVENTS, KILLS = 120, 6
 
 @pytest.mark.parametrize("database", ["postgres", "mariadb", "sqlite"])
 def test_no_event_is_lost_or_out_of_order(database: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'tail.db'}" if database == "sqlite" else request.getfixturevalue(database).database()
+    url = database_url(request, database, tmp_path)
     kept = SqlStore(url)
     kept.upgrade()
     tail.lines.create(kept.engine)

@@ -21,9 +21,9 @@ from sagas.webhooks import Webhook, WebhookAnswer, WebhookRequest
 from tasks import faults, ledger, tables
 from tasks.expenses import Expense, pay_expense
 from tests import forks
-from tests.faults.test_billing import shop
 from tests.rig import ROOT
 from tests.servers import Postgres, Redis, wait_for
+from tests.shop import shop
 
 #: Where the worker is killed, by the expense that it works on.
 KILLED = {

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -21,29 +16,8 @@ from sagas import SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.starts import start
 from tasks import faults, ledger, tables
 from tasks.trips import BookTrip, book_trip
-from tests import forks
-from tests.rig import ROOT
 from tests.servers import Postgres, Redis, wait_for
-
-
-@contextmanager
-def shop(redis: Redis, url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker of the shop."""
-    environment = {
-        **os.environ, "BROKER_URL": redis.url, "SAGAS_DATABASE_URL": url, "SAGAS_LEASE": "1",
-        "SAGAS_REDISPATCH_AFTER": "1", "SAGAS_RECOVERY_INTERVAL": "0.2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-Q", "shop", "-c", "2", "-l", "INFO"]
-    with (folder / "worker.log").open("ab") as log:
-        process = forks.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
+from tests.shop import shop
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["booked", "refused"])
@@ -81,7 +55,7 @@ def test_a_trip_is_booked_as_a_whole_or_not_at_all(
     )
     handle = started(sagas, given)
     while not is_over(handle):
-        with shop(redis_server, url, tmp_path) as worker:
+        with shop(redis_server, url, tmp_path, queues="shop", concurrency=2) as worker:
             wait_for(functools.partial(is_over, handle, worker), 90, "the worker has died, or the trip is over")
     assert handle.status is (SagaStatus.COMPENSATED if refused else SagaStatus.COMPLETED)
     family = store.family(handle.id)

@@ -19,9 +19,9 @@ from sagas import SagaHandle, Sagas, SagaStatus, SqlStore
 from sagas.stores import schema
 from tasks import faults, inventory, ledger, tables
 from tasks.wholesale import PAYMENT_TERM, Line, WholesaleOrder, credit_line, settle_invoice, wholesale_order
-from tests.faults.test_billing import shop
 from tests.faults.test_expenses import Bank
 from tests.servers import Postgres, Redis, wait_for
+from tests.shop import shop
 
 QUEUES = "shop,accounts,inventory,notifications,payments,shipping"
 LINES = [Line(sku="tea", quantity=4), Line(sku="cup", quantity=2), Line(sku="pot", quantity=1)]

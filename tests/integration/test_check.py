@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,6 @@ def nothing() -> None: ...
 
 def order(action: Callable[..., Any] = plain, given: Any = Old) -> Saga:
     return Saga("order", Step("a", action, compensation=None), Step("b", nothing, compensation=None), input=given)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 def code(store: Any, *sagas: Saga) -> Sagas:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -62,23 +60,6 @@ def hotel(**options: Any) -> Saga:
 
 def trip(child: Saga, *, fails: bool = False) -> Saga:
     return Saga("trip", _step("pack"), Child("stay", child), _step("leave", fails=fails))
-
-
-@pytest.fixture(scope="module")
-def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("upgraded") / "sagas.db"
-    store = SqlStore(f"sqlite:///{file}")
-    store.upgrade()
-    store.engine.dispose()
-    return file
-
-
-@pytest.fixture
-def store(upgraded: Path, tmp_path: Path) -> Iterator[SqlStore]:
-    shutil.copy(upgraded, tmp_path / "sagas.db")
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    yield store
-    store.engine.dispose()
 
 
 def an_app(store: SqlStore, *sagas: Saga, **conf: Any) -> Sagas[SqlStore]:

@@ -32,13 +32,6 @@ class SendMail:
     to: str
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SqlStore:
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    store.upgrade()
-    return store
-
-
 def events_of(store: SqlStore) -> Events:
     return Events([Service("stock", publishes=[StockReserved])], engine=store.engine, broker=MemoryBroker())
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from click.testing import Result
 from sqlalchemy.orm import Session
 
@@ -34,14 +33,6 @@ store = SqlStore("sqlite:///shop.db")
 app = Celery("shop", broker="memory://")
 Sagas(app, store, events=Events(SERVICES, engine=store.engine, broker=None))
 """
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'shop.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 def run(store: SqlStore, *words: str, services: Sequence[Service] = SERVICES) -> Result:

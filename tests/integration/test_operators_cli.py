@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -32,21 +31,9 @@ Run = Callable[..., Result]
 COLUMNS = "id saga version key correlation_id status step created_at updated_at error".split()
 
 
-@pytest.fixture(scope="module")
-def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database to copy: to make the tables takes longer than most tests."""
-    file = tmp_path_factory.mktemp("upgraded") / "sagas.db"
-    store = SqlStore(f"sqlite:///{file}")
-    store.upgrade()
-    store.engine.dispose()
-    return file
-
-
 @pytest.fixture
-def operations(upgraded: Path, tmp_path: Path) -> Iterator[Operations]:
-    shutil.copy(upgraded, tmp_path / "sagas.db")
+def operations(store: SqlStore) -> Iterator[Operations]:
     app = Celery("desk", broker="memory://", set_as_current=False)
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
     yield Operations(Sagas(app, store, [plain(), at_pivot(), two_undos()], redact=["card"]))
     app.close()
     store.engine.dispose()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
@@ -52,14 +51,6 @@ def test_workers_run_them(make_rig: MakeRig, broker: str, database: str) -> None
         rig.assert_done(handle, 60)
         waited.append(handle.record.dispatches > 1)
     assert sum(waited) < 11
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    made = SqlStore(f"sqlite:///{tmp_path / 'x.db'}")
-    made.upgrade()
-    yield made
-    made.engine.dispose()
 
 
 def test_a_broker_that_is_away_is_asked_once(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:

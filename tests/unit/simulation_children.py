@@ -10,12 +10,13 @@ import functools
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from unittest.mock import patch
+
+import pytest
 
 from sagas import (
     COMPENSATE,
@@ -37,17 +38,18 @@ from sagas import (
     TerminalError,
     Wait,
     signals,
+    transitions,
 )
 from sagas.checkpoints import AT_REST, FINISHED
 from sagas.children import descendants
 from sagas.creation import Limits, new_record
 from sagas.endings import ProcessEnd
-from sagas.heartbeats import Heartbeats
-from sagas.leases import Leases, Standing
-from sagas.orchestrator import Next, Orchestrator
+from sagas.engine import Next
+from sagas.leases import Unrenewed
+from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, plan
 from sagas.testing.memory import MemoryStore
-from sagas.transitions import Repair, Timing, Verdict
+from sagas.transitions import Case, Change, Repair, Timing, Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -126,12 +128,6 @@ class _Store(MemoryStore):
         return list(self._records.values())
 
 
-class _NoLeases(Leases):
-    @contextmanager
-    def held(self, saga_id: str, step: str, owner: str, heartbeats: Heartbeats | None = None) -> Iterator[None]:
-        yield
-
-
 @dataclass(frozen=True)
 class Message:
     left: Plan
@@ -152,9 +148,8 @@ class World:
         self.retried: set[tuple[str | None, str | None]] = set()  # steps whose child may have a successor
         self.store = _Store(self)
         self.engine = Orchestrator(
-            cast("Any", self.store), timing=Timing(lease=10, redispatch_after=10), max_payload=10_000
+            cast("Any", self.store), timing=Timing(lease=10, redispatch_after=10), max_payload=10_000, leases=Unrenewed
         )
-        self.engine._leases = _NoLeases(10, lambda *_: Standing.WANTED)
         self.engine.send = self.send
         self.saga = self.dice.choice(sagas)
         for each in (self.saga, *descendants(self.saga)):
@@ -441,6 +436,18 @@ def simulate(seed: int, length: int = 120, sagas: Sequence[Saga] = SAGAS) -> Wor
     finally:
         WORLD.pop()
     return world
+
+
+def completed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child, or an item, that is COMPLETED is not undone."""
+    original = transitions.undo
+
+    def only_unfinished(case: Case, why: str) -> Change:
+        if case.record.status is SagaStatus.COMPLETED:
+            return case.refuse("it is COMPLETED")
+        return original(case, why)
+
+    monkeypatch.setattr(transitions, "undo", only_unfinished)
 
 
 if __name__ == "__main__":

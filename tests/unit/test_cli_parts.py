@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sagas import commands
 from sagas.checkpoints import SagaStatus
-from sagas.cli import tables, terminal
+from sagas.cli import cells, tables, terminal
 from sagas.cli.options import DURATION, Where
 from sagas.stores import EVERYTHING, Filter
 
@@ -60,14 +60,14 @@ def test_filters_become_a_filter() -> None:
     [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (7_200, "2h"), (200_000, "2d")],
 )
 def test_ages(seconds: int, said: str) -> None:
-    assert tables.ago(timedelta(seconds=seconds)) == said
+    assert cells.ago(timedelta(seconds=seconds)) == said
 
 
 def test_nothing_that_is_shown_does_anything_to_the_terminal() -> None:
-    shown = tables.readable("a\x1b[31m\r\x00\x9b\ud800\tb\nc")
+    shown = cells.readable("a\x1b[31m\r\x00\x9b\ud800\tb\nc")
     assert shown == "a\\x1b[31m\\x0d\\x00\\x9b\\xd800\tb\nc"
-    assert tables.readable(["a", "b"]) == "a,b"
-    assert tables.readable(None) == ""
+    assert cells.readable(["a", "b"]) == "a,b"
+    assert cells.readable(None) == ""
 
 
 def test_a_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,14 +29,6 @@ from sagas import (
 from sagas.checkpoints import StepStatus
 
 Make = Callable[..., Sagas]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    made = SqlStore(f"sqlite:///{tmp_path / 'x.db'}")
-    made.upgrade()
-    yield made
-    made.engine.dispose()
 
 
 @pytest.fixture
@@ -172,7 +163,7 @@ def test_what_keeps_a_task_from_running_is_said(make: Make) -> None:
 def test_a_database_that_is_away_is_said(make: Make, store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     saga = Saga("greet", Step("hello", lambda: "hi", compensation=None))
     make(saga)
-    monkeypatch.setattr("sagas.orchestrator._CLAIM_PATIENCE", 0.1)
+    monkeypatch.setattr("sagas.attempts.CLAIM_PATIENCE", 0.1)
 
     def away(*_: Any, **__: Any) -> Any:
         raise StoreUnavailable("away")

@@ -67,6 +67,15 @@ def test_a_step_emits_when_it_is_done() -> None:
     assert inline.emitted == [StockReserved(attempt=1)]
 
 
+def test_a_deferred_step_emits_when_it_has_asked() -> None:
+    inline = Inline()
+    step = Step("reserve", reserve, compensation=release, deferred=True, deadline=60)
+    handle = inline.start(Saga("order", step, Step("next", nothing, compensation=None)))
+    assert inline.emitted == [StockReserved(attempt=1)]
+    inline.advance(handle, timedelta(minutes=1))
+    assert inline.emitted == [StockReserved(attempt=1), StockReleased(actor="reserve")]
+
+
 def test_what_a_failed_attempt_emitted_is_forgotten() -> None:
     def flaky(step: StepContext) -> None:
         step.emit(StockReserved(attempt=step.attempt))

@@ -29,7 +29,7 @@ from sagas import (
 )
 from sagas.checkpoints import HistoryKind
 from sagas.heartbeats import LONGEST_DETAILS, Heartbeats, Report
-from sagas.leases import Leases, Standing
+from sagas.leases import ClaimStatus, Leases
 from sagas.testing import Inline
 from sagas.transitions import Case, Failure, Outcome, Timing, Verdict
 from tests.servers import wait_for
@@ -222,13 +222,13 @@ def test_a_step_that_is_cancelled_hears_it_at_its_next_report() -> None:
 class Store:
     """Notes what is renewed."""
 
-    def __init__(self, standing: Standing = Standing.WANTED) -> None:
-        self.standing = standing
+    def __init__(self, status: ClaimStatus = ClaimStatus.WANTED) -> None:
+        self.status = status
         self.reports: list[Report | None] = []
 
-    def renew(self, saga_id: str, step: str, owner: str, report: Report | None) -> Standing:
+    def renew(self, saga_id: str, step: str, owner: str, report: Report | None) -> ClaimStatus:
         self.reports.append(report)
-        return self.standing
+        return self.status
 
 
 def test_what_is_reported_often_is_stored_now_and_then() -> None:
@@ -261,9 +261,9 @@ def test_a_claim_that_is_due_sooner_wakes_the_thread() -> None:
             wait_for(lambda: bool(store.reports), 10, "the report is stored")
 
 
-@pytest.mark.parametrize("standing", [Standing.UNWANTED, Standing.LOST])
-def test_a_claim_that_does_not_stand_cancels_its_step(standing: Standing) -> None:
-    store, heartbeats = Store(standing), Heartbeats(timeout=1)
+@pytest.mark.parametrize("status", [ClaimStatus.UNWANTED, ClaimStatus.LOST])
+def test_a_claim_that_does_not_stand_cancels_its_step(status: ClaimStatus) -> None:
+    store, heartbeats = Store(status), Heartbeats(timeout=1)
     with Leases(1, store.renew).held("s", "load", "me", heartbeats):
 
         def is_cancelled() -> bool:
@@ -280,7 +280,7 @@ def test_what_could_not_be_stored_is_stored_later() -> None:
     heartbeats, stored = Heartbeats(timeout=1), threading.Event()
     tries = 0
 
-    def renew(saga_id: str, step: str, owner: str, report: Report | None) -> Standing:
+    def renew(saga_id: str, step: str, owner: str, report: Report | None) -> ClaimStatus:
         nonlocal tries
         tries += 1
         if tries == 1:
@@ -288,7 +288,7 @@ def test_what_could_not_be_stored_is_stored_later() -> None:
         assert report is not None
         assert report.details == "1"
         stored.set()
-        return Standing.WANTED
+        return ClaimStatus.WANTED
 
     with Leases(60, renew).held("s", "load", "me", heartbeats):
         heartbeats.report(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,14 +143,6 @@ def test_an_observer_cannot_keep_an_error_to_itself() -> None:
     inline.orchestrator.observers.add(Swallows())
     with pytest.raises(ZeroDivisionError), inline.orchestrator.observers.during(Start(record=None)):  # type: ignore[arg-type]
         raise ZeroDivisionError
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 def test_a_start_in_the_callers_transaction_is_told_when_that_commits(store: SqlStore) -> None:

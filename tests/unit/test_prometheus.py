@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -61,14 +60,6 @@ class Registry(CollectorRegistry):
 @pytest.fixture
 def registry() -> Registry:
     return Registry()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,14 +18,6 @@ from sagas.worker import recovery
 from sagas.worker.recovery import refuse_memory
 
 Make = Callable[..., Sagas]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    made = SqlStore(f"sqlite:///{tmp_path / 'x.db'}")
-    made.upgrade()
-    yield made
-    made.engine.dispose()
 
 
 @pytest.fixture

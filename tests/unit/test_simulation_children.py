@@ -15,7 +15,7 @@ from sagas.orchestrator import Orchestrator
 from sagas.testing import memory
 from sagas.transitions import Case, Change, Verdict
 from sagas.transitions.ends import released
-from tests.unit.simulation_children import Violation, simulate
+from tests.unit.simulation_children import Violation, completed_is_left, simulate
 
 ROUNDS = 400
 
@@ -85,18 +85,6 @@ def undone_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(case, name, owner, ended)
 
     monkeypatch.setattr(transitions, "await_child", at_once)
-
-
-def completed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that is COMPLETED is not undone."""
-    original = transitions.undo
-
-    def only_unfinished(case: Case, why: str) -> Change:
-        if case.record.status is SagaStatus.COMPLETED:
-            return case.refuse("it is COMPLETED")
-        return original(case, why)
-
-    monkeypatch.setattr(transitions, "undo", only_unfinished)
 
 
 def failure_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

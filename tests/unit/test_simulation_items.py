@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sagas import Child, Each, Pivot, Retry, Saga, SagaRecord, SagaStatus, StepContext, transitions
+from sagas import Child, Each, Pivot, Retry, Saga, SagaRecord, SagaStatus, StepContext
 from sagas.checkpoints import AT_REST, Items
 from sagas.testing import memory
-from sagas.transitions import Case, Change
-from tests.unit.simulation_children import WORLD, Violation, _step, simulate
+from sagas.transitions import Case
+from tests.unit.simulation_children import WORLD, Violation, _step, completed_is_left, simulate
 
 ROUNDS = 300
 
@@ -94,18 +94,6 @@ def done_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(true, working=0, completed=true.completed + true.working)
 
     monkeypatch.setattr(memory._MemoryItems, "count", rosy)
-
-
-def completed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An item that is COMPLETED is not undone."""
-    original = transitions.undo
-
-    def only_unfinished(case: Case, why: str) -> Change:
-        if case.record.status is SagaStatus.COMPLETED:
-            return case.refuse("it is COMPLETED")
-        return original(case, why)
-
-    monkeypatch.setattr(transitions, "undo", only_unfinished)
 
 
 @pytest.mark.parametrize(

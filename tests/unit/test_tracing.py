@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -67,14 +66,6 @@ def spans() -> Iterator[Spans]:
     spans = Spans()
     yield spans
     spans.provider.shutdown()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    store = SqlStore(f"sqlite:///{tmp_path / 'sagas.db'}")
-    store.upgrade()
-    yield store
-    store.engine.dispose()
 
 
 def nothing() -> None:

@@ -23,7 +23,7 @@ from sagas.approvals import Approvals
 from sagas.checkpoints import DeadLetter as Letter
 from sagas.checkpoints import Direction, HistoryEntry, SagaStatus, SagaSummary, StepRecord, StepStatus
 from sagas.contrib.django.admin_approvals import AnswerForm, asked, asks, waiting_for_approval
-from sagas.contrib.django.admin_parts import ReasonForm, local, operator
+from sagas.contrib.django.admin_parts import ReadOnlyAdmin, ReasonForm, local, operator
 from sagas.contrib.django.admin_schedules import ScheduleAdmin
 from sagas.contrib.django.models import DeadLetter, Saga, Step
 from sagas.contrib.django.project import PROJECT
@@ -112,7 +112,7 @@ class _ResultForm(ReasonForm):
 
 
 @admin.register(Saga)
-class SagaAdmin(admin.ModelAdmin):
+class SagaAdmin(ReadOnlyAdmin):
     """A searchable list of sagas, and a page for each."""
 
     list_display = ("shown_key", "shown_name", "coloured_status", "shown_error", "shown_start")
@@ -177,15 +177,6 @@ class SagaAdmin(admin.ModelAdmin):
         return response
 
     # -- who may do what ----------------------------------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Return whether a user may retry, skip, cancel and so on. Viewing needs the view permission."""

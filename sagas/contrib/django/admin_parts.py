@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from django import forms
 from django.conf import settings
+from django.contrib import admin
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import pgettext_lazy
 
 from sagas.operations import LONGEST_REASON
 
-__all__ = ["ReasonForm", "local", "operator"]
+__all__ = ["ReadOnlyAdmin", "ReasonForm", "local", "operator"]
 
 
 class ReasonForm(forms.Form):
@@ -36,3 +38,16 @@ def local(at: datetime) -> datetime:
 def operator(request: HttpRequest) -> str:
     """Return the name that is kept of who did something."""
     return str(request.user.get_username())
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """Shows rows that only the library itself adds, changes and deletes."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False

@@ -15,7 +15,7 @@ from django.utils import translation
 from django.utils.functional import Promise
 from django.utils.translation import pgettext, pgettext_lazy
 
-from sagas.contrib.django.admin_parts import ReasonForm, local, operator
+from sagas.contrib.django.admin_parts import ReadOnlyAdmin, ReasonForm, local, operator
 from sagas.contrib.django.models import Schedule
 from sagas.contrib.django.project import PROJECT
 from sagas.errors import SagaError
@@ -49,7 +49,7 @@ Schedule._meta.verbose_name_plural = pgettext_lazy("saga", "schedules")  # noqa:
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(admin.ModelAdmin):
+class ScheduleAdmin(ReadOnlyAdmin):
     """Schedules: a list, and a page for each. One is listed once a worker, or an operator, has seen it."""
 
     list_display = ("name", "shown_saga", "shown_times", "shown_next", "shown_pause")
@@ -76,15 +76,6 @@ class ScheduleAdmin(admin.ModelAdmin):
         return schedule.paused_by or ""
 
     # -- who may do what ----------------------------------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Tell whether a user may pause, resume and run schedules. Looking takes the permission to view."""

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sagas.errors import ConfigurationError
 from sagas.stores import SqlStore
 from sagas.stores.engines import teach_sqlite
-from sagas.stores.transactions import Lent, let_go
 
 __all__ = ["FlaskStore", "adopt_sessions"]
 
@@ -45,17 +44,10 @@ class FlaskStore(SqlStore):
             finally:
                 _STEP.reset(outer)
 
-    @contextmanager
-    def transaction(self, who: str = "a step", limit: float | None = None) -> Iterator[Session]:
-        """Open the transaction of a step, which is that of its `db.session`."""
-        session = self._db.session()
-        try:
-            with Lent(session, self.engine, who, most=limit) as lent:
-                yield session
-                with self.connections.translated():
-                    lent.commit()
-        finally:
-            let_go(session)
+    def session_of_step(self) -> Session:
+        """Return the `db.session` of the step, so that its transaction is that of the step."""
+        session: Session = self._db.session()
+        return session
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import MYSQL_OPTIONS, LongText, Serial, UtcDateTime, exact
+from sagas.stores.columns import MYSQL_OPTIONS, LongText, Serial, UtcDateTime, exact
 
 revision = "0001"
 down_revision = None

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import MYSQL_OPTIONS, UtcDateTime, exact
+from sagas.stores.columns import MYSQL_OPTIONS, UtcDateTime, exact
 
 revision = "0009"
 down_revision = "0008"

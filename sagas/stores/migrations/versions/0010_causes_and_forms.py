@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import LongText
+from sagas.stores.columns import LongText
 
 revision = "0010"
 down_revision = "0009"

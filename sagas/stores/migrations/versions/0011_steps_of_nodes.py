@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import context, op
 
-from sagas.stores.schema import MYSQL_OPTIONS, LongText, UtcDateTime, exact
+from sagas.stores.columns import MYSQL_OPTIONS, LongText, UtcDateTime, exact
 
 revision = "0011"
 down_revision = "0010"

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import LongText, UtcDateTime
+from sagas.stores.columns import LongText, UtcDateTime
 
 revision = "0012"
 down_revision = "0011"

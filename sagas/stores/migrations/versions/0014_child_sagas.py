@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import exact
+from sagas.stores.columns import exact
 
 revision = "0014"
 down_revision = "0013"

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from sagas.stores.schema import MYSQL_OPTIONS, exact
+from sagas.stores.columns import MYSQL_OPTIONS, exact
 
 revision = "0015"
 down_revision = "0014"
