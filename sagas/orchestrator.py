@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from sagas.errors import (
     PayloadTooLarge,
     StoreUnavailable,
 )
-from sagas.execution import LONGEST_ERROR, Claim, Execution, Publisher, Turn
+from sagas.execution import LONGEST_ERROR, Execution, Publisher
 from sagas.leases import Leases
 from sagas.observers import Observers
 from sagas.plan import Plan, plan
@@ -88,7 +87,8 @@ class Orchestrator:
         #: Calls what a change leads to in other sagas: at once, or in another thread where this one must not block.
         self.follow_up: Callable[[Callable[[], None]], object] = _at_once
         self.sagas = Definitions()
-        self._attempts = Attempts(self, leases)
+        #: Does what the message of a step asks for: check, act, record.
+        self.perform = Attempts(self, leases).perform
 
     def _send_each(self, plans: Iterable[Plan]) -> None:
         for each in plans:
@@ -109,19 +109,6 @@ class Orchestrator:
         return self.sagas.of(record, step)
 
     # -- messages -----------------------------------------------------------------------------------------------
-
-    def perform(
-        self,
-        saga_id: str,
-        name: str,
-        epoch: int,
-        *,
-        claim: Claim | None = None,
-        following: str | None = None,
-        turn: Turn = nullcontext,
-    ) -> Next:
-        """Do what the message of a step asks for, if it is still to be done. See `Attempts.perform`."""
-        return self._attempts.perform(saga_id, name, epoch, claim=claim, following=following, turn=turn)
 
     def join(self, saga_id: str, name: str, epoch: int) -> Next:
         return insist(

@@ -107,6 +107,8 @@ def test_the_story_is_found_by_a_key_and_by_the_id_of_what_is_in_it(flow: Any) -
     placed = publish(flow, flow.OrderPlaced(order_id="o-2"), key="o-2")
     wait_for(lambda: completed(flow, "archive", "archive-o-2"), 40, "the saga that the task started has ended")
     wait_for(lambda: completed(flow, "audit", "audit-o-2"), 20, "the saga that the step started has ended")
+    # The handler that sent the task may still be about to commit.
+    wait_for(lambda: "handled mailing.send_receipt" in "\n".join(lines(trace(flow.store.engine, "o-2"))), 20)
     payment = flow.store.find("pay_order", "o-2")
     for name in (placed.correlation_id, "o-2", "audit-o-2", payment.id, sent(flow, "billing.order.paid")[-1].event_id):
         assert "\n".join(lines(trace(flow.store.engine, name))) == EXPECTED, name
