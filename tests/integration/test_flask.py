@@ -83,6 +83,11 @@ def note_then_fail(step: StepContext) -> None:
         raise RuntimeError("after its effect")
 
 
+def noted(step: StepContext) -> bool:
+    note(step)
+    return True
+
+
 def slow(step: StepContext) -> None:
     note(step)
     db.session.flush()
@@ -121,13 +126,14 @@ def start_another(step: StepContext) -> str:
 QUICK = Retry(delay=0.01)
 ORDER = Saga("order", Step("note", note, compensation=unnote), Pivot("pay", lambda: "paid"))
 AGAIN = Saga("again", Step("note", note_then_fail, compensation=unnote, retry=QUICK))
+ASKED = Saga("asked", Step("note", note_then_fail, compensation=unnote, retry=QUICK, when=noted))
 SLOW = Saga("slow", Step("note", slow, compensation=unnote), Step("never", note, compensation=unnote))
 BOTH = Saga("both", Step("both", both, compensation=None))
 REMOVED = Saga("removed", Step("note", remove, compensation=None, retry=Retry(max_attempts=1)))
 COMMITTED = Saga("committed", Step("note", commit, compensation=None, retry=Retry(max_attempts=1)))
 ELSEWHERE = Saga("elsewhere", Step("note", elsewhere, compensation=None))
 PARENT = Saga("parent", Step("child", start_another, compensation=None))
-SAGAS = [ORDER, AGAIN, SLOW, BOTH, REMOVED, COMMITTED, ELSEWHERE, PARENT]
+SAGAS = [ORDER, AGAIN, ASKED, SLOW, BOTH, REMOVED, COMMITTED, ELSEWHERE, PARENT]
 flask_sagas = FlaskSagas(db, SAGAS)
 
 
@@ -364,6 +370,15 @@ def test_effect_and_checkpoint_commit_together(app: Flask) -> None:
         assert notes(app) == ["note of k in shop"]
 
 
+@ON_ALL
+def test_a_condition_has_a_transaction_of_its_own(app: Flask) -> None:
+    with worker(app):
+        handle = run(app, ASKED)
+        assert handle.status is SagaStatus.COMPLETED, handle.error
+        assert handle.record.step("note").attempt == 2
+        assert notes(app) == ["note of k in shop"] * 2, "the condition's, and that of the second attempt"
+
+
 def test_a_late_effect_is_rolled_back(app: Flask) -> None:
     with worker(app):
         with app.app_context():
@@ -387,6 +402,7 @@ def test_no_session_is_left_behind(app: Flask) -> None:
         for number in range(3):
             assert run(app, ORDER, f"k{number}").status is SagaStatus.COMPLETED
             assert run(app, AGAIN, f"k{number}").status is SagaStatus.COMPLETED
+            assert run(app, ASKED, f"k{number}").status is SagaStatus.COMPLETED
         with app.app_context():
             pool: Any = db.engine.pool
             wait_for(lambda: pool.checkedout() == 0, 10)
