@@ -225,7 +225,7 @@ def imports() -> Saga:
 
     def load(faults: dict[str, str], step: StepContext) -> int:
         for row in _rows(faults, step):
-            time.sleep(0.15)
+            time.sleep(0.2)
             _report(row, step)
         act("load", {}, step)
         return ROWS
@@ -238,7 +238,7 @@ def imports_async() -> Saga:
 
     async def load(faults: dict[str, str], step: StepContext) -> int:
         for row in _rows(faults, step):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.2)
             _report(row, step)
         act("load", {}, step)
         return ROWS
@@ -251,7 +251,7 @@ def _importing(name: str, load: Callable[..., Any]) -> Saga:
         _write("unload", str(step.heartbeat_details), step)
         act("load.compensate", {}, step)
 
-    options: dict[str, Any] = {"retry": QUICK, "compensation_retry": QUICK, "timeout": 30, "heartbeat_timeout": 1.5}
+    options: dict[str, Any] = {"retry": QUICK, "compensation_retry": QUICK, "timeout": 60, "heartbeat_timeout": 3}
     return Saga(name, _step("one"), Step("load", load, compensation=unload, **options), input=Faults)
 
 

