@@ -35,6 +35,7 @@ from sagas.stores import Filter, InFlight, Payloads, StatusCount, migrate, schem
 from sagas.stores.codecs import PLAIN, STEP_PAYLOADS
 from sagas.stores.encryption import AesGcm
 from sagas.stores.engines import lacks_tables
+from sagas.stores.filters import Standing
 from sagas.stores.postgres import FastPath
 from sagas.stores.rows import FIXED_FIELDS
 from sagas.testing.memory import MemoryStore
@@ -524,6 +525,38 @@ def test_every_field_that_a_rule_can_change_survives_a_save(any_store: Any, way:
 @pytest.fixture(params=["sql", "memory"])
 def any_store(request: pytest.FixtureRequest, store: SqlStore) -> Any:
     return store if request.param == "sql" else MemoryStore()
+
+
+# -- where sagas stand ----------------------------------------------------------------------------------------------
+
+
+def test_where_the_sagas_of_an_outline_stand(store: SqlStore) -> None:
+    def stand(number: int, *steps: StepRecord, status: SagaStatus = SagaStatus.RUNNING) -> None:
+        saga = store.insert(record(number))
+        for step in steps:
+            saga = saga.with_step(step)
+        assert store.save(store.load(saga.id), replace(saga, status=status)) is not None
+
+    done = StepRecord(node="a", seq=1, status=StepStatus.DONE, started_seq=1)
+    ahead = StepRecord(node="b", seq=2, stage=1)
+    early = StepRecord(node="w", seq=3, stage=2, kind="wait", status=StepStatus.DONE)
+    store.insert(record(1, dispatches=0))  # it is to start later
+    store.insert(record(2))
+    stand(3, done)
+    stand(4, done, ahead)
+    stand(5, done, ahead, early)
+    stand(6, done, early)
+    stand(7, done, ahead, status=SagaStatus.COMPLETED)
+    store.insert(record(8, version=2))
+    outline = record().outline
+    assert sorted(store.queries.standing("order", 1, outline), key=lambda each: (each.stage, each.early or "")) == [
+        Standing(-1, None, 1, "id-0001"),
+        Standing(0, None, 3, "id-0002"),
+        Standing(0, "w", 1, "id-0006"),
+        Standing(1, None, 2, "id-0004"),
+        Standing(1, "w", 1, "id-0005"),
+    ]
+    assert store.queries.standing("order", 1, "[]") == []
 
 
 # -- what cannot be read --------------------------------------------------------------------------------------------
