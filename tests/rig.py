@@ -596,13 +596,13 @@ class Effect:
 
     saga: str
     event: str
-    what: str
     step: str
     attempt: int
     key: str
     pid: int
     at: float
     known: str | None
+    what: str = ""  #: what a step says beside, such as the row that it is at
 
 
 class Ledger:
