@@ -38,7 +38,7 @@ _IDS = bindparam("ids", type_=ARRAY(String))
 _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
 #: One saga is asked for by `=`. PostgreSQL keeps the plan of a prepared statement until it has analysed the table: made
-#: for an empty table, that of `any` scans the table, and would go on doing so while it grows.
+#: for an empty table, that of `any` scans the table, and would go on doing so while it grows. So `any` is not prepared.
 _SAGA = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
 _STEPS_OF_ONE = select(schema.steps).where(schema.steps.c.saga_id == bindparam("id")).order_by(schema.steps.c.seq)
 
@@ -144,15 +144,17 @@ class FastPath:
         found: dict[str, Loaded] = self._attempt(load, {})
         return [found.get(saga_id) for saga_id in saga_ids]
 
-    def _execute(self, driver: Any, statement: Prepared, values: Mapping[str, Any]) -> Any:
-        return self._cursor(driver).execute(statement.text, statement.values(values))
+    def _execute(
+        self, driver: Any, statement: Prepared, values: Mapping[str, Any], *, prepare: bool | None = None
+    ) -> Any:
+        return self._cursor(driver).execute(statement.text, statement.values(values), prepare=prepare)
 
     def _rows(self, driver: Any, table: Table, ids: Sequence[str]) -> list[Row]:
         one, many = self._loads[table.name]
         if len(ids) == 1:
             cursor = self._execute(driver, one, {"id": ids[0]})
         else:
-            cursor = self._execute(driver, many, {"ids": ids})
+            cursor = self._execute(driver, many, {"ids": ids}, prepare=False)
         names = table.c.keys()  # psycopg takes as long to tell them as to fetch the rows
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():

@@ -269,4 +269,11 @@ def test_the_plan_of_a_load_does_not_depend_on_how_empty_the_tables_were(postgre
             plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE load_{table} ('an id')").scalars())
             assert "Index Scan" in plan
             assert "Seq Scan" not in plan
+    ids = [store.insert(record(number)).id for number in range(1, 4)]
+    for _ in range(20):
+        assert all(store._fast._load_all(ids))
+    with store.engine.connect() as connection:  # the only one of the pool
+        prepared = connection.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars().all()
+    assert prepared, "the other statements are"
+    assert not [statement for statement in prepared if "ANY" in statement.upper()]
     store.engine.dispose()
