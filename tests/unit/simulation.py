@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sagas import (
     Direction,
@@ -98,10 +98,14 @@ class Actor:
     late: bool = False  # it slept until everything else was over, and may still fail
 
 
+WorldT = TypeVar("WorldT", bound="World")
+
+
 class World:
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.dice = random.Random(seed)
-        self.saga = self.dice.choice(SAGAS)
+        self.saga = self.choose()
         self.now = START
         self.record = SagaRecord(
             id="s", name=self.saga.name, version=1, key="k", outline=self.saga.outline, correlation_id="s", input="null",
@@ -124,6 +128,14 @@ class World:
         self.reporting: tuple[str, str, Report] | None = None  # what the change under way reports
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
+
+    def choose(self) -> Saga:
+        """Return the definition of the saga that is played."""
+        return self.dice.choice(SAGAS)
+
+    @property
+    def about(self) -> str:
+        return f"saga {self.saga.name!r}"
 
     def tell(self, line: str) -> None:
         self.story.append(f"{(self.now - START).total_seconds():7.1f} s  {line}")
@@ -545,6 +557,13 @@ class World:
         if change.record is not case.record and self.save(case.record, change.record):
             self.dispatch()
 
+    def repair(self) -> None:
+        """A person has what is stuck tried again."""
+        stuck = [s.name for s in self.record.steps.values() if s.status is StepStatus.STUCK]
+        change = transitions.repair(self.case(self.record), stuck[0], Repair.RETRY, "mended")
+        self.keep(change.record)
+        self.dispatch()
+
     def heal(self) -> None:
         """From here on nothing goes wrong; a person mends what is stuck. It has to come to its end."""
         self.calm = True
@@ -565,10 +584,7 @@ class World:
             if self.broker:
                 self.deliver(0)
             elif self.record.status is SagaStatus.STUCK:
-                stuck = [s.name for s in self.record.steps.values() if s.status is StepStatus.STUCK]
-                change = transitions.repair(self.case(self.record), stuck[0], Repair.RETRY, "mended")
-                self.keep(change.record)
-                self.dispatch()
+                self.repair()
             elif self.record.next_check_at is not None:
                 self.now = max(self.now, self.record.next_check_at)
                 self.recover()
@@ -593,16 +609,20 @@ class World:
             raise self.wrong(f"it is COMPLETED, and has opened only {set(self.record.steps)}")
 
 
-def simulate(seed: int, length: int = 150) -> World:
+def simulate(seed: int) -> World:
     """Play one schedule. Raises `Violation` with its story."""
-    world = World(seed)
+    return play(World(seed))
+
+
+def play(world: WorldT, length: int = 150) -> WorldT:
+    """Play the schedule of a world. Raises `Violation` with its story."""
     world.dispatch()
     try:
         for _ in range(length):
             world.anything()
         world.heal()
     except AssertionError as error:
-        raise Violation(f"seed {seed}, saga {world.saga.name!r}: {error}") from error
+        raise Violation(f"seed {world.seed}, {world.about}: {error}") from error
     return world
 
 

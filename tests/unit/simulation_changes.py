@@ -14,7 +14,7 @@ from typing import Any
 from sagas import DefinitionMissing, Parallel, Saga, SagaRecord, Wait, transitions
 from sagas.outline import Outline
 from sagas.registry import Definitions
-from tests.unit.simulation import TIMING, Actor, Violation, World, _step
+from tests.unit.simulation import TIMING, Actor, World, _step, play
 
 
 def _pair(before: Sequence[Any], after: Sequence[Any]) -> tuple[Saga, Saga]:
@@ -43,16 +43,17 @@ class ChangingWorld(World):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.codes = self.dice.choice(PAIRS)
-        self.saga, _ = self.codes
         self.code_of: dict[int, Saga] = {}
         self.passed_on = 0
         self.order: list[str] = []  # forward effects, each the first time that it landed
-        self.record = SagaRecord(
-            id="s", name=self.saga.name, version=1, key="k", outline=self.saga.outline, correlation_id="s", input="null",
-            created_at=self.now, updated_at=self.now, stage_ready_at=self.now,
-            next_check_at=self.now + timedelta(seconds=10),
-        )  # fmt: skip
+
+    def choose(self) -> Saga:
+        self.codes = self.dice.choice(PAIRS)
+        return self.codes[0]
+
+    @property
+    def about(self) -> str:
+        return f"codes {[code.outline for code in self.codes]}"
 
     def case(self, record: SagaRecord) -> transitions.Case:
         definitions = Definitions()
@@ -78,6 +79,9 @@ class ChangingWorld(World):
 
     def cancel(self) -> None:
         self._as_anyone(super().cancel)
+
+    def repair(self) -> None:
+        self._as_anyone(super().repair)
 
     def signal(self) -> None:
         self._as_anyone(super().signal)
@@ -113,17 +117,9 @@ class ChangingWorld(World):
         super().judge()
 
 
-def simulate(seed: int, length: int = 150) -> ChangingWorld:
+def simulate(seed: int) -> ChangingWorld:
     """Play one schedule. Raises `Violation` with its story."""
-    world = ChangingWorld(seed)
-    world.dispatch()
-    try:
-        for _ in range(length):
-            world.anything()
-        world.heal()
-    except AssertionError as error:
-        raise Violation(f"seed {seed}, codes {[code.outline for code in world.codes]}: {error}") from error
-    return world
+    return play(ChangingWorld(seed))
 
 
 if __name__ == "__main__":
