@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sagas.checkpoints import FINISHED, Direction, SagaStatus, SagaSummary, StepRecord, StepStatus
@@ -106,7 +107,7 @@ def _step(step: StepRecord, result: Any) -> Mapping[str, Any]:
         "owner": step.owner,
         "lease_until": step.lease_until,
         "heartbeat_at": step.heartbeat_at,
-        "progress": None if step.progress is None else {"done": step.progress.done, "total": step.progress.total},
+        "progress": step.progress and asdict(step.progress),
         "result": result,
         "error": step.error,
     }

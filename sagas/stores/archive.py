@@ -17,9 +17,9 @@ from typing import IO, Any, Self
 
 import msgspec
 
-from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord, StepRecord
+from sagas.checkpoints import DeadLetter, HistoryEntry, SagaRecord
 from sagas.errors import ConfigurationError
-from sagas.stores.codecs import PLAIN, STEP_PAYLOADS, Codec, input_of
+from sagas.stores.codecs import PLAIN, Codec, decoded, input_of
 
 __all__ = ["Archive", "Archived", "load_archive"]
 
@@ -113,14 +113,5 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _decoded(record: SagaRecord, codec: Codec) -> SagaRecord:
-    steps = {name: replace(step, **_payloads(record.id, step, codec)) for name, step in record.steps.items()}
+    steps = {name: replace(step, **decoded(vars(step), record.id, name, codec)) for name, step in record.steps.items()}
     return replace(record, input=codec.decode(record.input, input_of(record.id)), steps=steps)
-
-
-def _payloads(saga_id: str, step: StepRecord, codec: Codec) -> dict[str, Any]:
-    stored = {column: getattr(step, column) for column in STEP_PAYLOADS}
-    return {
-        column: codec.decode(text, STEP_PAYLOADS[column](saga_id, step.name))
-        for column, text in stored.items()
-        if text is not None
-    }

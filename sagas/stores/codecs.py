@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from sagas.errors import PayloadUnreadable
 
-__all__ = ["AS_STORED", "MARK", "PLAIN", "STEP_PAYLOADS", "Codec", "input_of", "result_of"]
+__all__ = ["AS_STORED", "MARK", "PLAIN", "STEP_PAYLOADS", "Codec", "decoded", "input_of", "result_of"]
 
 #: What encoded text begins with. No JSON does, so the two are never taken for each other.
 MARK = "~"
@@ -55,6 +55,18 @@ STEP_PAYLOADS: Mapping[str, Callable[[str, str], str]] = {
     "result": result_of,
     "heartbeat_details": _details_of,
 }
+
+
+def decoded(stored: Mapping[str, Any], saga_id: str, step: str, codec: Codec) -> dict[str, Any]:
+    """Return the payloads that a step has, by the name of their column. Raises `PayloadUnreadable`.
+
+    `stored`: what is stored of the step, by column.
+    """
+    return {
+        column: codec.decode(stored[column], about(saga_id, step))
+        for column, about in STEP_PAYLOADS.items()
+        if stored[column] is not None
+    }
 
 
 class _Plain:

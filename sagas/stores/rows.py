@@ -19,7 +19,7 @@ from sagas.checkpoints import (
     StepStatus,
     step_name,
 )
-from sagas.stores.codecs import STEP_PAYLOADS, Codec, input_of
+from sagas.stores.codecs import STEP_PAYLOADS, Codec, decoded, input_of
 
 __all__ = [
     "FIXED_FIELDS",
@@ -107,10 +107,7 @@ def _step_of(saga_id: str, row: Row, codec: Codec) -> StepRecord:
     values = _pick(row, STEP_FIELDS)
     values["status"] = StepStatus(row["status"])
     name = step_name(row["node"], row["item"])
-    for column, about in STEP_PAYLOADS.items():
-        if values[column] is not None:
-            values[column] = codec.decode(values[column], about(saga_id, name))
-    return StepRecord(**values)
+    return StepRecord(**values | decoded(values, saga_id, name, codec))
 
 
 def entry_of(row: RowMapping) -> HistoryEntry:

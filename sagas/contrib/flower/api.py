@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flower.api import BaseApiHandler
@@ -141,9 +142,7 @@ def _whole(handler: Handler, found: one.OneSaga) -> dict[str, Any]:
                 "failures": step.failures,
                 "lost": step.lost,
                 "heartbeat_at": None if step.heartbeat_at is None else step.heartbeat_at.isoformat(),
-                "progress": None
-                if step.progress is None
-                else {"done": step.progress.done, "total": step.progress.total},
+                "progress": step.progress and asdict(step.progress),
                 "result": operations.shown(found.payloads.results.get(step.name)),
                 "error": step.error,
                 "started_at": None if step.started_at is None else step.started_at.isoformat(),
