@@ -19,16 +19,17 @@ from sagas import Saga, SqlStore
 from tests.servers import Postgres, RabbitMQ, Redis, wait_for
 
 #: Celery's defaults, but for what workers say to each other when they start.
-WORKER = ("worker", "-P", "prefork", "-c", "2", "-l", "WARNING", "--without-gossip", "--without-mingle")
+WORKER = ("worker", "-l", "WARNING", "--without-gossip", "--without-mingle")
 
 #: Seconds after which a benchmark that does not come to its end is given up.
 PATIENCE = 240.0
 
 
 class CeleryBased(Base):
-    """Publishes from this process to workers of two children each."""
+    """Publishes from this process to workers of two children each, unless `pool` says otherwise."""
 
     broker_type: ClassVar[type[Redis | RabbitMQ]] = Redis
+    pool: ClassVar[tuple[str, ...]] = ("-P", "prefork", "-c", "2")
 
     def __init__(self, steps: int = 4, payload: int = 0, workers: int = 1, in_flight: int = 0) -> None:
         self.steps = steps
@@ -44,7 +45,7 @@ class CeleryBased(Base):
         for number in range(self._number_of_workers):
             self.workers.append(
                 Program(
-                    *("-m", "celery", "-A", "benchmarks.celery_app", *WORKER, "-n", f"w{number}@bench"),
+                    *("-m", "celery", "-A", "benchmarks.celery_app", *WORKER, *self.pool, "-n", f"w{number}@bench"),
                     env={"BENCH": json.dumps(settings)},
                 )
             )
