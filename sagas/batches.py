@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the function of a step took last time, at most, for the step to stay in a batch.
 _QUICK = 0.01
+
+#: Seconds for which a function may be at work before the sagas that have not begun leave its batch.
+_LATE = 0.05
 
 #: Sagas of a batch whose checkpoints are on their way at the same time, where the store has them share commits.
 SIDE_BY_SIDE = 8
@@ -92,6 +95,7 @@ class Turns:
     took: dict[str, float]  #: seconds, by task; shared by all batches of a process
     until: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
     _slots: threading.Semaphore = field(init=False)
+    _at_work: dict[int, float] = field(default_factory=dict)  #: by thread: since when its function is at work
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(self.concurrency)
@@ -100,10 +104,11 @@ class Turns:
     def of(self, task: str) -> Iterator[None]:
         """Wait for the turn of a function of this task, and have it until the block ends."""
         with self._slots:
-            began = time.monotonic()
+            began = self._at_work[threading.get_ident()] = time.monotonic()
             try:
                 yield
             finally:
+                del self._at_work[threading.get_ident()]
                 self.took[task] = time.monotonic() - began
 
     def is_quick(self, task: str, *, alone: bool = False) -> bool:
@@ -114,41 +119,72 @@ class Turns:
         unknown = 0.0 if alone else _QUICK + 1
         return self.took.get(task, unknown) <= _QUICK and time.monotonic() < self.until
 
+    def holds_up(self, task: str) -> bool:
+        """Tell whether sagas that begin with this task should not wait for their turn: it, or one at work, is slow."""
+        late = time.monotonic() - _LATE
+        return not self.is_quick(task, alone=True) or any(began < late for began in list(self._at_work.values()))
+
 
 def run(
     plans: Sequence[Plan],
     carry: Callable[[Plan, bool], None],
-    is_quick: Callable[[], bool],
+    turns: Turns,
+    task: str,
+    send_on: Callable[[Sequence[Plan]], None],
     *,
     threads: int,
-) -> Sequence[Plan]:
-    """Carry sagas side by side for as long as they are quick. Returns those that have not begun.
+) -> int:
+    """Carry sagas side by side for as long as they are quick. Returns how many were sent on instead.
 
     `carry`: brings one saga on, and is told whether it is alone; what it raises is that saga's own, and recovery sees
     to it.
+    `task`: that the sagas begin with.
+    `send_on`: sends sagas that have not begun, because they would have to wait here. It is called from any thread.
     `threads`: how many at a time. The first is carried alone, and shows what is quick.
     """
-    waiting = deque(plans)
+    first, *others = plans
+    waiting, gone, over = deque(others), list[Plan](), threading.Event()
 
     def work() -> None:
-        while is_quick():
+        while turns.is_quick(task):
             try:
                 plan = waiting.popleft()
             except IndexError:
                 return
             _carried(carry, plan, alone=False)
 
-    _carried(carry, waiting.popleft(), alone=True)
-    beside = min(threads, len(waiting)) - 1
-    helpers = [threading.Thread(target=work, name="sagas-batch", daemon=True) for _ in range(beside)]
-    for helper in helpers:
-        helper.start()
-    try:
+    def leave() -> None:
+        left: list[Plan] = []
+        with suppress(IndexError):
+            while True:
+                left.append(waiting.popleft())
+        if left:
+            gone.extend(left)
+            send_on(left)
+
+    def watch() -> None:
+        while not over.wait(_LATE):
+            if turns.holds_up(task):
+                leave()
+                return
+
+    if turns.holds_up(task):
+        leave()
+    with ExitStack() as threads_end:
+        threads_end.callback(_beside(watch).join)
+        threads_end.callback(over.set)
+        _carried(carry, first, alone=True)
+        for _ in range(min(threads, len(waiting)) - 1):
+            threads_end.callback(_beside(work).join)
         work()
-    finally:
-        for helper in helpers:
-            helper.join()
-    return list(waiting)
+    leave()
+    return len(gone)
+
+
+def _beside(do: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=do, name="sagas-batch", daemon=True)
+    thread.start()
+    return thread
 
 
 def _carried(carry: Callable[[Plan, bool], None], plan: Plan, *, alone: bool) -> None:
