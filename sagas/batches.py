@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,42 +143,52 @@ def run(
     `threads`: how many at a time. The first is carried alone, and shows what is quick.
     """
     first, *others = plans
-    waiting, gone, over = deque(others), list[Plan](), threading.Event()
+    waiting, over = _Waiting(others, send_on), threading.Event()
 
     def work() -> None:
-        while turns.is_quick(task):
-            try:
-                plan = waiting.popleft()
-            except IndexError:
-                return
+        while turns.is_quick(task) and (plan := waiting.take()) is not None:
             _carried(carry, plan, alone=False)
-
-    def leave() -> None:
-        left: list[Plan] = []
-        with suppress(IndexError):
-            while True:
-                left.append(waiting.popleft())
-        if left:
-            gone.extend(left)
-            send_on(left)
 
     def watch() -> None:
         while not over.wait(_LATE):
             if turns.holds_up(task):
-                leave()
+                waiting.leave()
                 return
 
     if turns.holds_up(task):
-        leave()
-    with ExitStack() as threads_end:
-        threads_end.callback(_beside(watch).join)
-        threads_end.callback(over.set)
+        waiting.leave()
+    with ExitStack() as ends:
+        ends.callback(_beside(watch).join)
+        ends.callback(over.set)
         _carried(carry, first, alone=True)
-        for _ in range(min(threads, len(waiting)) - 1):
-            threads_end.callback(_beside(work).join)
+        for _ in range(min(threads, len(waiting.plans)) - 1):
+            ends.callback(_beside(work).join)
         work()
-    leave()
-    return len(gone)
+    waiting.leave()
+    return waiting.gone
+
+
+class _Waiting:
+    """The sagas of a batch that have not begun. Safe to use from any thread."""
+
+    def __init__(self, plans: Iterable[Plan], send_on: Callable[[Sequence[Plan]], None]) -> None:
+        self.plans = deque(plans)
+        self.gone = 0  #: how many have left
+        self._send_on = send_on
+
+    def take(self) -> Plan | None:
+        """Return the next one, which begins now."""
+        try:
+            return self.plans.popleft()
+        except IndexError:
+            return None
+
+    def leave(self) -> None:
+        """Send all of them on."""
+        left = list(iter(self.take, None))
+        if left:
+            self.gone += len(left)
+            self._send_on(left)
 
 
 def _beside(do: Callable[[], None]) -> threading.Thread:
