@@ -9,7 +9,6 @@ from benchmarks.contenders.celery_based import Chain
 
 class Contender(Chain):
     note = "one task for each flow in place of four, on a worker of threads, -c 16"
-    pool = ("-P", "threads", "-c", "16")
 
-    def __init__(self, steps: int = 4, **options: Any) -> None:  # noqa: ARG002 - it is of one step whatever is asked
-        super().__init__(steps=1, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"pool": "threads", "slots": 16, **options, "steps": 1})
