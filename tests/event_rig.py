@@ -138,10 +138,10 @@ class Deadly:
         if self._moment == "before ack":
             ack = reader.ack
 
-            def deadly(delivery: Delivery) -> None:
+            def deadly(*deliveries: Delivery) -> None:
                 if once(self._flag):
                     die()
-                ack(delivery)
+                ack(*deliveries)
 
             reader.ack = deadly  # type: ignore[method-assign]
         return reader

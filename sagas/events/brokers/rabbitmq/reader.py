@@ -155,13 +155,12 @@ class RabbitReader:
             tag=(self._channel, about["delivery_tag"]),
         )
 
-    def ack(self, delivery: Delivery) -> None:
-        channel, tag = delivery.tag
+    def ack(self, *deliveries: Delivery) -> None:
         with self._lock:
-            if channel is not self._channel or tag not in self._given:
-                return  # redelivered since
-            del self._given[tag]
-            self._acknowledged.add(tag)
+            for channel, tag in (delivery.tag for delivery in deliveries):
+                if channel is self._channel and tag in self._given:  # else redelivered since
+                    del self._given[tag]
+                    self._acknowledged.add(tag)
             if not self._given or time.monotonic() - self._told > _TOGETHER:
                 with contextlib.suppress(*ERRORS):
                     self._tell()
