@@ -199,10 +199,12 @@ class Consumer:
         """Return how many more messages to ask for.
 
         This exceeds the prefetch only if no held message can begin. Otherwise the messages of one key whose first
-        message keeps failing would block those of all other keys.
+        message keeps failing would block those of all other keys. Batches that run with all that is held block nobody.
         """
-        held = len(self._lanes.jobs())
-        if held < self._prefetch or self.running >= self._concurrency:
+        jobs = self._lanes.jobs()
+        held = len(jobs)
+        in_batches = self.subscription.batch_size > 1 and all(job.running for job in jobs)
+        if held < self._prefetch or self._running >= self._concurrency or in_batches:
             return self._prefetch - held
         return min(self._prefetch, _MOST_HELD - held)
 
