@@ -1,4 +1,4 @@
-"""What it costs: `python -m benchmarks throughput | growth | backlog | start_many | each | table | brokers ...`."""
+"""What it costs: `python -m benchmarks throughput | growth | backlog | flushed | start_many | each | table | ...`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.backlog import backlog
 from benchmarks.brokers import brokers, services
 from benchmarks.each import each
 from benchmarks.eventsourcing import eventsourcing
+from benchmarks.flushed import flushed
 from benchmarks.growth import growth
 from benchmarks.growth import tell as growth_told
 from benchmarks.measure import run_here
@@ -42,6 +43,8 @@ def _measured(given: argparse.Namespace) -> Report:
             return growth(rounds, seconds)
         case "backlog":
             return backlog(given.sagas, rounds, given.away)
+        case "flushed":
+            return flushed(given.sagas, rounds)
         case "start_many":
             return start_many(given.sagas, rounds)
         case "each":
@@ -63,6 +66,7 @@ def main() -> None:
         ("throughput", "beside other systems"),
         ("growth", "as steps, payload, sagas in flight and workers grow"),
         ("backlog", "that nobody served for a while, and how recovery gets on with it"),
+        ("flushed", "messages that were lost, or a sleep that ends for many: what recovery spends to send them"),
         ("start_many", "thousands of sagas started one by one, and in one call"),
         ("each", "an item of a fan-out, as the number of items in one saga grows"),
         ("table", "with a million finished sagas in the table, and with nothing to do"),
@@ -81,6 +85,7 @@ def main() -> None:
     )
     commands.choices["each"].add_argument("--items", type=int, nargs="+", default=[10, 1_000, 10_000])
     commands.choices["backlog"].add_argument("--sagas", type=int, default=10_000)
+    commands.choices["flushed"].add_argument("--sagas", type=int, default=2_000)
     commands.choices["start_many"].add_argument("--sagas", type=int, default=10_000)
     commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")
     commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)

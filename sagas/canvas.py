@@ -189,15 +189,24 @@ class Canvas:
 
     def _send_all(self, alike: Sequence[Plan], producer: Producer) -> None:
         """Send plans that differ by nothing but their saga's id: in one message, if it is of use."""
-        plan = alike[0]
-        task, stage = self._first_task(plan), plan.stages[0]
-        by_itself = len(alike) == 1 or stage.joined or plan.direction is Direction.BACKWARD
-        if by_itself or task.rate_limit or is_timed(task):
-            for each in alike:
-                first, *rest = self.render(each)
-                _send(first, rest, producer=producer)
+        if len(alike) > 1 and self.may_share(alike[0]):
+            self.dispatch_together(alike, producer)
             return
-        queue = plan.saga.steps[node_of(stage.steps[0])].queue or getattr(task, "queue", None)
+        for each in alike:
+            first, *rest = self.render(each)
+            _send(first, rest, producer=producer)
+
+    def may_share(self, plan: Plan) -> bool:
+        """Tell whether what is left of a saga may travel in one message with others like it: see `sagas.batches`."""
+        task = self._first_task(plan)
+        by_itself = plan.stages[0].joined or plan.direction is Direction.BACKWARD or self.app.conf.task_always_eager
+        return not (by_itself or task.rate_limit or is_timed(task))
+
+    def dispatch_together(self, alike: Sequence[Plan], producer: Producer | None = None) -> None:
+        """Send plans that differ by nothing but their saga's id, and may share a message, in one. See `dispatch`."""
+        plan = alike[0]
+        task = self._first_task(plan)
+        queue = plan.saga.steps[node_of(plan.stages[0].steps[0])].queue or getattr(task, "queue", None)
         # It goes where the step's own message would: there is a worker that serves that.
         options = self.app.amqp.router.route({"queue": queue} if queue else {}, task.name)
         self.app.tasks[BATCH].apply_async(kwargs=as_message(alike), producer=producer, **options)

@@ -35,6 +35,7 @@ class Overdue:
     saga_id: str
     step: str
     sent_at: datetime  #: its message
+    sent_before: bool = False  #: whether a message of its own was sent for the step, and came to nothing too
 
 
 class Advice(enum.Enum):

@@ -11,8 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kombu.exceptions import OperationalError
@@ -45,6 +44,9 @@ _LONGEST_PAUSE = 30
 
 #: Seconds that a look may spend on a broker that does not answer.
 _BROKER_PATIENCE = 5.0
+
+#: Seconds for which a saga is held back at most, for others that may share its message.
+_LONGEST_HELD = 0.5
 
 #: Times in a row that the database may not answer before a look is given up.
 _STORE_PATIENCE = 3
@@ -86,16 +88,10 @@ class Recovery:
         it takes no message at all.
         """
         look = _Look()
-        waiting, others = self._look_at(self._orchestrator.store.due(_BATCH, _LEASE))
-        for next_ in waiting:
-            self._see_to(next_.record.id, partial(self._follow, next_, look), look)
-        for saga_id in others:
-            self._see_to(saga_id, partial(self._examine, saga_id, look), look)
-        for queue in self._queues_that_wait():
-            for saga in queue.take_lost(_BATCH):
-                self._see_to(saga.saga_id, partial(self._send_again, saga, look), look)
-            while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
-                self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
+        try:
+            self._look_at_all(look)
+        finally:
+            self._send_held(look)
         self._scheduler.run_once()
         if observers := self._orchestrator.observers:
             observers.recovered(look.sent)
@@ -130,6 +126,18 @@ class Recovery:
                 pause = min(pause * 2, self._interval * _LONGEST_PAUSE)
                 logger.exception("recovery failed and pauses for %.1f s", pause)
 
+    def _look_at_all(self, look: _Look) -> None:
+        waiting, others = self._look_at(self._orchestrator.store.due(_BATCH, _LEASE))
+        for next_ in waiting:
+            self._see_to(next_.record.id, partial(self._follow, next_, look), look)
+        for saga_id in others:
+            self._see_to(saga_id, partial(self._examine, saga_id, look), look)
+        for queue in self._queues_that_wait():
+            for saga in queue.take_lost(_BATCH):
+                self._see_to(saga.saga_id, partial(self._send_again, saga, look), look)
+            while queue.wants_probe(self._orchestrator.store.now()) and (oldest := queue.take_oldest()):
+                self._see_to(oldest.saga_id, partial(self._send_again, oldest, look, queue), look)
+
     def _look_at(self, saga_ids: Sequence[str]) -> tuple[Sequence[Next], Sequence[str]]:
         try:
             return self._orchestrator.look_at(saga_ids)
@@ -144,11 +152,11 @@ class Recovery:
 
     def _follow(self, next_: Next, look: _Look) -> None:
         if next_.verdict is Verdict.DISPATCH:
-            self._send(next_, look)
+            self._send_or_hold(next_, look)
         elif next_.verdict is Verdict.OVERDUE and next_.plan:
             plan, record = next_.plan, next_.record
             step = record.step(plan.stages[0].steps[0])
-            saga = Overdue(record.id, step.name, record.sent_at(step))
+            saga = Overdue(record.id, step.name, record.sent_at(step), sent_before=step.sent_at is not None)
             task = task_name(plan.saga, step.node, plan.direction)
             queue = self._queues.setdefault(task, Queue(self._orchestrator.timing.redispatch_after))
             match queue.advise(saga, self._orchestrator.store.now()):
@@ -167,39 +175,90 @@ class Recovery:
 
     def _send_again(self, saga: Overdue, look: _Look, probed: Queue | None = None) -> None:
         next_ = self._orchestrator.redispatch(saga.saga_id, saga.step, saga.sent_at)
-        if next_.plan:
-            self._send(next_, look, probed)
-
-    def _send(self, next_: Next, look: _Look, probed: Queue | None = None) -> None:
-        """Send what is left of a saga; with `probed`, as the probe of that queue."""
-        record, plan, began = next_.record, next_.plan, time.monotonic()
-        assert plan is not None
-        error = look.broker_error
-        if error is None or look.seconds_lost <= _BROKER_PATIENCE:
-            error = self._dispatch(plan, None if probed is None else record.updated_at)
-        if error is not None:
-            if away := isinstance(error, _BROKER_AWAY):
-                look.broker_error, look.seconds_lost = error, look.seconds_lost + time.monotonic() - began
-            why = clean(f"{type(error).__name__}: {describe(error)}")
-            logger.warning("saga %s (%s) could not be sent to its queue: %s", record.name, record.id, why)
-            self._orchestrator.not_sent(record.id, why, broker_answers=not away)
-            self._tell_of_failure(record.name)
+        if not next_.plan:
             return
-        logger.info("saga %s (%s): recovery sent %s", record.name, record.id, plan.stages)
-        look.sent.append(record)
-        if probed is not None:
-            probed.probe(record.updated_at)
+        if probed is None and not saga.sent_before:
+            self._send_or_hold(next_, look)
+        elif self._send(next_, look, probe=probed is not None) and probed is not None:
+            probed.probe(next_.record.updated_at)
 
-    def _dispatch(self, plan: Plan, probe: datetime | None) -> Exception | None:
+    # -- sending ------------------------------------------------------------------------------------------------
+
+    def _send_or_hold(self, next_: Next, look: _Look) -> None:
+        """Send what is left of a saga, or hold it back until others like it can go with it."""
+        if not self._may_share(next_):
+            self._send(next_, look)
+            return
+        look.hold(next_)
+        if look.held_for > _LONGEST_HELD:
+            self._send_held(look)
+
+    def _may_share(self, next_: Next) -> bool:
+        """Tell whether a saga may share a message.
+
+        One that may be what its worker died of, or that hangs, has a message to itself: it must not take others along.
+        """
+        plan = next_.plan
+        if not plan or self._canvas.batches.size == 1 or not self._canvas.may_share(plan):
+            return False
+        step = next_.record.step(plan.stages[0].steps[0])
+        return not (step.failures or step.lost)
+
+    def _send_held(self, look: _Look) -> None:
+        for alike in look.take_held():
+            for first in range(0, len(alike), self._canvas.batches.size):
+                self._send_together(alike[first : first + self._canvas.batches.size], look)
+
+    def _send_together(self, alike: Sequence[Next], look: _Look) -> None:
+        """Send sagas that are alike in one message. What a broker that does not answer says is told to each."""
+        plans = [next_.plan for next_ in alike if next_.plan]
+        error = self._try(lambda: self._canvas.dispatch_together(plans), look) if len(plans) > 1 else None
+        for next_ in alike:
+            if len(plans) == 1 or not (error is None or isinstance(error, _BROKER_AWAY)):
+                self._see_to(next_.record.id, partial(self._send, next_, look), look)  # whose fault it is will show
+            elif error is not None:
+                self._see_to(next_.record.id, partial(self._not_sent, next_.record, error), look)
+            else:
+                self._note_sent(next_, look)
+
+    def _send(self, next_: Next, look: _Look, *, probe: bool = False) -> bool:
+        """Send what is left of a saga in a message of its own. Returns whether a broker took it."""
+        record, plan = next_.record, next_.plan
+        error = self._try(lambda: self._canvas.dispatch(plan, probe=record.updated_at if probe else None), look)
+        if error is not None:
+            self._not_sent(record, error)
+            return False
+        self._note_sent(next_, look)
+        return True
+
+    def _try(self, send: Callable[[], None], look: _Look) -> Exception | None:
+        """Send something, unless brokers that do not answer have cost this look too much. Returns what was raised."""
+        if look.broker_error is not None and look.seconds_lost > _BROKER_PATIENCE:
+            return look.broker_error
+        began = time.monotonic()
         try:
-            self._canvas.dispatch(plan, probe=probe)
+            send()
         except Exception as error:  # noqa: BLE001 - whatever a transport raises
+            if isinstance(error, _BROKER_AWAY):
+                look.broker_error, look.seconds_lost = error, look.seconds_lost + time.monotonic() - began
             return error
         return None
 
+    @staticmethod
+    def _note_sent(next_: Next, look: _Look) -> None:
+        assert next_.plan is not None
+        logger.info("saga %s (%s): recovery sent %s", next_.record.name, next_.record.id, next_.plan.stages)
+        look.sent.append(next_.record)
+
+    def _not_sent(self, record: SagaRecord, error: Exception) -> None:
+        why = clean(f"{type(error).__name__}: {describe(error)}")
+        logger.warning("saga %s (%s) could not be sent to its queue: %s", record.name, record.id, why)
+        self._orchestrator.not_sent(record.id, why, broker_answers=not isinstance(error, _BROKER_AWAY))
+        self._tell_of_failure(record.name)
+
     # -- what goes wrong with one saga --------------------------------------------------------------------------
 
-    def _see_to(self, saga_id: str, do: Callable[[], None], look: _Look) -> None:
+    def _see_to(self, saga_id: str, do: Callable[[], object], look: _Look) -> None:
         try:
             do()
         except (StoreUnavailable, StoreRefused) as error:
@@ -242,3 +301,21 @@ class _Look:
     broker_error: Exception | None = None  #: that no broker answered
     seconds_lost: float = 0.0  #: with brokers that did not answer
     silent: int = 0  #: times in a row that the database did not answer
+    _held: dict[Plan, list[Next]] = field(default_factory=dict)  #: to be sent, by what they have in common
+    _held_since: float = 0.0
+
+    def hold(self, next_: Next) -> None:
+        assert next_.plan is not None
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held.setdefault(replace(next_.plan, saga_id=""), []).append(next_)
+
+    @property
+    def held_for(self) -> float:
+        """Seconds for which the first has been held back."""
+        return time.monotonic() - self._held_since if self._held else 0.0
+
+    def take_held(self) -> list[list[Next]]:
+        """Return those that are held back, together those that may share a message."""
+        held, self._held = list(self._held.values()), {}
+        return held

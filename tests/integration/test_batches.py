@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 
 from sagas import SagaHandle, SagaStatus
+from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
 from tests.rig import Faults
 from tests.servers import wait_for
@@ -133,6 +135,65 @@ def test_a_worker_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig) 
     for handle in handles:
         rig.assert_done(handle, 120)
         rig.assert_explained(handle)
+
+
+def flushed(rig: Rig, number: int, name: str = "line") -> list[SagaHandle]:
+    """Start sagas, and have the broker lose all messages."""
+    handles = start(rig, *[{}] * number, name=name)
+    with redis.Redis.from_url(rig.settings["broker"]) as client:
+        client.delete(rig.settings["options"]["task_default_queue"])
+    return handles
+
+
+def test_what_a_broker_has_lost_is_sent_again_in_batches(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    rig.configure(redispatch_after=5.0)
+    handles = flushed(rig, 1_000)
+    worker = rig.worker(concurrency=2)
+    for handle in handles:
+        rig.assert_done(handle, 90)
+    begun = Counter(saga for _, event, saga in lines(rig) if event == "begin")
+    assert begun == {handle.id: 3 for handle in handles}
+    received = Counter(re.findall(r"Task (\S+?)\[\S+\] received", worker.output()))
+    assert 1_000 // 50 <= received["sagas.batch"] <= 1_000 // 10
+    dispatches = Counter(handle.record.dispatches for handle in handles)
+    assert dispatches[2] >= 900, dispatches
+    assert worker.output().count("recovery sent") == sum(times * (sent - 1) for sent, times in dispatches.items())
+    assert_one_at_a_time(rig)
+
+
+def test_a_worker_that_is_killed_in_a_batch_of_recovery_loses_none_of_it(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    handles = flushed(rig, 200, "long")
+    first = rig.worker(concurrency=2)
+    wait_for(lambda: (rig.folder / "ledger").exists() and len(lines(rig)) > 60, 30, "some have begun", 0.001)
+    assert "sagas.batch" in first.output()
+    first.kill()
+    assert not all(handle.status is SagaStatus.COMPLETED for handle in handles)
+    rig.worker(concurrency=2)
+    for handle in handles:
+        rig.assert_done(handle, 120)
+        rig.assert_explained(handle)
+
+
+def test_one_that_kills_its_worker_after_a_flush_does_not_take_others_along_again(make_rig: MakeRig) -> None:
+    """Two that kill, again and again, until they are given up: nobody else comes near that."""
+    rig = make_rig("redis", "postgres")
+    faults: list[dict[str, str]] = [{} for _ in range(60)]
+    faults[20]["two"] = faults[40]["two"] = "kill_before"
+    handles = start(rig, *faults)
+    with redis.Redis.from_url(rig.settings["broker"]) as client:
+        client.delete(rig.settings["options"]["task_default_queue"])
+    rig.worker(concurrency=2)
+    for number, handle in enumerate(handles):
+        if number in (20, 40):
+            rig.assert_undone(handle, 120)
+            assert "lost 5 of 5 times" in (handle.error or "")
+        else:
+            rig.assert_done(handle, 120)
+            rig.assert_explained(handle)
+            lost = [entry for entry in handle.history if entry.what == HistoryKind.LOST]
+            assert len(lost) <= 2, "once beside each of them"
 
 
 def test_a_batch_that_is_delivered_again_after_its_commits_does_nothing_twice(make_rig: MakeRig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,22 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from kombu.exceptions import OperationalError
 
-from sagas import Retry, Saga, Sagas, SagaStatus, SqlStore, Step, StepContext, StepStatus, StoreUnavailable
-from sagas.checkpoints import HistoryKind
+from sagas import (
+    Retry,
+    Saga,
+    SagaHandle,
+    Sagas,
+    SagaStatus,
+    Sleep,
+    SqlStore,
+    Step,
+    StepContext,
+    StepStatus,
+    StoreUnavailable,
+    transitions,
+)
+from sagas.batches import Batches
+from sagas.checkpoints import Direction, HistoryKind
 from sagas.observers import Observer
 from sagas.plan import Plan
 from sagas.stores import schema
@@ -24,6 +38,7 @@ REDISPATCH_AFTER = 30.0
 
 BAD = Saga("bad", Step("a", lambda: 1, compensation=None))
 GOOD = Saga("good", Step("a", lambda: 1, compensation=None))
+NAPS = Saga("naps", Sleep("nap", 60), Step("a", lambda: 1, compensation=None))
 
 
 class Watched(Observer):
@@ -45,23 +60,33 @@ class Shop:
         app = Celery("recovery", broker="memory://", set_as_current=False)
         self.store = SqlStore(f"sqlite:///{folder / 'x.db'}")
         self.store.upgrade()
-        self.sagas = Sagas(app, self.store, [BAD, GOOD], redispatch_after=REDISPATCH_AFTER)
-        BAD._starter = GOOD._starter = self.sagas
+        self.sagas = Sagas(app, self.store, [BAD, GOOD, NAPS], redispatch_after=REDISPATCH_AFTER, batch_size=8)
+        BAD._starter = GOOD._starter = NAPS._starter = self.sagas
         self.watched = Watched()
         self.sagas.observers.add(self.watched)
         self._now, self._skipped = self.store.now, timedelta()
         self.dispatched: list[str] = []
+        self.messages: list[int] = []  # how many sagas each one carried
         self.refuse: Callable[[Plan], Exception | None] = lambda plan: None
         monkeypatch.setattr(self.store, "now", lambda: self._now() + self._skipped)
         monkeypatch.setattr(self.sagas.canvas, "dispatch", self._dispatch)
+        monkeypatch.setattr(self.sagas.canvas, "dispatch_together", self._dispatch_together)
 
     def _dispatch(self, plan: Plan | None, *, probe: Any = None) -> None:
         if plan:
             if error := self.refuse(plan):
                 raise error
             self.dispatched.append(plan.saga_id)
+            self.messages.append(1)
             if probe is not None:  # the queue is empty: what is sent arrives at once
                 self.store.arrived(f"{plan.saga.name}.{plan.stages[0].steps[0]}", probe)
+
+    def _dispatch_together(self, alike: Sequence[Plan]) -> None:
+        for plan in alike:
+            if error := self.refuse(plan):
+                raise error
+        self.dispatched += [plan.saga_id for plan in alike]
+        self.messages.append(len(alike))
 
     def later(self, seconds: float) -> None:
         self._skipped += timedelta(seconds=seconds)
@@ -76,7 +101,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     yield made
     made.store.engine.dispose()
     made.sagas.app.close()
-    BAD._starter = GOOD._starter = None
+    BAD._starter = GOOD._starter = NAPS._starter = None
 
 
 @pytest.mark.parametrize("error", [KeyError("no queue 'typo'"), OperationalError("refused"), OSError("away")], ids=repr)
@@ -128,6 +153,127 @@ def test_messages_that_are_lost_are_all_sent_again_once_one_of_them_has_arrived(
     assert sorted(shop.dispatched) == sorted(handle.id for handle in handles)
     assert shop.look() == 0
     assert {handle.record.dispatches for handle in handles} == {2}
+
+
+# -- who shares a message -------------------------------------------------------------------------------------------
+
+
+def lost(shop: Shop, number: int) -> list[SagaHandle]:
+    """Start sagas whose messages are lost, and let the time pass until they are overdue."""
+    handles = [GOOD.start(key=str(n)) for n in range(number)]
+    shop.dispatched.clear()
+    shop.messages.clear()
+    shop.later(REDISPATCH_AFTER + 1)
+    return handles
+
+
+def test_what_was_lost_shares_messages_after_the_probe(shop: Shop) -> None:
+    handles = lost(shop, 20)
+    assert shop.look() == 20
+    assert shop.messages == [1, 8, 8, 3]
+    assert sorted(shop.watched.sent) == sorted(handle.record.key for handle in handles)
+
+
+def test_a_second_message_that_is_lost_is_followed_by_one_for_each(shop: Shop) -> None:
+    """It may be what kills its workers before they can claim anything, or nobody knows what a batch is."""
+    lost(shop, 9)
+    shop.look()
+    assert shop.messages == [1, 8]
+    shop.messages.clear()
+    shop.later(2 * REDISPATCH_AFTER + 1)
+    assert shop.look() == 9
+    assert shop.messages == [1] * 9
+
+
+def test_those_that_wake_up_together_share_messages(shop: Shop) -> None:
+    handles = [NAPS.start(key=str(n)) for n in range(20)]
+    shop.later(1)
+    while shop.look():
+        pass
+    shop.messages.clear()
+    shop.later(61)
+    assert shop.look() == 20
+    assert shop.messages == [8, 8, 4]
+    assert {handle.record.dispatches for handle in handles} == {2}
+
+
+@pytest.mark.parametrize("outcome", ["failed", "lost"])
+def test_one_that_did_not_come_through_has_a_message_to_itself(shop: Shop, outcome: str) -> None:
+    """It may be what its worker died of: it must not take others along."""
+    orchestrator = shop.sagas.orchestrator
+    handles = [GOOD.start(key=str(n)) for n in range(6)]
+    failure = transitions.Failure(transitions.Outcome.FAILED, "broken")
+    for handle in handles[:3]:
+        orchestrator.change(handle.id, lambda case: transitions.claim(case, "a", 1, "w"))
+        if outcome == "failed":
+            orchestrator.change(handle.id, lambda case: transitions.fail(case, "a", "w", Direction.FORWARD, failure))
+    shop.dispatched.clear()
+    shop.messages.clear()
+    shop.later(REDISPATCH_AFTER + 1)
+    while shop.look():
+        pass
+    assert sorted(shop.messages) == [1] * 4 + [2]
+    assert sorted(shop.dispatched) == sorted(handle.id for handle in handles)
+
+
+def test_batches_of_one_are_messages_of_their_own(shop: Shop) -> None:
+    shop.sagas.canvas.batches = Batches(1, 1)
+    lost(shop, 5)
+    assert shop.look() == 5
+    assert shop.messages == [1] * 5
+
+
+def test_sagas_that_are_not_alike_share_nothing(shop: Shop) -> None:
+    for n in range(4):
+        BAD.start(key=str(n))
+    lost(shop, 4)
+    assert shop.look() == 8
+    assert sorted(shop.messages) == [1, 1, 3, 3]
+
+
+def test_one_that_is_refused_keeps_its_neighbours_from_nothing(shop: Shop) -> None:
+    handles = lost(shop, 20)
+    bad = handles[10]
+    shop.refuse = lambda plan: ValueError("too large") if plan.saga_id == bad.id else None
+    assert shop.look() == 19
+    assert sorted(shop.dispatched) == sorted(handle.id for handle in handles if handle is not bad)
+    assert bad.record.error == "not sent: ValueError: too large"
+    assert [handle.id for handle in handles if handle.record.error] == [bad.id]
+    assert shop.watched.failed == ["good"]
+
+
+def test_a_broker_that_goes_away_is_told_to_each_that_was_to_share_a_message(shop: Shop) -> None:
+    handles = lost(shop, 20)
+    answered = iter([None])  # the probe
+    shop.refuse = lambda plan: next(answered, OperationalError("refused"))
+    assert shop.look() == 1
+    sent = shop.dispatched[:]
+    for handle in handles:
+        error = None if handle.id in sent else "not sent: OperationalError: refused"
+        assert handle.record.error == error
+    assert len(shop.watched.failed) == 19
+    shop.refuse = lambda plan: None
+    shop.later(REDISPATCH_AFTER + 1)
+    while shop.look():
+        pass
+    assert sorted(shop.dispatched) == sorted(handle.id for handle in handles)
+
+
+def test_a_database_that_is_gone_leaves_nobody_unsent_that_was_held_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost(shop, 10)
+    redispatch, calls = shop.sagas.orchestrator.redispatch, iter(range(100))
+
+    def flaky(*given: Any) -> Any:
+        if next(calls) > 4:
+            raise StoreUnavailable("away")
+        return redispatch(*given)
+
+    monkeypatch.setattr(shop.sagas.orchestrator, "redispatch", flaky)
+    with pytest.raises(StoreUnavailable):
+        shop.look()
+    assert shop.messages == [1, 4]
 
 
 def test_messages_that_wait_are_left_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
