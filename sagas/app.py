@@ -391,10 +391,11 @@ class Sagas(Generic[StoreT_co]):
         *,
         session: AnySession | None = None,
     ) -> Completion:
-        """End the deferred step, or the `Wait`, that gave out this token. The saga goes on at once.
+        """Complete the deferred step, or the `Wait`, that gave out this token. The saga goes on.
 
-        Returns `Completion.ACCEPTED`; `ENDED` where the step had ended before; `LATE` where the saga had given the
-        step up: what the step did is then compensated. `session`: as in `signal`.
+        If the action has not returned, the saga goes on when what the action wrote is committed.
+        Returns `Completion.ACCEPTED`; `ENDED` where it had ended or been completed before; `LATE` where the saga had
+        given the step up: what the step did is then compensated. `session`: as in `signal`.
         Raises `InvalidToken`, and `InvalidInput` for a result of another type.
         """
         completion, next_ = signals.complete(self.orchestrator, token, result, session=session)
@@ -404,7 +405,7 @@ class Sagas(Generic[StoreT_co]):
     def fail(self, token: str, error: str, *, session: AnySession | None = None) -> Completion:
         """Have the deferred step fail that gave out this token: it had no effect. The saga compensates.
 
-        Returns `Completion.ACCEPTED`, or `ENDED` where the step had ended before. Raises `InvalidToken`.
+        Returns `Completion.ACCEPTED`, or `ENDED` as `complete` does. Raises `InvalidToken`.
         """
         completion, next_ = signals.fail(self.orchestrator, token, error, session=session)
         self._go_on(next_, session, _at_once)

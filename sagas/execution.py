@@ -116,7 +116,7 @@ class Execution:
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
 
     def was_completed(self, record: SagaRecord) -> bool:
-        """Whether another system completed the step of this attempt before its function had returned.
+        """Whether a signal ended the wait of this attempt before its function had returned.
 
         No attempt comes after that. One that came after this one would have another number.
         """

@@ -30,8 +30,8 @@ _LONGEST = 200
 class Completion(enum.StrEnum):
     """What became of a completion, or of a failure, that came from outside."""
 
-    ACCEPTED = "accepted"  #: the step has ended by it
-    ENDED = "ended"  #: the step had ended before, and this has no effect
+    ACCEPTED = "accepted"  #: the step ends by it: now, or when its action has returned
+    ENDED = "ended"  #: the step had ended or been completed before, and this has no effect
     LATE = "late"  #: the saga had given the step up; what the step did is compensated
 
 
@@ -91,7 +91,10 @@ def complete(
     *,
     session: AnySession | None = None,
 ) -> tuple[Completion, Next]:
-    """End the step that a token names. Raises `InvalidToken`, `InvalidInput` and `PayloadTooLarge`."""
+    """Complete the step that a token names: at once, or when its action has returned.
+
+    Raises `InvalidToken`, `InvalidInput` and `PayloadTooLarge`.
+    """
     saga_id, name, digest = tokens.parse(token)
 
     def decide(case: Case) -> Change:

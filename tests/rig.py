@@ -25,6 +25,7 @@ from typing import Any, Self
 import psutil
 from celery import Celery, Task
 from kombu.transport import TRANSPORT_ALIASES
+from sqlalchemy import text
 
 from sagas import (
     Child,
@@ -105,6 +106,9 @@ def act(what: str, faults: Mapping[str, str], step: StepContext, known: Receipt 
             time.sleep(60)
         case "slow":
             _until_told(step)
+        case "slow_error":
+            _until_told(step)
+            raise RuntimeError("broken after a while")
         case "second":
             time.sleep(1)
         case "away" if not (Path(os.environ["RIG_FOLDER"]) / f"go-{step.saga_id}").exists():
@@ -310,6 +314,35 @@ def waits_for_all() -> Saga:
             compensation_retry=QUICK,
         ),
         Sleep("rest", 0.5),
+        Step("last", last, compensation=None, retry=QUICK, timeout=3),
+        input=Faults,
+    )  # fmt: skip
+
+
+def asks_within() -> Saga:
+    """A deferred step that writes through `step.session` before it gives out its token."""
+
+    def ask(faults: dict[str, str], step: StepContext) -> None:
+        step.session.execute(text("INSERT INTO effect VALUES (:key)"), {"key": step.idempotency_key})
+        with (Path(os.environ["RIG_FOLDER"]) / f"tokens-{step.saga_id}").open("a") as tokens:
+            tokens.write(f"{step.token}\n")
+        act("ask", faults, step)
+
+    def withdraw(faults: dict[str, str], step: StepContext, result: int | None) -> None:
+        step.session.execute(text("DELETE FROM effect WHERE n = :key"), {"key": step.idempotency_key})
+        _write("withdraw", str(result), step)
+        act("ask.compensate", faults, step)
+
+    def last(faults: dict[str, str], step: StepContext, ask: int) -> int:
+        act("last", faults, step)
+        return ask
+
+    return Saga(
+        "asks_within",
+        Step(
+            "ask", ask, compensation=withdraw, deferred=True, deadline=60, result=int, retry=QUICK, timeout=20,
+            compensation_retry=QUICK,
+        ),
         Step("last", last, compensation=None, retry=QUICK, timeout=3),
         input=Faults,
     )  # fmt: skip

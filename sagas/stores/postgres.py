@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
+import msgspec
 from sqlalchemy import ARRAY, String, Table, bindparam, func, select
 from sqlalchemy.types import TypeDecorator
 
 from sagas.errors import StoreRefused, StoreUnavailable
 from sagas.stores import schema, statements
 from sagas.stores.connections import Connections
-from sagas.stores.drivers import autocommitting
+from sagas.stores.drivers import Kept
 from sagas.stores.gathering import Gathering
 from sagas.stores.rows import SAGA_FIELDS, Row
 
@@ -28,17 +29,23 @@ __all__ = ["FastPath"]
 
 T = TypeVar("T")
 
+#: Values by the names of columns or parameters.
+Values = Mapping[str, Any]
+
 #: A saga's row, and those of its steps.
 Loaded = tuple[Row, Sequence[Row]]
 
 #: Sagas of one round trip at most: so many are sent before the first of them is answered.
 _MOST = 100
 
+_ENCODER = msgspec.json.Encoder(enc_hook=str)  # a subclass of str is a str
+
+#: Connections that are kept: for whoever loads, whoever saves, and one who inserts.
+_MOST_KEPT = 3
+
 _IDS = bindparam("ids", type_=ARRAY(String))
 _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
-#: One saga is asked for by `=`. PostgreSQL keeps the plan of a prepared statement until it has analysed the table: made
-#: for an empty table, that of `any` scans the table, and would go on doing so while it grows. So `any` is not prepared.
 _SAGA = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
 _STEPS_OF_ONE = select(schema.steps).where(schema.steps.c.saga_id == bindparam("id")).order_by(schema.steps.c.seq)
 
@@ -72,7 +79,7 @@ class Prepared:
 
         return cls(_PARAMETER.sub(numbered, text), tuple(numbers))
 
-    def values(self, named: Mapping[str, Any]) -> list[Any]:
+    def values(self, named: Values) -> list[Any]:
         """Return the parameters in their order."""
         return [named[name] for name in self.names]
 
@@ -93,6 +100,7 @@ class FastPath:
         self._timeout = timeout
         driver: Any = connections.engine.dialect.loaded_dbapi
         self._cursor: Callable[[Any], Any] = driver.RawCursor
+        self._kept = Kept(self._engine, most=_MOST_KEPT)
         self._saves: dict[int, Prepared] = {}  # by how many steps they write
         self._loading = Gathering(self._load_all, most=_MOST)
         self._saving = Gathering(self._save_all, most=_MOST)
@@ -107,14 +115,14 @@ class FastPath:
         """Return the rows of a saga and its steps. None where that did not work, or where there is none."""
         return self._loading.ask(saga_id)
 
-    def save(self, values: Mapping[str, Any], steps: int) -> bool:
+    def save(self, values: Values, steps: Sequence[Values]) -> bool:
         """Compare, set and write steps. False where that did not work: somebody was quicker, or has the row locked.
 
-        `values`: the parameters of `save_at_once`. `steps`: how many it writes.
+        `values`: the parameters of `COMPARE_AND_SET`. `steps`: the rows of those that it writes.
         """
         return self._saving.ask((values, steps))
 
-    def insert(self, row: Mapping[str, Any]) -> bool:
+    def insert(self, row: Values) -> bool:
         """Store a new saga. False where that did not work, as when there is one of its name and key."""
         bound = _DECORATED[schema.sagas.name]
         values = {
@@ -122,7 +130,7 @@ class FastPath:
             for name, value in row.items()
         }
 
-        def insert(driver: Any) -> bool:
+        def insert(driver: Any, _is_kept: bool) -> bool:
             return bool(self._execute(driver, self._insert, values).rowcount == 1)
 
         # Not shared with others: it may have to wait for a transaction that is storing the same key.
@@ -133,28 +141,23 @@ class FastPath:
     def _load_all(self, saga_ids: Sequence[str]) -> Sequence[Loaded | None]:
         # The sagas before their steps: if somebody saves in between, the revision is the older one and the next
         # compare-and-set is lost, never won by mistake.
-        def load(driver: Any) -> dict[str, Loaded]:
-            sagas = self._rows(driver, schema.sagas, list(set(saga_ids)))
+        def load(driver: Any, is_kept: bool) -> dict[str, Loaded]:
+            sagas = self._rows(driver, schema.sagas, list(set(saga_ids)), is_kept)
             begun = [row["id"] for row in sagas if row["revision"] > 1]
             steps: dict[str, list[Row]] = {row["id"]: [] for row in sagas}
-            for row in self._rows(driver, schema.steps, begun) if begun else ():
+            for row in self._rows(driver, schema.steps, begun, is_kept) if begun else ():
                 steps[row["saga_id"]].append(row)
             return {row["id"]: (row, steps[row["id"]]) for row in sagas}
 
         found: dict[str, Loaded] = self._attempt(load, {})
         return [found.get(saga_id) for saga_id in saga_ids]
 
-    def _execute(
-        self, driver: Any, statement: Prepared, values: Mapping[str, Any], *, prepare: bool | None = None
-    ) -> Any:
-        return self._cursor(driver).execute(statement.text, statement.values(values), prepare=prepare)
-
-    def _rows(self, driver: Any, table: Table, ids: Sequence[str]) -> list[Row]:
+    def _rows(self, driver: Any, table: Table, ids: Sequence[str], is_kept: bool) -> list[Row]:
         one, many = self._loads[table.name]
         if len(ids) == 1:
             cursor = self._execute(driver, one, {"id": ids[0]})
         else:
-            cursor = self._execute(driver, many, {"ids": ids}, prepare=False)
+            cursor = self._execute(driver, many, {"ids": ids}, prepare=is_kept)
         names = table.c.keys()  # psycopg takes as long to tell them as to fetch the rows
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
@@ -162,37 +165,44 @@ class FastPath:
                 row[name] = kind.process_result_value(row[name], self._engine.dialect)
         return list(rows)
 
-    def _save_all(self, saves: Sequence[tuple[Mapping[str, Any], int]]) -> Sequence[bool]:
+    def _save_all(self, saves: Sequence[tuple[Values, Sequence[Values]]]) -> Sequence[bool]:
         if len(saves) == 1:
-            ((values, steps),) = saves
-            return [self._attempt(lambda driver: self._execute(driver, self._save(steps), values).rowcount > 0, False)]
-        numbers: dict[int, list[int]] = {}  # of the saves that write so many steps
-        for number, (_, steps) in enumerate(saves):
-            numbers.setdefault(steps, []).append(number)
+            return [self._save_one(*saves[0])]
+        # Of two saves of one saga, one shall win: the second asks by itself.
+        first = {values["_id"]: number for number, (values, _) in reversed(list(enumerate(saves)))}
+        chosen = [saves[number] for number in first.values()]
 
-        def save(driver: Any) -> list[bool]:
-            won = [False] * len(saves)
-            # The transaction is for what psycopg refuses to send in the middle of it: what it has sent must not commit.
-            with driver.pipeline(), driver.transaction():
-                for steps, of_them in numbers.items():
-                    cursor, statement = self._cursor(driver), self._save(steps)
-                    given = [statement.values(saves[number][0]) for number in of_them]
-                    cursor.executemany(statement.text, given, returning=True)
-                    for number in of_them:
-                        won[number] = cursor.rowcount > 0
-                        cursor.nextset()
-            return won
+        def save(driver: Any, is_kept: bool) -> set[str]:
+            given = {
+                "sagas": _ENCODER.encode([values for values, _ in chosen]).decode(),
+                "steps": _ENCODER.encode([step for _, steps in chosen for step in steps]).decode(),
+            }
+            return {saga_id for (saga_id,) in self._execute(driver, self._save_together, given, prepare=is_kept)}
 
         # One that cannot be stored takes the others with it; each of them asks by itself then.
-        return self._attempt(save, [False] * len(saves))
+        won: set[str] = self._attempt(save, set())
+        return [first[values["_id"]] == number and values["_id"] in won for number, (values, _) in enumerate(saves)]
+
+    def _save_one(self, values: Values, steps: Sequence[Values]) -> bool:
+        statement, named = self._save(len(steps)), statements.parameters_of(values, steps)
+        return self._attempt(lambda driver, _is_kept: self._execute(driver, statement, named).rowcount > 0, False)
+
+    def _execute(self, driver: Any, statement: Prepared, values: Values, *, prepare: bool = True) -> Any:
+        """Execute a statement.
+
+        `prepare`: False for one that could have a plan which scans a table. PostgreSQL keeps the plan of a prepared
+        statement until it has analysed the table: made for an empty table, it would go on scanning while that grows.
+        """
+        given = statement.values(values)
+        return self._cursor(driver).execute(statement.text, given, prepare=None if prepare else False)
 
     # -- one at a time ------------------------------------------------------------------------------------------
 
-    def _attempt(self, ask: Callable[[Any], T], otherwise: T) -> T:
+    def _attempt(self, ask: Callable[[Any, bool], T], otherwise: T) -> T:
         began = time.monotonic()
         try:
-            with self._connections.translated(), autocommitting(self._engine) as driver:
-                return ask(driver)
+            with self._connections.translated(), self._kept.lend() as (driver, is_kept):
+                return ask(driver, is_kept)
         except StoreUnavailable:
             if time.monotonic() - began < self._timeout:
                 return otherwise
@@ -213,6 +223,10 @@ class FastPath:
     @cached_property
     def _insert(self) -> Prepared:
         return self._prepared(statements.DIALECTS["postgresql"].insert_or_keep, column_keys=SAGA_FIELDS)
+
+    @cached_property
+    def _save_together(self) -> Prepared:
+        return self._prepared(statements.save_together())
 
     def _save(self, steps: int) -> Prepared:
         if steps not in self._saves:

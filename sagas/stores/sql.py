@@ -292,10 +292,9 @@ class SqlStore:
         after = replace(after, revision=before.revision + 1)
         rows = self._changed_steps(before, after)
         values = statements.compared_and_set(before, after)
-        for number, row in enumerate(rows):
-            values |= {f"{name}_{number}": value for name, value in row.items()}
-        if self._fast is not None and self._fast.save(values, len(rows)):
+        if self._fast is not None and self._fast.save(values, rows):
             return after
+        values = statements.parameters_of(values, rows)
         with self.connections.autocommitting() as connection:
             return after if connection.execute(statements.save_at_once(len(rows)), values).rowcount > 0 else None
 

@@ -6,11 +6,11 @@ They are built once: SQLAlchemy takes longer to build a statement than to execut
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, case, cast, insert, select, union_all, update
+from sqlalchemy import JSON, Column, Integer, bindparam, case, cast, column, func, insert, select, union_all, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sagas.checkpoints import DeadLetter, SagaRecord, StepStatus
@@ -30,7 +30,9 @@ __all__ = [
     "WAKE_PARENT_STEP",
     "compared_and_set",
     "file_letter",
+    "parameters_of",
     "save_at_once",
+    "save_together",
 ]
 
 BY_ID = select(schema.sagas).where(schema.sagas.c.id == bindparam("id"))
@@ -139,7 +141,7 @@ DIALECTS: Mapping[str, _Dialect] = {
 }
 
 
-#: The same, for many sagas in one transaction: it passes by those that somebody else has locked.
+#: The same, but it passes by a saga that another transaction has locked, in place of waiting for that.
 _COMPARE_AND_SET_IF_FREE = (
     update(schema.sagas)
     .where(
@@ -158,7 +160,7 @@ _COMPARE_AND_SET_IF_FREE = (
 def save_at_once(steps: int, *, if_free: bool = False) -> Any:
     """Return PostgreSQL's statement that compares and sets, and writes this number of steps if it won.
 
-    `if_free`: pass by a saga that another transaction has locked, in place of waiting for that.
+    `if_free`: pass by a saga that another transaction has locked.
     """
     compare_and_set = _COMPARE_AND_SET_IF_FREE if if_free else COMPARE_AND_SET
     if not steps:
@@ -172,6 +174,51 @@ def save_at_once(steps: int, *, if_free: bool = False) -> Any:
     source = rows[0] if steps == 1 else union_all(*rows)
     insertion = postgresql.insert(schema.steps).from_select(columns, source)
     return _upsert(insertion).add_cte(won).execution_options(**_COUNTED)
+
+
+def parameters_of(saga: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters of `save_at_once`: those of `COMPARE_AND_SET`, and the rows of the steps."""
+    return {**saga, **{f"{name}_{number}": value for number, row in enumerate(steps) for name, value in row.items()}}
+
+
+def save_together() -> Any:
+    """Return PostgreSQL's statement that does the same for many sagas, and returns the ids of those that won.
+
+    It passes by those that another transaction has locked. `sagas`, `steps`: lists of objects, as JSON. No two are of
+    one saga.
+    """
+    sagas, steps = schema.sagas.c, schema.steps.c
+    given = _rows_of("sagas", [column("_id", sagas.id.type), column("_revision", Integer), *map(_typed, _MUTABLE)])
+    free = (
+        select(*given.c)
+        .join_from(given, schema.sagas, (sagas.id == given.c["_id"]) & (sagas.revision == given.c["_revision"]))
+        .with_for_update(skip_locked=True, key_share=True, of=schema.sagas)
+        .cte("free")
+    )
+    won = (
+        update(schema.sagas)
+        .where(sagas.id == free.c["_id"])
+        .values({each.name: free.c[each.name] for each in _MUTABLE})
+        .returning(sagas.id)
+        .cte("won")
+    )
+    given = _rows_of("steps", map(_typed, steps))
+    new = select(*given.c).join_from(given, won, given.c.saga_id == won.c.id)
+    written = _upsert(postgresql.insert(schema.steps).from_select(list(steps), new)).cte("written")
+    return select(won.c.id).add_cte(written)
+
+
+_MUTABLE = [schema.sagas.c[name] for name in MUTABLE_FIELDS]
+
+
+def _rows_of(parameter: str, columns: Iterable[Any]) -> Any:
+    """Return the rows in a parameter that holds JSON."""
+    rows = func.json_to_recordset(bindparam(parameter, type_=JSON))
+    return rows.table_valued(*columns, name=f"given_{parameter}").render_derived(with_types=True)
+
+
+def _typed(of: Column[Any]) -> Any:
+    return column(of.name, of.type)
 
 
 def file_letter(letter: DeadLetter) -> Any:

@@ -9,6 +9,7 @@ from sagas.heartbeats import Report
 from sagas.tokens import with_hash
 from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
+from sagas.transitions.waits import ended
 
 __all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "return_late", "skip", "succeed", "wait"]
 
@@ -114,22 +115,24 @@ def skip(case: Case, name: str, owner: str) -> Change:
 
 
 def wait(case: Case, name: str, owner: str, until: datetime) -> Change:
-    """The function of a step has returned, and somebody else ends the step; or time does."""
+    """The function of a step has returned, and somebody else ends the step, or has done so already; or time does."""
     step = case.record.step(name)
     if not case.forward:  # it has asked meanwhile, and that may have an effect
         return late_success(case, step, owner, None, "it had asked, and was still to be answered")
     if step.owner != owner:
         return case.refuse(f"its claim was taken over, or it has ended; the step is {step.status}")
+    if step.result is not None:  # it has been answered already
+        return ended(case, step)
     step = released(step, StepStatus.WAITING, None, opened_at=step.opened_at or case.now, due_at=until, error=None)
     return case.set(step).done(Verdict.PARTED)
 
 
 def return_late(case: Case) -> Change:
-    """The function of a step has returned that another system had completed: what it wrote counts, as the step does.
+    """The function of a wait has returned whose signal had come: what it wrote counts, as the signal does.
 
     The write makes it lose a race against whoever has the saga compensate.
     """
-    return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "it was completed before it had returned")
+    return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "its signal came before it had returned")
 
 
 def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failure) -> Change:

@@ -32,7 +32,7 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
     Raises `SignalRefused` where the saga no longer wants it, saying why.
     """
     record, step = case.record, case.record.step(name)
-    if step.status is StepStatus.DONE:
+    if step.status is StepStatus.DONE or (step.status in _OPEN and step.result is not None):
         return case.refuse("", Verdict.SETTLED)  # whoever asks compares the ids
     if not case.forward or record.status in AT_REST:
         raise SignalRefused(
@@ -54,22 +54,27 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
 
 
 def complete(case: Case, name: str, result: str) -> Change:
-    """An external system says that a deferred step is done. SETTLED where the step had ended before.
+    """An external system says that a deferred step is done. SETTLED where the step had ended, or been answered, before.
+
+    An answer that comes before the action has returned is kept. The step ends when what its action wrote is committed,
+    and if its worker dies before that, the action is called again.
 
     Of a step that was given up, this is a late success: it is compensated.
     """
     step = case.record.step(name)
     if not case.forward:
         return late_success(case, step, "", result)
-    if step.status in _OPEN:
+    if step.status is StepStatus.WAITING:
         return ended(case, step, result=result)
+    if step.status in _OPEN and step.result is None:
+        return case.set(replace(step, result=result)).done(Verdict.GO_AWAY, "it is kept until the action has returned")
     return case.refuse(f"the step is {step.status}", Verdict.SETTLED)
 
 
 def fail_deferred(case: Case, name: str, error: str) -> Change:
-    """An external system says that a deferred step failed, and had no effect."""
+    """An external system says that a deferred step failed, and had no effect. SETTLED as in `complete`."""
     step = case.record.step(name)
-    if not case.forward or step.status not in _OPEN:
+    if not case.forward or step.status not in _OPEN or step.result is not None:
         return case.refuse(f"the step is {step.status}", Verdict.SETTLED)
     return move_on(case, end_failed(case, step, Failure(Outcome.TERMINAL, error)))
 

@@ -14,6 +14,7 @@ import pytest
 from psycopg import Rollback
 from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool, StaticPool
 
 from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus, StoreUnavailable
 from sagas.stores import schema, statements
@@ -165,10 +166,8 @@ def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
     saves = []
     for saga in sagas:
         after = replace(begun(saga), revision=2)
-        values = statements.compared_and_set(saga, after)
-        values |= {f"{name}_0": value for name, value in store._changed_steps(saga, after)[0].items()}
-        saves.append((values, 1))
-    assert store._fast._save_all(saves) == [True, True, True]
+        saves.append((statements.compared_and_set(saga, after), store._changed_steps(saga, after)))
+    assert store._fast._save_all([*saves, saves[0]]) == [True, True, True, False], "one of two saves of one saga wins"
     assert store._fast._save_all(saves) == [False, False, False]
     assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]
 
@@ -241,14 +240,14 @@ def test_a_save_that_is_acknowledged_before_its_commit_is_noticed(
     def hopeful(ask: Any, otherwise: Any) -> Any:
         won: list[Any] = []
 
-        def asked(driver: Any) -> Any:
+        def asked(driver: Any, is_kept: bool) -> Any:
             with suppress(Rollback), driver.transaction():
-                won.append(ask(driver))
+                won.append(ask(driver, is_kept))
                 if len(won[0]) > 1:
                     raise Rollback  # its commit fails
             return won[0]
 
-        said = attempt(asked, None) if isinstance(otherwise, list) else attempt(ask, otherwise)
+        said = attempt(asked, None) if isinstance(otherwise, set) else attempt(ask, otherwise)
         return won[0] if said is None and won else otherwise if said is None else said
 
     monkeypatch.setattr(store._fast, "_attempt", hopeful)
@@ -260,20 +259,33 @@ def test_the_plan_of_a_load_does_not_depend_on_how_empty_the_tables_were(postgre
     """A plan that is made for empty tables is kept while they grow, until PostgreSQL has analysed them."""
     store = SqlStore(postgres.database())
     store.upgrade()
-    assert store._fast is not None
-    with store.engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
-        for table, (statement, _) in store._fast._loads.items():
-            assert "$1" in statement.text
-            connection.exec_driver_sql(f"PREPARE load_{table} (varchar) AS {statement.text}")
-            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN EXECUTE load_{table} ('an id')").scalars())
-            assert "Index Scan" in plan
+    fast = store._fast
+    assert fast is not None
+    kept = [statement for both in fast._loads.values() for statement in both] + [fast._save_together, fast._save(2)]
+    with fast._kept.lend() as (driver, is_kept):
+        assert is_kept
+        driver.execute("SET plan_cache_mode = force_generic_plan")
+        for number, statement in enumerate(kept):
+            driver.execute(f"PREPARE asked_{number} AS {statement.text}")
+            asked = ", ".join(["NULL"] * len(statement.names))
+            plan = "\n".join(line for (line,) in driver.execute(f"EXPLAIN EXECUTE asked_{number} ({asked})"))
+            assert "Index" in plan
             assert "Seq Scan" not in plan
-    ids = [store.insert(record(number)).id for number in range(1, 4)]
-    for _ in range(20):
-        assert all(store._fast._load_all(ids))
-    with store.engine.connect() as connection:  # the only one of the pool
-        prepared = connection.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars().all()
+        driver.execute("RESET plan_cache_mode")
+    store.engine.dispose()
+
+
+def test_what_might_scan_a_table_is_not_prepared_on_the_connections_of_the_pool(postgres: Postgres) -> None:
+    engine = create_engine(postgres.database(), poolclass=NullPool)
+    with engine.connect() as only:
+        engine = create_engine(engine.url, poolclass=StaticPool, creator=lambda: only.connection.driver_connection)
+        store = SqlStore(engine)
+        store.upgrade()
+        ids = [store.insert(record(number)).id for number in range(1, 4)]
+        assert store._fast is not None
+        for _ in range(20):
+            assert all(store._fast._load_all(ids))
+            assert store._fast._load_all(ids[:1])
+        prepared = only.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars().all()
     assert prepared, "the other statements are"
     assert not [statement for statement in prepared if "ANY" in statement.upper()]
-    store.engine.dispose()

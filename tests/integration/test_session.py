@@ -12,7 +12,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from sqlalchemy import text
 
-from sagas import Retry, Saga, SagaHandle, Sagas, SagaStatus, SqlStore, Step, StepContext
+from sagas import Retry, Saga, SagaHandle, Sagas, SagaStatus, SqlStore, Step, StepContext, Wait
 from sagas.testing import Inline
 from tests.servers import Postgres, wait_for
 
@@ -176,7 +176,10 @@ def test_a_step_that_was_completed_before_it_returned_keeps_its_effect(sagas: Sa
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
-def test_what_a_completed_step_wrote_counts_unless_the_saga_compensates(postgres: Postgres, is_cancelled: bool) -> None:
+@pytest.mark.parametrize("kind", ["deferred", "wait"])
+def test_what_a_completed_step_wrote_counts_unless_the_saga_compensates(
+    postgres: Postgres, is_cancelled: bool, kind: str
+) -> None:
     store = SqlStore(postgres.database())
     store.upgrade()
     with store.engine.begin() as connection:
@@ -185,16 +188,20 @@ def test_what_a_completed_step_wrote_counts_unless_the_saga_compensates(postgres
 
     def ask(step: StepContext) -> None:
         count(step)
-        inline.complete(step.token, 7)
+        if kind == "wait":
+            inline.send_signal(step.saga_id, "count", 7, id="s")
+        else:
+            inline.complete(step.token, 7)
         if is_cancelled:
             inline.cancel(step.saga_id)
 
     def undo_nothing(result: int | None) -> None:
         """What is left then was not rolled back."""
 
-    saga = Saga(
-        "asks", Step("count", ask, compensation=undo_nothing, **DEFERRED), Step("after", count, compensation=uncount)
-    )
+    asks: Step | Wait = Step("count", ask, compensation=undo_nothing, **DEFERRED)
+    if kind == "wait":
+        asks = Wait("count", int, timeout=60, begin=ask, compensation=undo_nothing)
+    saga = Saga("asks", asks, Step("after", count, compensation=uncount))
     handle = inline.start(saga)
     assert handle.status is (SagaStatus.COMPENSATED if is_cancelled else SagaStatus.COMPLETED)
     with store.engine.connect() as connection:

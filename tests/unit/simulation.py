@@ -120,12 +120,14 @@ class World:
         self.claimed: set[str] = set()  # steps whose actions were claimed
         self.story: list[str] = []
         self.asked: list[str] = []  # deferred steps that have asked: somebody may complete them, more than once
+        self.committed: set[str] = set()  # deferred steps whose actions have returned, and kept what they wrote
         self.completed: dict[str, str] = {}  # the result that was accepted
         self.signalled: str | None = None  # the signal that was accepted
         self.decided: set[str] = set()  # conditions whose yes was stored
         self.heard: dict[str, datetime] = {}  # when a step that reports was claimed, or last reported
         self.details: dict[str, str | None] = {}  # what it last reported
         self.reporting: tuple[str, str, Report] | None = None  # what the change under way reports
+        self.returning: str | None = None  # the step whose action has returned, and whose writes the change commits
         self.calm = False  # from when on nothing goes wrong any more
         self._count = 0
 
@@ -166,6 +168,11 @@ class World:
                 raise self.wrong(f"{name} is undone, and had not begun")
             if step.kind == "timer" and step.status is StepStatus.DONE and before.due_at and before.due_at > self.now:
                 raise self.wrong(f"{name} woke at {self.now}, before {before.due_at}")
+            if name == self.returning:
+                self.committed.add(name)
+            deferred = step.kind == "step" and self.saga.steps[name].step.waits
+            if deferred and step.status is StepStatus.DONE and name not in self.committed:
+                raise self.wrong(f"{name} is done, and what its action wrote is not committed")
             if name == "w" and step.status is StepStatus.FAILED and self.signalled is not None:
                 raise self.wrong(f"the signal {self.signalled} was accepted, and its wait timed out")
         if self.reporting is not None and after.step(self.reporting[0]).owner == self.reporting[1]:
@@ -190,13 +197,13 @@ class World:
             before = self.record
             yield None
             opened = self.case(before).record
-            self.reporting = None
+            self.reporting = self.returning = None
             change: Change = decide(opened)
             if change.record is opened:
                 yield change
                 return
             saved = self.save(before, change.record)
-            self.reporting = None
+            self.reporting = self.returning = None
             if saved is None:
                 continue
             if not self.calm and self.dice.random() < 0.03:
@@ -288,6 +295,7 @@ class World:
                 if isinstance(outcome, Failure):
                     return transitions.fail(self.case(record), name, owner, direction, outcome)
                 if isinstance(outcome, Waiting):
+                    self.returning = name if record.step(name).owner == owner else None
                     return transitions.wait(self.case(record), name, owner, outcome.until)
                 if outcome is SKIPPED:
                     return transitions.skip(self.case(record), name, owner)
@@ -598,6 +606,10 @@ class World:
         undoable = {name for name, step in self.saga.steps.items() if step.compensation is not None}
         if self.record.status is SagaStatus.COMPENSATED and standing & undoable:
             raise self.wrong(f"it is COMPENSATED, and {standing & undoable} still stand")
+        if self.record.status is SagaStatus.COMPLETED and any(
+            self.record.step(name).result != result for name, result in self.completed.items()
+        ):
+            raise self.wrong(f"it is COMPLETED, without what it was told from outside: {self.completed}")
         acted = {
             name for name, step in self.record.steps.items() if step.status is StepStatus.DONE and step.kind == "step"
         }

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from sagas import StoreUnavailable
-from sagas.stores.gathering import Gathering
+from sagas.stores.gathering import Gathering, closed
 from tests.servers import wait_for
 
 
@@ -140,9 +140,13 @@ def test_whoever_leaves_passes_its_turn_on(database: Database) -> None:
     """The turn comes at the very moment of the interrupt."""
     gathering, interrupts = database.gathering, iter([True])
 
-    class Turn(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            came = super().wait(timeout)
+    class Turn:
+        def __init__(self) -> None:
+            self.lock = closed()
+            self.release = self.lock.release
+
+        def acquire(self) -> bool:
+            came = self.lock.acquire()
             if threading.current_thread().name == "interrupted" and next(interrupts, False):
                 raise TimeoutError("a soft time limit")
             return came
@@ -156,7 +160,7 @@ def test_whoever_leaves_passes_its_turn_on(database: Database) -> None:
             ends.append("interrupted")
 
     with pytest.MonkeyPatch.context() as patch, asked(database, 1):
-        patch.setattr("sagas.stores.gathering.threading.Event", Turn)
+        patch.setattr("sagas.stores.gathering.closed", Turn)
         threads = []
         for number, name in ((1, "interrupted"), (2, "next")):
             threads.append(threading.Thread(target=ask, args=(number,), name=name))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sagas import StepStatus, transitions
+from sagas import SagaStatus, StepStatus, transitions
 from sagas.checkpoints import StepRecord
 from sagas.heartbeats import Report
 from sagas.transitions import Case, ends, messages, waits
@@ -104,8 +104,16 @@ def no_memory_of_a_beginning(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_end_of_a_wait(patch: pytest.MonkeyPatch) -> None:
-    """A deferred step that has ended can be completed again."""
-    patch.setattr(waits, "_OPEN", (*waits._OPEN, StepStatus.DONE))
+    """A deferred step that has ended, or has been answered while its action is at work, can be completed again."""
+    complete = transitions.complete
+
+    def again(case: Case, name: str, result: str) -> Any:
+        change = complete(case, name, result)
+        is_open = case.record.status is SagaStatus.RUNNING and change.verdict is transitions.Verdict.SETTLED
+        changed = case.set(replace(case.record.step(name), result=result))
+        return changed.done(transitions.Verdict.GO_AWAY) if is_open else change
+
+    patch.setattr(transitions, "complete", again)
 
 
 def no_memory_of_an_answer(patch: pytest.MonkeyPatch) -> None:
@@ -116,6 +124,29 @@ def no_memory_of_an_answer(patch: pytest.MonkeyPatch) -> None:
 def no_late_completion(patch: pytest.MonkeyPatch) -> None:
     """A completion that comes after the saga has given the step up is forgotten."""
     patch.setattr(waits, "late_success", lambda case, *rest: case.refuse("forgotten"))
+
+
+def done_by_the_answer(patch: pytest.MonkeyPatch) -> None:
+    """A completion ends a step whose action is at work: if its worker dies, what it wrote is never there."""
+    complete = transitions.complete
+
+    def end(case: Case, name: str, result: str) -> Any:
+        step = case.record.step(name)
+        if case.forward and step.status in (StepStatus.PENDING, StepStatus.RUNNING):
+            return waits.ended(case, step, result=result)
+        return complete(case, name, result)
+
+    patch.setattr(transitions, "complete", end)
+
+
+def answer_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A completion that is kept until the action has returned is forgotten then: the step waits for another one."""
+    wait = transitions.wait
+
+    def forget(case: Case, name: str, *rest: Any) -> Any:
+        return wait(case.set(replace(case.record.step(name), result=None)) if case.forward else case, name, *rest)
+
+    patch.setattr(transitions, "wait", forget)
 
 
 def no_doubt_of_what_waits(patch: pytest.MonkeyPatch) -> None:
@@ -174,8 +205,8 @@ def no_details(patch: pytest.MonkeyPatch) -> None:
 
 CUTS: list[Patch] = [
     no_epoch, no_lease, no_compare_and_set, no_barrier, no_late_undo, no_late_doubt, no_owner, no_sweep, no_doubt,
-    no_early_signal, no_memory_of_a_beginning, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion,
-    no_doubt_of_what_waits, no_patience, polls_fail, polls_for_ever, no_limit_to_silence, renewed_is_heard, no_details,
+    no_early_signal, no_memory_of_a_beginning, no_end_of_a_wait, no_memory_of_an_answer, no_late_completion, done_by_the_answer,
+     answer_forgotten, no_doubt_of_what_waits, no_patience, polls_fail, polls_for_ever, no_limit_to_silence, renewed_is_heard, no_details,
 ]  # fmt: skip
 ROUNDS = 3000
 

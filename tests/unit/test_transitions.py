@@ -21,6 +21,7 @@ from sagas import (
     Step,
     StepStatus,
     Wait,
+    transitions,
 )
 from sagas.checkpoints import FINISHED, SAGA_MOVES, STEP_MOVES
 from sagas.plan import plan
@@ -572,6 +573,45 @@ def test_a_wait_whose_signal_came_after_it_began_is_undone(between_attempts: boo
     game.claim("b")
     game.fail("b", Outcome.TERMINAL)
     assert left(ASKS, game.record) == (("b",), ("w",), ("a",))
+
+
+DEFERS = Saga("defers", step("a"), step("d", deferred=True, deadline=60), step("b"))
+
+
+@pytest.mark.parametrize("saga", [DEFERS, ASKS])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_completion_is_kept_until_the_action_has_returned(saga: Saga, lost: bool) -> None:
+    """It may have written what nobody sees until then. `lost`: the first worker dies before that."""
+    game, name = Game(saga), "w" if saga is ASKS else "d"
+    game.do("a")
+    game.claim(name)
+    if lost:
+        game.wait(31)
+        game.recover()
+        assert game.status(name) is StepStatus.PENDING
+    at_work = game.status(name)
+    assert game.take(transitions.complete(game.case, name, "1")) is Verdict.GO_AWAY
+    assert game.take(transitions.complete(game.case, name, "2")) is Verdict.SETTLED
+    assert game.take(transitions.fail_deferred(game.case, name, "no")) is Verdict.SETTLED
+    if saga is ASKS:
+        assert game.signal(name) is Verdict.SETTLED, "it has been answered otherwise"
+    assert game.status(name) is at_work
+    if lost:
+        assert game.claim(name) is Verdict.ACT
+    until = game.now + timedelta(seconds=60)
+    assert game.take(transitions.wait(game.case, name, game.owners[name][0], until)) is Verdict.DISPATCH
+    assert (game.status(name), game.record.step(name).result) == (StepStatus.DONE, "1")
+    assert left(saga, game.record) == (("b",),)
+
+
+def test_a_step_that_is_given_up_after_its_completion_is_compensated_with_the_result() -> None:
+    game = Game(DEFERS)
+    game.do("a")
+    game.claim("d")
+    game.take(transitions.complete(game.case, "d", "1"))
+    game.fail("d", Outcome.TERMINAL)
+    assert left(DEFERS, game.record) == (("d",), ("a",))
+    assert game.record.step("d").result == "1"
 
 
 @pytest.mark.parametrize("outcome", [None, *LATE])
