@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,16 @@ def step(payload: str) -> int:
     return len(payload)
 
 
+def waiting_for(pause: float) -> Callable[[str], int]:
+    """Return a step that waits so many seconds, as for the answer of another service."""
+
+    def waiting_step(payload: str) -> int:
+        time.sleep(pause)
+        return len(payload)
+
+    return waiting_step if pause else step
+
+
 def undo() -> None:
     """There is nothing to undo."""
 
@@ -53,26 +65,29 @@ def make_app(broker: str) -> Celery:
 NEVER = 86_400.0
 
 
-def make_sagas(broker: str, database: str, steps: int, *, recovery: bool = True) -> tuple[Celery, Saga]:
+def make_sagas(
+    broker: str, database: str, steps: int, *, recovery: bool = True, pause: float = 0.0
+) -> tuple[Celery, Saga]:
     """Return an app and its saga of steps. It also has `bench_each`, of items."""
-    saga = Saga("bench", *(Step(f"step_{i}", step, compensation=undo) for i in range(steps)), input=Input)
+    act = waiting_for(pause)
+    saga = Saga("bench", *(Step(f"step_{i}", act, compensation=undo) for i in range(steps)), input=Input)
     each = Saga("bench_each", Each("each", one_item, compensation=undo, over="lines"), input=Many)
     app = make_app(broker)
     Sagas(app, SqlStore(database), [saga, each], recovery_interval=1.0 if recovery else NEVER)
     return app, saga
 
 
-def make_chain(broker: str, steps: int) -> tuple[Celery, Any]:
+def make_chain(broker: str, steps: int, *, pause: float = 0.0) -> tuple[Celery, Any]:
     """Return an app, and a function that makes the chain of a payload. Nothing is kept, nothing is retried."""
     app = make_app(broker)
     app.conf.task_ignore_result = True
-    counter = redis.Redis.from_url(broker)
+    counter, act = redis.Redis.from_url(broker), waiting_for(pause)
 
     def last(payload: str) -> None:
-        step(payload)
+        act(payload)
         counter.incr(DONE)
 
-    one: Task = app.task(step, name="chain.step", shared=False)
+    one: Task = app.task(act, name="chain.step", shared=False)
     end: Task = app.task(last, name="chain.last", shared=False)
 
     def make(payload: str) -> Signature:

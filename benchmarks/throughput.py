@@ -33,7 +33,7 @@ def throughput(names: Sequence[str], rounds: int, seconds: float, steps: int) ->
                 continue
             print(f"{found['rate']:.0f}/s")
             samples[name][number] = found
-    _scale_floor(samples)
+    _scale_floors(samples)
     tell(report, samples, absent, rounds, steps)
     return report
 
@@ -64,9 +64,12 @@ def tell(
     report.notes += [f"{name}: not measured: {why}." for name, why in absent.items()]
 
 
-def _scale_floor(samples: dict[str, dict[int, Sample]]) -> None:
-    """Let the floor commit as often as the library did in that round."""
-    for number, floor in samples.get("floor", {}).items():
+_FLOORS = ("floor", "floor_grouped")
+
+
+def _scale_floors(samples: dict[str, dict[int, Sample]]) -> None:
+    """Let the floors commit as often as the library did in that round."""
+    for number, floor in [each for name in _FLOORS for each in samples.get(name, {}).items()]:
         ours = samples.get("sagas_redis", {}).get(number)
         if ours and "writes" in ours:
             factor = floor["writes"] / ours["writes"]

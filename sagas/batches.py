@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the function of a step took last time, at most, for the step to stay in a batch.
 _QUICK = 0.01
+
+#: Seconds for which a function may be at work before the sagas that have not begun leave its batch.
+_LATE = 0.05
 
 #: Sagas of a batch whose checkpoints are on their way at the same time, where the store has them share commits.
 SIDE_BY_SIDE = 8
@@ -92,6 +95,7 @@ class Turns:
     took: dict[str, float]  #: seconds, by task; shared by all batches of a process
     until: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
     _slots: threading.Semaphore = field(init=False)
+    _at_work: dict[int, float] = field(default_factory=dict)  #: by thread: since when its function is at work
 
     def __post_init__(self) -> None:
         self._slots = threading.Semaphore(self.concurrency)
@@ -100,10 +104,11 @@ class Turns:
     def of(self, task: str) -> Iterator[None]:
         """Wait for the turn of a function of this task, and have it until the block ends."""
         with self._slots:
-            began = time.monotonic()
+            began = self._at_work[threading.get_ident()] = time.monotonic()
             try:
                 yield
             finally:
+                del self._at_work[threading.get_ident()]
                 self.took[task] = time.monotonic() - began
 
     def is_quick(self, task: str, *, alone: bool = False) -> bool:
@@ -114,41 +119,82 @@ class Turns:
         unknown = 0.0 if alone else _QUICK + 1
         return self.took.get(task, unknown) <= _QUICK and time.monotonic() < self.until
 
+    def holds_up(self, task: str) -> bool:
+        """Tell whether sagas that begin with this task should not wait for their turn: it, or one at work, is slow."""
+        late = time.monotonic() - _LATE
+        return not self.is_quick(task, alone=True) or any(began < late for began in list(self._at_work.values()))
+
 
 def run(
     plans: Sequence[Plan],
     carry: Callable[[Plan, bool], None],
-    is_quick: Callable[[], bool],
+    turns: Turns,
+    task: str,
+    send_on: Callable[[Sequence[Plan]], None],
     *,
     threads: int,
-) -> Sequence[Plan]:
-    """Carry sagas side by side for as long as they are quick. Returns those that have not begun.
+) -> int:
+    """Carry sagas side by side for as long as they are quick. Returns how many were sent on instead.
 
     `carry`: brings one saga on, and is told whether it is alone; what it raises is that saga's own, and recovery sees
     to it.
+    `task`: that the sagas begin with.
+    `send_on`: sends sagas that have not begun, because they would have to wait here. It is called from any thread.
     `threads`: how many at a time. The first is carried alone, and shows what is quick.
     """
-    waiting = deque(plans)
+    first, *others = plans
+    waiting, over = _Waiting(others, send_on), threading.Event()
 
     def work() -> None:
-        while is_quick():
-            try:
-                plan = waiting.popleft()
-            except IndexError:
-                return
+        while turns.is_quick(task) and (plan := waiting.take()) is not None:
             _carried(carry, plan, alone=False)
 
-    _carried(carry, waiting.popleft(), alone=True)
-    beside = min(threads, len(waiting)) - 1
-    helpers = [threading.Thread(target=work, name="sagas-batch", daemon=True) for _ in range(beside)]
-    for helper in helpers:
-        helper.start()
-    try:
+    def watch() -> None:
+        while not over.wait(_LATE):
+            if turns.holds_up(task):
+                waiting.leave()
+                return
+
+    if turns.holds_up(task):
+        waiting.leave()
+    with ExitStack() as ends:
+        ends.callback(_beside(watch).join)
+        ends.callback(over.set)
+        _carried(carry, first, alone=True)
+        for _ in range(min(threads, len(waiting.plans)) - 1):
+            ends.callback(_beside(work).join)
         work()
-    finally:
-        for helper in helpers:
-            helper.join()
-    return list(waiting)
+    waiting.leave()
+    return waiting.gone
+
+
+class _Waiting:
+    """The sagas of a batch that have not begun. Safe to use from any thread."""
+
+    def __init__(self, plans: Iterable[Plan], send_on: Callable[[Sequence[Plan]], None]) -> None:
+        self.plans = deque(plans)
+        self.gone = 0  #: how many have left
+        self._send_on = send_on
+
+    def take(self) -> Plan | None:
+        """Return the next one, which begins now."""
+        try:
+            return self.plans.popleft()
+        except IndexError:
+            return None
+
+    def leave(self) -> None:
+        """Send all of them on."""
+        left = list(iter(self.take, None))
+        if left:
+            self.gone += len(left)
+            self._send_on(left)
+
+
+def _beside(do: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=do, name="sagas-batch", daemon=True)
+    thread.start()
+    return thread
 
 
 def _carried(carry: Callable[[Plan, bool], None], plan: Plan, *, alone: bool) -> None:

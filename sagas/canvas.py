@@ -173,19 +173,22 @@ class Canvas:
                 task.kwargs["probe"] = probe.isoformat()
             _send(first, rest)
 
-    def dispatch_many(self, plans: Iterable[Plan]) -> None:
-        """Send plans on their way by one connection, or leave to recovery those that the broker does not take."""
+    def dispatch_many(self, plans: Iterable[Plan], *, size: int | None = None) -> None:
+        """Send plans on their way by one connection, or leave to recovery those that the broker does not take.
+
+        `size`: sagas in one message at most, if other than `Batches.size`.
+        """
         if self.app.conf.task_always_eager:
             Eager(self.app, self.orchestrator).run_many(plans)
             return
         try:
             with self.app.producer_or_acquire() as producer, _pipelined(producer):
-                for group in grouped(filter(None, plans), self.batches.size):
+                for group in grouped(filter(None, plans), size or self.batches.size):
                     self._send_all(group, producer)
         except BaseException as error:
             if ends_process(error):
                 raise
-            logger.warning("recovery will dispatch the sagas that start_many did not: %r", error)
+            logger.warning("recovery will dispatch the sagas that were not sent: %r", error)
 
     def _send_all(self, alike: Sequence[Plan], producer: Producer) -> None:
         """Send plans that differ by nothing but their saga's id: in one message, if it is of use."""
@@ -343,15 +346,15 @@ class Canvas:
         plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
         request, first = task.request, self._first_task(plans[0]).name
         again = _came_before(request)
-        left = run_batch(
+        sent_on = run_batch(
             plans,
             lambda plan, alone: self._carry(request, plan, turns, again=again, alone=alone),
-            lambda: turns.is_quick(first),
+            turns,
+            first,
+            partial(self.dispatch_many, size=1),
             threads=max(SIDE_BY_SIDE if self.orchestrator.store.shares_commits else 1, self.batches.concurrency),
         )
-        for plan in left:
-            self.dispatch_or_leave(plan)
-        return f"{len(plans)} sagas, {len(left)} of them sent on"
+        return f"{len(plans)} sagas, {sent_on} of them sent on"
 
     def _carry(self, request: Any, plan: Plan, turns: Turns, *, again: bool, alone: bool) -> None:
         """Run the steps of one saga of a batch for as long as they are quick, and send what is left of its chain."""

@@ -47,12 +47,12 @@ def replace(record: RecordT, /, **changes: Any) -> RecordT:
 
     The rules make some sixty new records for a saga of four steps, so that this is much of what the engine costs.
     """
-    cls: Any = type(record)
-    if not changes.keys() <= cls.__dataclass_fields__.keys():
-        raise TypeError(f"{cls.__name__} has no {', '.join(sorted(changes.keys() - cls.__dataclass_fields__.keys()))}")
-    new: RecordT = object.__new__(cls)
-    vars(new).update(vars(record))
-    vars(new).update(changes)
+    before: dict[str, Any] = record.__dict__
+    values = before | changes
+    if len(values) != len(before):
+        raise TypeError(f"{type(record).__name__} has no {', '.join(sorted(changes.keys() - before.keys()))}")
+    new = object.__new__(type(record))
+    object.__setattr__(new, "__dict__", values)
     return new
 
 

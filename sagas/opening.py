@@ -49,9 +49,11 @@ def opened(saga: Saga, record: RecordT) -> RecordT:
     if record.direction is Direction.BACKWARD or record.status in AT_REST:
         return record
     # A wait whose signal came early has its step before its stage is reached.
-    steps = {name: _in_its_stage(saga, step) for name, step in record.steps.items()}
-    has_moved = steps != record.steps
-    number = max((step.stage for step in steps.values() if step.started_seq or not is_early(step)), default=0)
+    steps = dict(record.steps)
+    early = {name: _in_its_stage(saga, step) for name, step in steps.items() if is_early(step)}
+    steps |= early
+    has_moved = bool(early) and steps != record.steps
+    number = max((step.stage for name, step in steps.items() if name not in early), default=0)
     while number < len(saga.stages):
         for node in saga.stages[number]:
             if node.name not in steps:
@@ -67,9 +69,8 @@ def opened(saga: Saga, record: RecordT) -> RecordT:
 
 def _in_its_stage(saga: Saga, step: StepRecord) -> StepRecord:
     """Return the step of a wait whose signal came early with the stage that the definition has it in now."""
-    if not is_early(step) or step.stage == (stage := saga.steps[step.node].stage):
-        return step
-    return replace(step, stage=stage)
+    stage = saga.steps[step.node].stage
+    return step if step.stage == stage else replace(step, stage=stage)
 
 
 def place_of(record: SagaSummary) -> Place:

@@ -15,7 +15,9 @@ __all__ = ["ALL", "Base", "load"]
 
 ALL = (
     "celery_chain",
+    "celery_message",
     "sagas_redis",
+    "sagas_threads",
     "sagas_start_many",
     "sagas_rabbitmq",
     "dbos_queue",
@@ -26,6 +28,7 @@ ALL = (
     "restate",
     "temporal",
     "floor",
+    "floor_grouped",
 )
 
 

@@ -19,19 +19,33 @@ from sagas import Saga, SqlStore
 from tests.servers import Postgres, RabbitMQ, Redis, wait_for
 
 #: Celery's defaults, but for what workers say to each other when they start.
-WORKER = ("worker", "-P", "prefork", "-c", "2", "-l", "WARNING", "--without-gossip", "--without-mingle")
+WORKER = ("worker", "-l", "WARNING", "--without-gossip", "--without-mingle")
 
 #: Seconds after which a benchmark that does not come to its end is given up.
 PATIENCE = 240.0
 
 
 class CeleryBased(Base):
-    """Publishes from this process to workers of two children each."""
+    """Publishes from this process to workers of two children each.
+
+    `pool`, `slots`: of each worker, instead. `pause`: seconds that each step waits.
+    """
 
     broker_type: ClassVar[type[Redis | RabbitMQ]] = Redis
 
-    def __init__(self, steps: int = 4, payload: int = 0, workers: int = 1, in_flight: int = 0) -> None:
+    def __init__(
+        self,
+        steps: int = 4,
+        payload: int = 0,
+        workers: int = 1,
+        in_flight: int = 0,
+        pool: str = "prefork",
+        slots: int = 2,
+        pause: float = 0.0,
+    ) -> None:
         self.steps = steps
+        self.pause = pause
+        self._pool = ("-P", pool, "-c", str(slots))
         self.payload = "x" * payload
         self._number_of_workers = workers
         self._in_flight = in_flight
@@ -40,11 +54,16 @@ class CeleryBased(Base):
 
     def setup(self) -> None:
         self.broker = self.broker_type().start()
-        settings = {"broker": self.broker.url, "steps": self.steps, **self.prepare(self.broker.url)}
+        settings = {
+            "broker": self.broker.url,
+            "steps": self.steps,
+            "pause": self.pause,
+            **self.prepare(self.broker.url),
+        }
         for number in range(self._number_of_workers):
             self.workers.append(
                 Program(
-                    *("-m", "celery", "-A", "benchmarks.celery_app", *WORKER, "-n", f"w{number}@bench"),
+                    *("-m", "celery", "-A", "benchmarks.celery_app", *WORKER, *self._pool, "-n", f"w{number}@bench"),
                     env={"BENCH": json.dumps(settings)},
                 )
             )

@@ -60,7 +60,19 @@ class Contender(Base):
         self._connections = [psycopg.connect(url.replace("+psycopg", ""), autocommit=True) for _ in range(2)]
 
     def _saga(self, connection: psycopg.Connection[Any]) -> None:
-        values: dict[str, Any] = {"id": str(uuid.uuid4()), "outline": self.outline, "status": "RUNNING", "revision": -1}
+        self._carry(connection, {"id": str(uuid.uuid4())}, START, MOVE, CLAIM, FINISH, DONE)
+
+    def _carry(
+        self,
+        connection: psycopg.Connection[Any],
+        sagas: Mapping[str, Any],
+        start: str,
+        move: str,
+        claim: str,
+        finish: str,
+        done: str,
+    ) -> None:
+        values: dict[str, Any] = {**sagas, "outline": self.outline, "status": "RUNNING", "revision": -1}
 
         def commit(*statements: str) -> None:
             with connection.transaction():
@@ -68,13 +80,13 @@ class Contender(Base):
                     connection.execute(statement, values, prepare=True)  # type: ignore[arg-type, unused-ignore]
             values["revision"] += 1
 
-        commit(START)
+        commit(start)
         for number in range(self.steps):
             values |= {"step": f"step_{number}", "seq": number + 1}
-            commit(MOVE, CLAIM)
+            commit(move, claim)
             if number == self.steps - 1:
                 values["status"] = "COMPLETED"
-            commit(FINISH if number == self.steps - 1 else MOVE, DONE)
+            commit(finish if number == self.steps - 1 else move, done)
 
     def _many(self, n: int, connection: psycopg.Connection[Any]) -> None:
         for _ in range(n):

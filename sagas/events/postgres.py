@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from sagas.errors import ConfigurationError
 from sagas.events.writing import Row, Writing
-from sagas.stores.drivers import autocommitting
+from sagas.stores.drivers import Kept
 from sagas.stores.schema import streams
 
 __all__ = ["PostgresWriting", "PsycopgWriting"]
@@ -57,6 +57,9 @@ WITH {mark}, moved AS ({moved}
 SELECT version FROM moved"""
 
 _ENCODER = msgspec.json.Encoder()
+
+#: Connections that are kept for appends; more writers than so many use the pool.
+_MOST_KEPT = 2
 
 
 class PostgresWriting(Writing):
@@ -111,11 +114,12 @@ class PsycopgWriting(PostgresWriting):
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._kept = Kept(engine, most=_MOST_KEPT)
         self._statements = {how: str(each.compile(dialect=engine.dialect)) for how, each in self._append.items()}
 
-    def append_alone(self, engine: Engine, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
+    def append_alone(self, engine: Engine, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:  # noqa: ARG002
         how, values = _parameters(stream, expected, rows)
-        with autocommitting(engine) as driver:
+        with self._kept.lend() as (driver, _):
             found = driver.execute(self._statements[how], values).fetchone()
         return None if found is None else int(found[0])
 

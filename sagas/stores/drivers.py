@@ -35,15 +35,12 @@ def autocommitting(engine: Engine) -> Iterator[Any]:
         yield driver
         driver.autocommit = False
     except engine.dialect.loaded_dbapi.Error as error:
-        lost = _is_lost(engine, driver, error)
-        if lost:
-            connection.invalidate(error)
-            engine.dispose()  # the others in the pool are as old, and likely lost too
-        elif driver.info.transaction_status:  # it is not idle: 0
+        raised = _as_sqlalchemys(engine, driver, error)
+        if raised.connection_invalidated or driver.info.transaction_status:  # it is not idle: 0
             connection.invalidate(error)
         else:
             driver.autocommit = False
-        raise _as_sqlalchemys(engine, error, lost=lost) from error
+        raise raised from error
     except BaseException as error:
         connection.invalidate(error)
         raise
@@ -51,14 +48,14 @@ def autocommitting(engine: Engine) -> Iterator[Any]:
         connection.close()
 
 
-def _is_lost(engine: Engine, driver: Any, error: Any) -> bool:
+def _as_sqlalchemys(engine: Engine, driver: Any, error: Any) -> DBAPIError:
+    """Return SQLAlchemy's error for one of the driver's. Where the connection is lost, drop those of the pool, too."""
     # What is raised in the middle of a pipeline need not say that the connection is gone.
-    return bool(driver.broken or engine.dialect.is_disconnect(error, driver, None))
-
-
-def _as_sqlalchemys(engine: Engine, error: Any, *, lost: bool) -> BaseException:
+    lost = driver.broken or engine.dialect.is_disconnect(error, driver, None)
+    if lost:
+        engine.dispose()  # the others are as old, and likely lost too
     base = engine.dialect.loaded_dbapi.Error
-    raised: BaseException = DBAPIError.instance(
+    raised: DBAPIError = DBAPIError.instance(
         None, None, error, base, connection_invalidated=lost, dialect=engine.dialect
     )
     return raised
@@ -75,7 +72,7 @@ class Kept:
     """Connections of psycopg's that are kept beside an engine's pool, and stay in autocommit mode.
 
     To take one out of the pool, and to change its mode twice, costs as much as a statement. Whoever finds none gets one
-    of the pool's. Safe to use from any thread. Where the engine is disposed of, they are closed.
+    of the pool's. Safe to use from any thread, and after a fork. Where the engine is disposed of, they are closed.
 
     `most`: how many are kept at most. None are where the pool keeps none either.
     """
@@ -111,11 +108,9 @@ class Kept:
         try:
             yield kept.driver, True
         except self._engine.dialect.loaded_dbapi.Error as error:
-            lost = _is_lost(self._engine, kept.driver, error)
-            if lost:
-                self._engine.dispose()  # the others are as old, and likely lost too
+            raised = _as_sqlalchemys(self._engine, kept.driver, error)
             self._give_back(kept)
-            raise _as_sqlalchemys(self._engine, error, lost=lost) from error
+            raise raised from error
         except BaseException:  # it may be in the middle of a statement
             self._close(kept)
             raise
@@ -123,6 +118,8 @@ class Kept:
             self._give_back(kept)
 
     def _take(self) -> _Connection | None:
+        if self._process != os.getpid():
+            self._begin_anew()
         idle = self._idle
         while idle:
             try:
@@ -146,10 +143,14 @@ class Kept:
         connection: Any = self._engine.raw_connection()
         driver = connection.driver_connection
         connection.detach()
-        driver.autocommit = True
-        if driver.prepare_threshold is not None:  # no pooler stands between: the session is its own
-            # A prepared statement keeps the plan that it was given when the tables were small, and that may scan them.
-            driver.execute("SET enable_seqscan = off")
+        try:
+            driver.autocommit = True
+            if driver.prepare_threshold is not None:  # no pooler stands between: the session is its own
+                # A prepared statement keeps the plan that was made for it when the tables were small, and that scans.
+                driver.execute("SET enable_seqscan = off")
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            driver.close()
+            raise _as_sqlalchemys(self._engine, driver, error) from error
         return driver
 
     def _give_back(self, kept: _Connection) -> None:

@@ -151,7 +151,7 @@ class Case:
 
     def set(self, step: StepRecord, **changes: object) -> Case:
         """Return the case with a step as it is now, and with changes to the saga."""
-        return self.on(replace(self.record.with_step(step), **changes))
+        return self.on(replace(self.record, steps={**self.record.steps, step.name: step}, **changes))
 
     def node(self, step: StepRecord) -> BoundStep:
         """Return what the definition says of a step."""

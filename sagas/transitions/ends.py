@@ -185,7 +185,8 @@ def after_step(
 
 def _is_skipped(case: Case, stage: tuple[StepRecord, ...]) -> bool:
     """Tell whether nothing is to be done at the stage after this one: the signals that it waits for came early."""
-    return case.forward and bool(case.stage) and case.stage[0].stage > stage[0].stage + 1
+    following = case.stage if case.forward else ()
+    return bool(following) and following[0].stage > stage[0].stage + 1
 
 
 def _finished(case: Case) -> Case:

@@ -11,14 +11,12 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from sagas.stores.drivers import Kept
-from sagas.stores.engines import forget_after_fork
 from tests.servers import Postgres, wait_for
 
 
 @pytest.fixture
 def engine(postgres: Postgres) -> Iterator[Engine]:
     engine = create_engine(postgres.database())
-    forget_after_fork(engine)
     yield engine
     engine.dispose()
 
@@ -112,11 +110,15 @@ def test_an_old_one_is_replaced(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> 
     assert session_of(kept) != session
 
 
-def test_a_forked_child_has_its_own_and_leaves_its_parent_theirs(kept: Kept) -> None:
+@pytest.mark.parametrize("disposed", [False, True])
+def test_a_forked_child_has_its_own_and_leaves_its_parent_theirs(engine: Engine, kept: Kept, disposed: bool) -> None:
     session = session_of(kept)
     child = os.fork()
     if child == 0:
         signal.alarm(30)
+        engine.dispose(close=False)
+        if disposed:
+            engine.dispose()
         os._exit(0 if session_of(kept) != session else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert session_of(kept) == session

@@ -100,6 +100,26 @@ def test_slow_sagas_are_shared_among_the_processes(make_rig: MakeRig) -> None:
     assert len({pid for pid, event, _ in lines(rig) if event == "begin"}) > 1
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["the first", "a later one"])
+def test_nobody_waits_for_a_function_that_does_not_end(make_rig: MakeRig, first: bool) -> None:
+    """It is at work in one process, and another one takes the sagas of its batch that have not begun."""
+    rig = make_rig("redis", "postgres")
+    rig.configure(redispatch_after=60.0)  # recovery does not help
+    faults: list[dict[str, str]] = [{} for _ in range(30)]
+    faults[0 if first else 4]["two"] = "slow"
+    handles = start(rig, *faults, name="long")
+    slow = handles.pop(0 if first else 4)
+    rig.worker(concurrency=2)
+    rig.begun(slow, "two")
+    beside = handles if first else handles[12:]  # up to 7 others have claimed their next step, and wait for their turn
+    for handle in beside:
+        rig.assert_done(handle, 15)
+    assert slow.status is SagaStatus.RUNNING
+    rig.go(slow)
+    for handle in [slow, *handles]:
+        rig.assert_done(handle)
+
+
 def test_a_saga_that_turns_slow_goes_on_by_a_message_of_its_own(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
     handles = start(rig, *[{"two": "second"}] * 6)

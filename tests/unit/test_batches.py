@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,14 @@ PLAN = Plan(SAGA, "0", 1, 1, Direction.FORWARD, (Stage(("a",)), Stage(("b",))))
 
 def plans(count: int, **changes: Any) -> list[Plan]:
     return [replace(PLAN, saga_id=str(number), **changes) for number in range(count)]
+
+
+def quick() -> Turns:
+    return Turns(1, {"line.a": 0.0})
+
+
+def refuse(those: Sequence[Plan]) -> None:
+    raise AssertionError(f"{those} were sent on")
 
 
 def test_sagas_travel_together_that_have_the_same_way_to_go() -> None:
@@ -51,7 +59,7 @@ def test_the_first_is_alone_and_then_so_many_go_side_by_side() -> None:
         with lock:
             at_it[0] -= 1
 
-    assert run(plans(9), carry, lambda: True, threads=4) == []
+    assert run(plans(9), carry, quick(), "line.a", refuse, threads=4) == 0
     assert seen[0] == ("0", 1)
     assert max(together for _, together in seen) == 4
     assert sorted(saga_id for saga_id, _ in seen) == [str(number) for number in range(9)]
@@ -59,9 +67,45 @@ def test_the_first_is_alone_and_then_so_many_go_side_by_side() -> None:
 
 def test_those_that_have_not_begun_leave_when_it_is_slow() -> None:
     carried: list[str] = []
-    left = run(plans(5), lambda plan, _: carried.append(plan.saga_id), lambda: False, threads=4)
+    turns, left = Turns(1, {}), list[Plan]()
+
+    def carry(plan: Plan, _alone: bool) -> None:
+        carried.append(plan.saga_id)
+        turns.took["line.a"] = 1.0
+
+    assert run(plans(5), carry, turns, "line.a", left.extend, threads=4) == 4
     assert carried == ["0"]
     assert left == plans(5)[1:]
+
+
+def test_nobody_waits_for_what_is_known_to_be_slow() -> None:
+    left: list[Plan] = []
+
+    def carry(plan: Plan, _alone: bool) -> None:
+        assert plan == plans(5)[0]
+        assert left == plans(5)[1:], "they are sent before it begins"
+
+    assert run(plans(5), carry, Turns(1, {"line.a": 1.0}), "line.a", left.extend, threads=4) == 4
+
+
+@pytest.mark.parametrize("slow", ["0", "1"])
+def test_those_that_have_not_begun_leave_while_a_function_is_at_work(slow: str) -> None:
+    """The first one is slow, which nobody knew; or one is slow that was quick until now."""
+    turns, left, gone, in_time = Turns(1, {}), list[Plan](), threading.Event(), list[bool]()
+
+    def send_on(those: Sequence[Plan]) -> None:
+        left.extend(those)
+        gone.set()
+
+    def carry(plan: Plan, _alone: bool) -> None:
+        with turns.of("line.a"):
+            if plan.saga_id == slow:
+                in_time.append(gone.wait(30))
+        turns.took["line.a"] = 0.0
+
+    assert run(plans(9), carry, turns, "line.a", send_on, threads=2) == len(left)
+    assert in_time == [True], "the others did not wait for its end"
+    assert {"5", "6", "7", "8"} <= {plan.saga_id for plan in left}
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -73,7 +117,7 @@ def test_what_goes_wrong_with_one_is_its_own(threads: int) -> None:
             raise SystemExit(1)
         carried.append(plan.saga_id)
 
-    assert run(plans(6), carry, lambda: True, threads=threads) == []
+    assert run(plans(6), carry, quick(), "line.a", refuse, threads=threads) == 0
     assert sorted(carried) == ["1", "2", "4", "5"]
 
 
