@@ -52,7 +52,7 @@ class Sagas(_Api):
 
 
 class Counts(_Api):
-    """GET: the numbers of sagas, at most 5 s old."""
+    """GET: the numbers of sagas, at most 5 s old, or older where it takes long to count."""
 
     @authenticated
     async def get(self) -> None:
