@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import contenders
 from benchmarks.backlog import backlog
+from benchmarks.batches import batches
 from benchmarks.brokers import brokers, services
 from benchmarks.each import each
 from benchmarks.eventsourcing import eventsourcing
@@ -51,10 +52,8 @@ def _measured(given: argparse.Namespace) -> Report:
             return each(given.items, rounds)
         case "eventsourcing":
             return eventsourcing(rounds, seconds)
-        case "brokers":
-            return brokers(rounds, given.messages)
-        case "services":
-            return services(rounds, given.messages)
+        case "batches" | "brokers" | "services" as command:
+            return {"batches": batches, "brokers": brokers, "services": services}[command](rounds, given.messages)
         case _:
             return table(given.sagas, rounds, seconds)
 
@@ -72,6 +71,7 @@ def main() -> None:
         ("table", "with a million finished sagas in the table, and with nothing to do"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
+        ("batches", "what a message costs its consumer, one by one and in batches"),
         ("services", "fifty types of events and ten services on each broker, beside FastStream"),
     ):
         command = commands.add_parser(name, help=help_)
@@ -92,7 +92,7 @@ def main() -> None:
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
     plot.add_argument("json", type=Path)
-    for name in ("brokers", "services"):
+    for name in ("brokers", "services", "batches"):
         commands.choices[name].add_argument("--messages", type=int, default=2_000)
     one = commands.add_parser("one", help="one round of one contender, in this process (the others call it)")
     one.add_argument("order", type=json.loads)

@@ -75,7 +75,11 @@ class Handling:
     correlation_id: str
     attempt: int
     metadata: Mapping[str, Any]  #: of its envelope
-    outcome: str | None = None  #: handled, skipped, parked or lost; None while it runs, and if it raised an error
+    #: handled, skipped, parked, lost or rolled_back (its batch was, and it is handled again alone); None while it runs,
+    #: and if it raised an error.
+    outcome: str | None = None
+    #: In a batch: how long its handler took, with its share of the transaction. Otherwise 0: as long as the block.
+    seconds: float = 0.0
 
 
 class Observer:

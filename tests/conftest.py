@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,11 @@ class Rig:
     def start(self, name: str, /, key: str | None = None, **faults: str) -> SagaHandle:
         return self.saga(name).start(Faults({k.replace("__", "."): v for k, v in faults.items()}), key=key)
 
+    def start_many(self, name: str, faults: Sequence[Mapping[str, str]]) -> list[SagaHandle]:
+        """Start a saga for each of these faults in one call."""
+        results = self.saga(name).start_many([Faults(dict(each)) for each in faults])
+        return [result.handle for result in results if result.handle is not None]
+
     def worker(self, *options: str, **kwargs: Any) -> Worker:
         worker = Worker(self.settings, *options, **kwargs).start()
         self.workers.append(worker)
@@ -212,6 +217,12 @@ class Rig:
 
 
 MakeRig = Callable[..., Rig]
+
+#: How the faults that tell most are played, as options of the rig: with all that saves messages and commits, and without.
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "batches and group commit": {},
+    "a message and a commit for each": {"batch_size": 1, "by_sqlalchemy": True},
+}
 
 
 @pytest.fixture

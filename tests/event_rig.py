@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,20 +59,20 @@ class StockReserved:
     number: int
 
 
-def services() -> list[Service]:
+def services(batch_size: int = 1) -> list[Service]:
     orders, inventory = Service("orders", publishes=[OrderPlaced]), Service("inventory")
     billing, shipping = Service("billing"), Service("shipping")
 
-    @inventory.on(OrderPlaced, emits=[StockReserved], retry=QUICK)
+    @inventory.on(OrderPlaced, emits=[StockReserved], retry=QUICK, batch_size=batch_size)
     def reserve_stock(event: OrderPlaced, context: HandlerContext) -> None:
         act(context, event.number, event.fault)
         context.emit(StockReserved(number=event.number))
 
-    @billing.on(StockReserved, retry=QUICK)
+    @billing.on(StockReserved, retry=QUICK, batch_size=batch_size)
     def charge(event: StockReserved, context: HandlerContext) -> None:
         act(context, event.number)
 
-    @shipping.on(OrderPlaced, retry=QUICK, ordered=True)
+    @shipping.on(OrderPlaced, retry=QUICK, ordered=True, batch_size=batch_size)
     def pack(event: OrderPlaced, context: HandlerContext) -> None:
         act(context, event.number)
 
@@ -83,7 +83,8 @@ def act(context: HandlerContext, number: int, fault: str = "") -> None:
     """Do as the fault says, and write down what is done."""
     folder = Path(os.environ["RIG_FOLDER"])
     with (folder / "ledger").open("a") as ledger:
-        ledger.write(json.dumps({"queue": context.subscription, "number": number, "pid": os.getpid()}) + "\n")
+        line = {"queue": context.subscription, "number": number, "pid": os.getpid(), "attempt": context.attempt}
+        ledger.write(json.dumps(line) + "\n")
     row = {"queue": context.subscription, "key": context.envelope.key, "number": number}
     context.session.execute(insert(effects), row)
     match fault:
@@ -138,17 +139,17 @@ class Deadly:
         if self._moment == "before ack":
             ack = reader.ack
 
-            def deadly(delivery: Delivery) -> None:
+            def deadly(*deliveries: Delivery) -> None:
                 if once(self._flag):
                     die()
-                ack(delivery)
+                ack(*deliveries)
 
             reader.ack = deadly  # type: ignore[method-assign]
         return reader
 
 
-def broker_of(url: str) -> Broker:
-    return RabbitBroker(url, lease=1) if url.startswith("amqp") else RedisBroker(url, lease=1)
+def broker_of(url: str, prefetch: int) -> Broker:
+    return RabbitBroker(url, lease=1, prefetch=prefetch) if url.startswith("amqp") else RedisBroker(url, lease=1)
 
 
 def make_app(settings: Mapping[str, Any]) -> Celery:
@@ -158,12 +159,15 @@ def make_app(settings: Mapping[str, Any]) -> Celery:
         task_default_queue=settings["name"], **settings.get("conf", {}),
     )  # fmt: skip
     store = SqlStore(settings["database"])
-    broker = broker_of(settings["broker"])
+    batch_size = settings.get("batch_size", 1)
+    # What a process that dies was sent in advance is not handled in batches any more.
+    broker = broker_of(settings["broker"], prefetch=100 if batch_size == 1 else 2 * batch_size)
     if moment := settings.get("die"):
         broker = Deadly(broker, moment, Path(settings["folder"]))
     events = Events(
-        services(), engine=store.engine, broker=broker, exchange=f"events.{settings['name']}", relay_interval=0.05
-    )
+        services(batch_size), engine=store.engine, broker=broker,
+        exchange=f"events.{settings['name']}", relay_interval=0.05,
+    )  # fmt: skip
     Sagas(app, store, events=events)
 
     @app.task(name="ping", shared=False)  # type: ignore[untyped-decorator]
@@ -227,6 +231,8 @@ def _consume(settings: dict[str, Any], options: dict[str, Any], log: str) -> Non
     faulthandler.register(signal.SIGUSR1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.environ["RIG_FOLDER"] = settings["folder"]
+    if bug := settings.get("bug"):
+        bug()
     run(make_app(settings).sagas.events, **options)
 
 
@@ -281,9 +287,10 @@ class EventWorker:
 class EventRig:
     """Services on a broker and a database, processes that run them, and what came of it."""
 
-    def __init__(self, broker: str, celery: str, database: str, folder: Path) -> None:
+    def __init__(self, broker: str, celery: str, database: str, folder: Path, batch_size: int = 1) -> None:
         self.settings: dict[str, Any] = {
             "broker": broker, "celery": celery, "database": database, "folder": str(folder), "name": folder.name,
+            "batch_size": batch_size,
         }  # fmt: skip
         self.folder = folder
         self.processes: list[Consuming | EventWorker] = []
@@ -308,8 +315,11 @@ class EventRig:
                 for subscription in self.events.subscriptions:
                     channel.queue_delete(subscription.queue)
 
-    def consume(self, *queues: str, die: str | None = None, **options: Any) -> Consuming:
-        process = Consuming({**self.settings, "die": die}, {"queues": queues or None, **options})
+    def consume(
+        self, *queues: str, die: str | None = None, bug: Callable[[], object] | None = None, **options: Any
+    ) -> Consuming:
+        """Start a process. `die`: at which moment; see `Deadly`. `bug`: a function that plants a bug in it."""
+        process = Consuming({**self.settings, "die": die, "bug": bug}, {"queues": queues or None, **options})
         self.processes.append(process)
         return process
 

@@ -461,6 +461,7 @@ def make_app(
     broken: tuple[str, str] | None = None,
     run_next_inline: bool = True,
     batch_size: int = 50,
+    by_sqlalchemy: bool = False,
     task_cls: str | None = None,
     more: Sequence[str] = (),
     schedules: Mapping[str, Mapping[str, Any]] | None = None,
@@ -478,6 +479,8 @@ def make_app(
             "control_folder": str(folder / "control"), "polling_interval": 0.02,
         }  # fmt: skip
     store = SqlStore(database, timeout=timeout)
+    if by_sqlalchemy:  # a commit for each, and no prepared statements
+        store._fast = store._together = None
     known = [*sagas(), *(globals()[name]() for name in more)]
     Sagas(
         app,
@@ -649,6 +652,10 @@ class Ledger:
         lines = written[: written.rfind("\n") + 1].splitlines()  # a worker may be writing the last one
         effects = [Effect(**json.loads(line)) for line in lines]
         return [e for e in effects if e.saga == saga_id and e.event in (events or ("do", "undo"))]
+
+    def count(self, event: str) -> int:
+        """How often something happened to all sagas together."""
+        return self.file.read_text().count(f'"event": "{event}"') if self.file.exists() else 0
 
     def story(self, saga_id: str) -> list[str]:
         """What was done and undone, in order: `["one", "two", "-two", "-one"]`."""

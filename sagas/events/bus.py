@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -17,16 +17,18 @@ from sagas.definition import Saga
 from sagas.durations import seconds, whole_number
 from sagas.errors import ConfigurationError, DefinitionError, DuplicateName, NotAllowed
 from sagas.events import outbox
+from sagas.events.batches import Batches
 from sagas.events.bindings import Bindings, Difference
 from sagas.events.breakers import CircuitBreakers
 from sagas.events.brokers import Broker, Queue, Topology
 from sagas.events.cloudevents import Wire
-from sagas.events.consumer import Admits, Consumer, Consumers
+from sagas.events.consumer import Admits, Consumer
+from sagas.events.consumers import Consumers
 from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
 from sagas.events.givenup import collect
 from sagas.events.guards import default_guards
-from sagas.events.inbox import Call, Inbox, Outcome
+from sagas.events.inbox import Batch, Call, Inbox, Outcome
 from sagas.events.letters import EventDeadLetter
 from sagas.events.lifecycle import lifecycle_events
 from sagas.events.messages import Kind, MessageType, type_of
@@ -117,6 +119,7 @@ class Events:
         self._inbox = Inbox(
             engine, queues, self._letters, self._bindings, self._emit, self._signals.deliver, self.observers
         )
+        self._batches = Batches(engine, queues, self._letters, self._inbox, self.observers)
         self.relay = Relay(
             engine,
             broker,
@@ -355,9 +358,18 @@ class Events:
         """
         return self._bindings.difference()
 
-    def handle(self, call: Call) -> Outcome:
-        """Handle a delivery in this process. For code that runs consumers; it never raises."""
-        return self._inbox.handle(call)
+    @overload
+    def handle(self, work: Call) -> Outcome: ...
+
+    @overload
+    def handle(self, work: Batch) -> Sequence[Outcome]: ...
+
+    @overload
+    def handle(self, work: Call | Batch) -> Outcome | Sequence[Outcome]: ...
+
+    def handle(self, work: Call | Batch) -> Outcome | Sequence[Outcome]:
+        """Handle a delivery, or a batch of them, in this process. For code that runs consumers; it never raises."""
+        return self._inbox.handle(work) if isinstance(work, Call) else self._batches.handle(work)
 
     def consumers(self, runner: Runner, queues: Iterable[str] | None = None) -> Consumers:
         """Return consumers for these queues, or for all queues of the services; `runner` runs their handlers.

@@ -5,6 +5,9 @@
     broker -> receive -> lanes, one per key -> admitted? -> a slot in the pool -> handled -> ack
                              ^                                   |
                              '--- waits, while others continue --'- failed      -> dead letter, ack
+
+A subscription with a `batch_size` takes a slot for several messages. If their transaction is rolled back, each goes
+through the picture again, alone.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol
@@ -29,7 +32,7 @@ from sagas.events.breakers import BreakerState, CircuitBreaker
 from sagas.events.brokers import Broker, Reader
 from sagas.events.deadletters import DeadLetters
 from sagas.events.envelope import Envelope
-from sagas.events.inbox import MOST_BEGUN, Call, End, Outcome
+from sagas.events.inbox import MOST_BEGUN, Batch, Call, End, Outcome
 from sagas.events.lanes import Job, Lanes
 from sagas.events.letters import replay_of
 from sagas.events.runners import Runner
@@ -37,7 +40,7 @@ from sagas.events.services import Subscription
 from sagas.observers import Observers
 from sagas.text import describe
 
-__all__ = ["Admits", "Consumer", "Consumers"]
+__all__ = ["Admits", "Consumer"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,9 @@ _COLLECT = 30.0
 
 #: The longest pause after an error, in seconds.
 _LONGEST_PAUSE = 30.0
+
+#: The ends after which a message is acknowledged.
+_SETTLED = (End.HANDLED, End.SKIPPED, End.UNSUBSCRIBED, End.PARKED)
 
 
 class Admits(Protocol):
@@ -68,7 +74,7 @@ class Consumer:
     the subscription's `Retry` says; other messages with its key wait for it, the rest continue.
 
     `declare`: creates the topology at the broker; called before the queue is read, and after an error.
-    `prefetch`: how many messages are held at once, as long as any of them can begin.
+    `prefetch`: how many messages are held at once, as long as any of them can begin; at least two batches.
     `concurrency`: how many handlers may run at once.
     `lease`: seconds after which a silent reader loses an ordered queue; renewed after a third. It must be longer than
         the broker takes to redeliver what a dead reader had: otherwise newer messages overtake them.
@@ -104,7 +110,8 @@ class Consumer:
         self._dead_letters = dead_letters
         self._breaker = breaker
         self._guards = guards
-        self._prefetch = prefetch
+        batch = subscription.batch_size
+        self._prefetch = prefetch if batch == 1 else max(prefetch, 2 * batch)  # one waits while the other runs
         self._concurrency = concurrency
         self._lease = lease
         self._alone = alone or threading.Lock()
@@ -112,7 +119,8 @@ class Consumer:
         self._collect_at = 0.0  # the earliest time, by the monotonic clock
         self._owner = f"{socket.gethostname()[:50]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._lanes = Lanes()
-        self._ended: queue.SimpleQueue[tuple[Job, Future[Outcome]]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[Sequence[Job], Future[Outcome | Sequence[Outcome]]]] = queue.SimpleQueue()
+        self._running = 0
         self._reader: Reader | None = None
         self._leased_until = 0.0  # by the monotonic clock
         self._ask_again_at = 0.0  # for the lease, after the database was unavailable
@@ -142,8 +150,8 @@ class Consumer:
 
     @property
     def running(self) -> int:
-        """How many handlers are running."""
-        return sum(job.running for job in self._lanes.jobs())
+        """How many handlers are running. A batch is one."""
+        return self._running
 
     def run(self) -> None:
         """Read until `stop`. Survives outages of the broker and the database."""
@@ -191,10 +199,12 @@ class Consumer:
         """Return how many more messages to ask for.
 
         This exceeds the prefetch only if no held message can begin. Otherwise the messages of one key whose first
-        message keeps failing would block those of all other keys.
+        message keeps failing would block those of all other keys. Batches that run with all that is held block nobody.
         """
-        held = len(self._lanes.jobs())
-        if held < self._prefetch or self.running >= self._concurrency:
+        jobs = self._lanes.jobs()
+        held = len(jobs)
+        in_batches = self.subscription.batch_size > 1 and all(job.running for job in jobs)
+        if held < self._prefetch or self._running >= self._concurrency or in_batches:
             return self._prefetch - held
         return min(self._prefetch, _MOST_HELD - held)
 
@@ -282,13 +292,13 @@ class Consumer:
     # -- handling -----------------------------------------------------------------------------------------------
 
     def _begin_what_can(self, now: float) -> None:
-        running = self.running
         self._look_up()
         for job in self._lanes.heads():
             if job.verdict is not None and not job.running and job.due <= now:
                 if not self._file(job):
                     return
                 continue
+            running = self._running
             if running >= self._concurrency or (running and self._breaker.state is BreakerState.HALF_OPEN):
                 continue
             if job.running or job.due > now or not self._admitted(job):
@@ -304,8 +314,23 @@ class Consumer:
                 if job.alone:
                     self._alone.release()
                 return
-            self._begin(job)
-            running += 1
+            self._begin(self._with_others(job, now))
+
+    def _with_others(self, first: Job, now: float) -> Sequence[Job]:
+        """Return a message with those that share its transaction. Messages of one key follow each other."""
+        size = self.subscription.batch_size
+        if size == 1 or not first.joins_batches or self._breaker.state is not BreakerState.CLOSED:
+            return [first]
+        batch: list[Job] = []
+        for line in self._lanes.all():
+            for job in line:
+                can_begin = not job.running and job.due <= now and job.verdict is None
+                if not (can_begin and job.joins_batches and self._admitted(job)):
+                    break  # those behind it wait for it
+                batch.append(job)
+                if len(batch) == size:
+                    return batch
+        return batch
 
     def _look_up(self) -> None:
         """Look up, in one query, how often the redelivered messages were begun before."""
@@ -328,55 +353,71 @@ class Consumer:
         if admission.decision == "throttle":
             job.due = time.monotonic() + admission.seconds
         elif admission.decision == "dead_letter":
-            self._dead_letter(job, f"dead-lettered: {admission.reason}")
+            job.verdict = f"dead-lettered: {admission.reason}"  # filed when it is the first of its key
         else:
             job.admitted = True
         return job.admitted
 
-    def _begin(self, job: Job) -> None:
-        call = Call(
-            queue=self.queue,
-            topic=job.delivery.topic,
-            body=job.delivery.body,
-            headers=dict(job.delivery.headers),
-            attempt=job.attempts + 1,
-            redelivered=job.redelivered,
-            owner=self._owner if self.subscription.ordered else None,
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        calls = tuple(
+            Call(
+                queue=self.queue,
+                topic=job.delivery.topic,
+                body=job.delivery.body,
+                headers=dict(job.delivery.headers),
+                attempt=job.attempts + 1,
+                redelivered=job.redelivered,
+                owner=self._owner if self.subscription.ordered else None,
+            )
+            for job in jobs
         )
-        job.running = True
-        self._runner.submit(call).add_done_callback(lambda future: self._ended.put((job, future)))
+        for job in jobs:
+            job.running = True
+        self._running += 1
+        future = self._runner.submit(calls[0] if len(calls) == 1 else Batch(calls))
+        future.add_done_callback(lambda future: self._ended.put((jobs, future)))
 
     def _finish_what_ended(self) -> None:
         with suppress(queue.Empty):
             while True:
                 self._finish(*self._ended.get_nowait())
 
-    def _finish(self, job: Job, future: Future[Outcome]) -> None:
-        job.running = False
-        if job.alone:
-            job.alone = False
-            self._alone.release()
-        error = future.exception()
-        outcome = Outcome(End.LOST, f"{type(error).__name__}: {error}") if error else future.result()
-        self._observers.delivered(self.queue, outcome.end.value)
-        if job.reader is not self._reader:
-            self._lanes.remove(job)  # the broker redelivers it, and the inbox knows whether it was handled
+    def _finish(self, jobs: Sequence[Job], future: Future[Outcome | Sequence[Outcome]]) -> None:
+        self._running -= 1
+        outcomes = _outcomes(future, len(jobs))
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            job.running = False
+            if job.alone:
+                job.alone = False
+                self._alone.release()
+            if outcome.end is not End.ROLLED_BACK:
+                self._observers.delivered(self.queue, outcome.end.value)
+        if jobs[0].reader is not self._reader:
+            for job in jobs:  # the broker redelivers it, and the inbox knows whether it was handled
+                self._lanes.remove(job)
             return
+        ends = {outcome.end for outcome in outcomes}
+        if End.HANDLED in ends:
+            self._breaker.succeeded()
+        if ends & {End.FAILED, End.LOST}:
+            self._breaker.failed()
+        if End.DEFERRED in ends:
+            self._rest(outcomes[0].error)
+        self._done(*(job for job, outcome in zip(jobs, outcomes, strict=True) if outcome.end in _SETTLED))
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self._act_on(outcome, job)
+
+    def _act_on(self, outcome: Outcome, job: Job) -> None:
+        """Do what remains to be done for a message that cannot be acknowledged yet."""
         match outcome.end:
-            case End.HANDLED | End.SKIPPED | End.UNSUBSCRIBED | End.PARKED:
-                if outcome.end is End.HANDLED:
-                    self._breaker.succeeded()
-                self._done(job)
+            case End.ROLLED_BACK:
+                job.rolled_back = True
             case End.REJECTED:
                 self._dead_letter(job, outcome.error)
             case End.FAILED:
-                self._breaker.failed()
                 self._failed(job, outcome)
             case End.LOST:
-                self._breaker.failed()
                 self._lost(job, outcome)
-            case End.DEFERRED:
-                self._rest(outcome.error)
 
     def _failed(self, job: Job, outcome: Outcome) -> None:
         retry = self.subscription.retry
@@ -434,37 +475,19 @@ class Consumer:
         self._done(job)
         return True
 
-    def _done(self, job: Job) -> None:
-        self._lanes.remove(job)
-        job.reader.ack(job.delivery)
+    def _done(self, *jobs: Job) -> None:
+        if not jobs:
+            return
+        for job in jobs:
+            self._lanes.remove(job)
+        jobs[0].reader.ack(*(job.delivery for job in jobs))
         self._pause = 0.0
 
 
-class Consumers:
-    """Several consumers, started and stopped together."""
-
-    def __init__(self, consumers: Iterable[Consumer]) -> None:
-        self._consumers = list(consumers)
-
-    @property
-    def queues(self) -> list[str]:
-        return [consumer.queue for consumer in self._consumers]
-
-    def start(self) -> None:
-        for consumer in self._consumers:
-            consumer.start()
-
-    def stop(self, grace: float) -> None:
-        """Begin no more messages, and end running handlers within `grace` seconds. Does not wait."""
-        for consumer in self._consumers:
-            consumer.stop(grace)
-
-    @property
-    def cut_off(self) -> list[str]:
-        """The queues whose handlers have not ended."""
-        return [consumer.queue for consumer in self._consumers if consumer.running]
-
-    def join(self, timeout: float) -> bool:
-        """Wait until all have ended, at most `timeout` seconds; return whether they have."""
-        until = time.monotonic() + timeout
-        return all(consumer.join(max(until - time.monotonic(), 0.0)) for consumer in self._consumers)
+def _outcomes(future: Future[Outcome | Sequence[Outcome]], count: int) -> Sequence[Outcome]:
+    """Return the outcome of each message of a runner's work."""
+    error = future.exception()
+    if error:
+        return [Outcome(End.LOST, f"{type(error).__name__}: {error}")] * count
+    result = future.result()
+    return [result] if isinstance(result, Outcome) else result

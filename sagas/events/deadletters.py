@@ -334,6 +334,11 @@ class DeadLetters:
         row = connection.execute(_of_key(queue, key).limit(1).with_for_update()).mappings().first()
         return None if row is None else EventDeadLetter.of(row)
 
+    def any_open(self, connection: Connection, queue: str, keys: Collection[str]) -> bool:
+        """Return whether any of these keys has an open dead letter."""
+        where = (_TABLE.queue == queue, _TABLE.key.in_(keys), _TABLE.resolved_at.is_(None))
+        return connection.execute(select(_TABLE.id).where(*where).limit(1)).first() is not None
+
     def discarded(self, connection: Connection, queue: str, envelope: Envelope) -> bool:
         """Return whether a person discarded a message that is still on its way."""
         mine = _TABLE.id == replay_of(envelope), _TABLE.queue == queue, _TABLE.event_id == envelope.event_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -45,7 +45,20 @@ from sagas.stores.engines import reading, translated
 from sagas.stores.transactions import Lent, begun
 from sagas.text import describe
 
-__all__ = ["HANDLING", "Call", "End", "Inbox", "Outcome"]
+__all__ = [
+    "HANDLING",
+    "Batch",
+    "Call",
+    "End",
+    "Inbox",
+    "Outcome",
+    "declared_of",
+    "described",
+    "enter",
+    "handler_of",
+    "handling",
+    "running",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +85,7 @@ class End(enum.StrEnum):
     FAILED = "failed"  #: to be retried
     REJECTED = "rejected"  #: a retry would not help
     DEFERRED = "deferred"  #: the database did not answer: that says nothing about the message
+    ROLLED_BACK = "rolled_back"  #: its batch was: nothing is left of this, and it is handled again, alone
     LOST = "lost"  #: the process handling it died or was stopped: how far it got is unknown
     DEAD_LETTERED = "dead_lettered"  #: its consumer filed it as a dead letter; comes after one of the others
     DOWN = "down"  #: nothing was delivered: the queue differs from its declaration and is not read
@@ -88,6 +102,16 @@ class Call:
     redelivered: bool  #: whether it was delivered before
     headers: Mapping[str, str] = field(default_factory=dict)
     owner: str | None = None  #: the consumer that holds the lease, for an ordered queue
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Deliveries of one queue to handle in one transaction, in this order. Can be pickled.
+
+    None of them was delivered before, and none is a replay.
+    """
+
+    calls: tuple[Call, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +161,14 @@ class Inbox:
         try:
             return Outcome(self._handle(call))
         except RetryableError as error:
-            return Outcome(End.FAILED, _described(error), error.after)
+            return Outcome(End.FAILED, described(error), error.after)
         except _HOPELESS as error:
-            return Outcome(End.REJECTED, _described(error))
+            return Outcome(End.REJECTED, described(error))
         except StoreUnavailable as error:
-            return Outcome(End.FAILED if self._answers() else End.DEFERRED, _described(error))
+            return Outcome(End.FAILED if self.answers() else End.DEFERRED, described(error))
         except DBAPIError as error:
-            unavailable = error.connection_invalidated or not self._answers()
-            return Outcome(End.DEFERRED if unavailable else End.FAILED, _described(error))
+            unavailable = error.connection_invalidated or not self.answers()
+            return Outcome(End.DEFERRED if unavailable else End.FAILED, described(error))
         except BaseException as error:
             if ends_process(error):
                 raise
@@ -155,15 +179,8 @@ class Inbox:
         envelope = read(call.body, call.headers)
         if self._is_unsubscribed(subscription, envelope):
             return End.UNSUBSCRIBED
-        handler = _handler(subscription, envelope)
-        seen = Handling(
-            queue=call.queue,
-            type=envelope.event_type,
-            event_id=envelope.event_id,
-            correlation_id=envelope.correlation_id,
-            attempt=call.attempt,
-            metadata=envelope.metadata,
-        )
+        handler = handler_of(subscription, envelope)
+        seen = handling(call, envelope)
         # This includes the commit: queries after that belong to the same flow.
         with self._observers.during(seen), within(envelope.cause):
             end = self._handle_once(call, subscription, envelope, handler)
@@ -200,9 +217,7 @@ class Inbox:
                     self._park(connection, call, envelope, first.id)
                     session.commit()
                     return End.PARKED
-            entered_at = _enter(connection, call.queue, envelope)
-            for old in subscription.was if entered_at else ():  # code that knows the queue by an old name does the same
-                entered_at = entered_at and _enter(connection, old, envelope)
+            entered_at = enter(connection, subscription, envelope)
             if entered_at is None:
                 session.rollback()
                 connection = session.connection()
@@ -210,19 +225,12 @@ class Inbox:
                 self._settle(connection, call, envelope)
                 session.commit()
                 return End.SKIPPED
-            message = envelope.open(_declared(handler, envelope))
-            context = HandlerContext(
-                envelope=envelope,
-                subscription=call.queue,
-                attempt=call.attempt,
-                session=session,
-                _publish=self._publish,
-                _signal=self._signal,
-            )
+            message = envelope.open(declared_of(handler, envelope))
+            context = self.context(call, envelope, session)
             with Lent(session, self._engine, f"handler {call.queue!r}") as lent:
                 lent.hold(connection)
                 try:
-                    with _running(handler):
+                    with running(handler):
                         handler(message, context)
                     with translated(self._engine):
                         lent.verify()
@@ -232,22 +240,44 @@ class Inbox:
                     with translated(self._engine):
                         lent.commit()
                 except Exception as error:
-                    if not lent.is_whole() and self._take_out(lent, call, envelope, entered_at):
-                        raise TransactionMisuse(
-                            f"handler {call.queue!r}: a statement in it, such as a procedure or DDL, committed its "
-                            "transaction. What it wrote before that is stored, what it wrote later is not. Fix the "
-                            "handler, check what to undo, and replay the message"
-                        ) from error
+                    if misuse := self.take_out_committed(lent, subscription, (envelope,), entered_at):
+                        raise misuse from error
                     raise
             return End.HANDLED
 
-    def _take_out(self, lent: Lent, call: Call, envelope: Envelope, entered_at: datetime) -> bool:
-        """Remove a message from the inbox that was committed before it was handled; return whether it was there."""
+    def context(self, call: Call, envelope: Envelope, session: Session) -> HandlerContext:
+        """Return what a handler sees of its message and delivery."""
+        return HandlerContext(
+            envelope=envelope,
+            subscription=call.queue,
+            attempt=call.attempt,
+            session=session,
+            _publish=self._publish,
+            _signal=self._signal,
+        )
+
+    def take_out_committed(
+        self, lent: Lent, subscription: Subscription, envelopes: Sequence[Envelope], entered_at: datetime
+    ) -> TransactionMisuse | None:
+        """After an error, remove messages from the inbox that a handler itself committed; return its misuse, if any."""
+        if lent.is_whole():
+            return None
         lent.take_back()
         lent.session.rollback()
-        mine = delete(schema.inbox).where(*_entry(call.queue, envelope), schema.inbox.c.handled_at == entered_at)
         with translated(self._engine), begun(self._engine) as connection:
-            return connection.execute(mine).rowcount == 1
+            taken_out = sum(
+                connection.execute(delete(schema.inbox).where(*mine, schema.inbox.c.handled_at == entered_at)).rowcount
+                for queue in (subscription.queue, *subscription.was)
+                for mine in (_entry(queue, envelope) for envelope in envelopes)
+            )
+        if not taken_out:
+            return None
+        others = "" if len(envelopes) == 1 else f". The same is true of all {len(envelopes)} messages of its batch"
+        return TransactionMisuse(
+            f"handler {subscription.queue!r}: a statement in it, such as a procedure or DDL, committed its "
+            "transaction. What it wrote before that is stored, what it wrote later is not. Fix the "
+            f"handler, check what to undo, and replay the message{others}"
+        )
 
     def _settle(self, connection: Connection, call: Call, envelope: Envelope) -> None:
         """Close the redelivery count and the dead letter of a handled message."""
@@ -268,7 +298,8 @@ class Inbox:
             behind=behind,
         )
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Return whether the database answers."""
         try:
             with reading(self._engine) as connection:
                 connection.execute(select(1))
@@ -301,7 +332,8 @@ class Inbox:
 
 
 @contextmanager
-def _running(handler: Handler) -> Iterator[None]:
+def running(handler: Handler) -> Iterator[None]:
+    """Make this the handler that is running."""
     before = HANDLING.set(handler)
     try:
         yield
@@ -309,7 +341,20 @@ def _running(handler: Handler) -> Iterator[None]:
         HANDLING.reset(before)
 
 
-def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
+def handling(call: Call, envelope: Envelope) -> Handling:
+    """Return what observers are told of a delivery."""
+    return Handling(
+        queue=call.queue,
+        type=envelope.event_type,
+        event_id=envelope.event_id,
+        correlation_id=envelope.correlation_id,
+        attempt=call.attempt,
+        metadata=envelope.metadata,
+    )
+
+
+def handler_of(subscription: Subscription, envelope: Envelope) -> Handler:
+    """Return the handler of a message. Raises `NoHandler`."""
     handler = subscription.handlers.get(envelope.topic)
     if handler is not None:
         return handler
@@ -323,7 +368,8 @@ def _handler(subscription: Subscription, envelope: Envelope) -> Handler:
     )
 
 
-def _declared(handler: Handler, envelope: Envelope) -> Any:
+def declared_of(handler: Handler, envelope: Envelope) -> Any:
+    """Return the declaration of a message that a handler handles."""
     return next(declared for declared in handler.handles if envelope.event_type in declared.names)
 
 
@@ -333,13 +379,31 @@ _ENTER: Mapping[str, Any] = {
 }
 
 
-def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime | None:
-    """Record that a message is handled; return the time, or None if it was handled before.
+def enter(connection: Connection, subscription: Subscription, *envelopes: Envelope) -> datetime | None:
+    """Record that messages are handled; return the time, or None if any of them was handled before.
 
-    Waits for another transaction that is handling it.
+    Waits for another transaction that is handling one of them.
     """
     now = datetime.now(UTC)
-    row = {
+    # Code that knows the queue by an old name does the same.
+    for queue in (subscription.queue, *subscription.was):
+        rows = [_inbox_row(queue, envelope, now) for envelope in envelopes]
+        given: Any = rows if len(rows) > 1 else rows[0]
+        statement = _ENTER.get(connection.dialect.name)
+        if statement is not None:
+            if connection.execute(statement, given).rowcount != len(rows):
+                return None
+            continue
+        try:
+            # MySQL can only ignore a conflict together with every other error in a row.
+            connection.execute(insert(schema.inbox), given)
+        except IntegrityError:
+            return None
+    return now
+
+
+def _inbox_row(queue: str, envelope: Envelope, now: datetime) -> dict[str, Any]:
+    return {
         "queue": queue,
         "event_id": envelope.event_id,
         "type": envelope.event_type,
@@ -350,15 +414,6 @@ def _enter(connection: Connection, queue: str, envelope: Envelope) -> datetime |
         "digest": envelope.digest,
         "handled_at": now,
     }
-    statement = _ENTER.get(connection.dialect.name)
-    if statement is not None:
-        return now if connection.execute(statement, row).rowcount == 1 else None
-    try:
-        # MySQL can only ignore a conflict together with every other error in a row.
-        connection.execute(insert(schema.inbox), row)
-    except IntegrityError:
-        return None
-    return now
 
 
 def _check_same(connection: Connection, queue: str, envelope: Envelope) -> None:
@@ -381,10 +436,11 @@ def _failed(call: Call, error: BaseException) -> Outcome:
     """Return the outcome of a call whose handler raised any other exception."""
     reported = meant(error)
     if isinstance(reported, TerminalError):
-        return Outcome(End.REJECTED, _described(reported))
+        return Outcome(End.REJECTED, described(reported))
     logger.warning("%s: attempt %d failed", call.queue, call.attempt, exc_info=error)
-    return Outcome(End.FAILED, _described(reported), reported.after if isinstance(reported, RetryableError) else None)
+    return Outcome(End.FAILED, described(reported), reported.after if isinstance(reported, RetryableError) else None)
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
+    """Return an error's type and text."""
     return f"{type(error).__name__}: {describe(error)}"

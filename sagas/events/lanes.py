@@ -11,6 +11,7 @@ from sagas.errors import InvalidMessage
 from sagas.events.brokers import Delivery, Reader
 from sagas.events.envelope import Envelope
 from sagas.events.incoming import read
+from sagas.events.letters import replay_of
 from sagas.text import describe
 
 __all__ = ["Job", "Lanes"]
@@ -32,6 +33,7 @@ class Job:
     running: bool = False
     admitted: bool = False
     alone: bool = False  #: whether it holds the lock `alone`, so that no other redelivered message runs
+    rolled_back: bool = False  #: whether it was in a batch that was rolled back
     verdict: str | None = None  #: why it becomes a dead letter, once the database accepts that
 
     @classmethod
@@ -49,6 +51,13 @@ class Job:
     def redelivered(self) -> bool:
         """Whether it was delivered or begun before without an outcome."""
         return self.delivery.deliveries > 1 or self.lost > 0
+
+    @property
+    def joins_batches(self) -> bool:
+        """Whether it may share a transaction: nothing is known of it that needs one of its own."""
+        return not (
+            self.rolled_back or self.redelivered or self.envelope is None or replay_of(self.envelope) is not None
+        )
 
     @property
     def lane(self) -> object:
@@ -78,6 +87,9 @@ class Lanes:
 
     def heads(self) -> Iterator[Job]:
         return (line[0] for line in list(self.lines.values()))
+
+    def all(self) -> list[list[Job]]:
+        return [list(line) for line in self.lines.values()]
 
     def jobs(self) -> list[Job]:
         return [job for line in self.lines.values() for job in line]

@@ -90,6 +90,8 @@ class Subscription:
     `retry`: how often and how soon a failed handler is retried before its message becomes a dead letter.
     `ordered`: a dead-lettered message holds back later messages with its key: they are parked behind its dead letter.
     `breaker`: after this many consecutive failures the queue is paused for `breaker_pause` seconds; None: never.
+    `batch_size`: how many waiting messages may share a transaction. The handler is still called for each message. If
+    anything in a batch fails, its transaction is rolled back, and each of its messages is handled alone.
     """
 
     service: str
@@ -99,6 +101,7 @@ class Subscription:
     ordered: bool = False
     breaker: int | None = None
     breaker_pause: float = 30.0
+    batch_size: int = 1
     was: tuple[str, ...] = ()  #: the queues that it replaces
 
     @property
@@ -200,6 +203,7 @@ class Service:
         ordered: bool = False,
         breaker: int | None = None,
         breaker_pause: float | timedelta = 30.0,
+        batch_size: int = 1,
         was: Iterable[str] = (),
     ) -> Callable[[F], F]:
         """Declare a handler of events. It gets its own queue, named after the function or `name`.
@@ -222,6 +226,7 @@ class Service:
             if breaker is not None:
                 whole_number(breaker, f"{where}: breaker", DefinitionError, why="it is a number of failures,")
             pause = seconds(breaker_pause, f"{where}: breaker_pause", DefinitionError)
+            whole_number(batch_size, f"{where}: batch_size", DefinitionError, why="it is a number of messages,")
             if purpose == COMMANDS or purpose in self._subscriptions:
                 raise DuplicateName(f"{where}: this service has another queue with this name. Pass name= to rename it")
             handler = self._handler(function, purpose, events, emits, compensates, Kind.EVENT)
@@ -233,6 +238,7 @@ class Service:
                 ordered=ordered,
                 breaker=breaker,
                 breaker_pause=pause,
+                batch_size=batch_size,
                 was=self._old_queues(purpose, was),
             )
             return function

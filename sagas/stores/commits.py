@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from sagas.causes import CURRENT, Cause, within
 from sagas.errors import ConfigurationError
 from sagas.stores.transactions import check
 
@@ -55,6 +57,13 @@ class Commits:
             setattr(target, "_sagas_commits", made)  # noqa: B010 - it is not theirs to declare
         return made
 
+    @staticmethod
+    def prepare(target: Session) -> None:
+        """Call now what was asked for before the commit of a session, as part of its transaction."""
+        made: Commits | None = getattr(target, "_sagas_commits", None)
+        if made is not None:
+            made._prepare_once()  # noqa: SLF001
+
     def before(self, then: Then) -> None:
         """Call `then` before the commit, in the transaction. It may ask for more.
 
@@ -66,9 +75,9 @@ class Commits:
         self._before.append((self._savepoint(), then))
 
     def after(self, then: Then) -> None:
-        """Call `then` once the transaction has committed."""
+        """Call `then` once the transaction has committed, with the cause that it has now."""
         self._begin()
-        self._after.append((self._savepoint(), then))
+        self._after.append((self._savepoint(), partial(_call, then, CURRENT.get())))
 
     def _begin(self) -> None:
         """Begin the transaction that is meant, unless it has begun: else its rollback would not be heard of."""
@@ -171,6 +180,12 @@ class Commits:
         elif ended.nested:  # what it leaves to the enclosing one when it is released, it has left
             self._before = [asked for asked in self._before if asked[0] is not ended]
             self._after = [asked for asked in self._after if asked[0] is not ended]
+
+
+def _call(then: Then, cause: Cause | None) -> None:
+    """Call what was asked for by code with this cause. That of the commit may be another, or none."""
+    with within(cause):
+        then()
 
 
 def _call_after_commit(connection: Connection, then: Then) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from celery import bootsteps, current_app, signals
 
 from sagas.events.bus import Events
-from sagas.events.inbox import Call, Outcome
+from sagas.events.inbox import Batch, Call, Outcome
 from sagas.events.runners import InThread, Runner
 from sagas.worker.recovery import pool_of
 
@@ -78,8 +79,8 @@ def _take_event_queues(events: Events, queues: Any) -> list[str]:
     return named
 
 
-def _handle_in_child(call: Call) -> Outcome:
-    outcome: Outcome = current_app.sagas.events.handle(call)
+def _handle_in_child(work: Call | Batch) -> Outcome | Sequence[Outcome]:
+    outcome: Outcome | Sequence[Outcome] = current_app.sagas.events.handle(work)
     return outcome
 
 
@@ -92,8 +93,8 @@ class _InPool:
         self._handoffs: set[_Handoff] = set()
         self._began = False
 
-    def submit(self, call: Call) -> Future[Outcome]:
-        handoff = _Handoff(call, self._events, pool_of(self._worker))
+    def submit(self, work: Call | Batch) -> Future[Outcome | Sequence[Outcome]]:
+        handoff = _Handoff(work, self._events, pool_of(self._worker))
         self._handoffs.add(handoff)
         handoff.future.add_done_callback(lambda _: self._handoffs.discard(handoff))
         if self._worker.use_eventloop:
@@ -117,19 +118,19 @@ class _InPool:
 
 
 class _Handoff:
-    """A delivery on its way through the pool. The worker treats it as a request."""
+    """A delivery, or a batch of them, on its way through the pool. The worker treats it as a request."""
 
-    def __init__(self, call: Call, events: Events, pool: str) -> None:
-        self.future: Future[Outcome] = Future()
+    def __init__(self, work: Call | Batch, events: Events, pool: str) -> None:
+        self.future: Future[Outcome | Sequence[Outcome]] = Future()
         self.handed_over = False
         self.begun = False
-        self._call = call
+        self._work = work
         self._target = _handle_in_child if pool == "prefork" else events.handle
 
     def execute_using_pool(self, pool: Any) -> None:
         pool.apply_async(
             self._target,
-            args=(self._call,),
+            args=(self._work,),
             accept_callback=self._on_begun,
             callback=self._on_ended,
             error_callback=self._on_cut_off,
@@ -138,7 +139,7 @@ class _Handoff:
     def _on_begun(self, _pid: int, _at: float) -> None:
         self.begun = True
 
-    def _on_ended(self, outcome: Outcome) -> None:
+    def _on_ended(self, outcome: Outcome | Sequence[Outcome]) -> None:
         with suppress(InvalidStateError):  # it was handed over twice
             self.future.set_result(outcome)
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -99,4 +100,21 @@ def test_rabbitmq_sends_more_to_who_asks_for_more(rabbitmq: RabbitMQ) -> None:
     again = broker.reader(queue)
     assert again.receive(10, 0.5) == []
     again.close()
+    broker.close()
+
+
+def test_rabbitmq_returns_all_that_a_dead_reader_had_in_order(rabbitmq: RabbitMQ) -> None:
+    """Also what it was sent when it asked for more."""
+    broker = RabbitBroker(rabbitmq.url, prefetch=10)
+    queue, exchange = f"q{uuid4().hex[:8]}", f"x{uuid4().hex[:8]}"
+    broker.declare(Topology(exchange, (Queue(queue),)))
+    broker.publish([message(number, queue=queue) for number in range(70)])
+    dead: Any = broker.reader(queue)
+    take(dead, 65, limit=7)
+    dead._connection.connection.transport.sock.close()
+    heir = broker.reader(queue)
+    taken = take(heir, 65, limit=7)
+    assert bodies(taken) == [str(number) for number in range(65)]
+    assert all(delivery.deliveries == 2 for delivery in taken)
+    heir.close()
     broker.close()

@@ -11,6 +11,7 @@ import pytest
 from sagas import SagaStatus
 from sagas.checkpoints import HistoryEntry, HistoryKind, SagaRecord
 from sagas.errors import SagaNotFound
+from tests.conftest import WAYS
 from tests.faults.long.judge import judge
 from tests.faults.long.storm import Settings, report, storm
 
@@ -27,10 +28,26 @@ def test_a_short_storm() -> None:
         (15.0, "database hangs"),
         (19.0, "broker cut"),
     )
-    outcome = storm(Settings(sagas=120, seconds=20, seed=1, workers=2, plan=plan, calm=100))
+    play(Settings(sagas=120, seconds=20, seed=1, workers=2, plan=plan, calm=100, at_once=10))
+
+
+def test_a_shorter_storm_with_a_message_and_a_commit_for_each() -> None:
+    plan = (
+        (1.0, "child killed"),
+        (3.0, "worker killed"),
+        (5.0, "flushed"),
+        (6.0, "connections cut"),
+        (7.0, "database killed"),
+    )
+    options = WAYS["a message and a commit for each"]
+    play(Settings(sagas=60, seconds=9, seed=1, workers=2, plan=plan, calm=100, options=options))
+
+
+def play(settings: Settings) -> None:
+    outcome = storm(settings)
     print(report(outcome))
     assert outcome.ok, report(outcome)
-    assert set(outcome.blows) == {kind for _, kind in plan}
+    assert set(outcome.blows) == {kind for _, kind in settings.plan}
 
 
 @pytest.mark.parametrize(

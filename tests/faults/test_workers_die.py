@@ -7,8 +7,8 @@ import time
 import pytest
 
 from sagas import SagaStatus
-from sagas.checkpoints import HistoryKind
-from tests.conftest import MakeRig, Rig
+from sagas.checkpoints import FINISHED, HistoryKind
+from tests.conftest import WAYS, MakeRig, Rig
 from tests.servers import wait_for
 
 
@@ -85,7 +85,9 @@ def test_a_worker_killed_around_the_join(make_rig: MakeRig, broker: str) -> None
         assert rig.ledger.story(handle.id)[-3:] == ["four", "pivot", "last"]  # once, after the join
 
 
-def test_all_workers_killed_at_random_and_replaced(rig: Rig) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_all_workers_killed_at_random_and_replaced(rig: Rig, way: str) -> None:
+    rig.configure(**WAYS[way])
     worker = rig.worker(concurrency=4)
     handles = [rig.start("full", **({"four": "terminal"} if i % 3 == 0 else {"left": "second"})) for i in range(12)]
     for _ in range(3):
@@ -94,6 +96,21 @@ def test_all_workers_killed_at_random_and_replaced(rig: Rig) -> None:
         worker = rig.worker(concurrency=4)
     for i, handle in enumerate(handles):
         (rig.assert_undone if i % 3 == 0 else rig.assert_done)(handle, 60)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_many_that_are_started_at_once_while_workers_are_killed(rig: Rig, way: str) -> None:
+    rig.configure(**WAYS[way])
+    handles = rig.start_many("line", [{"three": "terminal"} if i % 3 == 0 else {} for i in range(150)])
+    for tenth in range(1, 4):
+        worker = rig.worker(concurrency=2)
+        wait_for(lambda: rig.ledger.count("do") > 30 * tenth, 60, "some have gone on", 0.005)  # noqa: B023
+        worker.kill()
+    assert not all(handle.status in FINISHED for handle in handles)
+    rig.worker(concurrency=2)
+    for i, handle in enumerate(handles):
+        (rig.assert_undone if i % 3 == 0 else rig.assert_done)(handle, 90)
+        rig.assert_explained(handle)
 
 
 def test_a_stopped_worker_loses_its_lease_and_its_late_result(rig: Rig) -> None:

@@ -414,7 +414,7 @@ def test_a_message_that_kills_whoever_handles_it_is_not_begun_for_ever(shop: Sho
         def die(*_: Any) -> None:
             raise Killed
 
-        patch.setattr("sagas.events.inbox._enter", die)
+        patch.setattr("sagas.events.inbox.enter", die)
         for _ in range(MOST_BEGUN):
             with pytest.raises(Killed):
                 shop.call(envelope, redelivered=True)
@@ -570,7 +570,7 @@ def test_while_the_broker_is_away_it_waits(shop: Shop, monkeypatch: pytest.Monke
 
 
 def test_a_database_away_costs_no_attempt(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = inbox._enter, []
+    real, asked = inbox.enter, []
 
     def away(*arguments: Any) -> Any:
         asked.append(1)
@@ -578,8 +578,8 @@ def test_a_database_away_costs_no_attempt(shop: Shop, monkeypatch: pytest.Monkey
             raise StoreUnavailable("away")
         return real(*arguments)
 
-    monkeypatch.setattr(inbox, "_enter", away)
-    monkeypatch.setattr("sagas.events.inbox.Inbox._answers", lambda _: False)
+    monkeypatch.setattr(inbox, "enter", away)
+    monkeypatch.setattr("sagas.events.inbox.Inbox.answers", lambda _: False)
     monkeypatch.setattr("sagas.events.consumer._LONGEST_PAUSE", 0.05)
     shop.deliver("1")
     with shop.consuming(QUEUE):

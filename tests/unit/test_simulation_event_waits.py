@@ -133,24 +133,26 @@ def simulate(seed: int, shop: Shop, patch: pytest.MonkeyPatch) -> None:
 
 def remembered_although_undone(patch: pytest.MonkeyPatch) -> None:
     """What a process has begun to handle counts as handled, also when its transaction was rolled back."""
-    enter, begun = inbox._enter, set()
+    enter, begun = inbox.enter, set()
 
-    def enter_once(connection: Any, queue: str, envelope: Envelope) -> Any:
+    def enter_once(connection: Any, subscription: Any, envelope: Envelope) -> Any:
         if envelope.event_id in begun:
             return None
         begun.add(envelope.event_id)
-        return enter(connection, queue, envelope)
+        return enter(connection, subscription, envelope)
 
-    patch.setattr(inbox, "_enter", enter_once)
+    patch.setattr(inbox, "enter", enter_once)
     patch.setattr(inbox, "_check_same", lambda *_: None)
 
 
 def no_inbox(patch: pytest.MonkeyPatch) -> None:
     """Nobody remembers which events have been handled, and each delivery is a signal of its own."""
-    enter, deliver = inbox._enter, EventSignals.deliver
+    enter, deliver = inbox.enter, EventSignals.deliver
 
-    def enter_as_new(connection: Any, queue: str, envelope: Envelope) -> Any:
-        return enter(connection, queue, Envelope.wrap(PaymentConfirmed(order_id="any", cents=0), source="payments"))
+    def enter_as_new(connection: Any, subscription: Any, envelope: Envelope) -> Any:
+        return enter(
+            connection, subscription, Envelope.wrap(PaymentConfirmed(order_id="any", cents=0), source="payments")
+        )
 
     def deliver_as_new(
         self: EventSignals, saga: str, wait: str, message: Any, envelope: Envelope, session: Any
@@ -158,7 +160,7 @@ def no_inbox(patch: pytest.MonkeyPatch) -> None:
         other = Envelope.wrap(message, source="payments")
         deliver(self, saga, wait, message, other, session)
 
-    patch.setattr(inbox, "_enter", enter_as_new)
+    patch.setattr(inbox, "enter", enter_as_new)
     patch.setattr(EventSignals, "deliver", deliver_as_new)
 
 

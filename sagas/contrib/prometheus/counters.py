@@ -99,7 +99,8 @@ class Metrics(Observer):
             yield
         finally:
             with _GATE:
-                self._handling.labels(work.queue, work.outcome or "failed").observe(time.perf_counter() - begun)
+                seconds = work.seconds or time.perf_counter() - begun
+                self._handling.labels(work.queue, work.outcome or "failed").observe(seconds)
 
     def changed(self, before: SagaRecord | None, after: SagaRecord, history: Sequence[HistoryEntry]) -> None:
         name = after.name

@@ -76,10 +76,10 @@ class Reader(Protocol):
         received before that may be delivered again, to this reader or another.
         """
 
-    def ack(self, delivery: Delivery) -> None:
-        """Acknowledge a message, in any order.
+    def ack(self, *deliveries: Delivery) -> None:
+        """Acknowledge messages, in any order.
 
-        Never raises if the broker is unavailable: the message is then delivered again.
+        Never raises if the broker is unavailable: the messages are then delivered again.
         """
 
     def close(self) -> None:

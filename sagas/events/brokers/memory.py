@@ -224,9 +224,10 @@ class _Reader:
             for tag, message in taken.items()
         ]
 
-    def ack(self, delivery: Delivery) -> None:
-        if self._given.pop(delivery.tag, None):
-            self._broker.settle(self._queue)
+    def ack(self, *deliveries: Delivery) -> None:
+        for delivery in deliveries:
+            if self._given.pop(delivery.tag, None):
+                self._broker.settle(self._queue)
 
     def close(self) -> None:
         self._broker.give_back(self._queue, self._given)

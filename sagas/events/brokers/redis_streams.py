@@ -393,10 +393,11 @@ class _Reader:
             tag=entry,
         )
 
-    def ack(self, delivery: Delivery) -> None:
+    def ack(self, *deliveries: Delivery) -> None:
+        tags = [delivery.tag for delivery in deliveries]
         commands = self._broker.client.pipeline()
-        commands.xack(self._stream, _GROUP, delivery.tag)
-        commands.xdel(self._stream, delivery.tag)
+        commands.xack(self._stream, _GROUP, *tags)
+        commands.xdel(self._stream, *tags)
         try:
             commands.execute()
         except redis.RedisError as error:

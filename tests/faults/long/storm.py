@@ -12,9 +12,9 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Settings:
     calm: float = 180.0  #: at most, until all sagas must be at their end
     pause: tuple[float, float] = (0.5, 2.5)  #: between two blows
     plan: tuple[tuple[float, str], ...] = ()  #: seconds after the start, and what to break, instead of at random
+    at_once: int = 1  #: sagas that one call starts
+    options: Mapping[str, Any] = field(default_factory=dict)  #: of the app
 
     def __str__(self) -> str:
         return (
@@ -117,7 +119,7 @@ class Storm:
             else:
                 database = f"sqlite:///{self.folder / 'sagas.db'}"
             self.rig = Rig(self.way_to_broker.url(self.broker.url), database, self.folder)
-            self.rig.configure(timeout=1.5, **BROKERS[self.settings.broker])
+            self.rig.configure(timeout=1.5, **BROKERS[self.settings.broker], **self.settings.options)
             self.rig.settings["clock_trust"] = 1
             stack.callback(self.rig.close)
             self.rig.sagas  # noqa: B018 - made once, before threads ask for it
@@ -180,27 +182,38 @@ class Storm:
     def _start_sagas(self) -> None:
         dice = random.Random(self.settings.seed + 1)
         begun = time.monotonic()
-        for i in range(self.settings.sagas):
-            due = begun + i * self.settings.seconds / self.settings.sagas
+        for first in range(0, self.settings.sagas, self.settings.at_once):
+            due = begun + first * self.settings.seconds / self.settings.sagas
             time.sleep(max(0.0, due - time.monotonic()))
-            name = dice.choice(["full", "line"])
-            faults = Faults(self._faults(name, dice))
-            self._start(name, f"key-{i}", faults)
-            if dice.random() < 0.1:
-                self._start(name, f"key-{i}", faults)
+            started = defaultdict(list)
+            for i in range(first, first + self.settings.at_once):
+                name = dice.choice(["full", "line"])
+                started[name].append((Faults(self._faults(name, dice)), f"key-{i}"))
+            for name, given in started.items():
+                self._start(name, given)
+                if dice.random() < 0.1:
+                    self._start(name, given)
 
-    def _start(self, name: str, key: str, faults: Faults) -> None:
-        self.ids[name, key]  # from now on it must be found
-        give_up = time.monotonic() + 60
+    def _start(self, name: str, given: Sequence[tuple[Faults, str]]) -> None:
+        for _, key in given:
+            self.ids[name, key]  # from now on it must be found
+        give_up, saga = time.monotonic() + 60, self.rig.saga(name)
         while True:
             try:
-                self.ids[name, key].append(self.rig.saga(name).start(faults, key=key).id)
-                return
+                if len(given) == 1:
+                    [(faults, key)] = given
+                    handles = [saga.start(faults, key=key)]
+                else:
+                    handles = [result.handle for result in saga.start_many(given) if result.handle is not None]
             except StoreUnavailable:
                 self.start_errors += 1
                 if time.monotonic() > give_up:
                     raise
                 time.sleep(0.2)
+            else:
+                for (_, key), handle in zip(given, handles, strict=True):
+                    self.ids[name, key].append(handle.id)
+                return
 
     # -- workers --------------------------------------------------------------------------------------------------
 

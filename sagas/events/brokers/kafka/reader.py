@@ -179,12 +179,13 @@ class KafkaReader:
         for partition in held.values() if wait else ():
             partition.is_noted |= bool(partition.unacknowledged)
 
-    def ack(self, delivery: Delivery) -> None:
-        partition, *key, offset = delivery.tag
-        partition.unacknowledged.pop(offset, None)
-        current = self._partitions.get(tuple(key)) is partition  # else another reader has the partition
-        if current and not partition.unacknowledged and self._consumer is not None:
-            self._commit(self._consumer, {tuple(key): partition})
+    def ack(self, *deliveries: Delivery) -> None:
+        for delivery in deliveries:
+            partition, *key, offset = delivery.tag
+            partition.unacknowledged.pop(offset, None)
+            current = self._partitions.get(tuple(key)) is partition  # else another reader has the partition
+            if current and not partition.unacknowledged and self._consumer is not None:
+                self._commit(self._consumer, {tuple(key): partition})
 
     def close(self) -> None:
         self._end(commit=True)

@@ -62,6 +62,7 @@ class RabbitReader:
         self._told = 0.0
         self._beaten = 0.0
         self._consumer: Any = None
+        self._consumers = 0  # how many this connection has had
         self._last = self._before = 0  # the last tag, of this consumer and of the one before
 
     def receive(self, limit: int, timeout: float) -> Sequence[Delivery]:
@@ -93,8 +94,14 @@ class RabbitReader:
         # Permanent: with a quorum queue, only another consumer could change it, and what is on its way to the previous
         # consumer would return later, behind newer messages.
         self._channel.basic_qos(0, self._prefetch, False)
-        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
+        self._consume()
         self._heartbeat.add(self)
+
+    def _consume(self) -> None:
+        # When this process dies, RabbitMQ returns messages consumer by consumer, in the order of their tags.
+        self._consumers += 1
+        tag = f"{self._consumers:012}"
+        self._consumer = self._channel.basic_consume(self._queue, consumer_tag=tag, callback=self._arrive)
 
     def _arrive(self, message: Any) -> None:
         self._last = message.delivery_info["delivery_tag"]
@@ -111,7 +118,7 @@ class RabbitReader:
         """
         self._channel.basic_cancel(self._consumer)
         self._before = self._last
-        self._consumer = self._channel.basic_consume(self._queue, callback=self._arrive)
+        self._consume()
 
     def _wait(self, timeout: float) -> None:
         give_up = time.monotonic() + timeout
@@ -155,13 +162,12 @@ class RabbitReader:
             tag=(self._channel, about["delivery_tag"]),
         )
 
-    def ack(self, delivery: Delivery) -> None:
-        channel, tag = delivery.tag
+    def ack(self, *deliveries: Delivery) -> None:
         with self._lock:
-            if channel is not self._channel or tag not in self._given:
-                return  # redelivered since
-            del self._given[tag]
-            self._acknowledged.add(tag)
+            for channel, tag in (delivery.tag for delivery in deliveries):
+                if channel is self._channel and tag in self._given:  # else redelivered since
+                    del self._given[tag]
+                    self._acknowledged.add(tag)
             if not self._given or time.monotonic() - self._told > _TOGETHER:
                 with contextlib.suppress(*ERRORS):
                     self._tell()
