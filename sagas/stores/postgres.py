@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import ARRAY, String, Table, bindparam, func, select
@@ -87,6 +87,18 @@ class Prepared:
 _PARAMETER = re.compile(r"%(?:\((?P<name>[^)]+)\)s|%)")
 
 
+class _Save(NamedTuple):
+    """What `FastPath.save` was given."""
+
+    values: Values
+    steps: Sequence[Values]
+    outbox: Sequence[Values]
+
+    @property
+    def saga_id(self) -> str:
+        return str(self.values["_id"])
+
+
 class FastPath:
     """Prepared statements, for many callers at once. Safe to use from any thread.
 
@@ -115,12 +127,13 @@ class FastPath:
         """Return the rows of a saga and its steps. None where that did not work, or where there is none."""
         return self._loading.ask(saga_id)
 
-    def save(self, values: Values, steps: Sequence[Values]) -> bool:
+    def save(self, values: Values, steps: Sequence[Values], outbox: Sequence[Values] = ()) -> bool:
         """Compare, set and write steps. False where that did not work: somebody was quicker, or has the row locked.
 
-        `values`: the parameters of `COMPARE_AND_SET`. `steps`: the rows of those that it writes.
+        `values`: the parameters of `COMPARE_AND_SET`. `steps`: the rows of those that it writes. `outbox`: the rows of
+        the messages that are published with that.
         """
-        return self._saving.ask((values, steps))
+        return self._saving.ask(_Save(values, steps, outbox))
 
     def insert(self, row: Values) -> bool:
         """Store a new saga. False where that did not work, as when there is one of its name and key."""
@@ -181,26 +194,32 @@ class FastPath:
                 row[name] = kind.process_result_value(row[name], self._engine.dialect)
         return list(rows)
 
-    def _save_all(self, saves: Sequence[tuple[Values, Sequence[Values]]]) -> Sequence[bool]:
-        if len(saves) == 1:
-            return [self._save_one(*saves[0])]
+    def _save_all(self, saves: Sequence[_Save]) -> Sequence[bool]:
+        if len(saves) == 1 and not saves[0].outbox:
+            return [self._save_one(saves[0])]
         # Of two saves of one saga, one shall win: the second asks by itself.
-        first = {values["_id"]: number for number, (values, _) in reversed(list(enumerate(saves)))}
+        first = {save.saga_id: number for number, save in reversed(list(enumerate(saves)))}
         chosen = [saves[number] for number in first.values()]
 
-        def save(driver: Any, is_kept: bool) -> set[str]:
-            given = {
-                "sagas": _ENCODER.encode([values for values, _ in chosen]).decode(),
-                "steps": _ENCODER.encode([step for _, steps in chosen for step in steps]).decode(),
+        def save_them(driver: Any, is_kept: bool) -> set[str]:
+            rows = {
+                "sagas": [save.values for save in chosen],
+                "steps": [step for save in chosen for step in save.steps],
+                "outbox": [
+                    {**row, "_saga": save.saga_id, "_number": number}
+                    for save in chosen
+                    for number, row in enumerate(save.outbox)
+                ],
             }
+            given = {name: _ENCODER.encode(each).decode() for name, each in rows.items()}
             return {saga_id for (saga_id,) in self._execute(driver, self._save_together, given, prepare=is_kept)}
 
         # One that cannot be stored takes the others with it; each of them asks by itself then.
-        won: set[str] = self._attempt(save, set())
-        return [first[values["_id"]] == number and values["_id"] in won for number, (values, _) in enumerate(saves)]
+        won: set[str] = self._attempt(save_them, set())
+        return [first[save.saga_id] == number and save.saga_id in won for number, save in enumerate(saves)]
 
-    def _save_one(self, values: Values, steps: Sequence[Values]) -> bool:
-        statement, named = self._save(len(steps)), statements.parameters_of(values, steps)
+    def _save_one(self, save: _Save) -> bool:
+        statement, named = self._save(len(save.steps)), statements.parameters_of(save.values, save.steps)
         return self._attempt(lambda driver, _is_kept: self._execute(driver, statement, named).rowcount > 0, False)
 
     def _execute(self, driver: Any, statement: Prepared, values: Values, *, prepare: bool = True) -> Any:

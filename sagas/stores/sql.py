@@ -267,11 +267,10 @@ class SqlStore:
             with self._within(session) as connection:
                 self.connections.free_if_lost(connection)
                 return self._save(connection, before, after, history, dead_letters, outbox, children)
-        goes_along = history or dead_letters or outbox or children or _wakes_parent(before, after)
-        alone = not goes_along and before.outline == after.outline
-        if self.dialect == "postgresql" and alone:
-            return self._save_at_once(before, after)
         change = _Save(before, after, history, dead_letters, outbox, children)
+        goes_along = history or dead_letters or children or _wakes_parent(before, after)
+        if self.dialect == "postgresql" and not goes_along and before.outline == after.outline:
+            return self._save_at_once(change)
         if self._together is not None and (saved := self._together.ask(change)) is not _ALONE:
             return saved
         with self.connections.writing() as connection:
@@ -287,13 +286,17 @@ class SqlStore:
         except (SagaError, UnicodeError):  # one of them cannot be stored, and each has to hear which
             return [_ALONE] * len(saves)
 
-    def _save_at_once(self, before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
+    def _save_at_once(self, change: _Save) -> SagaRecord | None:
         """Compare, set and write the steps in one statement: one round trip, where a transaction takes four."""
-        after = replace(after, revision=before.revision + 1)
+        before = change.before
+        after = replace(change.after, revision=before.revision + 1)
         rows = self._changed_steps(before, after)
         values = statements.compared_and_set(before, after)
-        if self._fast is not None and self._fast.save(values, rows):
+        if self._fast is not None and self._fast.save(values, rows, change.outbox):
             return after
+        if change.outbox:
+            with self.connections.writing() as connection:
+                return self._save(connection, *change)
         values = statements.parameters_of(values, rows)
         with self.connections.autocommitting() as connection:
             return after if connection.execute(statements.save_at_once(len(rows)), values).rowcount > 0 else None

@@ -184,8 +184,9 @@ def parameters_of(saga: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -
 def save_together() -> Any:
     """Return PostgreSQL's statement that does the same for many sagas, and returns the ids of those that won.
 
-    It passes by those that another transaction has locked. `sagas`, `steps`: lists of objects, as JSON. No two are of
-    one saga.
+    It passes by those that another transaction has locked. `sagas`, `steps`, `outbox`: lists of objects, as JSON. No
+    two of the first are of one saga. A row of the outbox has its saga in `_saga`, and is put there in the order of
+    `_number`: for the messages of one key, that is the order in which they are sent.
     """
     sagas, steps = schema.sagas.c, schema.steps.c
     given = _rows_of("sagas", [column("_id", sagas.id.type), column("_revision", Integer), *map(_typed, _MUTABLE)])
@@ -205,10 +206,15 @@ def save_together() -> Any:
     given = _rows_of("steps", map(_typed, steps))
     new = select(*given.c).join_from(given, won, given.c.saga_id == won.c.id)
     written = _upsert(postgresql.insert(schema.steps).from_select(list(steps), new)).cte("written")
-    return select(won.c.id).add_cte(written)
+    given = _rows_of("outbox", [column("_saga", sagas.id.type), column("_number", Integer), *map(_typed, _PUBLISHED)])
+    new = select(*(given.c[each.name] for each in _PUBLISHED)).join_from(given, won, given.c["_saga"] == won.c.id)
+    published = insert(schema.outbox).from_select(_PUBLISHED, new.order_by(given.c["_number"])).cte("published")
+    return select(won.c.id).add_cte(written).add_cte(published)
 
 
 _MUTABLE = [schema.sagas.c[name] for name in MUTABLE_FIELDS]
+#: What a message has before the relay has sent it.
+_PUBLISHED = [column for column in schema.outbox.c if column.name not in ("id", "sent_at", "heard")]
 
 
 def _rows_of(parameter: str, columns: Iterable[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
@@ -18,7 +18,8 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from sagas import SagaRecord, SagaStatus, SqlStore, StepStatus, StoreUnavailable
 from sagas.stores import schema, statements
-from tests.contract.test_store import STEP, record
+from sagas.stores.postgres import _Save
+from tests.contract.test_store import STEP, message, record
 from tests.databases import migrated_store
 from tests.servers import Postgres, wait_for
 
@@ -41,7 +42,11 @@ def begun(saga: SagaRecord, **changes: Any) -> SagaRecord:
     return replace(saga.with_step(step), status=SagaStatus.RUNNING, **changes)
 
 
-def gathered(store: SqlStore, saves: Sequence[tuple[SagaRecord, SagaRecord]]) -> list[SagaRecord | Exception | None]:
+def gathered(
+    store: SqlStore,
+    saves: Sequence[tuple[SagaRecord, SagaRecord]],
+    outbox: Callable[[SagaRecord], Sequence[Mapping[str, Any]]] = lambda _: (),
+) -> list[SagaRecord | Exception | None]:
     """Save as so many threads do that come while another save is under way."""
     gathering: Any = store._together if store._fast is None else store._fast._saving
     served, free, serve = threading.Event(), threading.Event(), gathering._serve
@@ -56,7 +61,7 @@ def gathered(store: SqlStore, saves: Sequence[tuple[SagaRecord, SagaRecord]]) ->
 
     def save(before: SagaRecord, after: SagaRecord) -> SagaRecord | Exception | None:
         try:
-            return store.save(before, after)
+            return store.save(before, after, outbox=outbox(before))
         except Exception as error:
             return error
 
@@ -140,6 +145,29 @@ def test_one_that_cannot_be_stored_fails_alone(store: SqlStore) -> None:
         assert store.load(sagas[number].id).status is SagaStatus.RUNNING
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_messages_leave_with_their_own_save(store: SqlStore, refused: bool) -> None:
+    """In their order, whoever else saves at that moment; and only if the save counts."""
+    sagas = [store.insert(record(number)) for number in range(1, 31)]
+    for saga in sagas[::3]:
+        assert store.save(saga, begun(saga, error="quicker")) is not None
+    saves = [(saga, begun(saga)) for saga in sagas]
+    if refused:
+        saves[1] = sagas[1], begun(sagas[1], error="\ud800")
+    messages = {
+        saga.id: [f"{saga.id[-3:]}-{number}" for number in range(saga.id != sagas[2].id and 7)] for saga in sagas
+    }
+    found = gathered(store, saves, lambda saga: [message(each) for each in messages.get(saga.id, ())])
+    assert isinstance(found[1], Exception) is refused
+    with store.engine.begin() as connection:
+        query = select(schema.outbox.c.event_id).order_by(schema.outbox.c.id)
+        sent = connection.execute(query).scalars().all()
+        connection.execute(schema.outbox.delete())
+    for number, saga in enumerate(sagas):
+        mine = [each for each in sent if each.partition("-")[0] == saga.id[-3:]]
+        assert mine == ([] if number % 3 == 0 or (refused and number == 1) else messages[saga.id])
+
+
 def test_nobody_waits_for_a_row_that_another_waits_for(store: SqlStore) -> None:
     if store.dialect == "sqlite":
         pytest.skip("SQLite locks the whole file: all writers wait")
@@ -166,7 +194,7 @@ def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
     saves = []
     for saga in sagas:
         after = replace(begun(saga), revision=2)
-        saves.append((statements.compared_and_set(saga, after), store._changed_steps(saga, after)))
+        saves.append(_Save(statements.compared_and_set(saga, after), store._changed_steps(saga, after), ()))
     assert store._fast._save_all([*saves, saves[0]]) == [True, True, True, False], "one of two saves of one saga wins"
     assert store._fast._save_all(saves) == [False, False, False]
     assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]

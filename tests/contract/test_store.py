@@ -113,13 +113,16 @@ def _outgoing(store: SqlStore) -> list[str]:
         return list(connection.execute(select(schema.outbox.c.event_id).order_by(schema.outbox.c.id)).scalars())
 
 
-def test_messages_leave_with_the_save_that_stores_them(store: SqlStore) -> None:
-    def row(event_id: str) -> dict[str, Any]:
-        return {
-            "shard": 0, "event_id": event_id, "type": "a.b.done", "version": 1, "source": "a", "key": None,
-            "correlation_id": "c", "causation_id": None, "queue": None, "body": "{}", "created_at": STEP.lease_until,
-        }  # fmt: skip
+def message(event_id: str) -> dict[str, Any]:
+    """Return a row of the outbox."""
+    return {
+        "shard": 0, "event_id": event_id, "type": "a.b.done", "version": 1, "source": "a", "key": None,
+        "correlation_id": "c", "causation_id": None, "queue": None, "body": "{}", "created_at": STEP.lease_until,
+    }  # fmt: skip
 
+
+def test_messages_leave_with_the_save_that_stores_them(store: SqlStore) -> None:
+    row = message
     first = store.insert(record())
     second = store.save(first, replace(first, epoch=2, steps={"a": STEP}), outbox=[row("e-1"), row("e-2")])
     assert second is not None
