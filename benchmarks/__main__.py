@@ -22,6 +22,7 @@ from benchmarks.start_many import start_many
 from benchmarks.table import table
 from benchmarks.throughput import tell as throughput_told
 from benchmarks.throughput import throughput
+from benchmarks.waiting import waiting
 
 HERE = Path(__file__).parent
 
@@ -40,8 +41,8 @@ def _measured(given: argparse.Namespace) -> Report:
     match given.command:
         case "throughput":
             return throughput(given.only, rounds, seconds, given.steps)
-        case "growth":
-            return growth(rounds, seconds)
+        case "growth" | "eventsourcing" | "waiting" as command:
+            return {"growth": growth, "eventsourcing": eventsourcing, "waiting": waiting}[command](rounds, seconds)
         case "backlog":
             return backlog(given.sagas, rounds, given.away)
         case "flushed":
@@ -50,12 +51,10 @@ def _measured(given: argparse.Namespace) -> Report:
             return start_many(given.sagas, rounds)
         case "each":
             return each(given.items, rounds)
-        case "eventsourcing":
-            return eventsourcing(rounds, seconds)
         case "batches" | "brokers" | "services" as command:
             return {"batches": batches, "brokers": brokers, "services": services}[command](rounds, given.messages)
         case _:
-            return table(given.sagas, rounds, seconds)
+            return table(given.finished, rounds, seconds)
 
 
 def main() -> None:
@@ -68,7 +67,8 @@ def main() -> None:
         ("flushed", "messages that were lost, or a sleep that ends for many: what recovery spends to send them"),
         ("start_many", "thousands of sagas started one by one, and in one call"),
         ("each", "an item of a fan-out, as the number of items in one saga grows"),
-        ("table", "with a million finished sagas in the table, and with nothing to do"),
+        ("table", "with millions of finished sagas in the table, deleting them, and with nothing to do"),
+        ("waiting", "steps that wait, as for another service, in the slots of one worker"),
         ("eventsourcing", "an event store, beside the library of that name"),
         ("brokers", "messages through the brokers of events, beside FastStream"),
         ("batches", "what a message costs its consumer, one by one and in batches"),
@@ -88,7 +88,7 @@ def main() -> None:
     commands.choices["flushed"].add_argument("--sagas", type=int, default=2_000)
     commands.choices["start_many"].add_argument("--sagas", type=int, default=10_000)
     commands.choices["backlog"].add_argument("--away", type=float, default=180.0, help="seconds that nobody serves it")
-    commands.choices["table"].add_argument("--sagas", type=int, default=1_000_000)
+    commands.choices["table"].add_argument("--finished", type=int, default=1_000_000, help="sagas in the table")
     plot = commands.add_parser("plot", help="draw docs/*.svg again from what --json has saved")
     plot.add_argument("command_drawn", choices=["throughput", "growth"])
     plot.add_argument("json", type=Path)

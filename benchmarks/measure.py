@@ -26,16 +26,15 @@ def run_here(name: str, options: Mapping[str, Any], seconds: float, latencies: i
     """Set a contender up, measure it, and end what it started.
 
     With the option `backlog` so many sagas are started before any is worked on, and the rate is that of working it off.
-    With `sagas`, so many are run, instead of as many as are expected to take `seconds`.
     """
-    others = {option: value for option, value in options.items() if option not in ("backlog", "sagas")}
+    others = {option: value for option, value in options.items() if option != "backlog"}
     backlog = int(options.get("backlog", 0))
     contender = load(name, others)
     try:
         contender.setup()
         contender.run(_WARM_UP // 2)
         rate = _WARM_UP / contender.run(_WARM_UP)
-        n = backlog or int(options.get("sagas", 0)) or min(max(int(rate * seconds), 20), 10_000)
+        n = backlog or min(max(int(rate * seconds), 20), 10_000)
         return _measure(contender, n, latencies, started=started, backlog=bool(backlog))
     finally:
         contender.teardown()

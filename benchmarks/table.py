@@ -1,11 +1,9 @@
-"""What a million finished sagas in the table cost, and what recovery costs that has nothing to do."""
+"""What millions of finished sagas in the table cost, what it costs to delete them, and what an idle recovery costs."""
 
 from __future__ import annotations
 
-import json
-import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,21 +11,21 @@ import psycopg
 from sqlalchemy import event
 
 from benchmarks.contenders import load
+from benchmarks.finished import STEPS, fill
 from benchmarks.measure import Sample, round_of
 from benchmarks.processes import cpu_seconds
+from benchmarks.purging import purging
 from benchmarks.report import Report, ratio, spread
 from sagas import SqlStore
 from sagas.checkpoints import SagaStatus
 from sagas.stores import Filter
+from sagas.stores.inspection import backlog
 from tests.servers import Postgres
 
 OURS, BASE = "sagas_redis", "celery_chain"
-STEPS = ("reserve_stock", "authorize_card", "quote_shipping", "capture_payment")
-SAGA = """copy sagas_saga (id, name, version, key, outline, correlation_id, input, status, direction, epoch, revision,
-idle_checks, error, created_at, updated_at, stage_ready_at) from stdin"""
-STEP = """copy sagas_step (saga_id, seq, node, stage, kind, status, started_seq, failures, lost, result, started_at,
-finished_at) from stdin"""
-OUTLINE = json.dumps([{"step": name} for name in STEPS])
+
+#: The days over which the finished sagas are spread. The youngest ends now.
+DAYS = 90
 
 #: Seconds for which a worker with nothing to do is watched.
 IDLE = 20.0
@@ -40,78 +38,22 @@ def table(number: int, rounds: int, seconds: float) -> Report:
         full, empty = server.database(), server.database()
         for url in (full, empty):
             SqlStore(url).upgrade()
-        took = fill(full.replace("+psycopg", ""), number)
-        report.notes.append(
-            f"{number:,} finished sagas of {len(STEPS)} steps were copied in and analysed in {took:.0f} s."
-        )
-        _explain(report, full)
-        _compare(report, {"finished": full, "empty": empty}, server.process.pid, rounds, seconds)
-        _idle(report, {"finished": full, "empty": empty}, server)
+        age = timedelta(days=DAYS)
+        took = fill(full.replace("+psycopg", ""), number, first=datetime.now(UTC) - age, pause=age / number)
+        with psycopg.connect(full.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("vacuum analyze")
+        report.notes.append(f"{number:,} finished sagas of {len(STEPS)} steps were made in {took:.0f} s.")
+        measure(report, full, empty, server, rounds, seconds)
     return report
 
 
-# -- the rows ---------------------------------------------------------------------------------------------------------
-
-
-def fill(url: str, number: int) -> float:
-    """Copy finished sagas in: 90 days of orders, 4 of 100 undone, few with a failed step that was tried again."""
-    began = time.perf_counter()
-    chance = random.Random(1)
-    first = datetime.now(UTC) - timedelta(days=90)
-    pause = timedelta(days=90) / number
-    with psycopg.connect(url) as connection, connection.cursor() as cursor:
-        ids = [_uuid7(first + pause * i, chance) for i in range(number)]
-        with cursor.copy(SAGA) as copy:
-            for i, saga_id in enumerate(ids):
-                copy.write_row(_saga(saga_id, i, first + pause * i))
-        with cursor.copy(STEP) as copy:
-            for i, saga_id in enumerate(ids):
-                for row in _steps(saga_id, i, first + pause * i):
-                    copy.write_row(row)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("vacuum analyze")
-    return time.perf_counter() - began
-
-
-def _uuid7(at: datetime, chance: random.Random) -> str:
-    digits = f"{int(at.timestamp() * 1000):012x}7{chance.getrandbits(12):03x}{8 + chance.getrandbits(2):x}"
-    digits += f"{chance.getrandbits(60):015x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _is_undone(i: int) -> bool:
-    return i % 25 == 0
-
-
-def _saga(saga_id: str, i: int, at: datetime) -> Sequence[Any]:
-    end = at + timedelta(milliseconds=180)
-    given = f'{{"sku":"article-{i % 5000}","quantity":{1 + i % 4},"amount":"{i % 300}.50","address":"{i} Long Street"}}'
-    name = ("place_order", "place_order", "place_order", "refund", "restock")[i % 5]
-    status, direction, error = (
-        ("COMPENSATED", "BACKWARD", "card declined") if _is_undone(i) else ("COMPLETED", "FORWARD", None)
-    )
-    return saga_id, name, 1, f"order-{i}", OUTLINE, saga_id, given, status, direction, 1, 9, 0, error, at, end, end
-
-
-def _steps(saga_id: str, i: int, at: datetime) -> Iterable[Sequence[Any]]:
-    for stage, name in enumerate(STEPS[: 2 if _is_undone(i) else None]):
-        began = at + timedelta(milliseconds=40 * stage)
-        result = f'{{"id":"{name}-{i}","at":"{began.isoformat()}"}}'
-        status = "COMPENSATED" if _is_undone(i) else "DONE"
-        yield (
-            saga_id,
-            stage + 1,
-            name,
-            stage,
-            "step",
-            status,
-            stage + 1,
-            int(i % 100 == 1),
-            0,
-            result,
-            began,
-            began + timedelta(milliseconds=30),
-        )
+def measure(report: Report, full: str, empty: str, server: Postgres, rounds: int, seconds: float) -> None:
+    """Measure the two databases of a server: one with finished sagas, one without."""
+    assert server.process is not None
+    _explain(report, full)
+    _compare(report, {"finished": full, "empty": empty}, server.process.pid, rounds, seconds)
+    purging(report, full, server.process.pid, rounds, seconds)
+    _idle(report, {"finished": full, "empty": empty}, server)
 
 
 _COMPENSATED, _STUCK = frozenset({SagaStatus.COMPENSATED}), frozenset({SagaStatus.STUCK})
@@ -119,13 +61,17 @@ _COMPENSATED, _STUCK = frozenset({SagaStatus.COMPENSATED}), frozenset({SagaStatu
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 
+def _first_id(at: datetime) -> str:
+    """Return an id below those of all sagas that began at this time."""
+    digits = f"{int(at.timestamp() * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}-7"
+
+
 def _explain(report: Report, url: str) -> None:
     """Explain the statements that the store really sends."""
-    store = SqlStore(url)
+    store = SqlStore(url, timeout=600.0)  # some take longer than a store waits for by itself
     newest = store.queries.select(limit=1)[0]
-    middle = store.queries.select(limit=1, before=_uuid7(datetime.now(UTC) - timedelta(days=45), random.Random(2)))[
-        0
-    ].id
+    middle = store.queries.select(limit=1, before=_first_id(datetime.now(UTC) - timedelta(days=DAYS / 2)))[0].id
     asked: dict[str, Callable[[], object]] = {
         "sweep: what is due": lambda: store.due(100, 10.0),
         "load by id": lambda: store.load(newest.id),
@@ -137,6 +83,14 @@ def _explain(report: Report, url: str) -> None:
         "list, by name": lambda: store.queries.select(Filter(name="refund")),
         "list, by name and status": lambda: store.queries.select(Filter(name="refund", statuses=_COMPENSATED)),
         "list, by name and status (none)": lambda: store.queries.select(Filter(name="refund", statuses=_STUCK)),
+        "list, by step": lambda: store.queries.select(Filter(step=STEPS[1])),
+        "list, by error (none)": lambda: store.queries.select(Filter(error="no such error"), limit=50),
+        "list, those that need a person": lambda: store.queries.select(Filter(attention=True)),
+        "count those that need a person": lambda: store.queries.count(Filter(attention=True)),
+        "count all by name and status": store.queries.tally,
+        "count by definition (check-deploy)": store.queries.in_flight,
+        "doctor: what waits": lambda: backlog(store),
+        "gauges": lambda: (store.queries.not_progressing(), store.queries.open_dead_letters(), store.queries.overdue()),
     }
     rows = []
     for what, ask in asked.items():
@@ -202,19 +156,25 @@ def _compare(report: Report, urls: dict[str, str], pid: int, rounds: int, second
                 assert not isinstance(sample, str)
                 samples[which].append(sample)
     rates = {which: [sample["rate"] for sample in each] for which, each in samples.items()}
-    cpu = {which: [sample["cpu database"] for sample in each] for which, each in samples.items() if which != BASE}
+    cpu = {
+        role: {which: [sample[f"cpu {role}"] for sample in each] for which, each in samples.items() if which != BASE}
+        for role in ("database", "publisher")
+    }
     report.samples["throughput"] = samples
     report.table(
         f"{OURS} with the table empty at first, and with the finished sagas in it; {rounds} alternating rounds",
-        ["", "sagas/s", f"of {BASE}", "of empty", "database CPU ms", "of empty"],
+        ["", "sagas/s", f"of {BASE}", "of empty", "database CPU ms", "of empty", "caller's CPU ms", "of empty"],
         [
             [
                 which,
                 spread(rates[which]),
                 ratio(rates[which], rates[BASE]),
                 ratio(rates[which], rates["empty"]),
-                spread(cpu[which], 2),
-                ratio(cpu[which], cpu["empty"]),
+                *(
+                    text
+                    for each in cpu.values()
+                    for text in (spread(each[which], 2), ratio(each[which], each["empty"]))
+                ),
             ]
             for which in ("empty", "finished")
         ],

@@ -11,12 +11,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, insert, select, update
 
-from sagas.checkpoints import AT_REST, Direction, Items, SagaRecord, SagaStatus, StepStatus, replace
+from sagas.checkpoints import Direction, Items, SagaRecord, SagaStatus
 from sagas.errors import KeyConflict
-from sagas.stores import bulk, schema, statements
+from sagas.stores import bulk, places, schema, statements
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import Codec
 from sagas.stores.connections import Connections
+from sagas.stores.postgres import FastPath
 from sagas.stores.rows import saga_of
 
 __all__ = ["SqlItems"]
@@ -25,10 +26,6 @@ _sagas, _fan_outs = schema.sagas.c, schema.fan_outs.c
 
 #: Items that one statement stores.
 _CHUNK = 500
-
-_AT_REST = _sagas.status.in_([status.value for status in AT_REST])
-#: An item that is at rest is not looked at any more once its parent knows of it.
-_UNLESS_AT_REST = case((_AT_REST, None), else_=_sagas.next_check_at)
 
 _UNFINISHED = (SagaStatus.PENDING.value, SagaStatus.RUNNING.value)
 
@@ -40,10 +37,11 @@ def _of(parent_id: str, step: str) -> tuple[ColumnElement[bool], ...]:
 class SqlItems:
     """The items of a `SqlStore`: `store.items`."""
 
-    def __init__(self, connections: Connections, codec: Codec, clock: DatabaseClock) -> None:
+    def __init__(self, connections: Connections, codec: Codec, clock: DatabaseClock, fast: FastPath | None) -> None:
         self._connections = connections
         self._codec = codec
         self._clock = clock
+        self._fast = fast
 
     def insert(
         self,
@@ -120,38 +118,33 @@ class SqlItems:
         With that, the parent knows of the one that has ended: see `told`. None where there are no more, and where its
         place was passed on before. `patience`: seconds after which recovery looks at the next.
         """
-        parent_id, step = ended.parent_id, ended.parent_step
-        assert parent_id is not None
-        assert step is not None
         now = self._clock.now()
+        about: dict[str, Any] = {"_parent": ended.parent_id, "_step": ended.parent_step, "_ended": ended.id}
+        about |= {"_now": now, "_check_at": now + timedelta(seconds=patience)}
+        if self._fast is not None and (begun := self._fast.pass_place(about)) is not None:
+            return saga_of(begun, [], self._codec)  # no step of it has been opened
         with self._connections.writing() as connection:
-            if self._locked(connection, parent_id, Direction.FORWARD) is None:
+            # Everybody locks the parent before the row of its fan-out: in another order, two could wait for each other.
+            if connection.execute(places.LOCK, about).scalar() is None:
                 return None
-            if (number := self._next_of_waiting(connection, parent_id, step)) is None:
+            number = connection.execute(places.TURN, about).scalar()
+            about["_number"] = number
+            if number is None or (row := connection.execute(places.ITEM, about).mappings().one_or_none()) is None:
                 return None
-            mine = *_of(parent_id, step), _sagas.parent_item == number
-            row = connection.execute(select(schema.sagas).where(*mine)).mappings().one_or_none()
-            if row is None:
+            if not connection.execute(places.PASS, about).rowcount:
                 return None
-            place = _sagas.id == ended.id, _sagas.place_passed.is_(None)
-            passed = update(schema.sagas).where(*place).values(place_passed=1, next_check_at=_UNLESS_AT_REST)
-            if not connection.execute(passed).rowcount:
-                return None
-            values = {
-                "next_check_at": now + timedelta(seconds=patience),
-                "stage_ready_at": now,
-                "updated_at": now,
-                "dispatches": 1,
-                "revision": row["revision"] + 1,
-            }
-            connection.execute(update(schema.sagas).where(_sagas.id == row["id"]).values(**values))
-            self._move(connection, parent_id, step, number + 1)
-        return replace(saga_of(row, [], self._codec), **values)  # no step of it has been opened
+            about["_id"] = row["id"]
+            connection.execute(places.BEGIN, about)
+            connection.execute(places.MOVE, about)
+            begun = connection.execute(statements.BY_ID, {"id": row["id"]}).mappings().one()
+        return saga_of(begun, [], self._codec)
 
     def told(self, item_id: str) -> None:
         """Note that the parent knows of an item that is at rest."""
         with self._connections.writing() as connection:
-            connection.execute(update(schema.sagas).where(_sagas.id == item_id, _AT_REST).values(next_check_at=None))
+            connection.execute(
+                update(schema.sagas).where(_sagas.id == item_id, places.AT_REST_NOW).values(next_check_at=None)
+            )
 
     def undo_next(self, parent_id: str, step: str, count: int) -> Sequence[str]:
         """Return the ids of the last items that have begun and were not told to compensate, last first."""
@@ -220,16 +213,6 @@ class SqlItems:
     @staticmethod
     def _next_item(connection: Connection, parent_id: str, step: str) -> int | None:
         mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step
-        number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
-        return number
-
-    @staticmethod
-    def _next_of_waiting(connection: Connection, parent_id: str, step: str) -> int | None:
-        """Return the number of the next item of a step that waits for its items. The parent is locked."""
-        steps = schema.steps.c
-        # No EXISTS: for its first row, PostgreSQL would rather scan a table that it has not analysed yet.
-        status = select(steps.status).where(steps.saga_id == parent_id, steps.node == step).scalar_subquery()
-        mine = _fan_outs.saga_id == parent_id, _fan_outs.step == step, status == StepStatus.WAITING.value
         number: int | None = connection.execute(select(_fan_outs.next_item).where(*mine).with_for_update()).scalar()
         return number
 

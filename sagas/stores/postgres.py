@@ -19,7 +19,7 @@ from sqlalchemy import ARRAY, String, Table, bindparam, func, select
 from sqlalchemy.types import TypeDecorator
 
 from sagas.errors import StoreRefused, StoreUnavailable
-from sagas.stores import schema, statements
+from sagas.stores import places, schema, statements
 from sagas.stores.connections import Connections
 from sagas.stores.drivers import Kept
 from sagas.stores.gathering import Gathering
@@ -136,6 +136,19 @@ class FastPath:
         # Not shared with others: it may have to wait for a transaction that is storing the same key.
         return self._attempt(insert, False)
 
+    def pass_place(self, about: Values) -> Row | None:
+        """Begin the next item in the place of one that has ended; return its row. None where that did not work.
+
+        `about`: the parameters of `places.pass_at_once`.
+        """
+
+        def passed(driver: Any, is_kept: bool) -> list[Row]:
+            return self._fetched(self._execute(driver, self._pass_place, about, prepare=is_kept), schema.sagas)
+
+        # Not shared with others: it waits for the lock of a parent.
+        found: list[Row] = self._attempt(passed, [])
+        return found[0] if found else None
+
     # -- many at once -------------------------------------------------------------------------------------------
 
     def _load_all(self, saga_ids: Sequence[str]) -> Sequence[Loaded | None]:
@@ -158,6 +171,9 @@ class FastPath:
             cursor = self._execute(driver, one, {"id": ids[0]})
         else:
             cursor = self._execute(driver, many, {"ids": ids}, prepare=is_kept)
+        return self._fetched(cursor, table)
+
+    def _fetched(self, cursor: Any, table: Table) -> list[Row]:
         names = table.c.keys()  # psycopg takes as long to tell them as to fetch the rows
         rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in cursor]
         for name, kind in _DECORATED[table.name].items():
@@ -227,6 +243,10 @@ class FastPath:
     @cached_property
     def _save_together(self) -> Prepared:
         return self._prepared(statements.save_together())
+
+    @cached_property
+    def _pass_place(self) -> Prepared:
+        return self._prepared(places.pass_at_once())
 
     def _save(self, steps: int) -> Prepared:
         if steps not in self._saves:

@@ -104,8 +104,8 @@ class SqlStore:
         self.dialect = self.connections.dialect
         self._clock = DatabaseClock(self.connections)
         self.queries = SqlQueries(self.connections, codec, self._clock)
-        self.items = SqlItems(self.connections, codec, self._clock)
         self._fast = FastPath.of(self.connections, limit)
+        self.items = SqlItems(self.connections, codec, self._clock, self._fast)
         self._together = Gathering(self._save_together, most=_MOST_TOGETHER) if _is_file(self.connections) else None
         self._looked_back: float | None = None  # the reading of the clock after which that was done
 
