@@ -246,11 +246,13 @@ def test_what_was_handled_under_an_old_name_is_not_handled_again(rig: Rig) -> No
 def test_each_handler_sees_what_the_one_before_wrote_as_after_a_commit(rig: Rig) -> None:
     """The session is one, but no object of one handler is found by the next."""
     seen: list[int] = []
+    kept: list[Total] = []  # a session finds its objects only as long as somebody has them
 
     def count_by_object(context: HandlerContext) -> None:
         total = context.session.get(Total, 1)
         assert total is not None
         total.pages += 1
+        kept.append(total)
 
     def count_by_sql(context: HandlerContext) -> None:
         context.session.execute(text("update total set pages = pages + 1"))
@@ -259,6 +261,7 @@ def test_each_handler_sees_what_the_one_before_wrote_as_after_a_commit(rig: Rig)
         total = context.session.get(Total, 1)
         assert total is not None
         seen.append(total.pages)
+        kept.append(total)
 
     rig.behave = {1: count_by_object, 2: look, 3: count_by_sql, 4: look}
     assert rig.handle(*rig.publish(1, 2, 3, 4)) == [End.HANDLED] * 4

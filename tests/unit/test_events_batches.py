@@ -325,18 +325,25 @@ def test_a_breaker_that_tries_again_tries_one_message(make_rig: Callable[..., Ri
 
     def maybe(_: HandlerContext) -> None:
         if down.is_set():
-            raise RetryableError("down")
+            raise RetryableError("down", after=0.01)
 
-    rig.behave = dict.fromkeys(range(20), maybe)
+    def not_soon(_: HandlerContext) -> None:
+        raise RetryableError("down", after=60)
+
+    rig.behave = {**dict.fromkeys(range(20), maybe), 0: not_soon, 1: not_soon}
     breaker = rig.events.breakers.of(rig.events.subscriptions[0])
-    rig.deliver(*range(10))
+    rig.deliver(0, 1)
     with rig.consuming():
         wait_for(lambda: breaker.openings == 1, 10)
         rig.works.clear()
+        with Session(rig.store.engine) as session, session.begin():
+            for number in range(2, 12):
+                rig.events.publish(OrderPlaced(number=number), session, key="k")
+        rig.events.relay.send()  # all at once, because they have one key
         wait_for(lambda: breaker.openings >= 2, 10)
         assert {len(work) for work in rig.works} <= {1}
         down.clear()
-        wait_for(rig.is_empty, 10)
+        wait_for(lambda: rig.broker.depth(QUEUE) == 2, 10)
     assert rig.events.dead_letters() == []
 
 

@@ -57,7 +57,7 @@ from sagas.contrib.django import atomic, engine, publish, sagas
 from sagas.contrib.django.models import DeadLetter, HistoryEntry, InboxMessage, OutboxMessage, Saga, Step
 from sagas.events import Envelope, Events, HandlerContext, Service
 from sagas.events.brokers.memory import MemoryBroker
-from sagas.events.inbox import Call, End
+from sagas.events.inbox import Batch, Call, End
 from sagas.operations import Operations
 from sagas.operator_actions import Action
 from sagas.stores import migrate, retention, schema
@@ -298,6 +298,35 @@ class InTransactions(Committing):
                 assert not Effect.objects.exists()
                 assert not InboxMessage.objects.exists()
                 assert not connection.in_atomic_block
+
+    def test_a_batch_of_messages_is_one_block(self) -> None:
+        shop = Service("shop")
+
+        def handler(event: OrderPlaced, _: HandlerContext) -> None:
+            Effect.objects.create(what=f"batch {event.number}")
+            if event.number == "caught":
+                with suppress(IntegrityError):
+                    Order.objects.create(number="there")
+            if event.number == "bad":
+                raise RuntimeError("bad")
+
+        def handle(*numbers: str) -> list[End]:
+            envelopes = [Envelope.wrap(OrderPlaced(number=number), source="orders") for number in numbers]
+            calls = tuple(
+                Call(queue="shop.act", topic=each.topic, body=each.encode(), attempt=1, redelivered=False)
+                for each in envelopes
+            )
+            return [outcome.end for outcome in own.handle(Batch(calls))]
+
+        Order.objects.create(number="there")
+        shop.on(OrderPlaced, name="act", batch_size=10)(_with_context(handler))
+        own = Events([shop], engine=engine(), broker=MemoryBroker())
+        assert handle("1", "2") == [End.HANDLED] * 2
+        assert handle("3", "bad", "4") == [End.ROLLED_BACK] * 3
+        assert handle("5", "caught", "6") == [End.ROLLED_BACK] * 3
+        assert sorted(effect.what for effect in Effect.objects.all()) == ["batch 1", "batch 2"]
+        assert InboxMessage.objects.count() == 2
+        assert not connection.in_atomic_block
 
     def test_blocks_that_cross_are_refused(self) -> None:
         with Session(engine()) as outer, Session(engine()) as inner:
