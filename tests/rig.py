@@ -193,6 +193,7 @@ def _after(name: str) -> Step:
 
 def sagas() -> list[Saga]:
     line = Saga("line", _step("one"), _step("two"), _step("three"), input=Faults)
+    calm = Saga("calm", *(_step(name, timeout=60) for name in ("one", "two", "three")), input=Faults)
     full = Saga(
         "full",
         _step("one"),
@@ -217,7 +218,7 @@ def sagas() -> list[Saga]:
         input=Faults,
     )
     polls = Saga("polls", _step("one"), _asking(poll_timeout=4), _step("three"), input=Faults)
-    return [line, full, waits, long, short, nobody, once, later, served, awaits, polls]
+    return [line, calm, full, waits, long, short, nobody, once, later, served, awaits, polls]
 
 
 #: Rows of an import.

@@ -51,7 +51,7 @@ def assert_one_at_a_time(rig: Rig) -> None:
 def test_all_are_run_and_no_two_functions_of_a_process_overlap(make_rig: MakeRig, broker: str, database: str) -> None:
     rig = make_rig(broker, database)
     rig.configure(lease=60.0)  # however slow the machine, nothing is taken over
-    handles = start(rig, *[{}] * 120)
+    handles = start(rig, *[{}] * 120, name="calm")
     rig.worker(concurrency=2)
     for handle in handles:
         rig.assert_done(handle, 90)
@@ -122,7 +122,7 @@ def test_nobody_waits_for_a_function_that_does_not_end(make_rig: MakeRig, first:
 
 def test_a_saga_that_turns_slow_goes_on_by_a_message_of_its_own(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
-    handles = start(rig, *[{"two": "second"}] * 6)
+    handles = start(rig, *[{"two": "second"}] * 6, name="calm")
     rig.worker(concurrency=3)
     for handle in handles:
         rig.assert_done(handle, 60)
@@ -168,7 +168,7 @@ def flushed(rig: Rig, number: int, name: str = "line") -> list[SagaHandle]:
 def test_what_a_broker_has_lost_is_sent_again_in_batches(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
     rig.configure(redispatch_after=5.0)
-    handles = flushed(rig, 1_000)
+    handles = flushed(rig, 1_000, "calm")
     worker = rig.worker(concurrency=2)
     for handle in handles:
         rig.assert_done(handle, 90)
