@@ -34,7 +34,7 @@ _QUICK = 0.01
 _LATE = 0.05
 
 #: Sagas of a batch whose checkpoints are on their way at the same time, where the store has them share commits.
-SIDE_BY_SIDE = 8
+SIDE_BY_SIDE = 16
 
 #: Seconds after which a worker begins no more sagas of a batch, and lets the broker choose again.
 _LONGEST = 5.0

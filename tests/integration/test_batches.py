@@ -105,13 +105,13 @@ def test_nobody_waits_for_a_function_that_does_not_end(make_rig: MakeRig, first:
     """It is at work in one process, and another one takes the sagas of its batch that have not begun."""
     rig = make_rig("redis", "postgres")
     rig.configure(redispatch_after=60.0)  # recovery does not help
-    faults: list[dict[str, str]] = [{} for _ in range(30)]
+    faults: list[dict[str, str]] = [{} for _ in range(40)]
     faults[0 if first else 4]["two"] = "slow"
     handles = start(rig, *faults, name="long")
     slow = handles.pop(0 if first else 4)
     rig.worker(concurrency=2)
     rig.begun(slow, "two")
-    beside = handles if first else handles[12:]  # up to 7 others have claimed their next step, and wait for their turn
+    beside = handles if first else handles[20:]  # up to 15 others have claimed their next step, and wait for their turn
     for handle in beside:
         rig.assert_done(handle, 15)
     assert slow.status is SagaStatus.RUNNING
