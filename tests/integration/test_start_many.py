@@ -65,7 +65,7 @@ def test_a_broker_that_is_away_is_asked_once(store: SqlStore, monkeypatch: pytes
     assert time.monotonic() - before < 15  # each of them would take a second
     assert {result.status for result in results} == {StartStatus.STARTED}
     assert all(handle.record.next_check_at is not None for handle in all_of(results))
-    assert warned == ["recovery will dispatch the sagas that start_many did not: %r"]
+    assert warned == ["recovery will dispatch the sagas that were not sent: %r"]
     app.close()
 
 
