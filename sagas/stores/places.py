@@ -77,16 +77,17 @@ def pass_at_once() -> Select[Any]:
         .with_for_update(of=schema.fan_outs)
         .cte("turn")
     )
+    # Subqueries in place of joins: a join could read all the items to find one of them.
+    number = select(turn.c.next_item).scalar_subquery()
     item = (
         select(_sagas.id)
-        .join_from(schema.sagas, turn, _sagas.parent_item == turn.c.next_item)
-        .where(_sagas.parent_id == _parent, _sagas.parent_step == _step)
+        .where(_sagas.parent_id == _parent, _sagas.parent_step == _step, _sagas.parent_item == number)
         .cte("item")
     )
     passed = PASS.where(exists(select(item.c.id))).returning(_sagas.id).cte("passed")
     begun = (
         update(schema.sagas)
-        .where(_sagas.id == item.c.id, exists(select(passed.c.id)))
+        .where(_sagas.id == select(item.c.id).scalar_subquery(), exists(select(passed.c.id)))
         .values(_BEGUN)
         .returning(*schema.sagas.c)
         .cte("begun")
