@@ -58,9 +58,6 @@ SELECT version FROM moved"""
 
 _ENCODER = msgspec.json.Encoder()
 
-#: Connections that are kept for appends; more writers than so many use the pool.
-_MOST_KEPT = 2
-
 
 class PostgresWriting(Writing):
     """A statement for each append, through SQLAlchemy."""
@@ -114,12 +111,11 @@ class PsycopgWriting(PostgresWriting):
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._kept = Kept(engine, most=_MOST_KEPT)
         self._statements = {how: str(each.compile(dialect=engine.dialect)) for how, each in self._append.items()}
 
-    def append_alone(self, engine: Engine, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:  # noqa: ARG002
+    def append_alone(self, engine: Engine, stream: str, expected: int | None, rows: Sequence[Row]) -> int | None:
         how, values = _parameters(stream, expected, rows)
-        with self._kept.lend() as (driver, _):
+        with Kept.of(engine).lend() as (driver, _):
             found = driver.execute(self._statements[how], values).fetchone()
         return None if found is None else int(found[0])
 

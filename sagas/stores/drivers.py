@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ __all__ = ["Kept", "autocommitting"]
 #: PostgreSQL keeps the plan that it made for a prepared statement while the tables were empty. With these settings it
 #: finds rows by an index. Else it would read whole tables, or whole indexes for a join, until it has analysed them.
 _BY_INDEX = "; ".join(f"SET enable_{way} = off" for way in ("seqscan", "hashjoin", "mergejoin"))
+
+#: Connections that are kept beside an engine's pool: for whoever loads, whoever saves, and one who inserts or appends.
+_MOST_KEPT = 3
 
 #: Seconds after which a kept connection is replaced, as those of the pool are: a firewall may have dropped it.
 _RECYCLE = 1_800
@@ -82,10 +86,23 @@ class Kept:
     """
 
     def __init__(self, engine: Engine, most: int) -> None:
-        self._engine = engine
+        self._weak_engine = weakref.ref(engine)  # which knows this one, and would never be collected otherwise
         self._most = most if isinstance(engine.pool, QueuePool) else 0
         self._begin_anew()
         event.listen(engine, "engine_disposed", lambda _engine: self._forget())
+
+    @classmethod
+    def of(cls, engine: Engine) -> Kept:
+        """Return those of an engine: all stores that use it share them."""
+        if engine not in _KEPT:
+            _KEPT.setdefault(engine, cls(engine, _MOST_KEPT))
+        return _KEPT[engine]
+
+    @property
+    def _engine(self) -> Engine:
+        engine = self._weak_engine()
+        assert engine is not None
+        return engine
 
     def _begin_anew(self) -> None:
         self._idle: deque[_Connection] = deque()
@@ -170,3 +187,6 @@ class Kept:
         with self._lock:
             if home is self._idle:
                 self._open -= 1
+
+
+_KEPT: weakref.WeakKeyDictionary[Engine, Kept] = weakref.WeakKeyDictionary()

@@ -40,9 +40,6 @@ _MOST = 100
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)  # a subclass of str is a str
 
-#: Connections that are kept: for whoever loads, whoever saves, and one who inserts.
-_MOST_KEPT = 3
-
 _IDS = bindparam("ids", type_=ARRAY(String))
 _SAGAS = select(schema.sagas).where(schema.sagas.c.id == func.any(_IDS))
 _STEPS = select(schema.steps).where(schema.steps.c.saga_id == func.any(_IDS)).order_by(schema.steps.c.seq)
@@ -112,7 +109,7 @@ class FastPath:
         self._timeout = timeout
         driver: Any = connections.engine.dialect.loaded_dbapi
         self._cursor: Callable[[Any], Any] = driver.RawCursor
-        self._kept = Kept(self._engine, most=_MOST_KEPT)
+        self._kept = Kept.of(self._engine)
         self._saves: dict[int, Prepared] = {}  # by how many steps they write
         self._loading = Gathering(self._load_all, most=_MOST)
         self._saving = Gathering(self._save_all, most=_MOST)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -102,6 +104,17 @@ def test_they_are_closed_with_the_engines(engine: Engine, kept: Kept) -> None:
     session = session_of(kept)
     engine.dispose()
     wait_for(lambda: not lives(engine, session), 30, "it is closed")
+
+
+def test_all_who_use_an_engine_share_them_and_it_can_be_collected(postgres: Postgres) -> None:
+    engine = create_engine(postgres.database())
+    session = session_of(Kept.of(engine))
+    assert session_of(Kept.of(engine)) == session, "a store that is made for each request opens no more"
+    engine.dispose()
+    gone = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_old_one_is_replaced(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
