@@ -13,7 +13,7 @@ import redis
 from sagas import SagaHandle, SagaStatus
 from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
-from tests.rig import Faults
+from tests.rig import Faults, Worker
 from tests.servers import wait_for
 
 
@@ -144,17 +144,23 @@ def test_a_child_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig, b
         rig.assert_explained(handle)
 
 
-def test_a_worker_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig) -> None:
-    rig = make_rig("redis", "postgres")
-    handles = start(rig, *[{}] * 100, name="long")
+def assert_a_kill_loses_nothing(rig: Rig, handles: Sequence[SagaHandle], *, after: int) -> Worker:
+    """Kill a worker in the middle, after so many lines of the ledger, and have another one end all. Return the first."""
     first = rig.worker(concurrency=2)
-    wait_for(lambda: (rig.folder / "ledger").exists() and len(lines(rig)) > 20, 30, "some have begun", 0.001)
+    wait_for(lambda: (rig.folder / "ledger").exists() and len(lines(rig)) > after, 30, "some have begun", 0.001)
     first.kill()
     assert not all(handle.status is SagaStatus.COMPLETED for handle in handles)
     rig.worker(concurrency=2)
     for handle in handles:
         rig.assert_done(handle, 120)
         rig.assert_explained(handle)
+    return first
+
+
+def test_a_worker_that_is_killed_in_a_batch_loses_none_of_it(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    handles = start(rig, *[{}] * 100, name="long")
+    assert_a_kill_loses_nothing(rig, handles, after=20)
 
 
 def flushed(rig: Rig, number: int, name: str = "line") -> list[SagaHandle]:
@@ -185,15 +191,8 @@ def test_what_a_broker_has_lost_is_sent_again_in_batches(make_rig: MakeRig) -> N
 def test_a_worker_that_is_killed_in_a_batch_of_recovery_loses_none_of_it(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
     handles = flushed(rig, 200, "long")
-    first = rig.worker(concurrency=2)
-    wait_for(lambda: (rig.folder / "ledger").exists() and len(lines(rig)) > 60, 30, "some have begun", 0.001)
+    first = assert_a_kill_loses_nothing(rig, handles, after=60)
     assert "sagas.batch" in first.output()
-    first.kill()
-    assert not all(handle.status is SagaStatus.COMPLETED for handle in handles)
-    rig.worker(concurrency=2)
-    for handle in handles:
-        rig.assert_done(handle, 120)
-        rig.assert_explained(handle)
 
 
 def test_one_that_kills_its_worker_after_a_flush_does_not_take_others_along_again(make_rig: MakeRig) -> None:
