@@ -11,9 +11,11 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -361,6 +363,23 @@ class EventRig:
                 for key, number in done:
                     by_key[key].append(number)
                 assert dict(by_key) == {key: list(numbers) for key, numbers in published.items()}, queue
+
+    def publish_while_readers_are_killed(
+        self, published: Mapping[str, Sequence[int]], queue: str, *, every: int, seed: int
+    ) -> None:
+        """Publish from a thread for each key, and kill one of three readers each time that a queue has done so many."""
+        running = [self.consume() for _ in range(3)]
+        publishing = [threading.Thread(target=self.publish, args=n, kwargs={"key": k}) for k, n in published.items()]
+        chance = random.Random(seed)
+        for thread in publishing:
+            thread.start()
+        for kill in range(1, 5):
+            self.wait_for_done(queue, kill * every)
+            victim = chance.randrange(3)
+            running[victim].kill()
+            running[victim] = self.consume()
+        for thread in publishing:
+            thread.join()
 
     def wait_for_done(self, queue: str, count: int, timeout: float = 30) -> None:
         wait_for(lambda: len(self.done(queue)) >= count, timeout, f"{queue} has done {count}")

@@ -6,8 +6,6 @@ the audit would see them.
 
 from __future__ import annotations
 
-import random
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -223,18 +221,7 @@ def test_while_processes_are_killed_nothing_is_lost_doubled_or_overtaken(
 ) -> None:
     """Three processes, one of which is killed again and again, while more is published."""
     rig = make_batch_rig(broker)
-    running = [rig.consume() for _ in range(3)]
-    publishing = [threading.Thread(target=rig.publish, args=n, kwargs={"key": k}) for k, n in KEYS.items()]
-    for thread in publishing:
-        thread.start()
-    chance = random.Random(11)
-    for kill in range(1, 5):
-        rig.wait_for_done(CHARGE, kill * 15)
-        victim = chance.randrange(3)
-        running[victim].kill()
-        running[victim] = rig.consume()
-    for thread in publishing:
-        thread.join()
+    rig.publish_while_readers_are_killed(KEYS, CHARGE, every=15, seed=11)
     rig.assert_each_once(KEYS, RESERVE, CHARGE, PACK)
     rig.settled()
     assert rig.events.dead_letters() == []

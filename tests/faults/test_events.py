@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -58,18 +57,7 @@ def test_while_processes_are_killed_nothing_is_lost_doubled_or_overtaken(
     """Readers, handlers and relays in three processes, one of which is killed again and again."""
     rig = make_event_rig(broker)
     published = {f"key {n}": range(n * 100, n * 100 + 30) for n in range(6)}
-    running = [rig.consume() for _ in range(3)]
-    publishing = [threading.Thread(target=rig.publish, args=n, kwargs={"key": k}) for k, n in published.items()]
-    chance = random.Random(7)
-    for thread in publishing:
-        thread.start()
-    for kill in range(1, 5):
-        rig.wait_for_done(CHARGE, kill * 20)
-        victim = chance.randrange(3)
-        running[victim].kill()
-        running[victim] = rig.consume()
-    for thread in publishing:
-        thread.join()
+    rig.publish_while_readers_are_killed(published, CHARGE, every=20, seed=7)
     rig.assert_each_once(published, RESERVE, CHARGE, PACK)
     rig.settled()
     assert rig.events.dead_letters() == []
