@@ -26,6 +26,7 @@ class Worker:
     queues: frozenset[str]
     tasks: frozenset[str]
     about: Mapping[str, Any] | None  #: the reply of `sagas.control`; None if the worker does not know the command
+    is_late: bool = False  #: it answered a ping, but not every query in time: the fields above may be empty
 
 
 def examine(sagas: Sagas, timeout: float) -> Iterator[Finding]:
@@ -34,7 +35,7 @@ def examine(sagas: Sagas, timeout: float) -> Iterator[Finding]:
 
 
 def ask(sagas: Sagas, timeout: float) -> list[Worker]:
-    """Query all workers. Those that do not answer within `timeout` seconds are left out."""
+    """Query all workers. Those that do not answer a ping within `timeout` seconds are left out."""
     control = sagas.app.control
     names = sorted(control.inspect(timeout=timeout).ping() or {})
     if not names:
@@ -43,13 +44,15 @@ def ask(sagas: Sagas, timeout: float) -> list[Worker]:
     inspect = control.inspect(destination=names, timeout=timeout, limit=len(names))
     queues, tasks = inspect.active_queues() or {}, inspect.registered() or {}
     replies = control.broadcast(COMMAND, destination=names, reply=True, timeout=timeout, limit=len(names)) or ()
-    about = {name: answer for each in replies for name, answer in each.items() if "definitions" in answer}
+    # A worker that does not know the command replies with an error, one with another app's sagas with nothing.
+    about = {name: answer for each in replies for name, answer in each.items()}
     return [
         Worker(
             name,
             frozenset(queue["name"] for queue in queues.get(name) or ()),
             frozenset(task.split(" ")[0] for task in tasks.get(name) or ()),
-            about.get(name),
+            about[name] if "definitions" in about.get(name, ()) else None,
+            is_late=not (name in queues and name in tasks and name in about),
         )
         for name in names
     ]
@@ -75,10 +78,20 @@ def own(sagas: Sagas, workers: list[Worker]) -> list[Worker]:
 
 def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
     """Check what workers report about themselves."""
-    answered, workers = workers, own(sagas, workers)
+    late = [worker.name for worker in workers if worker.is_late]
+    if late:
+        yield warning(
+            "late-workers",
+            f"workers that answered too late to be checked, or to say what they consume: {', '.join(late)}",
+            "run this again with a longer --timeout",
+        )
+    answered = [worker for worker in workers if not worker.is_late]
+    workers = own(sagas, answered)
     if others := [worker.name for worker in answered if worker not in workers]:
         yield ok("other-workers", f"workers of other apps, with their own queues: {', '.join(others)}")
     if not workers:
+        if late:
+            return
         yield problem(
             "no-workers",
             "no worker answers: nothing runs, and nothing is recovered",
@@ -86,10 +99,11 @@ def check(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:
         )
         return
     yield ok("workers", f"{len(workers)} workers answer: {', '.join(worker.name for worker in workers)}")
-    yield from _queues(sagas, workers)
     yield from _code(sagas, workers)
     yield from _set_up(sagas, workers)
-    yield from _event_queues(sagas, workers)
+    if not late:  # what nobody else consumes, they may consume
+        yield from _queues(sagas, workers)
+        yield from _event_queues(sagas, workers)
 
 
 def _queues(sagas: Sagas, workers: list[Worker]) -> Iterator[Finding]:

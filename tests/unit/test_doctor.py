@@ -169,6 +169,15 @@ def test_workers(queues: list[str], about: Any, expected: list[tuple[str, str]])
     assert codes(workers.check(sagas(saga()), [worker])) == expected
 
 
+def test_workers_that_answer_late() -> None:
+    """What they did not say in time is not held against them, nor against the others."""
+    late = Worker("late@x", frozenset(), frozenset(), None, is_late=True)
+    assert codes(workers.check(sagas(saga()), [late])) == [("warning", "late-workers")]
+    other = Worker("w@x", frozenset(["other"]), frozenset(), {**ABOUT, "lease": 5.0})
+    expected = [("warning", "late-workers"), ("warning", "timing-differs")]
+    assert codes(workers.check(sagas(saga()), [late, other])) == expected
+
+
 def test_helpers_have_a_queue_of_their_own() -> None:
     routed = sagas(saga(), task_routes={"s.*": {"queue": "steps"}})
     worker = Worker("w@x", frozenset(["steps"]), frozenset(), ABOUT)
