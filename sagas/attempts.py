@@ -200,8 +200,6 @@ class Attempts:
         """Record a success in the transaction of its effect, or undo both."""
 
         def record(case: Case) -> Change:
-            if attempt.was_completed(case.record):
-                return transitions.return_late(case)
             if case.record.step(attempt.name).owner != owner or case.record.direction is not attempt.direction:
                 raise Fenced(f"rolled back: the saga is {case.record.status} and no longer wants it")
             return self._recorded(case, attempt, owner, result)

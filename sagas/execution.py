@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sagas.binding import BoundStep
 from sagas.causes import Cause
-from sagas.checkpoints import Direction, SagaRecord, StepStatus, replace
+from sagas.checkpoints import Direction, SagaRecord, replace
 from sagas.context import StepContext
 from sagas.creation import Limits, new_record
 from sagas.definition import Saga
@@ -114,15 +114,6 @@ class Execution:
         self._transaction = ExitStack()
         #: Whether its condition is to be asked in this attempt.
         self.is_undecided = self.direction is Direction.FORWARD and is_undecided(self.saga, record.step(name))
-
-    def was_completed(self, record: SagaRecord) -> bool:
-        """Whether a signal ended the wait of this attempt before its function had returned.
-
-        No attempt comes after that. One that came after this one would have another number.
-        """
-        mine, step = self.record.step(self.name), record.step(self.name)
-        forward = self.direction is record.direction is Direction.FORWARD
-        return forward and self.step.step.waits and step.status is StepStatus.DONE and step.attempt == mine.attempt
 
     @property
     def bound(self) -> Bound | None:

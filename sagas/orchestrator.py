@@ -289,8 +289,7 @@ class Orchestrator:
         rows: list[Mapping[str, Any]] = []
         if emitted is not None and emitted.messages:
             status = after.step(emitted.name).status
-            is_new = before.step(emitted.name).status is not status or emitted.was_completed(before)
-            if status in _SUCCEEDED and is_new:
+            if status in _SUCCEEDED and before.step(emitted.name).status is not status:
                 rows += emitted.messages
         if saga.publish_lifecycle and self.events is not None:
             rows += self.events.lifecycle(before, after)

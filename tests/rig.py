@@ -323,6 +323,23 @@ def waits_for_all() -> Saga:
 def asks_within() -> Saga:
     """A deferred step that writes through `step.session` before it gives out its token."""
 
+    def of(ask: Callable[..., Any], withdraw: Callable[..., Any]) -> Step:
+        return Step(
+            "ask", ask, compensation=withdraw, deferred=True, deadline=60, result=int, retry=QUICK, timeout=20,
+            compensation_retry=QUICK,
+        )  # fmt: skip
+
+    return _asking_within("asks_within", of)
+
+
+def waits_within() -> Saga:
+    """A wait that does the same."""
+    return _asking_within(
+        "waits_within", lambda ask, withdraw: Wait("ask", int, timeout=60, begin=ask, compensation=withdraw)
+    )
+
+
+def _asking_within(name: str, node_of: Callable[[Callable[..., Any], Callable[..., Any]], Step | Wait]) -> Saga:
     def ask(faults: dict[str, str], step: StepContext) -> None:
         step.session.execute(text("INSERT INTO effect VALUES (:key)"), {"key": step.idempotency_key})
         with (Path(os.environ["RIG_FOLDER"]) / f"tokens-{step.saga_id}").open("a") as tokens:
@@ -339,14 +356,11 @@ def asks_within() -> Saga:
         return ask
 
     return Saga(
-        "asks_within",
-        Step(
-            "ask", ask, compensation=withdraw, deferred=True, deadline=60, result=int, retry=QUICK, timeout=20,
-            compensation_retry=QUICK,
-        ),
+        name,
+        node_of(ask, withdraw),
         Step("last", last, compensation=None, retry=QUICK, timeout=3),
         input=Faults,
-    )  # fmt: skip
+    )
 
 
 def with_children() -> Saga:

@@ -11,7 +11,7 @@ from sagas.transitions.case import Case, Change, Failure, Verdict
 from sagas.transitions.ends import after_step, expire, failed, late_failure, late_success, lose, move_on, released
 from sagas.transitions.waits import ended
 
-__all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "return_late", "skip", "succeed", "wait"]
+__all__ = ["claim", "decided", "fail", "join", "renew", "report", "reported", "skip", "succeed", "wait"]
 
 
 def claim(case: Case, name: str, epoch: int, owner: str, digest: str | None = None) -> Change:
@@ -125,14 +125,6 @@ def wait(case: Case, name: str, owner: str, until: datetime) -> Change:
         return ended(case, step)
     step = released(step, StepStatus.WAITING, None, opened_at=step.opened_at or case.now, due_at=until, error=None)
     return case.set(step).done(Verdict.PARTED)
-
-
-def return_late(case: Case) -> Change:
-    """The function of a wait has returned whose signal had come: what it wrote counts, as the signal does.
-
-    The write makes it lose a race against whoever has the saga compensate.
-    """
-    return Change(replace(case.record, updated_at=case.now), Verdict.GO_AWAY, "its signal came before it had returned")
 
 
 def fail(case: Case, name: str, owner: str, direction: Direction, failure: Failure) -> Change:

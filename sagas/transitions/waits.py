@@ -29,6 +29,9 @@ class Signal:
 def signal(case: Case, name: str, sent: Signal) -> Change:
     """Give a wait its signal. One that comes before the wait has begun is kept.
 
+    From the first call of `begin` on, it is kept until that has returned. The wait ends when what `begin` wrote is
+    committed, and if its worker dies before that, `begin` is called again.
+
     Raises `SignalRefused` where the saga no longer wants it, saying why.
     """
     record, step = case.record, case.record.step(name)
@@ -49,6 +52,9 @@ def signal(case: Case, name: str, sent: Signal) -> Change:
         raise SignalRefused(
             f"{case.about} no longer wants the signal {name!r}: its wait is {step.status}: {step.error}"
         )
+    if step.started_seq and step.status is not StepStatus.WAITING:
+        case = case.set(replace(step, result=sent.payload, input=sent.by))
+        return case.done(Verdict.GO_AWAY, "it is kept until begin has returned", _told(case, step, sent))
     change = ended(case, step, result=sent.payload, input=sent.by)
     return replace(change, history=_told(case, step, sent) + change.history)
 

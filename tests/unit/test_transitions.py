@@ -562,14 +562,23 @@ def test_a_wait_whose_signal_came_before_it_began_is_not_undone(is_open: bool) -
 
 
 @pytest.mark.parametrize("between_attempts", [False, True])
-def test_a_wait_whose_signal_came_after_it_began_is_undone(between_attempts: bool) -> None:
-    """Its function was at work, or had failed: it may have asked."""
+def test_a_wait_whose_signal_came_after_it_began_ends_with_its_function(between_attempts: bool) -> None:
+    """Its function is at work, or has failed and is called again. It may have asked, so it is undone."""
     game = Game(ASKS)
     game.do("a")
     game.claim("w")
     if between_attempts:
         game.fail("w")
-    game.signal("w")
+    at_work = game.status("w")
+    assert game.signal("w") is Verdict.GO_AWAY
+    assert game.signal("w") is Verdict.SETTLED
+    assert game.status("w") is at_work
+    assert left(ASKS, game.record) == (("w",), ("b",))
+    if between_attempts:
+        game.wait(10)
+        assert game.claim("w") is Verdict.ACT
+    assert game.take(transitions.wait(game.case, "w", game.owners["w"][0], NOW)) is Verdict.DISPATCH
+    assert (game.status("w"), game.record.step("w").result) == (StepStatus.DONE, "true")
     game.claim("b")
     game.fail("b", Outcome.TERMINAL)
     assert left(ASKS, game.record) == (("b",), ("w",), ("a",))
