@@ -119,21 +119,26 @@ _ABORTED = (
 
 
 def limit_idle(
-    connection: Connection, *, unheard: float | None = None, most: float | None = None
+    connection: Connection, *, unheard: float | None = None, most: float | None = None, mark: str | None = None
 ) -> Callable[[], None]:
     """Have the database end the open transaction when it hears nothing of this process.
 
-    Returns what to call at the end of the transaction.
+    Returns what to call at the end of the transaction. `mark`: what PostgreSQL keeps with it, see `Lent`.
 
     That is after `IDLE` seconds where a thread speaks for the transaction while its code is busy, for `most` seconds at
     most; where it cannot, after `unheard` seconds. SQLite needs neither: its locks end with the process, and are on one
     host.
     """
     if connection.dialect.name == "postgresql":
-        if connection.dialect.driver not in ("psycopg", "psycopg2"):
-            return _nothing  # nobody could speak for it: its code may be busy for as long as the server allows
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE * 1000)}")
-        return _VOICE.speak_for(connection, IDLE / 3, most)
+        # Without somebody to speak for it, its code may be busy for as long as the server allows.
+        speaks = connection.dialect.driver in ("psycopg", "psycopg2")
+        settings = {f"{_MARK}.it": mark} if mark is not None else {}
+        if speaks:
+            settings["idle_in_transaction_session_timeout"] = str(round(IDLE * 1000))
+        if settings:
+            local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+            connection.exec_driver_sql(f"SELECT {local}")
+        return _VOICE.speak_for(connection, IDLE / 3, most) if speaks else _nothing
     if not getattr(connection.dialect, "is_mariadb", False):
         return _nothing
     connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {math.ceil(unheard or IDLE)}")
@@ -278,13 +283,11 @@ class Lent:
     def hold(self, connection: Connection) -> None:
         """Keep the transaction of this connection. Without this, that which the session begins next."""
         self._connection = connection
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql(f"SELECT set_config('{_MARK}.it', '{self._token}', true)")
-        else:
+        if connection.dialect.name != "postgresql":
             begin_if_late(connection)
             connection.exec_driver_sql(f"SAVEPOINT {_MARK}")
         unheard = UNHEARD if self._most is None else self._most
-        self._let_go = limit_idle(connection, unheard=unheard, most=self._most)
+        self._let_go = limit_idle(connection, unheard=unheard, most=self._most, mark=self._token)
         event.listen(connection, "commit", self._commits)
         event.listen(connection, "rollback", self._rolls_back)
         event.listen(connection, "before_cursor_execute", self._executes)
