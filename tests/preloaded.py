@@ -26,6 +26,9 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+#: What the tests are told to ignore, as under `nohup` or in the background of a script, and so what they start, too.
+_IGNORED = {number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN}
+
 #: What takes long to import and does nothing else: no module of a test, and none that reads settings as it is imported.
 _MODULES = """
     celery.bin.celery celery.bin.worker celery.apps.worker celery.worker.consumer
@@ -133,10 +136,11 @@ def _tell(ours: socket.socket, number: int) -> None:
 def _become(fork: Fork) -> Request:
     """Leave nothing in this process of the one that it was forked from."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ} - _IGNORED:
         with contextlib.suppress(OSError):  # one that belongs to the C library
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.SIGINT not in _IGNORED:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: the server ends with the test process

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests import forks
@@ -117,16 +118,23 @@ def test_orders_before_ones_eyes(shop: str, tmp_path: Path) -> None:
 def test_a_refund_is_approved_in_the_admin_and_paid_by_the_bank(shop: str, tmp_path: Path) -> None:
     with browser(tmp_path / "profile") as driver:
         wait = WebDriverWait(driver, 60)
+
+        def submit(css: str) -> None:
+            """Send a form. Until its answer is there, that could take the place of the next page, or be lost to it."""
+            button = driver.find_element(By.CSS_SELECTOR, css)
+            button.click()
+            wait.until(staleness_of(button))
+
         driver.get(shop)
         driver.find_element(By.CSS_SELECTOR, "form.card button").click()
         wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "[data-at-rest]"))
         order = driver.current_url
         driver.find_element(By.NAME, "why").send_keys("<b>too bitter</b>")
-        driver.find_element(By.CSS_SELECTOR, "form.refund button").click()
+        submit("form.refund button")
         driver.get(f"{shop}admin/sagas/saga/?status=approval")
         wait.until(lambda d: d.find_element(By.NAME, "username")).send_keys("admin")
         driver.find_element(By.NAME, "password").send_keys("admin")
-        driver.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+        submit("input[type=submit]")
 
         def asks(_: object) -> bool:
             driver.get(f"{shop}admin/sagas/saga/?status=approval")

@@ -59,6 +59,10 @@ class Shop:
         assert self.process.returncode == 0, self.output()[-3000:]
 
 
+#: Seconds. The broker of the embedded shop is a folder, where a file can be read before it is written. Recovery sends such
+#: a lost message again, after 30 s.
+PATIENCE = 90.0
+
 ON_BOTH = pytest.mark.parametrize("shop", ["embedded", "servers"], indirect=True, scope="module")
 
 
@@ -88,13 +92,14 @@ def order(shop: Shop, chrome: Chrome, sku: str, *, quantity: int = 1, card: str 
     field.send_keys(str(quantity))
     Select(form.find_element(By.NAME, "card")).select_by_value(card)
     form.find_element(By.TAG_NAME, "button").click()
+    until(chrome, "#saga")
 
 
-def until(chrome: Chrome, css: str, timeout: float = 30) -> Any:
+def until(chrome: Chrome, css: str, timeout: float = PATIENCE) -> Any:
     return WebDriverWait(chrome, timeout, 0.1).until(lambda _: chrome.find_elements(By.CSS_SELECTOR, css))
 
 
-def ends(chrome: Chrome, status: str, timeout: float = 30) -> dict[str, str]:
+def ends(chrome: Chrome, status: str, timeout: float = PATIENCE) -> dict[str, str]:
     until(chrome, f"#saga[data-status={status}]", timeout)
     steps = chrome.find_elements(By.CLASS_NAME, "step")
     return {str(step.get_attribute("id")): str(step.get_attribute("data-status")) for step in steps}
