@@ -73,8 +73,8 @@ class Sagas(Generic[StoreT_co]):
     `observers`: told of what happens, for metrics, traces and logs: see docs/monitoring.md.
     `run_next_inline`: let a worker that has done a step run the next one too, without a message, if it serves the
         queue of that step.
-    `batch_size`: sagas that one message of `start_many`, of an `Each` or of recovery carries at most; 1 for a message
-        each. Only quick steps stay in a batch.
+    `batch_size`: sagas in one message at most: of `start_many`, of an `Each`, of recovery, and of threads that start
+        sagas at the same moment; 1 for a message each. Only quick steps stay in a batch.
     `batch_concurrency`: how many functions of one batch run at the same time. More than 1 is for functions that are
         thread-safe.
 

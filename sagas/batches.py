@@ -1,6 +1,6 @@
 """Batches: one message for many sagas that begin with the same step.
 
-A worker runs the sagas of a batch side by side, so that their checkpoints share commits; see `stores.gathering`. Their
+A worker runs the sagas of a batch side by side, so that their checkpoints share commits; see `sagas.gathering`. Their
 functions still run one at a time, unless `batch_concurrency` says otherwise: code that is not thread-safe stays safe.
 A batch is for steps that are quick. Whatever turns out to be slow leaves it, with a message of its own, so that other
 workers can take it.
@@ -23,7 +23,7 @@ from sagas.definition import Saga
 from sagas.endings import ends_process
 from sagas.plan import Plan, Stage
 
-__all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "as_message", "grouped", "plans_of", "run"]
+__all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "alike_groups", "as_message", "grouped", "plans_of", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,19 @@ def grouped(plans: Iterable[Plan], size: int) -> Iterator[list[Plan]]:
             yield group
 
 
-def as_message(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Return the arguments of the message for plans that differ by nothing but their saga's id."""
+def alike_groups(plans: Iterable[Plan]) -> Iterable[list[Plan]]:
+    """Return those plans together that differ by nothing but their saga's id, wherever they come."""
+    groups: dict[Plan, list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault(replace(plan, saga_id=""), []).append(plan)
+    return groups.values()
+
+
+def as_message(plans: Sequence[Plan], *, side_by_side: bool) -> dict[str, Any]:
+    """Return the arguments of the message for plans that differ by nothing but their saga's id.
+
+    `side_by_side`: whether they may run in threads beside the thread of their task.
+    """
     plan = plans[0]
     return {
         "saga": plan.saga.name,
@@ -72,6 +83,7 @@ def as_message(plans: Sequence[Plan]) -> dict[str, Any]:
         "epoch": plan.epoch,
         "dispatch": plan.dispatch,
         "stages": [[list(stage.steps), stage.joined] for stage in plan.stages],
+        "side_by_side": side_by_side,
     }
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ def _write(event: str, what: str, step: StepContext, known: Receipt | None = Non
     line = {
         "saga": step.saga_id, "event": event, "what": what, "step": step.step, "attempt": step.attempt, "key": step.idempotency_key,
         "pid": os.getpid(), "at": time.time(), "known": None if known is None else known.step,
+        "in_main": threading.current_thread() is threading.main_thread(),
     }  # fmt: skip
     logger.info("%s %s", event, what)
     with (Path(os.environ["RIG_FOLDER"]) / "ledger").open("a") as ledger:
@@ -653,6 +655,7 @@ class Effect:
     pid: int
     at: float
     known: str | None
+    in_main: bool  #: whether the function ran in the main thread of its process
     what: str = ""  #: what a step says beside, such as the row that it is at
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import psycopg
@@ -28,7 +29,7 @@ PATIENCE = 240.0
 class CeleryBased(Base):
     """Publishes from this process to workers of two children each.
 
-    `pool`, `slots`: of each worker, instead. `pause`: seconds that each step waits.
+    `pool`, `slots`: of each worker, instead. `pause`: seconds that each step waits. `callers`: threads that start.
     """
 
     broker_type: ClassVar[type[Redis | RabbitMQ]] = Redis
@@ -42,8 +43,10 @@ class CeleryBased(Base):
         pool: str = "prefork",
         slots: int = 2,
         pause: float = 0.0,
+        callers: int = 1,
     ) -> None:
         self.steps = steps
+        self.callers = callers
         self.pause = pause
         self._pool = ("-P", pool, "-c", str(slots))
         self.payload = "x" * payload
@@ -86,10 +89,19 @@ class CeleryBased(Base):
         if self._in_flight:
             return self._run_with(self._in_flight, n)
         began = time.perf_counter()
-        for _ in range(n):
-            self.start()
+        self.start_all(n)
         self.wait(0.01)
         return time.perf_counter() - began
+
+    def start_all(self, n: int) -> None:
+        """Start so many."""
+        if self.callers == 1:
+            for _ in range(n):
+                self.start()
+            return
+        with ThreadPoolExecutor(self.callers) as pool:
+            for each in [pool.submit(self.start) for _ in range(n)]:
+                each.result()
 
     def _run_with(self, in_flight: int, n: int) -> float:
         """Keep so many in flight: start the next ones as others are complete."""
@@ -108,8 +120,7 @@ class CeleryBased(Base):
     def run_started(self, n: int) -> float:
         for worker in self.workers:
             worker.pause()
-        for _ in range(n):
-            self.start()
+        self.start_all(n)
         began = time.perf_counter()
         for worker in self.workers:
             worker.resume()

@@ -1,4 +1,4 @@
-"""This library on PostgreSQL and Redis, with a worker of threads, whose checkpoints share commits."""
+"""This library on PostgreSQL and Redis, as servers and workers of threads use it: what they write shares commits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.contenders.celery_based import Sagas
 
 
 class Contender(Sagas):
-    note = "one worker of threads, -c 16"
+    note = "started by 16 threads of one process; two workers of threads, -c 8, one for each core"
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"pool": "threads", "slots": 16, **options})
+        super().__init__(**{"pool": "threads", "slots": 8, "workers": 2, "callers": 16, **options})

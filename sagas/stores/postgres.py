@@ -19,11 +19,11 @@ from sqlalchemy import ARRAY, String, Table, bindparam, func, select
 from sqlalchemy.types import TypeDecorator
 
 from sagas.errors import StoreRefused, StoreUnavailable
+from sagas.gathering import Gathering
 from sagas.stores import places, schema, statements
 from sagas.stores.connections import Connections
 from sagas.stores.drivers import Kept
-from sagas.stores.gathering import Gathering
-from sagas.stores.rows import SAGA_FIELDS, Row
+from sagas.stores.rows import Row
 
 __all__ = ["FastPath"]
 
@@ -111,6 +111,7 @@ class FastPath:
         self._cursor: Callable[[Any], Any] = driver.RawCursor
         self._kept = Kept.of(self._engine)
         self._saves: dict[int, Prepared] = {}  # by how many steps they write
+        self._inserting = Gathering(self._insert_all, most=_MOST)
         self._loading = Gathering(self._load_all, most=_MOST)
         self._saving = Gathering(self._save_all, most=_MOST)
 
@@ -134,17 +135,7 @@ class FastPath:
 
     def insert(self, row: Values) -> bool:
         """Store a new saga. False where that did not work, as when there is one of its name and key."""
-        bound = _DECORATED[schema.sagas.name]
-        values = {
-            name: bound[name].process_bind_param(value, self._engine.dialect) if name in bound else value
-            for name, value in row.items()
-        }
-
-        def insert(driver: Any, _is_kept: bool) -> bool:
-            return bool(self._execute(driver, self._insert, values).rowcount == 1)
-
-        # Not shared with others: it may have to wait for a transaction that is storing the same key.
-        return self._attempt(insert, False)
+        return self._inserting.ask(row)
 
     def pass_place(self, about: Values) -> Row | None:
         """Begin the next item in the place of one that has ended; return its row. None where that did not work.
@@ -160,6 +151,25 @@ class FastPath:
         return found[0] if found else None
 
     # -- many at once -------------------------------------------------------------------------------------------
+
+    def _insert_all(self, rows: Sequence[Values]) -> Sequence[bool]:
+        bound, dialect = _DECORATED[schema.sagas.name], self._engine.dialect
+        rows = [
+            {**row, **{name: kind.process_bind_param(row[name], dialect) for name, kind in bound.items()}}
+            for row in rows
+        ]
+
+        def insert(driver: Any, _is_kept: bool) -> set[str]:
+            stored = self._execute(driver, self._insert, rows[0]).rowcount
+            return {rows[0]["id"]} if stored else set()
+
+        def insert_them(driver: Any, _is_kept: bool) -> set[str]:
+            given = {"sagas": _ENCODER.encode(rows).decode()}
+            return {saga_id for (saga_id,) in self._execute(driver, self._insert_together, given)}
+
+        # One that cannot be stored, or whose key is being stored, takes the others with it; each asks by itself then.
+        stored: set[str] = self._attempt(insert if len(rows) == 1 else insert_them, set())
+        return [row["id"] in stored for row in rows]
 
     def _load_all(self, saga_ids: Sequence[str]) -> Sequence[Loaded | None]:
         # The sagas before their steps: if somebody saves in between, the revision is the older one and the next
@@ -254,7 +264,11 @@ class FastPath:
 
     @cached_property
     def _insert(self) -> Prepared:
-        return self._prepared(statements.DIALECTS["postgresql"].insert_or_keep, column_keys=SAGA_FIELDS)
+        return self._prepared(statements.insert_if_free())
+
+    @cached_property
+    def _insert_together(self) -> Prepared:
+        return self._prepared(statements.insert_together())
 
     @cached_property
     def _save_together(self) -> Prepared:

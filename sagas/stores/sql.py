@@ -28,6 +28,7 @@ from sagas.checkpoints import (
 from sagas.commands import command
 from sagas.durations import seconds
 from sagas.errors import ConfigurationError, KeyConflict, SagaError, SagaNotFound
+from sagas.gathering import Gathering
 from sagas.stores import bulk, schema, statements
 from sagas.stores.clock import DatabaseClock
 from sagas.stores.codecs import PLAIN, STEP_PAYLOADS, Codec, input_of
@@ -35,7 +36,6 @@ from sagas.stores.commits import Commits
 from sagas.stores.connections import Connections
 from sagas.stores.engines import open_engine, spare
 from sagas.stores.filters import Filter
-from sagas.stores.gathering import Gathering
 from sagas.stores.items import SqlItems
 from sagas.stores.postgres import FastPath
 from sagas.stores.queries import SqlQueries

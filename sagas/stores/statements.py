@@ -10,13 +10,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Column, Integer, bindparam, case, cast, column, func, insert, select, union_all, update
+from sqlalchemy import (
+    JSON,
+    Column,
+    Integer,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    insert,
+    literal_column,
+    select,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from sagas.checkpoints import DeadLetter, SagaRecord, StepStatus
 from sagas.stores import schema
 from sagas.stores.columns import UtcDateTime
-from sagas.stores.rows import LETTER_FIELDS, MUTABLE_FIELDS, row_of
+from sagas.stores.rows import LETTER_FIELDS, MUTABLE_FIELDS, SAGA_FIELDS, row_of
 
 __all__ = [
     "BY_ID",
@@ -30,6 +45,8 @@ __all__ = [
     "WAKE_PARENT_STEP",
     "compared_and_set",
     "file_letter",
+    "insert_if_free",
+    "insert_together",
     "parameters_of",
     "save_at_once",
     "save_together",
@@ -212,6 +229,35 @@ def save_together() -> Any:
     return select(won.c.id).add_cte(written).add_cte(published)
 
 
+def insert_if_free() -> Any:
+    """Return PostgreSQL's statement that stores a new saga, and counts it if it was not there.
+
+    It fails if it has to wait for longer than a moment for a transaction that is storing its key: nobody may have to
+    wait behind it.
+    """
+    values = (cast(bindparam(each.name, type_=each.type), each.type) for each in _STARTED)
+    return _insert_from(select(*values).select_from(_PATIENCE)).execution_options(**_COUNTED)
+
+
+def insert_together() -> Any:
+    """Return PostgreSQL's statement that does the same for many, and returns the ids of those that were not there.
+
+    `sagas`: a list of objects, as JSON.
+    """
+    given = _rows_of("sagas", map(_typed, _STARTED))
+    new = select(*(given.c[each.name] for each in _STARTED)).select_from(given.join(_PATIENCE, true()))
+    return _insert_from(new).returning(schema.sagas.c.id)
+
+
+def _insert_from(rows: Any) -> Any:
+    return _keep(postgresql.insert(schema.sagas).from_select(_STARTED, rows), "name", "key")
+
+
+#: Set for one statement, before it writes its first row.
+_PATIENCE = select(literal_column("set_config('lock_timeout', '100ms', true)")).cte("patience")
+
+#: What a saga has when it is stored.
+_STARTED = [schema.sagas.c[name] for name in SAGA_FIELDS]
 _MUTABLE = [schema.sagas.c[name] for name in MUTABLE_FIELDS]
 #: What a message has before the relay has sent it.
 _PUBLISHED = [column for column in schema.outbox.c if column.name not in ("id", "sent_at", "heard")]

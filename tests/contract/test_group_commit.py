@@ -1,7 +1,8 @@
-"""Saves of many threads that share a commit: each learns its own outcome, and none waits for what another waits for."""
+"""What threads write that share a commit: each learns its own outcome, and none waits for what another waits for."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from sagas.stores import schema, statements
 from sagas.stores.postgres import _Save
 from tests.contract.test_store import STEP, message, record
 from tests.databases import migrated_store
+from tests.gathered import at_the_same_moment
 from tests.servers import Postgres, wait_for
 
 
@@ -50,33 +53,14 @@ def gathered(
 ) -> list[SagaRecord | Exception | None]:
     """Save as so many threads do that come while another save is under way."""
     gathering: Any = store._together if store._fast is None else store._fast._saving
-    served, free, serve = threading.Event(), threading.Event(), gathering._serve
-
-    def first_waits(items: Any) -> Any:
-        if not served.is_set():
-            served.set()
-            assert free.wait(30)
-        return serve(items)
-
-    gathering._serve = first_waits
-
-    def save(before: SagaRecord, after: SagaRecord) -> SagaRecord | Exception | None:
-        try:
-            return store.save(before, after, outbox=outbox(before))
-        except Exception as error:
-            return error
-
     ahead = store.insert(record(9999))
-    with ThreadPoolExecutor(len(saves) + 1) as pool:
-        try:
-            first = pool.submit(save, ahead, begun(ahead))
-            assert served.wait(30)
-            calls = [pool.submit(save, *each) for each in saves]
-            wait_for(lambda: len(gathering._callers) == len(saves), 30, "all have gathered")
-        finally:
-            free.set()
-        assert isinstance(first.result(30), SagaRecord)
-        return [call.result(30) for call in calls]
+
+    def save(before: SagaRecord, after: SagaRecord) -> SagaRecord | None:
+        return store.save(before, after, outbox=outbox(before))
+
+    saved = at_the_same_moment(gathering, lambda: save(ahead, begun(ahead)), [partial(save, *each) for each in saves])
+    assert isinstance(saved[0], SagaRecord)
+    return saved[1:]
 
 
 def test_each_learns_its_own_outcome(store: SqlStore) -> None:
@@ -199,6 +183,124 @@ def test_a_saved_row_is_not_saved_twice(store: SqlStore) -> None:
     assert store._fast._save_all([*saves, saves[0]]) == [True, True, True, False], "one of two saves of one saga wins"
     assert store._fast._save_all(saves) == [False, False, False]
     assert [store.save(saga, begun(saga)) for saga in sagas] == [None, None, None]
+
+
+# -- new sagas -------------------------------------------------------------------------------------------------------
+
+
+#: Others store each new saga by itself.
+ON_POSTGRES = pytest.mark.parametrize("migrated", ["postgres", "pgbouncer"], indirect=True)
+
+
+def inserted(store: SqlStore, records: Sequence[SagaRecord]) -> list[SagaRecord | Exception]:
+    """Store as so many threads do that come while another one stores."""
+    assert store._fast is not None
+    inserts = [partial(store.insert, each) for each in records]
+    _, *found = at_the_same_moment(store._fast._inserting, lambda: store.insert(record(9999)), inserts)
+    return found
+
+
+@ON_POSTGRES
+def test_each_new_saga_is_told_of_its_own_key(store: SqlStore) -> None:
+    """Some keys are taken, and two of those that come together have the same."""
+    there = [store.insert(record(number)) for number in range(3, 31, 3)]
+    new = [record(number, id=f"new-{number}") for number in range(1, 31)]
+    twins = [record(1, id="twin-1"), record(3, id="twin-3")]
+    found = inserted(store, [*new, *twins])
+    first = {each.key: each for each in there}
+    for asked, given in zip([*new, *twins], found, strict=True):
+        assert isinstance(given, SagaRecord), given
+        assert given == store.load(given.id)
+        assert given.key == asked.key
+        assert first.setdefault(asked.key, given) == given
+    assert [given == asked for asked, given in zip(new, found[:30], strict=True)] == [
+        bool(number % 3) and (number != 1 or found[0] == new[0]) for number in range(1, 31)
+    ]
+
+
+@ON_POSTGRES
+def test_new_sagas_share_a_commit(store: SqlStore) -> None:
+    new = [record(number) for number in range(1, 21)]
+    assert inserted(store, new) == new
+    with store.engine.connect() as connection:
+        query = select(text("xmin::text")).select_from(schema.sagas).where(schema.sagas.c.id.in_([r.id for r in new]))
+        assert len(set(connection.execute(query).scalars().all())) == 1
+
+
+@ON_POSTGRES
+def test_a_new_saga_that_cannot_be_stored_fails_alone(store: SqlStore) -> None:
+    new = [record(number) for number in range(1, 6)]
+    new[1], new[3] = replace(new[1], correlation_id="\ud800"), replace(new[3], version=2**40)
+    found = inserted(store, new)
+    assert [isinstance(each, Exception) for each in found] == [False, True, False, True, False]
+    assert [found[number] for number in (0, 2, 4)] == [new[0], new[2], new[4]]
+    assert all(store.load(new[number].id) == new[number] for number in (0, 2, 4))
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("commits", [True, False])
+def test_nobody_waits_for_a_key_that_another_transaction_stores(store: SqlStore, commits: bool, many: bool) -> None:
+    assert store._fast is not None
+    theirs, mine = record(2, id="theirs"), record(2, id="mine")
+    others = [record(1), record(3)]
+    with Session(store.engine) as session, ThreadPoolExecutor(1) as pool:
+        store.insert(theirs, session)
+        call = pool.submit(inserted, store, [others[0], mine, others[1]] if many else [mine])
+        if many:
+            wait_for(lambda: store.statuses([each.id for each in others]).keys() == {r.id for r in others}, 30)
+        else:  # one alone does not hold up who comes behind it, either
+            wait_for(lambda: _waits_for_a_key(store), 30, "it waits for the transaction")
+            assert store.insert(others[0]) == others[0]
+        assert not call.done()
+        session.commit() if commits else session.rollback()
+        found = call.result(30)
+    assert found[1 if many else 0] == (theirs if commits else mine)
+    assert all(store.load(each.id) == each for each in found if isinstance(each, SagaRecord))
+
+
+def _waits_for_a_key(store: SqlStore) -> bool:
+    """Whether somebody waits for a transaction without a limit: in the ordinary way, and not as one of a group."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid' AND query NOT LIKE '%lock_timeout%'"
+    with store.engine.connect() as connection:
+        return bool(connection.execute(text(query)).all())
+
+
+def test_new_sagas_that_are_acknowledged_are_stored_whatever_happens_to_the_sessions(postgres: Postgres) -> None:
+    store = SqlStore(postgres.database())
+    store.upgrade()
+    operator, over = create_engine(store.engine.url), threading.Event()
+    told: list[str] = []
+
+    def start(number: int) -> None:
+        for each in itertools.count():
+            if over.is_set():
+                return
+            with suppress(StoreUnavailable):
+                new = record(id=f"{number}-{each}", key=f"{number}-{each}")
+                assert store.insert(new) == new
+                told.append(new.id)
+
+    with ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(start, number) for number in range(12)]
+        ended, give_up = 0, time.monotonic() + 60
+        try:
+            with operator.connect() as connection:
+                while (ended < 20 or len(told) < 500) and time.monotonic() < give_up:
+                    over.wait(0.1)
+                    ended += len(connection.execute(_END_SESSIONS).all())
+                    connection.rollback()
+        finally:
+            over.set()
+        for each in running:
+            each.result(30)
+    with operator.connect() as connection:
+        stored = set(connection.execute(select(schema.sagas.c.id)).scalars())
+    assert len(told) >= 500, "many were stored"
+    assert set(told) <= stored
+    assert len(told) == len(set(told))
+    operator.dispose()
+    store.engine.dispose()
 
 
 # -- a save that was acknowledged is there ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,10 +99,16 @@ def test_all_workers_killed_at_random_and_replaced(rig: Rig, way: str) -> None:
         (rig.assert_undone if i % 3 == 0 else rig.assert_done)(handle, 60)
 
 
+@pytest.mark.parametrize("by", ["start_many", "threads"])
 @pytest.mark.parametrize("way", WAYS)
-def test_many_that_are_started_at_once_while_workers_are_killed(rig: Rig, way: str) -> None:
+def test_many_that_are_started_at_once_while_workers_are_killed(rig: Rig, way: str, by: str) -> None:
     rig.configure(**WAYS[way])
-    handles = rig.start_many("line", [{"three": "terminal"} if i % 3 == 0 else {} for i in range(150)])
+    faults = [{"three": "terminal"} if i % 3 == 0 else {} for i in range(150)]
+    if by == "threads":
+        with ThreadPoolExecutor(16) as pool:
+            handles = list(pool.map(lambda fault: rig.start("line", **fault), faults))
+    else:
+        handles = rig.start_many("line", faults)
     for tenth in range(1, 4):
         worker = rig.worker(concurrency=2)
         wait_for(lambda: rig.ledger.count("do") > 30 * tenth, 60, "some have gone on", 0.005)  # noqa: B023

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from sagas import SagaHandle, SagaStatus
 from sagas.checkpoints import HistoryKind
 from tests.conftest import MakeRig, Rig
+from tests.gathered import at_the_same_moment
 from tests.rig import Faults, Worker
-from tests.servers import wait_for
+from tests.servers import at_once, wait_for
 
 
 def start(rig: Rig, *faults: dict[str, str], name: str = "line") -> list[SagaHandle]:
@@ -67,11 +73,85 @@ def test_one_message_carries_many(make_rig: MakeRig) -> None:
     assert Counter(messages(rig)) == {"sagas.batch": 3, "line.one": 1}, "one alone has a message of its own"
 
 
+def started_together(rig: Rig, number: int, name: str = "line") -> list[SagaHandle]:
+    """Start so many in threads at the same moment, while the message of another one is being sent."""
+    rig.start(name)  # the first one makes what they gather at
+    start = partial(rig.start, name)
+    handles = at_the_same_moment(rig.sagas.canvas._sending[f"{name}.one"], start, [start] * number)
+    assert all(isinstance(handle, SagaHandle) for handle in handles)
+    return handles[1:]
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_threads_that_start_sagas_at_the_same_moment_share_a_message(make_rig: MakeRig, broker: str) -> None:
+    rig = make_rig(broker, "postgres")
+    handles = started_together(rig, 30)
+    if broker == "redis":
+        assert Counter(messages(rig)) == {"line.one": 2, "sagas.batch": 1}
+    worker = rig.worker()
+    for handle in handles:
+        rig.assert_done(handle)
+        assert rig.ledger.story(handle.id) == ["one", "two", "three"]
+        assert handle.record.dispatches == 1
+        assert all(e.in_main for e in rig.ledger.of(handle.id, "begin")), "as of a saga that is started alone"
+    received = Counter(re.findall(r"Task (\S+?)\[\S+\] received", worker.output()))
+    assert received == {"line.one": 2, "sagas.batch": 1}
+
+
+def test_each_is_sent_by_itself_where_the_message_of_all_is_not_taken(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig("redis", "postgres")
+
+    def refused(_plans: object, _producer: object) -> None:
+        raise OperationalError("no")
+
+    monkeypatch.setattr(rig.sagas.canvas, "dispatch_together", refused)
+    started_together(rig, 5)
+    assert messages(rig) == ["line.one"] * 7
+
+
+def test_nobody_waits_for_long_for_a_thread_whose_connection_hangs(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    rig.start("line")
+    sending = rig.sagas.canvas._sending["line.one"]
+    hangs, over, serve = threading.Event(), threading.Event(), sending._serve
+
+    def hang(plans: Any) -> Any:
+        hangs.set()
+        assert over.wait(60)
+        return serve(plans)
+
+    sending._serve = hang
+    with ThreadPoolExecutor(6) as pool:
+        try:
+            first = pool.submit(rig.start, "line")
+            assert hangs.wait(30)
+            others = [pool.submit(rig.start, "line") for _ in range(5)]
+            handles = [other.result(30) for other in others]
+            assert not first.done()
+            assert messages(rig) == ["line.one"] * 6
+        finally:
+            over.set()
+        rig.worker()
+        for handle in [first.result(30), *handles]:
+            rig.assert_done(handle)
+
+
+def test_a_task_with_a_rate_limit_gets_a_message_for_each(make_rig: MakeRig) -> None:
+    rig = make_rig("redis", "postgres")
+    rig.configure(task_annotations={"line.one": {"rate_limit": "100/s"}})
+    at_once(8, lambda: rig.start("line"))
+    assert messages(rig) == ["line.one"] * 8
+    assert not rig.sagas.canvas._sending
+
+
 def test_a_message_each_for_those_who_want_that(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
     rig.configure(batch_size=1)
     handles = start(rig, *[{}] * 5)
-    assert messages(rig) == ["line.one"] * 5
+    handles += at_once(8, lambda: rig.start("line"))
+    assert messages(rig) == ["line.one"] * 13
     rig.worker()
     for handle in handles:
         rig.assert_done(handle)

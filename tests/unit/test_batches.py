@@ -40,7 +40,7 @@ def test_sagas_travel_together_that_have_the_same_way_to_go() -> None:
 
 def test_a_message_tells_all_of_the_plans_and_is_small() -> None:
     many = [replace(PLAN, saga_id=f"{number:036}") for number in range(50)]
-    message = json.loads(json.dumps(as_message(many)))
+    message = json.loads(json.dumps(as_message(many, side_by_side=True)))
     assert plans_of(SAGA, message) == many
     assert len(json.dumps(message)) < 64_000
 

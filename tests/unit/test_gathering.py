@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from sagas import StoreUnavailable
-from sagas.stores.gathering import Gathering, closed
+from sagas.gathering import Gathering, closed
 from tests.servers import wait_for
 
 
@@ -145,8 +145,8 @@ def test_whoever_leaves_passes_its_turn_on(database: Database) -> None:
             self.lock = closed()
             self.release = self.lock.release
 
-        def acquire(self) -> bool:
-            came = self.lock.acquire()
+        def acquire(self, timeout: float) -> bool:
+            came = self.lock.acquire(timeout=timeout)
             if threading.current_thread().name == "interrupted" and next(interrupts, False):
                 raise TimeoutError("a soft time limit")
             return came
@@ -160,7 +160,7 @@ def test_whoever_leaves_passes_its_turn_on(database: Database) -> None:
             ends.append("interrupted")
 
     with pytest.MonkeyPatch.context() as patch, asked(database, 1):
-        patch.setattr("sagas.stores.gathering.closed", Turn)
+        patch.setattr("sagas.gathering.closed", Turn)
         threads = []
         for number, name in ((1, "interrupted"), (2, "next")):
             threads.append(threading.Thread(target=ask, args=(number,), name=name))
@@ -170,6 +170,36 @@ def test_whoever_leaves_passes_its_turn_on(database: Database) -> None:
         for thread in threads:
             thread.join(30)
     assert sorted(map(str, ends)) == ["20", "interrupted"]
+
+
+def test_whoever_has_waited_long_enough_leaves(database: Database) -> None:
+    with asked(database, 2) as calls:
+        assert database.gathering.ask_within(0.1, 7) is None
+        assert database.waiting() == 1
+        database.free.set()
+        assert [call.result(30) for call in calls] == [0, 10]
+    assert database.batches == [[0], [1]]
+    assert database.gathering.ask_within(0.1, 3) == 30
+
+
+def test_whoever_leaves_while_its_item_is_served_is_missed_by_nobody(database: Database) -> None:
+    slow = threading.Event()
+
+    def serve(numbers: Sequence[int]) -> Sequence[int]:
+        database.batches.append(numbers)
+        assert (database.free if numbers == [0] else slow).wait(30)
+        return numbers
+
+    database.gathering._serve = serve
+    with asked(database, 2) as calls, ThreadPoolExecutor(1) as pool:
+        impatient = pool.submit(database.gathering.ask_within, 2, 7)
+        wait_for(lambda: database.waiting() == 2, 30, "it has gathered, too")
+        database.free.set()
+        assert impatient.result(30) is None
+        assert database.batches == [[0], [1, 7]]
+        slow.set()
+        assert [call.result(30) for call in calls] == [0, 1]
+    assert database.gathering.ask(3) == 3
 
 
 def test_a_forked_child_waits_for_nobody_of_its_parent(database: Database) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,19 +191,20 @@ class Storm:
                 name = dice.choice(["full", "line"])
                 started[name].append((Faults(self._faults(name, dice)), f"key-{i}"))
             for name, given in started.items():
-                self._start(name, given)
+                in_threads = dice.random() < 0.5
+                self._start(name, given, in_threads=in_threads)
                 if dice.random() < 0.1:
-                    self._start(name, given)
+                    self._start(name, given, in_threads=in_threads)
 
-    def _start(self, name: str, given: Sequence[tuple[Faults, str]]) -> None:
+    def _start(self, name: str, given: Sequence[tuple[Faults, str]], *, in_threads: bool = False) -> None:
         for _, key in given:
             self.ids[name, key]  # from now on it must be found
         give_up, saga = time.monotonic() + 60, self.rig.saga(name)
         while True:
             try:
-                if len(given) == 1:
-                    [(faults, key)] = given
-                    handles = [saga.start(faults, key=key)]
+                if in_threads or len(given) == 1:
+                    with ThreadPoolExecutor(len(given)) as pool:
+                        handles = list(pool.map(lambda each: saga.start(each[0], key=each[1]), given))
                 else:
                     handles = [result.handle for result in saga.start_many(given) if result.handle is not None]
             except StoreUnavailable:

@@ -1,4 +1,4 @@
-"""Group commit: whoever waits for the database at the same moment shares one request to it."""
+"""Whoever waits for the database, or for the broker, at the same moment shares one request to it."""
 
 from __future__ import annotations
 
@@ -71,6 +71,13 @@ class Gathering(Generic[ItemT, AnswerT]):
 
     def ask(self, item: ItemT) -> AnswerT:
         """Return the answer to an item."""
+        return self._asked(item, -1)  # type: ignore[return-value]
+
+    def ask_within(self, seconds: float, item: ItemT) -> AnswerT | None:
+        """Do as `ask`. Return None if another caller's request takes longer than this, though it may serve the item."""
+        return self._asked(item, seconds)
+
+    def _asked(self, item: ItemT, patience: float) -> AnswerT | None:
         caller: _Caller[ItemT, AnswerT] = _Caller(item)
         with self._lock:
             self._callers.append(caller)
@@ -79,8 +86,9 @@ class Gathering(Generic[ItemT, AnswerT]):
             else:
                 self._is_serving = caller.has_turn = True
         try:
-            if caller.waiting is not None:
-                caller.waiting.acquire()
+            if caller.waiting is not None and not caller.waiting.acquire(timeout=patience):
+                self._leave(caller)
+                return None
         except BaseException:  # a soft time limit, a killed greenlet: nobody may wait for its turn
             self._leave(caller)
             raise
@@ -88,7 +96,7 @@ class Gathering(Generic[ItemT, AnswerT]):
             self._serve_all()
         if caller.error is not None:
             raise caller.error
-        return caller.answer  # type: ignore[return-value]
+        return caller.answer
 
     def _serve_all(self) -> None:
         with self._lock:
