@@ -17,6 +17,7 @@ ALL = (
     "celery_chain",
     "celery_message",
     "sagas_redis",
+    "sagas_callers",
     "sagas_threads",
     "sagas_start_many",
     "sagas_rabbitmq",

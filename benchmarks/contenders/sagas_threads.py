@@ -8,7 +8,7 @@ from benchmarks.contenders.celery_based import Sagas
 
 
 class Contender(Sagas):
-    note = "started by 16 threads of one process; two workers of threads, -c 8, one for each core"
+    note = "as sagas_callers; two workers of threads, -c 8, one for each core"
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"pool": "threads", "slots": 8, "workers": 2, "callers": 16, **options})
