@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from celery.canvas import Signature
 from celery.exceptions import Ignore, QueueNotFound, Retry
 from kombu.messaging import Producer
 
-from sagas.batches import SIDE_BY_SIDE, Batches, Turns, alike_groups, as_message, grouped, plans_of
+from sagas.batches import SIDE_BY_SIDE, Batches, Turns, plans_of
 from sagas.batches import run as run_batch
 from sagas.binding import BoundStep
 from sagas.checkpoints import Direction, node_of
@@ -45,11 +44,11 @@ from sagas.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from sagas.gathering import Gathering
 from sagas.inline_steps import InlineSteps, is_timed
 from sagas.mailbox import Mailbox, mailbox_of
 from sagas.orchestrator import Orchestrator
 from sagas.plan import Plan, Stage
+from sagas.sharing import SharedMessages
 from sagas.task_names import BATCH, FAIL, JOIN, task_id, task_name
 from sagas.threads import THREADS, is_in_loop
 from sagas.transitions import Verdict
@@ -64,9 +63,6 @@ _STORE_PAUSE = 5
 
 #: Seconds for which a worker runs one step after another of a saga before it lets the broker choose again.
 _LONGEST_FOLLOW_ON = 5.0
-
-#: Seconds for which a thread waits for another one that sends, before it sends by a connection of its own.
-_PATIENCE = 1.0
 
 #: How often workers pass a message on that they do not have the code for, and the seconds before the first time. That
 #: doubles each time.
@@ -107,7 +103,7 @@ class Canvas:
         orchestrator.send_many = self.dispatch_many
         orchestrator.follow_up = self._follow_up
         self._joins = Joins(app)
-        self._sending: dict[str, Gathering[Plan, bool]] = {}  # by the task that a plan begins with
+        self.shared = SharedMessages(app, batches, lambda plan, producer: self.dispatch(plan, producer=producer))
         self._owners: dict[str, str] = {}  # task name -> saga name
         self.inline = InlineSteps(app, self.queue_of)
         self._routable: set[Saga] = set()
@@ -163,10 +159,11 @@ class Canvas:
 
     # -- sending ------------------------------------------------------------------------------------------------
 
-    def dispatch(self, plan: Plan | None, *, probe: datetime | None = None) -> None:
+    def dispatch(self, plan: Plan | None, *, probe: datetime | None = None, producer: Producer | None = None) -> None:
         """Send a plan on its way. Raises kombu's `OperationalError` when the broker does not answer.
 
         `probe`: when this is sent. Whoever receives it notes that all messages of its task from before have come.
+        `producer`: what sends it, if not one of Celery's pool.
         """
         if not plan:
             return
@@ -177,7 +174,7 @@ class Canvas:
             if probe is not None:
                 task = first.kwargs["header"][0] if isinstance(first, Chord) else first
                 task.kwargs["probe"] = probe.isoformat()
-            _send(first, rest)
+            _send(first, rest, producer=producer)
 
     def dispatch_many(self, plans: Iterable[Plan], *, size: int | None = None) -> None:
         """Send plans on their way by one connection, or leave to recovery those that the broker does not take.
@@ -188,46 +185,11 @@ class Canvas:
             Eager(self.app, self.orchestrator).run_many(plans)
             return
         try:
-            with self.app.producer_or_acquire() as producer, _pipelined(producer):
-                for group in grouped(filter(None, plans), size or self.batches.size):
-                    self._send_all(group, producer)
+            self.shared.send_many(filter(None, plans), size or self.batches.size)
         except BaseException as error:
             if ends_process(error):
                 raise
             logger.warning("recovery will dispatch the sagas that were not sent: %r", error)
-
-    def _send_all(self, alike: Sequence[Plan], producer: Producer, *, side_by_side: bool = True) -> None:
-        """Send plans that differ by nothing but their saga's id: in one message, if it is of use."""
-        if len(alike) > 1 and self.may_share(alike[0]):
-            self.dispatch_together(alike, producer, side_by_side=side_by_side)
-            return
-        for each in alike:
-            first, *rest = self.render(each)
-            _send(first, rest, producer=producer)
-
-    def may_share(self, plan: Plan) -> bool:
-        """Tell whether what is left of a saga may travel in one message with others like it: see `sagas.batches`."""
-        task = self._first_task(plan)
-        by_itself = plan.stages[0].joined or plan.direction is Direction.BACKWARD or self.app.conf.task_always_eager
-        return not (by_itself or task.rate_limit or is_timed(task))
-
-    def dispatch_together(
-        self, alike: Sequence[Plan], producer: Producer | None = None, *, side_by_side: bool = True
-    ) -> None:
-        """Send plans that differ by nothing but their saga's id, and may share a message, in one. See `dispatch`.
-
-        `side_by_side`: whether they may run in threads beside the thread of their task.
-        """
-        plan = alike[0]
-        task = self._first_task(plan)
-        queue = plan.saga.steps[node_of(plan.stages[0].steps[0])].queue or getattr(task, "queue", None)
-        # It goes where the step's own message would: there is a worker that serves that.
-        options = self.app.amqp.router.route({"queue": queue} if queue else {}, task.name)
-        message = as_message(alike, side_by_side=side_by_side)
-        self.app.tasks[BATCH].apply_async(kwargs=message, producer=producer, **options)
-
-    def _first_task(self, plan: Plan) -> Task:
-        return self.app.tasks[task_name(plan.saga, node_of(plan.stages[0].steps[0]), plan.direction)]
 
     def dispatch_or_leave(self, plan: Plan | None) -> None:
         """Send a plan on its way, or leave that to recovery: what counts is stored.
@@ -235,39 +197,13 @@ class Canvas:
         Threads that do so at the same moment share a message, if their sagas go on with the same step.
         """
         try:
-            if not (plan and self.batches.size > 1 and self.may_share(plan) and self._is_sent_with_others(plan)):
-                self.dispatch(plan)
+            if plan:
+                self.shared.send_with_others(plan)
         except BaseException as error:
             assert plan is not None
             if self.app.conf.task_always_eager or ends_process(error):
                 raise  # in eager mode there is no recovery, and the caller is who wants to know
             logger.warning("saga %s (%s): recovery will dispatch it: %r", plan.saga.name, plan.saga_id, error)
-
-    def _is_sent_with_others(self, plan: Plan) -> bool:
-        """Send a plan with those that gather while another one is being sent. False where that did not work.
-
-        A plan that finds nobody is sent by itself, and its error is raised.
-        """
-        name = self._first_task(plan).name
-        if (sending := self._sending.get(name)) is None:
-            gathering = Gathering(self._send_gathered, most=self.batches.size)
-            sending = self._sending.setdefault(name, gathering)
-        return bool(sending.ask_within(_PATIENCE, plan))
-
-    def _send_gathered(self, plans: Sequence[Plan]) -> Sequence[bool]:
-        if len(plans) == 1:
-            self.dispatch(plans[0])
-            return [True]
-        try:
-            with self.app.producer_or_acquire() as producer, _pipelined(producer):
-                for group in alike_groups(plans):
-                    # Who started them did not ask for a batch: their functions run where those of others do.
-                    self._send_all(group, producer, side_by_side=False)
-        except BaseException as error:
-            if ends_process(error):
-                raise
-            return [False] * len(plans)  # each is sent by itself, with Celery's retries, and hears what is wrong
-        return [True] * len(plans)
 
     def _follow_up(self, do: Callable[[], None]) -> None:
         """Bring other sagas on after a change, off the event loop if one runs here: that asks the database, too."""
@@ -388,7 +324,7 @@ class Canvas:
         plans, turns = plans_of(saga, message), Turns(self.batches.concurrency, self._took)
         in_threads = message["side_by_side"] or threading.current_thread() is not threading.main_thread()
         side_by_side = SIDE_BY_SIDE if in_threads and self.orchestrator.store.shares_commits else 1
-        request, first = task.request, self._first_task(plans[0]).name
+        request, first = task.request, self.shared.first_task(plans[0]).name
         again = _came_before(request)
         sent_on = run_batch(
             plans,
@@ -480,12 +416,6 @@ def _send(first: Signature, rest: Sequence[Signature], **options: Any) -> None:
     if not isinstance(first, Chord):  # what Flower shows of its arguments; Celery's own way to write them is slow
         options |= {"argsrepr": "()", "kwargsrepr": repr(first.kwargs)}
     first.apply_async(chain=rest[::-1], **options)
-
-
-def _pipelined(producer: Producer) -> AbstractContextManager[object]:
-    """Have a producer send in batches where its transport can: Redis's, since kombu 5.7."""
-    batch: AbstractContextManager[object] = producer.batch() if hasattr(producer, "batch") else nullcontext()
-    return batch
 
 
 def _came_before(request: Any) -> bool:

@@ -199,7 +199,7 @@ class Recovery:
         One that may be what its worker died of, or that hangs, has a message to itself: it must not take others along.
         """
         plan = next_.plan
-        if not plan or self._canvas.batches.size == 1 or not self._canvas.may_share(plan):
+        if not plan or not self._canvas.shared.may_share(plan):
             return False
         step = next_.record.step(plan.stages[0].steps[0])
         return not (step.failures or step.lost)
@@ -212,7 +212,7 @@ class Recovery:
     def _send_together(self, alike: Sequence[Next], look: _Look) -> None:
         """Send sagas that are alike in one message. What a broker that does not answer says is told to each."""
         plans = [next_.plan for next_ in alike if next_.plan]
-        error = self._try(lambda: self._canvas.dispatch_together(plans), look) if len(plans) > 1 else None
+        error = self._try(lambda: self._canvas.shared.send_one(plans), look) if len(plans) > 1 else None
         for next_ in alike:
             if len(plans) == 1 or not (error is None or isinstance(error, _BROKER_AWAY)):
                 self._see_to(next_.record.id, partial(self._send, next_, look), look)  # whose fault it is will show

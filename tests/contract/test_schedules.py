@@ -76,7 +76,7 @@ class Shop:
         self.sagas.canvas.dispatch = self._dispatch  # type: ignore[method-assign]
         self.operations = ScheduleOperations(Operations(self.sagas))
 
-    def _dispatch(self, plan: Plan | None, *, probe: Any = None) -> None:
+    def _dispatch(self, plan: Plan | None, *, probe: Any = None, **_: Any) -> None:
         if plan is not None:
             self.dispatched.append(plan.saga_id)
 

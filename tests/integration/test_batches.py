@@ -77,7 +77,7 @@ def started_together(rig: Rig, number: int, name: str = "line") -> list[SagaHand
     """Start so many in threads at the same moment, while the message of another one is being sent."""
     rig.start(name)  # the first one makes what they gather at
     start = partial(rig.start, name)
-    handles = at_the_same_moment(rig.sagas.canvas._sending[f"{name}.one"], start, [start] * number)
+    handles = at_the_same_moment(rig.sagas.canvas.shared._meetings[f"{name}.one"], start, [start] * number)
     assert all(isinstance(handle, SagaHandle) for handle in handles)
     return handles[1:]
 
@@ -103,10 +103,10 @@ def test_each_is_sent_by_itself_where_the_message_of_all_is_not_taken(
 ) -> None:
     rig = make_rig("redis", "postgres")
 
-    def refused(_plans: object, _producer: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OperationalError("no")
 
-    monkeypatch.setattr(rig.sagas.canvas, "dispatch_together", refused)
+    monkeypatch.setattr(rig.sagas.canvas.shared, "send_one", refused)
     started_together(rig, 5)
     assert messages(rig) == ["line.one"] * 7
 
@@ -114,7 +114,7 @@ def test_each_is_sent_by_itself_where_the_message_of_all_is_not_taken(
 def test_nobody_waits_for_long_for_a_thread_whose_connection_hangs(make_rig: MakeRig) -> None:
     rig = make_rig("redis", "postgres")
     rig.start("line")
-    sending = rig.sagas.canvas._sending["line.one"]
+    sending = rig.sagas.canvas.shared._meetings["line.one"]
     hangs, over, serve = threading.Event(), threading.Event(), sending._serve
 
     def hang(plans: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_task_with_a_rate_limit_gets_a_message_for_each(make_rig: MakeRig) -> 
     rig.configure(task_annotations={"line.one": {"rate_limit": "100/s"}})
     at_once(8, lambda: rig.start("line"))
     assert messages(rig) == ["line.one"] * 8
-    assert not rig.sagas.canvas._sending
+    assert not rig.sagas.canvas.shared._meetings
 
 
 def test_a_message_each_for_those_who_want_that(make_rig: MakeRig) -> None:

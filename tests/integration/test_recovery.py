@@ -70,9 +70,9 @@ class Shop:
         self.refuse: Callable[[Plan], Exception | None] = lambda plan: None
         monkeypatch.setattr(self.store, "now", lambda: self._now() + self._skipped)
         monkeypatch.setattr(self.sagas.canvas, "dispatch", self._dispatch)
-        monkeypatch.setattr(self.sagas.canvas, "dispatch_together", self._dispatch_together)
+        monkeypatch.setattr(self.sagas.canvas.shared, "send_one", self._dispatch_together)
 
-    def _dispatch(self, plan: Plan | None, *, probe: Any = None) -> None:
+    def _dispatch(self, plan: Plan | None, *, probe: Any = None, **_: Any) -> None:
         if plan:
             if error := self.refuse(plan):
                 raise error
