@@ -655,7 +655,7 @@ class Effect:
     pid: int
     at: float
     known: str | None
-    in_main: bool  #: whether the function ran in the main thread of its process
+    in_main: bool = True  #: whether the function ran in the main thread of its process
     what: str = ""  #: what a step says beside, such as the row that it is at
 
 
