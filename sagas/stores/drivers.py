@@ -20,7 +20,7 @@ __all__ = ["Kept", "autocommitting"]
 
 #: PostgreSQL keeps the plan that it made for a prepared statement while the tables were empty. With these settings it
 #: finds rows by an index. Else it would read whole tables, or whole indexes for a join, until it has analysed them.
-#: What only a scan can read, such as a sequence, then seems to cost so much that PostgreSQL would compile the statement.
+#: What only a scan can read, such as a sequence, then seems so expensive that PostgreSQL would compile the statement.
 _BY_INDEX = "; ".join(f"SET {way} = off" for way in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"))
 
 #: Connections that are kept beside an engine's pool: for whoever loads, whoever saves, and one who inserts or appends.
