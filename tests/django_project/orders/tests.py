@@ -76,7 +76,9 @@ def given(number: str, fault: str = "") -> Placed:
 def dispatches() -> Iterator[list[str]]:
     """Collect the names of the steps that are sent to the broker, instead of sending them."""
     sent: list[str] = []
-    with mock.patch.object(sagas.canvas, "dispatch", lambda plan: sent.extend(plan.stages[0].steps if plan else ())):
+    with mock.patch.object(
+        sagas.canvas, "dispatch", lambda plan, **_: sent.extend(plan.stages[0].steps if plan else ())
+    ):
         yield sent
 
 

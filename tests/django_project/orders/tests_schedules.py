@@ -23,7 +23,7 @@ from tests.django_project.orders.sagas import nightly_order
 def dispatches() -> Iterator[list[str]]:
     """Collect the names of the steps that are sent to the broker, instead of sending them."""
     sent: list[str] = []
-    with mock.patch.object(sagas.canvas, "dispatch", lambda plan: sent.extend(plan.stages[0].steps)):
+    with mock.patch.object(sagas.canvas, "dispatch", lambda plan, **_: sent.extend(plan.stages[0].steps)):
         yield sent
 
 
