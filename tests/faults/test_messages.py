@@ -41,12 +41,16 @@ def test_every_message_doubled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
     canvas = rig.sagas.canvas
     send = canvas.dispatch
 
-    def twice(plan: Any) -> None:
-        send(plan)
-        send(plan)
+    doubled: list[Any] = []
+
+    def twice(plan: Any, **options: Any) -> None:
+        send(plan, **options)
+        send(plan, **options)
+        doubled.append(plan)
 
     monkeypatch.setattr(canvas, "dispatch", twice)
     good, bad = rig.start("full"), rig.start("full", four="terminal")
+    assert len(doubled) == 2
     rig.worker(concurrency=4)
     rig.assert_done(good)
     rig.assert_undone(bad)
