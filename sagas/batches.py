@@ -23,7 +23,7 @@ from sagas.definition import Saga
 from sagas.endings import ends_process
 from sagas.plan import Plan, Stage
 
-__all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "alike_groups", "as_message", "grouped", "plans_of", "run"]
+__all__ = ["SIDE_BY_SIDE", "Batches", "Turns", "alike_groups", "as_message", "grouped", "likeness", "plans_of", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,14 @@ class Batches:
 # -- the message ------------------------------------------------------------------------------------------------------
 
 
+def likeness(plan: Plan) -> Plan:
+    """Return what is the same in plans that differ by nothing but their saga's id."""
+    return replace(plan, saga_id="")
+
+
 def grouped(plans: Iterable[Plan], size: int) -> Iterator[list[Plan]]:
     """Yield plans that differ by nothing but their saga's id together, so many at most, in their order."""
-    for _, alike in itertools.groupby(plans, lambda plan: replace(plan, saga_id="")):
+    for _, alike in itertools.groupby(plans, likeness):
         while group := list(itertools.islice(alike, size)):
             yield group
 
@@ -66,7 +71,7 @@ def alike_groups(plans: Iterable[Plan]) -> Iterable[list[Plan]]:
     """Return those plans together that differ by nothing but their saga's id, wherever they come."""
     groups: dict[Plan, list[Plan]] = {}
     for plan in plans:
-        groups.setdefault(replace(plan, saga_id=""), []).append(plan)
+        groups.setdefault(likeness(plan), []).append(plan)
     return groups.values()
 
 

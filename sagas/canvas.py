@@ -196,11 +196,11 @@ class Canvas:
 
         Threads that do so at the same moment share a message, if their sagas go on with the same step.
         """
+        if not plan:
+            return
         try:
-            if plan:
-                self.shared.send_with_others(plan)
+            self.shared.send_with_others(plan)
         except BaseException as error:
-            assert plan is not None
             if self.app.conf.task_always_eager or ends_process(error):
                 raise  # in eager mode there is no recovery, and the caller is who wants to know
             logger.warning("saga %s (%s): recovery will dispatch it: %r", plan.saga.name, plan.saga_id, error)

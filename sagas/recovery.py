@@ -11,11 +11,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from kombu.exceptions import OperationalError
 
+from sagas.batches import likeness
 from sagas.canvas import Canvas
 from sagas.checkpoints import SagaRecord
 from sagas.endings import ends_process
@@ -308,7 +309,7 @@ class _Look:
         assert next_.plan is not None
         if not self._held:
             self._held_since = time.monotonic()
-        self._held.setdefault(replace(next_.plan, saga_id=""), []).append(next_)
+        self._held.setdefault(likeness(next_.plan), []).append(next_)
 
     @property
     def held_for(self) -> float:
